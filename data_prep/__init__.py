@@ -1,0 +1,1 @@
+"""From raw sources to verified token shards, and from shards to batches."""

@@ -1,0 +1,1 @@
+"""Protocols, suites, scores with intervals, tables and figures."""

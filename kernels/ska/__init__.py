@@ -1,0 +1,1 @@
+"""Spectral Koopman Attention: reference form and fast paths."""

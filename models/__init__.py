@@ -1,0 +1,1 @@
+"""Mixers, feed-forwards, the Echo stack, its baselines and their accounting."""

@@ -1,0 +1,1 @@
+"""Feed-forwards: Koopman MLP and SwiGLU."""

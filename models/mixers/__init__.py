@@ -1,0 +1,1 @@
+"""Sequence mixers: SKA, Mamba-2, causal attention."""

@@ -1,0 +1,1 @@
+"""The command line, Ray jobs, MLflow tracking."""

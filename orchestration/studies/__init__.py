@@ -1,0 +1,1 @@
+"""Planning, fitting and plotting of scaling studies (pure code)."""

@@ -1,0 +1,1 @@
+"""One training run: config, engine, loop, checkpoints, metrics, report."""
