@@ -1,0 +1,63 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where pip finds a CPU build of torch, if plain pip would bring a CUDA build and there is no GPU:
+# an index URL or a folder of wheels.
+ECHO_LM_TORCH_WHEELS ?=
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test lint test-gpu soak clean help
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
+
+quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model and its report (about 10 minutes on 2 cores)
+	$(BIN)/echo-lm run quickstart
+
+test: $(VENV)/.dev lint ## everything a change must pass (CPU, under 15 minutes)
+	$(BIN)/pytest -m "not gpu and not netns and not slow"
+	@echo "not run here: gpu (needs a CUDA device: make test-gpu), netns (needs root and network namespaces), slow (make soak)"
+
+lint: $(VENV)/.dev ## style, types of imports between folders
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+test-gpu: $(VENV)/.dev ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+soak: $(VENV)/.dev ## long trials
+	$(BIN)/pytest -m slow
+
+clean: ## remove the environment; data, runs and the record stay
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	@echo "installing torch ..."
+ifeq ($(HAS_GPU),yes)
+	$(PIP) torch
+else ifneq ($(ECHO_LM_TORCH_WHEELS),)
+	$(PIP) torch -c constraints.txt --find-links $(ECHO_LM_TORCH_WHEELS) --extra-index-url $(ECHO_LM_TORCH_WHEELS)
+else
+	$(PIP) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+endif
+	@touch $@
+
+$(VENV)/.quickstart: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "installing Echo-LM with Ray and MLflow (2 to 3 minutes) ..."
+	$(PIP) -e ".[cluster,track]" $(if $(HAS_GPU),,-c constraints.txt)
+	@touch $@
+
+# mamba-ssm is a reference for our CPU scan; without its CUDA extension it installs everywhere.
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "installing the development environment (3 to 4 minutes) ..."
+	$(PIP) -e ".[dev]" $(if $(HAS_GPU),,-c constraints.txt)
+	$(PIP) setuptools wheel ninja
+	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm==2.3.2.post1
+	@touch $@

@@ -1,0 +1,47 @@
+"""A pydantic error as the one line that a user needs."""
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def describe_validation_error(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
+    """The first finding of a pydantic error in one line, with the nearest valid key where one is unknown."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in ([prefix] if prefix else []) + list(first["loc"])) or "the configuration"
+    others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ValueError):
+        return f"{where}: {first_line(cause)}{others}"
+    if first["type"] == "extra_forbidden":
+        valid = list(_schema_at(schema, first["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+        return f"unknown key {where}: {hint}{others}"
+    if first["type"] == "missing":
+        return f"{where} is missing{others}"
+    return f"{where}={first['input']!r} is wrong: {first['msg'].lower()}{others}"
+
+
+def _schema_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The pydantic class that the keys at `location` belong to."""
+    for part in location:
+        field = schema.model_fields.get(str(part))
+        if field is None:
+            continue
+        nested = _models_in(field.annotation)
+        if nested:
+            schema = nested[0]
+    return schema
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in getattr(annotation, "__args__", ()) for found in _models_in(inner)]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

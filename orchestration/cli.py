@@ -1,0 +1,154 @@
+"""The command line. A user's mistake is one line and exit code 2; a traceback is our mistake."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..models.errors import UserError
+from .progress import console
+
+app = typer.Typer(
+    name="echo-lm",
+    help="Pretrain constant-memory language models: raw text to trained Echo models, with evaluations beside the training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Target = Annotated[
+    str, typer.Argument(help="A recipe name, a recipe file (.yaml), or the folder of a run to go on with.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, e.g. train.steps=200 run.workers=4.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/quickstart.")]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.", envvar="ECHO_LM_RUNS")]
+Data = Annotated[Path, typer.Option(help="Folder that holds the datasets.", envvar="ECHO_LM_DATA")]
+
+
+@app.command()
+def run(
+    target: Target,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    data: Data = Path("data"),
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use; one of its own on loopback if left out.")
+    ] = None,
+) -> None:
+    """The whole pipeline: prepare data, train, evaluate every checkpoint beside the training, record in MLflow, report.
+
+    Run it again after an interruption and it goes on where it stopped; finished stages are recognised.
+    """
+    from .run import run_pipeline
+    from .target import resolve_target
+
+    config, runs = resolve_target(target, overrides, runs)
+    run_pipeline(config, runs, data, address)
+
+
+@app.command()
+def prepare(
+    target: Target,
+    overrides: Overrides = None,
+    data: Data = Path("data"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Re-read every shard of the finished dataset and check its hash.")
+    ] = False,
+) -> None:
+    """Turn a recipe's sources into a tokenizer and verified token shards, on this machine's cores, without Ray."""
+    from .prepare import prepare_dataset, verify_dataset
+    from .target import resolve_target
+
+    config, _ = resolve_target(target, overrides, Path("runs"))
+    folder = data / config.data.name
+    if verify:
+        verify_dataset(folder)
+        console.print(f"{folder}: every shard and the tokenizer match the manifest")
+    else:
+        prepare_dataset(config.data, data)
+
+
+@app.command()
+def train(
+    target: Target,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    data: Data = Path("data"),
+) -> None:
+    """Train in plain processes: no Ray, no MLflow. Resumes from the last complete checkpoint of its run folder."""
+    from .target import resolve_target
+    from .train import train_run
+
+    config, runs = resolve_target(target, overrides, runs)
+    train_run(config, runs, data)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Suite name or file; may be given several times. Default: the run's own.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Only the checkpoint of this step; all checkpoints if left out.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Evaluate a run's checkpoints by hand. What has a result already is not computed again."""
+    from .evaluate import evaluate_by_hand
+
+    evaluate_by_hand(run, suite, step, device)
+
+
+@app.command()
+def generate(
+    run: RunPath,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint to use; the newest if left out.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tokens; 0 means all.")] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Generate text from a checkpoint, token by token in constant memory."""
+    from .generate import generate_text
+
+    console.print(generate_text(run, prompt, step, tokens, temperature, top_k, seed), markup=False)
+
+
+@app.command()
+def status(
+    run: Annotated[list[Path] | None, typer.Argument(help="Run folders; every run if left out.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Where runs stand: step, loss, tokens/s, ETA, checkpoints, evaluations. Reads files only."""
+    from .status import find_runs, status_table
+
+    console.print(status_table(find_runs(run or [], runs)))
+
+
+@app.command()
+def track(
+    run: RunPath,
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow tracking URI; mlflow.db beside the runs folder if left out.")
+    ] = None,
+) -> None:
+    """Replay a run's files into MLflow. Run twice, it adds nothing twice."""
+    from .tracking import track as replay
+
+    console.print(f"{run} is in MLflow as run {replay(run, uri)}")
+
+
+def main() -> None:
+    """Entry point of `echo-lm`."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"echo-lm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("echo-lm: interrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,37 @@
+"""`echo-lm generate`: text from a checkpoint of a run."""
+
+from pathlib import Path
+
+from ..data_prep.tokenizer import load_tokenizer
+from ..models import from_pretrained, generate
+from ..models.errors import UserError
+from ..pipeline.checkpoint import checkpoint_name, complete_checkpoints
+from ..pipeline.run_folder import RunFolder
+
+
+def generate_text(
+    run_path: Path, prompt: str, step: int | None, tokens: int, temperature: float, top_k: int, seed: int
+) -> str:
+    """Go on from `prompt` with the checkpoint of `step` (the newest by default); returns prompt and continuation.
+
+    Raises:
+        UserError: no such run or checkpoint, or an empty prompt.
+    """
+    run = RunFolder(run_path)
+    run.load_config()
+    found = {folder.name: folder for folder in complete_checkpoints(run)}
+    if not found:
+        raise UserError(f"{run.path} has no complete checkpoint yet")
+    name = max(found) if step is None else checkpoint_name(step)
+    if name not in found:
+        raise UserError(f"{run.path} has no checkpoint {name}: it has {', '.join(sorted(found))}")
+    tokenizer = load_tokenizer(found[name] / "model")
+    start = tokenizer.encode(prompt).ids
+    if not start:
+        raise UserError("--prompt is empty: give at least one character to go on from")
+    model = from_pretrained(found[name] / "model")
+    stop = tokenizer.token_to_id("<|endoftext|>")
+    (generated,) = generate(
+        model, [start], max_new_tokens=tokens, temperature=temperature, top_k=top_k, stop_token=stop, seed=seed
+    )
+    return tokenizer.decode(generated)

@@ -1,0 +1,53 @@
+"""Progress of long work: a live bar with rate and ETA in a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Stage:
+    """One long step with a known total: call `update` with what is done."""
+
+    def __init__(self, title: str, total: int, unit: str, done: int, bar: Progress | None, every_seconds: float):
+        self._title, self._total, self._unit, self._bar = title, total, unit, bar
+        self._started, self._first = time.monotonic(), done
+        self._every, self._printed = every_seconds, float("-inf")
+        self._task = bar.add_task(title, total=total, completed=done, note="") if bar else None
+
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Report that `done` of the total are done; `note` is shown behind it (for example the loss)."""
+        self._total = total or self._total
+        if self._bar:
+            self._bar.update(self._task, completed=done, note=note, total=self._total)
+            return
+        now = time.monotonic()
+        if now - self._printed < self._every and done < self._total:
+            return
+        self._printed = now
+        rate = (done - self._first) / max(now - self._started, 1e-9)
+        left = f", {(self._total - done) / rate:.0f} s left" if rate > 0 and done < self._total else ""
+        console.print(f"{self._title}: {done}/{self._total} {self._unit} ({rate:.3g}/s{left}) {note}".rstrip())
+
+
+@contextmanager
+def stage(title: str, total: int, unit: str, done: int = 0, every_seconds: float = 10) -> Iterator[Stage]:
+    """A progress display for one long step; `done` is what an earlier attempt had finished."""
+    if console.is_terminal:
+        columns = [
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        ]
+        with Progress(*columns, console=console) as bar:
+            yield Stage(title, total, unit, done, bar, every_seconds)
+    else:
+        yield Stage(title, total, unit, done, None, every_seconds)

@@ -1,0 +1,32 @@
+"""`echo-lm train`: a run in plain processes. Must load neither ray nor mlflow."""
+
+from pathlib import Path
+
+from ..pipeline.config import RunConfig
+from ..pipeline.launch import launch
+from ..pipeline.preflight import check_run
+from ..pipeline.report import write_report
+from ..pipeline.run_folder import RunFolder
+from .prepare import prepare_dataset
+from .progress import console
+from .training_progress import TrainingProgress
+
+
+def train_run(config: RunConfig, runs: Path, data: Path) -> None:
+    """Prepare the data if need be, train to the end, write the report.
+
+    Raises:
+        UserError: bad input, a folder or port in use, no disk space, or a gang that kept dying.
+    """
+    run = RunFolder(runs / config.name)
+    with run.lock():
+        dataset = prepare_dataset(config.data, data)
+        run.prepare(config, dataset)
+        check_run(run, config)
+        if run.finished():
+            console.print(f"{run.path}: training is complete; nothing to do")
+        else:
+            with TrainingProgress(run, config) as progress:
+                progress.follow()
+                launch(run, config)
+        console.print(f"report: {write_report(run.path)}")

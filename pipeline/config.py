@@ -1,0 +1,215 @@
+"""The one typed configuration of a run: YAML recipe, dotted overrides, a resolved form that is stored with the run.
+
+Sections that say *what* is trained (`seed`, `data`, `mixture`, `model`, `train`) make up the run's identity; `run` and
+`evaluation` say *how* and may change when a run is resumed.
+"""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..data_prep.config import DatasetConfig, MixtureConfig
+from ..models import ModelConfig, preset
+from ..models.errors import UserError
+from ..models.files import sha256_json, write_text
+from ..models.validation import describe_validation_error, first_line
+
+IDENTITY_SECTIONS = ("seed", "data", "mixture", "model", "train")
+
+
+class Section(BaseModel):
+    """A section of the configuration: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(BaseModel):
+    """A preset by name; every other key overrides a field of its `ModelConfig`. The vocabulary comes from the tokenizer."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    preset: str
+
+    @model_validator(mode="after")
+    def _builds(self) -> "ModelSection":
+        self.resolve(vocab_size=512)
+        return self
+
+    def resolve(self, vocab_size: int) -> ModelConfig:
+        """The model's full configuration for a tokenizer of `vocab_size` entries."""
+        overrides = dict(self.model_extra or {})
+        if "vocab_size" in overrides:
+            raise UserError("model.vocab_size is set by the tokenizer: set data.tokenizer.vocab_size instead")
+        try:
+            return preset(self.preset, vocab_size=vocab_size, **overrides)
+        except ValidationError as error:
+            raise UserError(describe_validation_error(error, ModelConfig, "model")) from error
+
+
+class TrainSection(Section):
+    """What is optimized, and for how long. Batch and warmup are in tokens; steps follow."""
+
+    sequence_length: int = Field(gt=0)
+    batch_tokens: int = Field(gt=0)
+    steps: int = Field(gt=0, description="the horizon of the learning-rate schedule, and where training ends")
+    learning_rate: float = Field(gt=0)
+    final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
+    warmup_tokens: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    gradient_clipping: float = Field(default=1.0, ge=0, description="0 turns it off")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> "TrainSection":
+        if self.batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"batch_tokens={self.batch_tokens} is not a multiple of sequence_length={self.sequence_length}"
+            )
+        return self
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences in a batch, all ranks together."""
+        return self.batch_tokens // self.sequence_length
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warmup, rounded up."""
+        return -(-self.warmup_tokens // self.batch_tokens)
+
+
+class RunSection(Section):
+    """How the run is carried out. Nothing here changes what is learned, up to rounding."""
+
+    workers: int = Field(default=1, gt=0, description="processes, one a GPU")
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    microbatch_sequences: int | None = Field(default=None, gt=0, description="a rank's sequences per forward pass")
+    checkpoint_every: int = Field(default=100, gt=0, description="steps")
+    keep_checkpoints: int | None = Field(default=None, gt=0, description="how many of the newest to keep; all if unset")
+    stop_step: int | None = Field(default=None, gt=0, description="leave cleanly after this step")
+    threads: int = Field(default=1, gt=0, description="CPU threads a worker")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_restarts: int = Field(default=3, ge=0, description="how often a gang that lost a worker is started again")
+    master_port: int | None = Field(
+        default=None, gt=0, lt=65536, description="rendezvous of `train`; a free one if unset"
+    )
+
+
+class EvaluationSection(Section):
+    """What is evaluated beside the training."""
+
+    suites: tuple[str, ...] = ()
+    every: int = Field(default=1, gt=0, description="every so many checkpoints; the last one always")
+    parallel: int = Field(default=1, gt=0, description="evaluation jobs at once")
+
+
+class RunConfig(Section):
+    """Everything a run is. See `docs/recipes.md` for a tour."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    data: DatasetConfig
+    mixture: MixtureConfig
+    model: ModelSection
+    train: TrainSection
+    run: RunSection = RunSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "RunConfig":
+        per_rank, rest = divmod(self.train.batch_sequences, self.run.workers)
+        if rest:
+            raise ValueError(
+                f"a batch of {self.train.batch_sequences} sequences does not divide among run.workers={self.run.workers}"
+            )
+        if per_rank % (self.run.microbatch_sequences or per_rank):
+            raise ValueError(
+                f"a rank's {per_rank} sequences do not divide into run.microbatch_sequences={self.run.microbatch_sequences}"
+            )
+        return self
+
+    def identity(self) -> str:
+        """SHA-256 of the sections that say what is trained."""
+        return sha256_json({key: value for key, value in self.resolved().items() if key in IDENTITY_SECTIONS})
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values with every default filled in."""
+        return self.model_dump(mode="json")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files(__package__).joinpath("recipes")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(recipe: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Load a recipe by name or a YAML file by path, with dotted overrides such as `train.steps=200`.
+
+    Raises:
+        UserError: no such recipe or file, not YAML, an unknown key, or a value of the wrong type.
+    """
+    text, origin = _read_recipe(recipe)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin} is not valid YAML: {first_line(error)}") from error
+    return parse_config(apply_overrides(values, overrides or [], origin), origin)
+
+
+def apply_overrides(values: Any, overrides: list[str], origin: str) -> Any:
+    """Plain values with dotted overrides (`train.steps=200`) applied.
+
+    Raises:
+        UserError: an override without a value, or one that does not fit the structure.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"override {override!r} has no value: write it as section.key=value, e.g. train.steps=200")
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(values or {}), OmegaConf.from_dotlist(overrides))
+        return OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        raise UserError(f"overrides {' '.join(overrides)} do not fit {origin}: {first_line(error)}") from error
+
+
+def parse_config(values: Any, origin: str) -> RunConfig:
+    """Check plain values against `RunConfig`.
+
+    Raises:
+        UserError: naming the key, where it came from and the nearest valid key.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{origin} is not a mapping of sections: it must hold {', '.join(RunConfig.model_fields)}")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {describe_validation_error(error, RunConfig)}") from error
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    write_text(path, yaml.safe_dump(config.resolved(), sort_keys=False))
+
+
+def _read_recipe(recipe: str | Path) -> tuple[str, str]:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe {path} cannot be read: {first_line(error)}") from error
+    if str(recipe) not in recipe_names():
+        near = difflib.get_close_matches(str(recipe), recipe_names(), n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else f"recipes: {', '.join(recipe_names())}"
+        raise UserError(f"there is no recipe or run folder {str(recipe)!r}: {hint} (or name a .yaml file)")
+    return resources.files(__package__).joinpath("recipes", f"{recipe}.yaml").read_text(
+        encoding="utf-8"
+    ), f"recipe {recipe}"

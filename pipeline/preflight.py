@@ -1,0 +1,37 @@
+"""What can be checked before a run's processes start, so that a user learns of it in one line."""
+
+from ..data_prep.dataset import Dataset
+from ..models import ModelConfig
+from ..models.errors import UserError
+from ..models.files import read_json, sha256_file
+from .checkpoint import check_checkpoint, latest_checkpoint
+from .config import RunConfig
+from .run_folder import RunFolder
+
+
+def check_run(run: RunFolder, config: RunConfig) -> None:
+    """Check the data and the checkpoint that `run` would start from.
+
+    Raises:
+        UserError: a shard or tokenizer that is damaged or does not belong to the data, or a checkpoint that is damaged,
+            of another architecture, of another tokenizer, or of another topology.
+    """
+    dataset = Dataset.open(run.data_folder(), verify=True)
+    vocab_size = dataset.tokenizer().get_vocab_size()
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is None:
+        return
+    check_checkpoint(checkpoint, config)
+    stored = ModelConfig.model_validate(read_json(checkpoint / "model" / "config.json"))
+    wanted = config.model.resolve(vocab_size)
+    if stored != wanted:
+        field = next(name for name in ModelConfig.model_fields if getattr(stored, name) != getattr(wanted, name))
+        raise UserError(
+            f"{checkpoint} holds another architecture: its {field} is {getattr(stored, field)!r}, the run's is "
+            f"{getattr(wanted, field)!r}; choose another run name"
+        )
+    if sha256_file(checkpoint / "model" / "tokenizer.json") != dataset.manifest.tokenizer_sha256:
+        raise UserError(
+            f"{checkpoint} was trained with another tokenizer than that of {run.data_folder()}: "
+            "choose another run name, or restore the dataset it was trained on"
+        )

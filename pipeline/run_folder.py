@@ -1,0 +1,160 @@
+"""The folder of a run: its paths, its lock, its identity. Layout in `docs/architecture.md`."""
+
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from ..models.errors import UserError
+from ..models.files import read_json, write_json
+from .config import RunConfig, parse_config, save_config
+
+RECORDED_PACKAGES = ("echo-lm", "torch", "deepspeed", "numpy", "tokenizers", "triton", "mamba-ssm", "ray", "mlflow")
+
+
+class RunFolder:
+    """Paths of one run below `path`. Making the object touches nothing."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.environment_file = self.path / "environment.json"
+        self.data_file = self.path / "data.json"
+        self.events_file = self.path / "events.jsonl"
+        self.error_file = self.path / "error.json"
+        self.finished_file = self.path / "finished.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.latest_file = self.checkpoints / "latest"
+        self.evals = self.path / "evals"
+
+    def exists(self) -> bool:
+        """Whether a run was ever set up here."""
+        return self.config_file.is_file()
+
+    def finished(self) -> bool:
+        """Whether training reached its horizon."""
+        return self.finished_file.is_file()
+
+    def load_config(self) -> RunConfig:
+        """The stored configuration.
+
+        Raises:
+            UserError: not a run folder, or its configuration was damaged.
+        """
+        if not self.exists():
+            raise UserError(f"{self.path} is not a run folder: it holds no config.yaml")
+        try:
+            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.config_file} is not valid YAML: restore it or start a run in another folder"
+            ) from error
+        return parse_config(values, str(self.config_file))
+
+    def data_folder(self) -> Path:
+        """The dataset that the run trains on; stored relative to the run where both lie on one tree."""
+        return (self.path / read_json(self.data_file)["folder"]).resolve()
+
+    def prepare(self, config: RunConfig, dataset: Path) -> None:
+        """Set the folder up for `config`, or check that it may go on with it.
+
+        Raises:
+            UserError: the folder belongs to a run that trains something else, or holds other files.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: name a folder for the run")
+        if self.exists():
+            stored = self.load_config()
+            if stored.identity() != config.identity():
+                raise UserError(
+                    f"{self.path} holds a run with another {_first_difference(stored, config)}: "
+                    "choose another name (name=...) or go on with the stored configuration"
+                )
+        elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
+        write_json(self.data_file, {"folder": os.path.relpath(dataset.resolve(), self.path.resolve())})
+        write_json(self.environment_file, describe_environment())
+        save_config(config, self.config_file)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one training process tree; the lock dies with its holder.
+
+        Raises:
+            UserError: another process trains in this folder.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made ({error.strerror}): name a folder you own") from error
+        holder = FileLock(self.path / ".lock")
+        try:
+            holder.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.path} is in use by another process: wait for it or choose another name") from None
+        try:
+            yield
+        finally:
+            holder.release()
+
+    def raise_recorded_error(self) -> None:
+        """Raise what a worker of the last attempt recorded as the user's error, if it did."""
+        if self.error_file.is_file():
+            raise UserError(read_json(self.error_file)["message"])
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, git commit, hardware: what a reader needs to judge or repeat a run."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    source = Path(__file__).resolve().parent.parent
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git_commit": _git(source, "rev-parse", "HEAD"),
+        "git_dirty": bool(_git(source, "status", "--porcelain")),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _first_difference(stored: RunConfig, asked: RunConfig) -> str:
+    """`section.key (stored x, asked y)` of the first identity field that differs."""
+    from .config import IDENTITY_SECTIONS
+
+    old, new = _flatten(stored.resolved()), _flatten(asked.resolved())
+    for key in sorted(old.keys() | new.keys()):
+        if key.split(".")[0] in IDENTITY_SECTIONS and old.get(key) != new.get(key):
+            return f"{key} (stored {old.get(key)!r}, asked {new.get(key)!r})"
+    return "configuration"
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        return {k: v for key, value in values.items() for k, v in _flatten(value, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): values}

@@ -1,0 +1,92 @@
+"""The whole pipeline on real Ray, DeepSpeed and MLflow: a killed process, evaluations beside training, nothing twice."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from echo_lm.orchestration.run import run_pipeline
+from echo_lm.orchestration.tracking import Tracker
+from echo_lm.pipeline.config import load_config
+from echo_lm.pipeline.events import read_events, steps
+from echo_lm.pipeline.launch import launch
+from echo_lm.pipeline.run_folder import RunFolder
+
+OVERRIDES = ["train.steps=60", "run.checkpoint_every=20"]
+KILL_AT = 25
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory):
+    """`echo-lm run smoke` with one training process killed between the first and the second checkpoint."""
+    root = tmp_path_factory.mktemp("pipeline")
+    config = load_config("smoke", OVERRIDES)
+    run = RunFolder(root / "runs" / "smoke")
+    killer = threading.Thread(target=kill_once_at, args=(run, KILL_AT), daemon=True)
+    killer.start()
+    run_pipeline(config, root / "runs", root / "data")
+    killer.join(timeout=5)
+    return root, run, config
+
+
+def kill_once_at(run: RunFolder, step: int) -> None:
+    """`kill -9` rank 0 as soon as it has written `step`."""
+    while True:
+        events = read_events(run.events_file) if run.events_file.exists() else []
+        if any(event["kind"] == "step" and event["step"] >= step for event in events):
+            os.kill(next(event["pid"] for event in events if event["kind"] == "start"), signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+def test_gang_is_restarted_and_ends_with_the_undisturbed_loss(disturbed, tmp_path):
+    root, run, _ = disturbed
+    starts = [event["step"] for event in read_events(run.events_file) if event["kind"] == "start"]
+    assert starts == [0, 20], "the kill must have come between the first and the second checkpoint"
+    config = load_config("smoke", [*OVERRIDES, "run.workers=1"])
+    alone = RunFolder(tmp_path / "alone")
+    alone.prepare(config, root / "data" / config.data.name)
+    launch(alone, config)
+    curves = [[event["loss"] for event in steps(read_events(r.events_file))] for r in (run, alone)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_every_checkpoint_was_evaluated_and_the_first_while_training_went_on(disturbed):
+    _, run, _ = disturbed
+    results = [json.loads(file.read_text()) for file in sorted(run.evals.glob("step_*/language.json"))]
+    assert [result["step"] for result in results] == [20, 40, 60]
+    last_step = steps(read_events(run.events_file))[-1]["time"]
+    assert results[0]["ended"] < last_step
+
+
+def test_mlflow_mirrors_the_files(disturbed):
+    from mlflow.tracking import MlflowClient
+
+    _, run, _ = disturbed
+    tracker = Tracker(run.path)
+    client = MlflowClient(tracker.uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert len(runs) == 1
+    history = client.get_metric_history(runs[0].info.run_id, "loss")
+    wanted = {event["step"]: event["loss"] for event in steps(read_events(run.events_file))}
+    assert {point.step: point.value for point in history} == pytest.approx(wanted)
+    assert "report.md" in {artifact.path for artifact in client.list_artifacts(runs[0].info.run_id)}
+
+
+def test_report_and_figures_exist(disturbed):
+    _, run, _ = disturbed
+    assert "bits per byte" in (run.path / "report.md").read_text().lower()
+    assert list((run.path / "figures").glob("*.png"))
+
+
+def test_running_again_does_nothing_twice(disturbed, capsys):
+    root, run, config = disturbed
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    run_pipeline(config, root / "runs", root / "data")
+    assert "nothing to do" in capsys.readouterr().out
+    kept = {path for path in before if path.parent.name != "figures" and path.name not in ("report.md", ".lock")}
+    assert {path: path.stat().st_mtime_ns for path in kept} == {path: before[path] for path in kept}
+    assert {path for path in run.path.rglob("*") if path.is_file()} == set(before)

@@ -1,0 +1,189 @@
+"""Training in plain processes: the same curve on any number of them, exact resumption, complete-or-absent checkpoints."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from echo_lm.models.errors import UserError
+from echo_lm.pipeline.checkpoint import check_checkpoint, complete_checkpoints, latest_checkpoint
+from echo_lm.pipeline.events import read_events, steps
+from echo_lm.pipeline.launch import launch
+from echo_lm.pipeline.preflight import check_run
+from echo_lm.pipeline.run_folder import RunFolder
+
+
+def set_up(config, tmp_path, data_root, name="run") -> RunFolder:
+    run = RunFolder(tmp_path / name)
+    run.prepare(config, data_root / config.data.name)
+    return run
+
+
+def losses(run: RunFolder) -> torch.Tensor:
+    return torch.tensor([event["loss"] for event in steps(read_events(run.events_file))], dtype=torch.float64)
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(latest_checkpoint(run) / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data_root):
+    """A run of one process to its end."""
+    from echo_lm.pipeline.config import load_config
+
+    config = load_config("smoke", ["run.workers=1"])
+    run = set_up(config, tmp_path_factory.mktemp("undisturbed"), data_root)
+    launch(run, config)
+    return run
+
+
+def test_training_learns_and_records_every_step(undisturbed):
+    curve = losses(undisturbed)
+    assert len(curve) == 30
+    assert curve[-5:].mean() < 0.8 * curve[:2].mean()
+    assert undisturbed.finished()
+    events = steps(read_events(undisturbed.events_file))
+    assert [event["tokens"] for event in events] == [512 * n for n in range(1, 31)]
+    assert {
+        "loss_text",
+        "loss_recall",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "data_stall_seconds",
+    } <= events[0].keys()
+    assert [folder.name for folder in complete_checkpoints(undisturbed)] == [f"step_{n:08d}" for n in (10, 20, 30)]
+
+
+def test_stop_and_resume_is_bit_exact(undisturbed, tmp_path, data_root, smoke):
+    config = smoke("run.workers=1", "run.stop_step=20")
+    run = set_up(config, tmp_path, data_root)
+    launch(run, config)
+    assert not run.finished()
+    config = smoke("run.workers=1")
+    run.prepare(config, data_root / config.data.name)
+    launch(run, config)
+    assert torch.equal(losses(run), losses(undisturbed))
+    expected = weights(undisturbed)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
+
+
+def test_microbatches_change_nothing_but_rounding(undisturbed, tmp_path, data_root, smoke):
+    config = smoke("run.workers=1", "run.microbatch_sequences=2", "run.stop_step=10", "run.zero_stage=0")
+    run = set_up(config, tmp_path, data_root)
+    launch(run, config)
+    torch.testing.assert_close(losses(run), losses(undisturbed)[:10], rtol=1e-5, atol=0)
+
+
+def test_gang_that_loses_a_process_ends_like_the_undisturbed_run(undisturbed, tmp_path, data_root, smoke):
+    """Two ZeRO-2 processes, one killed after the second checkpoint; the agent restarts both."""
+    config = smoke("run.workers=2")
+    run = set_up(config, tmp_path, data_root)
+    killer = threading.Thread(target=kill_once_at, args=(run, 12), daemon=True)
+    killer.start()
+    launch(run, config)
+    killer.join(timeout=5)
+    events = read_events(run.events_file)
+    starts = [event["step"] for event in events if event["kind"] == "start"]
+    assert starts == [0, 10], "the kill must have come between the first and the second checkpoint"
+    torch.testing.assert_close(losses(run), losses(undisturbed), rtol=1e-5, atol=0)
+
+
+def kill_once_at(run: RunFolder, step: int) -> None:
+    """`kill -9` rank 0 as soon as it has written `step`."""
+    while True:
+        events = read_events(run.events_file) if run.events_file.exists() else []
+        if any(event["kind"] == "step" and event["step"] >= step for event in events):
+            os.kill(next(event["pid"] for event in events if event["kind"] == "start"), signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, smoke, monkeypatch):
+    """The file system's free space is the one thing made up here."""
+    import shutil
+
+    config = smoke("run.workers=1", "run.stop_step=10")
+    run = set_up(config, tmp_path, data_root)
+    launch(run, config)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("echo_lm.pipeline.checkpoint.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    config = smoke("run.workers=1")
+    run.prepare(config, data_root / config.data.name)
+    with pytest.raises(UserError, match="no space for a checkpoint .* MB are free"):
+        launch(run, config)
+    assert "no space" in json.loads(run.error_file.read_text())["message"]
+    monkeypatch.undo()
+    assert latest_checkpoint(run).name == "step_00000010"
+    launch(run, config)
+    assert run.finished()
+
+
+def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(undisturbed, tmp_path, data_root, smoke):
+    import shutil
+
+    config = smoke("run.workers=1")
+    copy = RunFolder(tmp_path / "copy")
+    shutil.copytree(undisturbed.path, copy.path)
+    copy.prepare(config, data_root / config.data.name)
+    check_run(copy, config)
+
+    with pytest.raises(UserError, match="was written with run.workers=1, this run has 2: resume with run.workers=1"):
+        check_checkpoint(latest_checkpoint(copy), smoke("run.workers=2"))
+    with pytest.raises(UserError, match=r"holds a run with another model.d_model \(stored 32, asked 64\)"):
+        copy.prepare(smoke("run.workers=1", "model.d_model=64"), data_root / config.data.name)
+
+    file = latest_checkpoint(copy) / "model" / "config.json"
+    record = json.loads((latest_checkpoint(copy) / "complete.json").read_text())
+    other = json.loads(file.read_text()) | {"d_model": 64}
+    file.write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"config.json is missing or damaged"):
+        check_run(copy, config)
+    import hashlib
+
+    record["sha256"]["model/config.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (latest_checkpoint(copy) / "complete.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="holds another architecture: its d_model is 64, the run's is 32"):
+        check_run(copy, config)
+
+
+def test_half_written_checkpoint_is_never_the_latest(undisturbed, tmp_path):
+    import shutil
+
+    copy = RunFolder(tmp_path / "copy")
+    shutil.copytree(undisturbed.path, copy.path)
+    last = latest_checkpoint(copy)
+    last.rename(last.with_name(f".{last.name}.partial"))
+    assert latest_checkpoint(copy).name == "step_00000020"
+
+
+def test_run_folder_in_use_is_refused(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with run.lock(), pytest.raises(UserError, match="is in use by another process"), RunFolder(run.path).lock():
+        pass
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("precious")
+    from echo_lm.pipeline.config import load_config
+
+    with pytest.raises(UserError, match="holds files but no run"):
+        RunFolder(other).prepare(load_config("smoke"), tmp_path)
+    assert (other / "thesis.txt").read_text() == "precious"
+
+
+def test_port_in_use_is_refused(tmp_path, data_root, smoke):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        config = smoke("run.workers=2", f"run.master_port={port}")
+        run = set_up(config, tmp_path, data_root)
+        with pytest.raises(UserError, match=f"port {port} .* is in use"):
+            launch(run, config)
