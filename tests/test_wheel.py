@@ -44,10 +44,12 @@ def test_wheel_holds_every_source_file_and_imports(tmp_path):
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
     modules = sorted(
-        n.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for n in packed if n.endswith(".py")
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in packed if name.endswith(".py")
     )
-    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nimport echo_lm.kernels as k; print(k.__file__)"
-    environment_isolated = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{code}", *modules]
-    done = subprocess.run(environment_isolated, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    code = f"import importlib, sys\nsys.path.insert(0, {str(target)!r})\n"
+    code += "for name in sys.argv[1:]: importlib.import_module(name)\nprint(sys.modules['echo_lm.kernels'].__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *modules], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith(str(target))
