@@ -1,0 +1,26 @@
+"""MQAR: multi-query associative recall (Arora et al., Zoology, arXiv 2312.04927), as Echo §4.2 lays it out.
+
+`k v` for every pair, a gap of noise, then the keys again in random order; at each of them its value is predicted.
+"""
+
+import numpy as np
+
+from .sequences import Cell, RecallBatch, choose_queries, draw_pairs
+from .vocabulary import RecallVocabulary
+
+
+def minimum_length(pairs: int, queries: int) -> int:
+    """Tokens of a sequence without a gap."""
+    return 2 * pairs + queries
+
+
+def generate(cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator) -> RecallBatch:
+    """Sequences whose gap takes the room that pairs and queries leave. A queried key is followed by the next one."""
+    keys, values = draw_pairs(cell, vocabulary, generator)
+    tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
+    tokens[:, : 2 * cell.pairs] = np.stack([keys, values], axis=2).reshape(cell.sequences, -1)
+    asked = choose_queries(cell, generator)
+    first = cell.length - cell.queries
+    tokens[:, first:] = np.take_along_axis(keys, asked, axis=1)
+    positions = np.broadcast_to(first + np.arange(cell.queries), asked.shape)
+    return RecallBatch.from_queries(tokens, positions, np.take_along_axis(values, asked, axis=1))

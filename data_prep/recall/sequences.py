@@ -1,0 +1,101 @@
+"""What every recall task is made of: a background of noise, units placed on it, queries at the end."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .vocabulary import RecallVocabulary
+
+
+@dataclass(frozen=True)
+class RecallBatch:
+    """`N` sequences of `L` tokens that ask `Q` questions each.
+
+    Attributes:
+        tokens: int64 `[N, L]`.
+        labels: int64 `[N, L]`; the right value at each query's key, 0 elsewhere.
+        loss_mask: float32 `[N, L]`; 1 where a label counts.
+        query_positions: int64 `[N, Q]`; where the labels are, in the order they are asked.
+        answers: int64 `[N, Q]`; `labels` at `query_positions`.
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    loss_mask: np.ndarray
+    query_positions: np.ndarray
+    answers: np.ndarray
+
+    @classmethod
+    def from_queries(cls, tokens: np.ndarray, query_positions: np.ndarray, answers: np.ndarray) -> "RecallBatch":
+        """Labels and loss mask from the positions and answers of the queries."""
+        labels = np.zeros_like(tokens)
+        loss_mask = np.zeros(tokens.shape, dtype=np.float32)
+        np.put_along_axis(labels, query_positions, answers, axis=1)
+        np.put_along_axis(loss_mask, query_positions, np.float32(1), axis=1)
+        return cls(tokens, labels, loss_mask, query_positions, answers)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a task's grid: how many sequences, how long, how many pairs stored and how many of them asked."""
+
+    sequences: int
+    length: int
+    pairs: int
+    queries: int
+
+
+def draw_pairs(
+    cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, decoys: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (distinct in a sequence) and values (independent), int64 `[N, pairs + decoys]` each."""
+    shape = (cell.sequences, cell.pairs + decoys)
+    return vocabulary.draw_distinct_keys(shape, generator), vocabulary.draw(vocabulary.values, shape, generator)
+
+
+def choose_queries(cell: Cell, generator: np.random.Generator) -> np.ndarray:
+    """Which of the pairs are asked, and in which order: int64 `[N, Q]`, distinct in a row."""
+    order = generator.random((cell.sequences, cell.pairs), dtype=np.float32).argsort(axis=1)
+    return order[:, : cell.queries]
+
+
+def place(tokens: np.ndarray, starts: np.ndarray, units: np.ndarray) -> None:
+    """Write units of tokens `[N, n, width]` into `tokens` `[N, L]` at `starts` `[N, n]`."""
+    positions = starts[:, :, None] + np.arange(units.shape[2])
+    np.put_along_axis(tokens, positions.reshape(len(tokens), -1), units.reshape(len(tokens), -1), axis=1)
+
+
+def scatter(shape: tuple[int, int], width: int, space: int, generator: np.random.Generator) -> np.ndarray:
+    """Random starts `[N, n]`, ascending, of `n` units of `width` tokens in `space` positions, without overlap.
+
+    The room that the units leave is cut at `n` uniform points, so `space >= n * width` must hold.
+    """
+    cuts = np.sort(generator.integers(0, space - shape[1] * width, size=shape, endpoint=True), axis=1)
+    return cuts + np.arange(shape[1]) * width
+
+
+def asked_length(queries: int) -> int:
+    """Tokens that `ask` needs: `Q k v` for each query but the last, whose value is only predicted."""
+    return 3 * queries - 1
+
+
+def ask(
+    tokens: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    cell: Cell,
+    vocabulary: RecallVocabulary,
+    generator: np.random.Generator,
+) -> RecallBatch:
+    """End the sequences with `Q k v Q k v ... Q k`, teacher-forced, each of the first `pairs` keys at most once.
+
+    A value follows its question, one position after the label, so no label is among the inputs it is predicted from.
+    """
+    asked = choose_queries(cell, generator)
+    asked_keys = np.take_along_axis(keys, asked, axis=1)
+    answers = np.take_along_axis(values, asked, axis=1)
+    units = np.stack([np.full_like(asked_keys, vocabulary.query), asked_keys, answers], axis=2)
+    first = cell.length - asked_length(cell.queries)
+    tokens[:, first:] = units.reshape(cell.sequences, -1)[:, :-1]
+    positions = np.broadcast_to(first + 1 + 3 * np.arange(cell.queries), asked.shape)
+    return RecallBatch.from_queries(tokens, positions, answers)

@@ -1,0 +1,35 @@
+"""SysPrompt: facts in a system prompt, a long scratchpad, then questions about the facts.
+
+`SYS k v ... k v END`, noise, `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1: EASY has a gap of 10-30, HARD of 150-300.
+"""
+
+import numpy as np
+
+from .sequences import Cell, RecallBatch, ask, asked_length, draw_pairs, place, scatter
+from .vocabulary import RecallVocabulary
+
+
+def minimum_length(pairs: int, queries: int, *, decoys: int = 0) -> int:
+    """Tokens of a sequence without any noise."""
+    return 2 + 2 * pairs + 2 * decoys + asked_length(queries)
+
+
+def generate(
+    cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, decoys: int = 0
+) -> RecallBatch:
+    """Sequences whose gap takes the room that prompt and questions leave.
+
+    Args:
+        decoys: pairs `k' v'` with further keys, scattered in the gap and never asked.
+    """
+    keys, values = draw_pairs(cell, vocabulary, generator, decoys=decoys)
+    units = np.stack([keys, values], axis=2)  # [N, pairs + decoys, 2]
+    tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
+    prompt = 2 * cell.pairs
+    tokens[:, 0] = vocabulary.system
+    tokens[:, 1 : prompt + 1] = units[:, : cell.pairs].reshape(cell.sequences, prompt)
+    tokens[:, prompt + 1] = vocabulary.end
+    gap = cell.length - prompt - 2 - asked_length(cell.queries)
+    starts = scatter((cell.sequences, decoys), 2, gap, generator)
+    place(tokens, starts + prompt + 2, units[:, cell.pairs :])
+    return ask(tokens, keys, values, cell, vocabulary, generator)

@@ -1,0 +1,47 @@
+"""ToolTrace: the results of tool calls scattered in noise, then questions about them.
+
+Units `CALL k RES v` in noise, `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
+"""
+
+import numpy as np
+
+from .sequences import Cell, RecallBatch, ask, asked_length, place, scatter
+from .vocabulary import RecallVocabulary
+
+UNIT = 4
+
+
+def minimum_length(pairs: int, queries: int, *, overwrites: int = 0) -> int:
+    """Tokens of a sequence without any noise."""
+    return UNIT * (pairs + overwrites) + asked_length(queries)
+
+
+def generate(
+    cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, overwrites: int = 0
+) -> RecallBatch:
+    """Sequences whose noise takes the room that calls and questions leave.
+
+    Args:
+        overwrites: further calls, each of a random key among the `pairs`; the latest result of a key is the answer.
+    """
+    keys = vocabulary.draw_distinct_keys((cell.sequences, cell.pairs), generator)
+    calls = cell.pairs + overwrites
+    # Every key is called once and some again, in random order: [N, calls], indices into the pairs.
+    again = generator.integers(0, cell.pairs, size=(cell.sequences, overwrites))
+    called = np.concatenate([np.broadcast_to(np.arange(cell.pairs), keys.shape), again], axis=1)
+    called = generator.permuted(called, axis=1)
+    results = vocabulary.draw(vocabulary.values, called.shape, generator)
+
+    last_call = np.zeros(keys.shape, dtype=np.int64)
+    order = np.broadcast_to(np.arange(calls), called.shape)
+    np.maximum.at(last_call, (np.arange(cell.sequences)[:, None], called), order)
+    values = np.take_along_axis(results, last_call, axis=1)
+
+    called_keys = np.take_along_axis(keys, called, axis=1)
+    call = np.full_like(called_keys, vocabulary.call)
+    result = np.full_like(called_keys, vocabulary.result)
+    units = np.stack([call, called_keys, result, results], axis=2)
+
+    tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
+    place(tokens, scatter(called.shape, UNIT, cell.length - asked_length(cell.queries), generator), units)
+    return ask(tokens, keys, values, cell, vocabulary, generator)
