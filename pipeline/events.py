@@ -2,13 +2,12 @@
 
 Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 
-| kind | fields |
-|---|---|
-| `start` | `step` (the step that training goes on from), `world_size` |
-| `step` | `step`, `loss` (nats per masked token), `loss_text`, `loss_recall` (optional), `grad_norm`, `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `data_stall_seconds` |
-| `checkpoint` | `step`, `path`, `seconds` |
-| `skip` | `step`, `reason`: a step whose loss or gradient was not finite |
-| `finish` | `step`, `tokens` |
+- `start`: `step` (the step that training goes on from), `world_size`
+- `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where a batch has both, `grad_norm`,
+  `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `data_stall_seconds`
+- `checkpoint`: `step`, `path`, `seconds`
+- `skip`: `step`, `reason`; the step's loss or gradient was not finite
+- `finish`: `step`, `tokens`
 """
 
 import json
