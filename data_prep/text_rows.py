@@ -1,0 +1,89 @@
+"""Text rows of a batch: which window of which source the n-th text row of a run is, and what it looks like."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..models.errors import UserError
+from .dataset import Dataset, TokenStream
+from .permutation import Permutation
+
+# Rows are dealt to the sources in cycles of this many, so weights are exact to a thousandth after every cycle.
+CYCLE = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: int64 `tokens [T]` and `labels [T]`, float32 `loss_mask [T]`, `borders` where documents begin (0 too)."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    loss_mask: np.ndarray
+    borders: np.ndarray
+
+
+class TextRows:
+    """The text rows of a run, each a pure function of its number.
+
+    Every source is cut into windows of `sequence_length` tokens (and the one after, as the last label). An epoch of a
+    source shows each of its windows once, in an order that the seed and the epoch determine.
+    """
+
+    def __init__(self, dataset: Dataset, weights: dict[str, float], *, sequence_length: int, seed: int) -> None:
+        names = [source.name for source in dataset.manifest.sources]
+        for name in weights:
+            if name not in names:
+                raise UserError(f"text_weights: {dataset.folder} has no source {name!r}: it has {', '.join(names)}")
+        self.length, self.seed = sequence_length, seed
+        self.names = [name for name in names if name in weights] if weights else names
+        self.streams = [dataset.split("train", name) for name in self.names]
+        self.windows = [(stream.num_tokens - 1) // sequence_length for stream in self.streams]
+        for name, stream, windows in zip(self.names, self.streams, self.windows, strict=True):
+            if windows < 1:
+                raise UserError(
+                    f"source {name} of {dataset.folder} has {stream.num_tokens} tokens, fewer than one row of "
+                    f"{sequence_length}: shorten the sequence or add text"
+                )
+        self.quotas = _quotas([weights.get(name, 0.0) for name in self.names] if weights else self.windows)
+        self._ends = np.cumsum(self.quotas)
+
+    def __getitem__(self, index: int) -> Row:
+        """The `index`-th text row of the run."""
+        source, number = self.locate(index)
+        epoch, within = divmod(number, self.windows[source])
+        order = Permutation(self.windows[source], "training", "windows", self.names[source], epoch, self.seed)
+        return read_window(self.streams[source], int(order(within)) * self.length, self.length)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Source of the `index`-th text row, and how many rows that source gave before it.
+
+        Within a cycle every source owns a range of slots and the cycle's rows are a permutation of the slots: so the
+        number of earlier rows needs no count.
+        """
+        cycle, position = divmod(index, CYCLE)
+        slot = int(Permutation(CYCLE, "training", "sources", cycle, self.seed)(position))
+        source = int(np.searchsorted(self._ends, slot, side="right"))
+        return source, cycle * self.quotas[source] + slot - int(self._ends[source] - self.quotas[source])
+
+
+def _quotas(weights: list[float] | list[int]) -> list[int]:
+    """Rows of a cycle by source: in proportion to the weights, at least one each, `CYCLE` in all."""
+    exact = np.array(weights, dtype=np.float64) / np.sum(weights) * CYCLE
+    quotas = np.maximum(np.floor(exact), 1).astype(int)
+    # Largest remainders first; a minimum of one can also make the sum too large.
+    while (missing := CYCLE - quotas.sum()) != 0:
+        gap = np.where((quotas > 1) | (missing > 0), exact - quotas, np.inf)
+        quotas[gap.argmax() if missing > 0 else gap.argmin()] += np.sign(missing)
+    return quotas.tolist()
+
+
+def read_window(stream: TokenStream, start: int, length: int) -> Row:
+    """The row of `length` tokens from `start`.
+
+    A document's separator is predicted; the token after it is not, since the next document has nothing to do with it.
+    """
+    window = stream.read(start, start + length + 1)
+    begins = stream.document_starts(start + 1, start + length + 1) - start
+    loss_mask = np.ones(length, dtype=np.float32)
+    loss_mask[begins - 1] = 0
+    return Row(window[:-1], window[1:], loss_mask, np.append(0, begins[begins < length]))
