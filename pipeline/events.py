@@ -1,0 +1,114 @@
+"""`events.jsonl`: everything that a run measures, one JSON object a line.
+
+Every event has `kind` and `time` (unix seconds). The kinds and their fields:
+
+- `start`: `step` (the step that training goes on from), `world_size`
+- `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where a batch has both, `grad_norm`,
+  `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `data_stall_seconds`
+- `checkpoint`: `step`, `path`, `seconds`
+- `skip`: `step`, `reason`; the step's loss or gradient was not finite
+- `finish`: `step`, `tokens`
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..models.errors import UserError
+
+
+class EventLog:
+    """Appends events to a file; each is on its way to the disk when `write` returns.
+
+    A last line that a crash tore is cut off, so that the new events start on a line of their own.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab")  # noqa: SIM115 (kept open for the life of the run)
+        if size := self._file.tell():
+            with open(self.path, "rb") as file:
+                whole = file.read().rfind(b"\n") + 1
+            if whole < size:
+                self._file.truncate(whole)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one event. `time` is now unless given; numbers that JSON lacks (NaN, infinity) become null."""
+        event = {"kind": kind, "time": time.time()} | fields
+        line = json.dumps(_finite(event), allow_nan=False) + "\n"
+        self._file.write(line.encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class EventTail:
+    """Reads a growing log: each `read` returns the events that were completed since the last one."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._offset = 0
+        self._lines = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The new events; none if the file does not exist yet. A last line without its newline waits for the next call.
+
+        Raises:
+            UserError: a whole line is not a JSON object.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        events = []
+        for number, line in enumerate(whole.splitlines(), start=self._lines + 1):
+            try:
+                event = json.loads(line)
+                event["kind"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{self.path}, line {number} is not an event: remove that line, the others stay valid"
+                ) from error
+            events.append(event)
+        self._offset += len(whole)
+        self._lines += len(events)
+        return events
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole events of a log, in the order of writing; a torn last line is ignored, a missing file has none.
+
+    Raises:
+        UserError: a whole line is not a JSON object with a `kind`.
+    """
+    return EventTail(path).read()
+
+
+def steps(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `step` events by step, ascending. A step that was repeated after a crash counts as its last record says."""
+    last = {event["step"]: event for event in events if event["kind"] == "step"}
+    return [last[step] for step in sorted(last)]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
