@@ -87,14 +87,10 @@ def plan_source(config: SourceConfig, found: SourceFiles, unit_bytes: int) -> So
         Slice(source=config.label, format=found.format, text_column=found.text_column, pieces=tuple(group))
         for group in groups
     )
-    return SourcePlan(
-        name=config.label, kind=found.kind, licence=found.licence, files=tuple(files), slices=slices
-    )
+    return SourcePlan(name=config.label, kind=found.kind, licence=found.licence, files=tuple(files), slices=slices)
 
 
-def _cut_file(
-    path: Path, form: str, unit_bytes: int, limit: int | None
-) -> tuple[list[Piece], InputFile, int]:
+def _cut_file(path: Path, form: str, unit_bytes: int, limit: int | None) -> tuple[list[Piece], InputFile, int]:
     """Pieces of a file, each of whole lines and about `unit_bytes`; its hash; how many documents the pieces hold."""
     path = path.resolve()
     digest = hashlib.sha256()

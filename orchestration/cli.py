@@ -58,7 +58,8 @@ def prepare(
     ] = False,
 ) -> None:
     """Turn a recipe's sources into a tokenizer and verified token shards, on this machine's cores, without Ray."""
-    from .prepare import prepare_dataset, verify_dataset
+    from ..data_prep.prepare import verify as verify_dataset
+    from .prepare import prepare_dataset
     from .target import resolve_target
 
     config, _ = resolve_target(target, overrides, Path("runs"))

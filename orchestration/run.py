@@ -1,6 +1,7 @@
 """The whole pipeline of one run: data, training gang, evaluations beside it, MLflow, report. Finished stages are skipped."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .tracking import Tracker
 from .training_progress import TrainingProgress
 
 POLL_SECONDS = 1.0
+TRACK_SECONDS = 10.0  # MLflow is told in batches: it shares the cores with the training
 
 
 def run_pipeline(config: RunConfig, runs: Path, data: Path, address: str | None = None) -> RunFolder:
@@ -55,12 +57,15 @@ def _complete(run: RunFolder, config: RunConfig, data: Path) -> bool:
 def _train_and_evaluate(run: RunFolder, config: RunConfig) -> None:
     """Train in one thread; in this one schedule evaluations, feed MLflow and show progress until all of it is done."""
     scheduler, tracker = EvaluationScheduler(run, config), Tracker(run.path)
+    tracked = 0.0
     training = _Thread(lambda: train_gang(run, config)) if not run.finished() else None
     with TrainingProgress(run, config) as progress:
         while training and training.is_alive():
             scheduler.poll()
-            tracker.sync()
             progress.update()
+            if time.monotonic() - tracked > TRACK_SECONDS:
+                tracker.sync()
+                tracked = time.monotonic()
             training.join(POLL_SECONDS)
         progress.update()
     if training and training.error:

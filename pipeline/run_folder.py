@@ -4,6 +4,7 @@ import os
 import platform
 import socket
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -82,7 +83,8 @@ class RunFolder:
         elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
         write_json(self.data_file, {"folder": os.path.relpath(dataset.resolve(), self.path.resolve())})
-        write_json(self.environment_file, describe_environment())
+        run_id = read_json(self.environment_file)["run_id"] if self.environment_file.exists() else uuid.uuid4().hex
+        write_json(self.environment_file, {"run_id": run_id} | describe_environment())
         save_config(config, self.config_file)
 
     @contextmanager

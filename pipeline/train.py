@@ -22,6 +22,8 @@ from .events import EventLog
 from .run_folder import RunFolder
 from .schedule import learning_rate_at
 
+COMPONENTS = ("text", "recall")  # of a batch; their losses are reported apart
+
 
 def train(run_path: Path | str) -> None:
     """Train the run in `run_path` from its last complete checkpoint to its end, as the rank that the environment names.
@@ -68,7 +70,7 @@ def _train(run: RunFolder, config: RunConfig) -> None:
     last = min(config.train.steps, config.run.stop_step or config.train.steps)
     for batch, stall in _prefetched(loader, step, last):
         started = time.perf_counter()
-        metrics = _update(engine, batch, loader.components, learning_rate_at(step, config.train), device)
+        metrics = _update(engine, batch, learning_rate_at(step, config.train), device)
         step, tokens = step + 1, tokens + config.train.batch_tokens
         seconds = time.perf_counter() - started + stall
         if log:
@@ -104,22 +106,19 @@ def _prefetched(loader: BatchLoader, first: int, last: int) -> Iterator[tuple[Ba
             yield batch, stall
 
 
-def _update(
-    engine: Any, batch: Batch, components: tuple[str, ...], learning_rate: float, device: torch.device
-) -> dict[str, float | None]:
+def _update(engine: Any, batch: Batch, learning_rate: float, device: torch.device) -> dict[str, float | None]:
     """One optimizer update on the whole batch; this rank computes its rows. Returns the metrics of the whole batch."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     world, accumulation = dist.get_world_size(), engine.gradient_accumulation_steps()
     count = batch.loss_mask.sum().item()
     rows = batch.rows(dist.get_rank(), world)
-    sums = torch.zeros(len(components), 2, dtype=torch.float64)
+    sums = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64)  # nats and labels of each
     for index in range(accumulation):
         micro = rows.rows(index, accumulation).to(device)
         logits = engine(micro.tokens, cu_seqlens=micro.cu_seqlens)
         total = torch.zeros((), device=device)
-        for number in range(len(components)):
-            chosen = micro.component == number
+        for number, chosen in enumerate((~micro.is_recall, micro.is_recall)):
             if chosen.any():
                 nats, labels = language_model_loss(logits[chosen], micro.labels[chosen], micro.loss_mask[chosen])
                 total = total + nats
@@ -132,7 +131,7 @@ def _update(
     metrics = {"loss": (sums[:, 0].sum() / sums[:, 1].sum()).item(), "learning_rate": learning_rate}
     norm = engine.get_global_grad_norm()
     metrics["grad_norm"] = None if norm is None else float(norm)
-    for name, (nats, labels) in zip(components, sums.tolist(), strict=True):
+    for name, (nats, labels) in zip(COMPONENTS, sums.tolist(), strict=True):
         if labels:
             metrics[f"loss_{name}"] = nats / labels
     return metrics

@@ -70,7 +70,7 @@ def test_mlflow_mirrors_the_files(disturbed):
     client = MlflowClient(tracker.uri)
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert len(runs) == 1
-    history = client.get_metric_history(runs[0].info.run_id, "loss")
+    history = client.get_metric_history(runs[0].info.run_id, "train/loss")
     wanted = {event["step"]: event["loss"] for event in steps(read_events(run.events_file))}
     assert {point.step: point.value for point in history} == pytest.approx(wanted)
     assert "report.md" in {artifact.path for artifact in client.list_artifacts(runs[0].info.run_id)}
