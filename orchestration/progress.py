@@ -30,8 +30,11 @@ class Stage:
             return
         self._printed = now
         rate = (done - self._first) / max(now - self._started, 1e-9)
-        left = f", {(self._total - done) / rate:.0f} s left" if rate > 0 and done < self._total else ""
-        console.print(f"{self._title}: {done}/{self._total} {self._unit} ({rate:.3g}/s{left}) {note}".rstrip())
+        pace = ""
+        if rate > 0:
+            left = f", {(self._total - done) / rate:.0f} s left" if done < self._total else ""
+            pace = f" ({rate:.3g}/s{left})"
+        console.print(f"{self._title}: {done}/{self._total} {self._unit}{pace} {note}".rstrip())
 
 
 @contextmanager
