@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from ..data_prep.batch import Batch
 from ..data_prep.dataset import Dataset, TokenStream
 from ..data_prep.recall import seeded_generator
 from ..models import language_model_loss
@@ -38,19 +39,6 @@ class HeldoutText:
         return scored
 
 
-@dataclass(frozen=True)
-class TextBatch:
-    """Rows of text: int64 `tokens`, `labels`, float32 `loss_mask` `[B, T]`, int32 `cu_seqlens` as in a training batch."""
-
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    loss_mask: torch.Tensor
-    cu_seqlens: torch.Tensor
-
-    def to(self, device: torch.device | str) -> "TextBatch":
-        return TextBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
-
 def heldout_text(stream: TokenStream, *, tokens: int, seed: int) -> HeldoutText:
     """Documents drawn without replacement until there are `tokens` tokens, or all of them, in the stream's order.
 
@@ -68,13 +56,13 @@ def heldout_text(stream: TokenStream, *, tokens: int, seed: int) -> HeldoutText:
     return HeldoutText(text, starts[starts < len(text)])
 
 
-def text_batches(text: HeldoutText, *, sequence_length: int, batch_tokens: int) -> Iterator[TextBatch]:
+def text_batches(text: HeldoutText, *, sequence_length: int, batch_tokens: int) -> Iterator[Batch]:
     """The text in rows of `sequence_length`: every row begins afresh, and predicts the first token of the next row.
 
     So each token but the documents' first ones is predicted once, from what precedes it in its document and its row.
     """
-    rows = -(-(len(text.tokens) - 1) // sequence_length)
-    inputs = np.zeros(rows * sequence_length, dtype=np.int64)
+    windows = -(-(len(text.tokens) - 1) // sequence_length)
+    inputs = np.zeros(windows * sequence_length, dtype=np.int64)
     labels, loss_mask = np.zeros_like(inputs), np.zeros(len(inputs), dtype=np.float32)
     inputs[: len(text.tokens) - 1] = text.tokens[:-1]
     labels[: len(text.tokens) - 1] = text.tokens[1:]
@@ -84,11 +72,10 @@ def text_batches(text: HeldoutText, *, sequence_length: int, batch_tokens: int) 
         stop = min(first + size, len(inputs))
         inside = text.starts[(text.starts >= first) & (text.starts < stop)] - first
         borders = np.union1d(inside, np.arange(0, stop - first + 1, sequence_length))
-        shape = (-1, sequence_length)
-        yield TextBatch(
-            *(torch.from_numpy(array[first:stop].reshape(shape)) for array in (inputs, labels, loss_mask)),
-            torch.from_numpy(borders.astype(np.int32)),
-        )
+        tensors = [torch.from_numpy(array[first:stop]) for array in (inputs, labels, loss_mask)]
+        rows = [tensor.view(-1, sequence_length) for tensor in tensors]
+        cu_seqlens = torch.from_numpy(borders.astype(np.int32))
+        yield Batch(*rows, cu_seqlens=cu_seqlens, is_recall=torch.zeros(len(rows[0]), dtype=torch.bool))
 
 
 def token_texts(tokenizer: Tokenizer) -> list[bytes]:
@@ -144,7 +131,7 @@ def evaluate_language(
         batch = batch.to(device)
         total, _ = language_model_loss(model(batch.tokens, cu_seqlens=batch.cu_seqlens), batch.labels, batch.loss_mask)
         nats += float(total)
-    if not np.isfinite(nats):
+    if not np.isfinite(perplexity(nats, len(labels))):
         raise FloatingPointError("held-out text")
 
     unigram = unigram_nats(_token_counts(dataset.split("train"), len(texts)), labels)

@@ -146,12 +146,12 @@ def check_vocabulary(model_folder: Path, vocab_size: int, dataset: Dataset) -> N
     tokenizer = Path(model_folder) / "tokenizer.json"
     if tokenizer.is_file() and sha256_file(tokenizer) != dataset.manifest.tokenizer_sha256:
         raise UserError(
-            f"{tokenizer} is not the tokenizer of {dataset.folder}: evaluate on the dataset that the model was trained on"
+            f"{tokenizer} is not the tokenizer of {dataset.folder}: evaluate on the dataset that trained the model"
         )
     if vocab_size < dataset.manifest.vocab_size:
         raise UserError(
             f"{model_folder} has a vocabulary of {vocab_size}, {dataset.folder} one of {dataset.manifest.vocab_size}: "
-            "evaluate on the dataset that the model was trained on"
+            "evaluate on the dataset that trained the model"
         )
 
 
