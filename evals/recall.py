@@ -101,7 +101,7 @@ def evaluate_recall(
     queries = correct = open_correct = 0
     for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed):
         tokens = torch.from_numpy(batch.tokens).to(device)
-        positions = torch.from_numpy(batch.query_positions).to(device)
+        positions = torch.tensor(batch.query_positions, device=device)
         answers = torch.from_numpy(batch.answers).to(device)
         rows = torch.arange(len(tokens), device=device)[:, None]
         logits = model(tokens)[rows, positions]  # [N, Q, V]
