@@ -52,19 +52,19 @@ def run_suite(
             numbers are not finite.
     """
     suite = suite if isinstance(suite, Suite) else load_suite(suite)
-    model_folder, dataset_folder, output = Path(model_folder), Path(dataset_folder), Path(output)
+    model_folder, output = Path(model_folder), Path(output)
+    dataset = Dataset.open(dataset_folder)
     identity = {
         "suite": suite.name,
         "suite_sha256": suite.sha256,
         "model_sha256": model_sha256(model_folder),
-        "dataset_sha256": sha256_file(dataset_folder / "manifest.json") if dataset_folder.is_dir() else None,
+        "dataset_sha256": sha256_file(dataset.folder / "manifest.json"),
         "seed": seed,
     }
     if (done := _finished(output, identity)) is not None:
         return done
 
     started = time.time()
-    dataset = Dataset.open(dataset_folder)
     model = from_pretrained(model_folder, device=device).eval()
     check_vocabulary(model_folder, model.config.vocab_size, dataset)
     try:

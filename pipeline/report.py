@@ -8,15 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..evals import figures
-from ..evals.run import complete_checkpoints
-from ..models.errors import UserError
-from ..models.files import read_json, write_text
-from .events import read_events, steps
+from ..models import build_model
+from ..models.files import write_text
+from .run_files import RunFiles
+from .state_bytes import state_bytes
 
 HEADLINE_TASK = "sysprompt-4"
+CONTEXTS = [1 << power for power in range(10, 21, 2)]
 
 
 def write_report(run_folder: Path) -> Path:
@@ -28,7 +27,7 @@ def write_report(run_folder: Path) -> Path:
     Raises:
         UserError: not a run folder, or one of its files is corrupt.
     """
-    run = Run(Path(run_folder))
+    run = RunFiles(Path(run_folder))
     sections = [
         _headline(run),
         _recall(run),
@@ -43,39 +42,7 @@ def write_report(run_folder: Path) -> Path:
     return report
 
 
-class Run:
-    """The files of a run folder, read once."""
-
-    def __init__(self, folder: Path):
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"{folder} is not a run folder: it holds no config.yaml")
-        self.folder = folder
-        self.config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
-        environment = folder / "environment.json"
-        self.environment: dict[str, Any] = read_json(environment) if environment.is_file() else {}
-        self.events = read_events(folder / "events.jsonl")
-        self.steps = steps(self.events)
-        self.starts = [event for event in self.events if event["kind"] == "start"]
-        self.checkpoints = list(complete_checkpoints(folder))
-        results = [read_json(path) for path in sorted(folder.glob("evals/*/*.json"))]
-        self.results = sorted(results, key=lambda result: (result["started"], result["suite"]))
-
-    @property
-    def finished(self) -> bool:
-        """True if nothing was started after the last `finish`."""
-        marks = [event["kind"] for event in self.events if event["kind"] in ("start", "finish")]
-        return marks[-1:] == ["finish"]
-
-    @property
-    def model_folder(self) -> Path | None:
-        """`model/` of the last complete checkpoint."""
-        return self.checkpoints[-1][0] / "model" if self.checkpoints else None
-
-    def figure(self, name: str) -> Path:
-        return self.folder / "figures" / f"{name}.png"
-
-
-def _headline(run: Run) -> str:
+def _headline(run: RunFiles) -> str:
     last = run.steps[-1] if run.steps else {"step": 0, "tokens": 0}
     if run.finished:
         status = f"Finished at step {last['step']:,}."
@@ -86,9 +53,10 @@ def _headline(run: Run) -> str:
         )
     rows = [
         ("model", _model(run)),
+        ("parameters", _parameters(run)),
         ("data", _dig(run.config, "data.name", "dataset.name", "data", "dataset")),
         ("tokens", f"{last['tokens']:,} in {last['step']:,} steps"),
-        ("training", _duration(sum(seconds for seconds in _step_gaps(run)))),
+        ("training time", _duration(_seconds_trained(run))),
         ("hardware", _hardware(run)),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.environment.get("versions", {}).items())),
         ("git commit", _commit(run)),
@@ -97,7 +65,7 @@ def _headline(run: Run) -> str:
     return f"# Run {run.folder.resolve().name}\n\n{status}\n\n{table}"
 
 
-def _recall(run: Run) -> str:
+def _recall(run: RunFiles) -> str:
     results = [result for result in run.results if result["rows"]]
     if not results:
         return "## Recall\n\nNo checkpoint has been evaluated on recall yet."
@@ -124,12 +92,12 @@ def _recall(run: Run) -> str:
     path = figures.recall_by_length(run.figure("recall_by_length"), results, label)
     return (
         f"## Recall at step {step:,}\n\n{_image(path, 'Recall against length')}\n\n{table}\n\n"
-        "Accuracy: the right value is the likeliest of all values (chance as given); open: the likeliest of all tokens. "
-        "Intervals are Wilson's."
+        "Accuracy: the right value is the likeliest of all values (chance as given); open: the likeliest of all "
+        "tokens. Intervals are Wilson's."
     )
 
 
-def _language(run: Run) -> str:
+def _language(run: RunFiles) -> str:
     results = [result for result in run.results if "language/bits_per_byte" in result["metrics"]]
     if not results:
         return "## Held-out text\n\nNo checkpoint has been evaluated on held-out text yet."
@@ -152,7 +120,7 @@ def _language(run: Run) -> str:
     )
 
 
-def _training(run: Run) -> str:
+def _training(run: RunFiles) -> str:
     if not run.steps:
         return "## Training\n\nNo step is on record yet."
     speeds = [event["tokens_per_second"] for event in run.steps if event.get("tokens_per_second") is not None]
@@ -174,7 +142,31 @@ def _training(run: Run) -> str:
     return "## Training\n\n" + "\n".join(images) + "\n\n" + " ".join(lines)
 
 
-def _timeline(run: Run) -> str:
+def _memory(run: RunFiles) -> str:
+    """State of one sequence while decoding, against the keys and values that attention would keep."""
+    config = run.model_config
+    if config is None:
+        return ""
+    every = ("attention",) * len(config.layers)
+    instead = tuple("attention" if kind == "ska" else kind for kind in config.layers)
+    layouts = {"this model": config.layers, "attention instead of SKA": instead, "attention in every layer": every}
+    # Layouts that are the same as an earlier one would hide its curve.
+    curves = {
+        name: [state_bytes(config, layers, context) for context in CONTEXTS]
+        for i, (name, layers) in enumerate(layouts.items())
+        if layers not in list(layouts.values())[:i]
+    }
+    path = figures.state_bytes_by_context(run.figure("state_bytes"), CONTEXTS, curves)
+    columns = [(1 << 10, "1k"), (1 << 14, "16k"), (1 << 20, "1M")]
+    rows = [
+        (name, *(figures.human_bytes(values[CONTEXTS.index(context)]) for context, _ in columns))
+        for name, values in curves.items()
+    ]
+    header = ("bytes per sequence at a context of", *(name for _, name in columns))
+    return f"## Memory while decoding\n\n{_image(path, 'State bytes')}\n\n{_table(header, rows)}\n\nNumbers in fp32."
+
+
+def _timeline(run: RunFiles) -> str:
     """Which evaluations ran while training went on: the steps whose end falls between an evaluation's start and end."""
     if not run.results or not run.events:
         return ""
@@ -190,12 +182,12 @@ def _timeline(run: Run) -> str:
     table = _table(("suite", "checkpoint", "started", "ended", "steps trained meanwhile"), rows)
     evaluated = len({result["step"] for result in run.results})
     return (
-        f"## Evaluations beside the training\n\n{len(beside)} of {evaluated} evaluated checkpoints were evaluated while "
-        f"training went on. Times count from the start of the run.\n\n{table}"
+        f"## Evaluations beside the training\n\n{len(beside)} of {evaluated} evaluated checkpoints were evaluated "
+        f"while training went on. Times count from the start of the run.\n\n{table}"
     )
 
 
-def _restarts(run: Run) -> str:
+def _restarts(run: RunFiles) -> str:
     if len(run.starts) < 2:
         return ""
     rows, reached = [], 0
@@ -207,20 +199,37 @@ def _restarts(run: Run) -> str:
     return f"## Restarts\n\n{_table(('at', 'last step before', 'went on from step'), rows)}"
 
 
-def _step_gaps(run: Run) -> Iterable[float]:
-    """Seconds between consecutive events of a process that trains; the time a run lay dead does not count."""
-    for before, after in zip(run.events, run.events[1:], strict=False):
-        if after["kind"] != "start":
-            yield max(0.0, after["time"] - before["time"])
+def _seconds_trained(run: RunFiles) -> float:
+    """From each start to the last event before the next one: the time that a run lay dead does not count."""
+    pairs = zip(run.events, run.events[1:], strict=False)
+    return sum(after["time"] - before["time"] for before, after in pairs if after["kind"] != "start")
 
 
-def _hardware(run: Run) -> str:
+def _model(run: RunFiles) -> str:
+    config = run.model_config
+    if config is None:
+        return _dig(run.config, "model.name", "model.preset", "model")
+    layers = ", ".join(f"{config.layers.count(kind)} {kind}" for kind in dict.fromkeys(config.layers))
+    return f"{config.name}: width {config.d_model}, {layers}, {config.feedforward.kind} feed-forward"
+
+
+def _parameters(run: RunFiles) -> str:
+    config = run.model_config
+    if config is None:
+        return ""
+    model = build_model(config, device="meta")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = sum(module.weight.numel() for module in (model.embedding, model.head) if module is not None)
+    return f"{parameters:,} ({parameters - embeddings:,} without embeddings)"
+
+
+def _hardware(run: RunFiles) -> str:
     processes = run.starts[-1].get("world_size") if run.starts else None
     parts = [f"{processes} process{'es' if processes != 1 else ''}"] if processes else []
     return ", ".join([*parts, *filter(None, [run.environment.get("hardware")])])
 
 
-def _commit(run: Run) -> str:
+def _commit(run: RunFiles) -> str:
     commit = run.environment.get("git_commit") or ""
     return commit + (" (with uncommitted changes)" if commit and run.environment.get("git_dirty") else "")
 
