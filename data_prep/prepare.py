@@ -13,8 +13,8 @@ from ..models.errors import UserError
 from ..models.files import read_json, sha256_file, sha256_json, write_json
 from .config import DatasetConfig
 from .documents import document_draw, is_heldout
-from .manifest import Manifest, SourceRecord, check_files, config_sha256, read_manifest, write_manifest
 from .manifest import FILE_NAME as MANIFEST_FILE
+from .manifest import Manifest, SourceRecord, check_files, config_sha256, read_manifest, write_manifest
 from .shards import RECORDS_FOLDER, Unit, UnitRecord, finished_record, tokenize_unit
 from .sources import find_source
 from .tokenizer import FILE_NAME as TOKENIZER_FILE
