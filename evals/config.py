@@ -44,7 +44,7 @@ class Suite(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
-    batch_tokens: int = Field(default=8192, gt=0)
+    batch_tokens: int = Field(default=2048, gt=0)
     recall: tuple[RecallGrid, ...] = ()
     language: LanguageProtocol | None = None
 

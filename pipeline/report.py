@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evals import figures
-from ..models import build_model
+from ..models import count_parameters
 from ..models.files import write_text
 from .run_files import RunFiles
 from .state_bytes import state_bytes
@@ -217,10 +217,8 @@ def _parameters(run: RunFiles) -> str:
     config = run.model_config
     if config is None:
         return ""
-    model = build_model(config, device="meta")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = sum(module.weight.numel() for module in (model.embedding, model.head) if module is not None)
-    return f"{parameters:,} ({parameters - embeddings:,} without embeddings)"
+    count = count_parameters(config)
+    return f"{count.total:,} ({count.non_embedding:,} without embeddings)"
 
 
 def _hardware(run: RunFiles) -> str:

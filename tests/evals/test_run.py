@@ -142,7 +142,7 @@ def test_a_diverged_model_is_one_clear_line(dataset, model_folder, tmp_path):
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     tensors["embedding.weight"][:] = float("nan")
     save_file(tensors, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(UserError, match="not finite.*diverged"):
+    with pytest.raises(UserError, match=r"not finite.*diverged"):
         evaluate(tmp_path / "model", dataset, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
