@@ -27,7 +27,7 @@ class SourceUse:
 class BatchLoader:
     """Batches of `batch_sequences` rows of `sequence_length` tokens, mixed of text and recall inside each batch.
 
-    Nothing is kept from step to step: any process can compute any step, and a resumed run goes on with the same batches.
+    Nothing is kept from step to step: any process can compute any step, and a resumed run repeats the same batches.
 
     Args:
         dataset: the text, and the tokenizer whose reserved tokens the recall rows are written in; None for recall

@@ -8,13 +8,13 @@ from ..models.errors import UserError
 from .dataset import Dataset, TokenStream
 from .permutation import Permutation
 
-# Rows are dealt to the sources in cycles of this many, so weights are exact to a thousandth after every cycle.
+# Rows are dealt to the sources in cycles of this many, so shares are exact to a thousandth.
 CYCLE = 1024
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: int64 `tokens [T]` and `labels [T]`, float32 `loss_mask [T]`, `borders` where documents begin (0 too)."""
+    """One row: int64 `tokens [T]`, `labels [T]`, float32 `loss_mask [T]`; `borders`, 0 and where documents begin."""
 
     tokens: np.ndarray
     labels: np.ndarray
@@ -45,7 +45,11 @@ class TextRows:
                     f"{sequence_length}: shorten the sequence or add text"
                 )
         self.quotas = _quotas([weights.get(name, 0.0) for name in self.names] if weights else self.windows)
-        self._ends = np.cumsum(self.quotas)
+        # The cycle's sources in a random order, and how many rows each of them gave before: of one cycle, for all.
+        slots = Permutation(CYCLE, "training", "sources", seed)(np.arange(CYCLE))
+        self._sources = np.repeat(np.arange(len(self.names)), self.quotas)[slots]
+        same = self._sources[:, None] == np.arange(len(self.names))
+        self._earlier = np.take_along_axis(same.cumsum(axis=0), self._sources[:, None], axis=1)[:, 0] - 1
 
     def __getitem__(self, index: int) -> Row:
         """The `index`-th text row of the run."""
@@ -55,15 +59,10 @@ class TextRows:
         return read_window(self.streams[source], int(order(within)) * self.length, self.length)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Source of the `index`-th text row, and how many rows that source gave before it.
-
-        Within a cycle every source owns a range of slots and the cycle's rows are a permutation of the slots: so the
-        number of earlier rows needs no count.
-        """
+        """Source of the `index`-th text row, and how many rows that source gave before it."""
         cycle, position = divmod(index, CYCLE)
-        slot = int(Permutation(CYCLE, "training", "sources", cycle, self.seed)(position))
-        source = int(np.searchsorted(self._ends, slot, side="right"))
-        return source, cycle * self.quotas[source] + slot - int(self._ends[source] - self.quotas[source])
+        source = int(self._sources[position])
+        return source, cycle * self.quotas[source] + int(self._earlier[position])
 
 
 def _quotas(weights: list[float] | list[int]) -> list[int]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +70,10 @@ def plan_source(config: SourceConfig, found: SourceFiles, unit_bytes: int) -> So
     for path in found.files:
         if left == 0:
             break
-        cut, file, documents = _cut_file(path, found.format, unit_bytes, left)
+        try:
+            cut, file, documents = _cut_file(path.resolve(), found.format, unit_bytes, left)
+        except OSError as error:
+            raise UserError(f"source {config.label}: {path} cannot be read ({error.strerror})") from error
         left = left if left is None else left - documents
         files.append(file)
         pieces.extend(cut)
@@ -92,7 +96,6 @@ def plan_source(config: SourceConfig, found: SourceFiles, unit_bytes: int) -> So
 
 def _cut_file(path: Path, form: str, unit_bytes: int, limit: int | None) -> tuple[list[Piece], InputFile, int]:
     """Pieces of a file, each of whole lines and about `unit_bytes`; its hash; how many documents the pieces hold."""
-    path = path.resolve()
     digest = hashlib.sha256()
     borders = [0]
     documents = position = 0
@@ -108,7 +111,7 @@ def _cut_file(path: Path, form: str, unit_bytes: int, limit: int | None) -> tupl
         documents = int(position > 0)
     if borders[-1] < position and (form == "text" or documents != limit):
         borders.append(position)
-    pieces = [Piece(path=path, start=a, stop=b) for a, b in zip(borders, borders[1:], strict=False)]
+    pieces = [Piece(path=path, start=a, stop=b) for a, b in pairwise(borders)]
     return pieces, InputFile(path=path, bytes=position, sha256=digest.hexdigest()), documents
 
 
@@ -116,7 +119,7 @@ def read_documents(part: Slice) -> Iterator[str]:
     """The slice's documents, normalised, in order; those without any text are left out.
 
     Raises:
-        UserError: a file is gone, is not UTF-8, or a line is not an object with the text column; named by file and byte.
+        UserError: a file is gone, is not UTF-8, or a line is no object with the text column; file and byte are named.
     """
     for piece in part.pieces:
         try:

@@ -44,7 +44,7 @@ class Suite(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
-    batch_tokens: int = Field(default=16384, gt=0)
+    batch_tokens: int = Field(default=2048, gt=0)
     recall: tuple[RecallGrid, ...] = ()
     language: LanguageProtocol | None = None
 
@@ -87,8 +87,9 @@ def load_suite(name_or_path: str | Path) -> Suite:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem on one line; an unknown key with the nearest valid one."""
-    first = error.errors()[0]
+    """One problem on one line; an unknown key comes first, with the nearest valid one."""
+    errors = error.errors()
+    first = next((problem for problem in errors if problem["type"] == "extra_forbidden"), errors[0])
     where = ".".join(map(str, first["loc"]))
     if first["type"] != "extra_forbidden":
         return f"{where or 'content'}: {first['msg']}"

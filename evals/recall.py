@@ -88,7 +88,7 @@ def evaluate_recall(
     it stands `open_accuracy`, where the likeliest of *all* tokens has to be the right one.
 
     Args:
-        model: maps tokens int64 `[B, T]` to logits `[B, T, V]`.
+        model: called as `model(tokens, at=mask)`: int64 `[B, T]` to logits `[n, V]` at the n positions of the mask.
 
     Returns:
         `task`, `label`, `pairs`, `length`, the fields of `scores.accuracy`, and `open_accuracy`.
@@ -101,10 +101,9 @@ def evaluate_recall(
     queries = correct = open_correct = 0
     for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed):
         tokens = torch.from_numpy(batch.tokens).to(device)
-        positions = torch.from_numpy(batch.query_positions).to(device)
-        answers = torch.from_numpy(batch.answers).to(device)
-        rows = torch.arange(len(tokens), device=device)[:, None]
-        logits = model(tokens)[rows, positions]  # [N, Q, V]
+        asked = torch.from_numpy(batch.loss_mask).to(device).bool()
+        answers = torch.from_numpy(batch.labels).to(device)[asked]
+        logits = model(tokens, at=asked)  # [queries, V]
         if not torch.isfinite(logits).all():
             raise FloatingPointError(f"{cell.label} at {cell.length} tokens")
         queries += answers.numel()

@@ -24,9 +24,9 @@ def accuracy(correct: int, queries: int, *, chance: float) -> dict[str, Any]:
         "queries": queries,
         "correct": correct,
         "accuracy": correct / queries,
-        # At 0% and 100% the interval's formula leaves a rounding error outside [0, 1].
-        "low": max(0.0, float(low)),
-        "high": min(1.0, float(high)),
+        # At 0% and 100% the formula leaves a rounding error.
+        "low": float(low) if correct else 0.0,
+        "high": float(high) if correct < queries else 1.0,
         "chance": chance,
     }
 

@@ -1,1 +1,19 @@
-"""Feed-forwards: Koopman MLP and SwiGLU."""
+"""Feed-forwards of the Echo family."""
+
+from torch import nn
+
+from ..config import ModelConfig
+from .koopman import KoopmanMLP
+from .swiglu import SwiGLU
+
+__all__ = ["KoopmanMLP", "SwiGLU", "make_feedforward"]
+
+
+def make_feedforward(config: ModelConfig) -> nn.Module:
+    """The feed-forward of one block."""
+    kind, width = config.feedforward.kind, config.feedforward.width
+    if kind == "swiglu":
+        return SwiGLU(config.d_model, width, len(config.layers))
+    return KoopmanMLP(
+        config.d_model, width, len(config.layers), unit=config.feedforward.unit, gated=kind == "koopman-gated"
+    )

@@ -1,0 +1,44 @@
+"""The exclusive scan of states over chunks: state <- decay * state + sum."""
+
+import torch
+from torch import Tensor
+
+
+class Scan(torch.autograd.Function):
+    """See `scan_states`. The backward is the same recurrence from the other end."""
+
+    @staticmethod
+    def forward(ctx, sums, initial, decay):
+        entering = torch.empty_like(sums)
+        state = initial
+        for chunk in range(sums.shape[1]):
+            entering[:, chunk] = state
+            state = state + sums[:, chunk] if decay is None else torch.addcmul(sums[:, chunk], state, decay[:, chunk])
+        ctx.save_for_backward(decay, entering)
+        return entering, state
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dentering, dfinal):
+        decay, entering = ctx.saved_tensors
+        dsums = torch.empty_like(dentering)
+        dstate = dfinal
+        for chunk in range(dentering.shape[1] - 1, -1, -1):
+            dsums[:, chunk] = dstate
+            dstate = dentering[:, chunk] + (dstate if decay is None else dstate * decay[:, chunk])
+        ddecay = (dsums * entering).sum_to_size(decay.shape) if ctx.needs_input_grad[2] else None
+        return dsums, dstate, ddecay
+
+
+def scan_states(sums: Tensor, initial: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Add chunk after chunk: what each chunk is entered with, and what leaves the last.
+
+    Args:
+        sums: `[B, N, ...]`, what each chunk adds.
+        initial: `[B, ...]`, what the first chunk is entered with.
+        decay: `[B, N, ...]` or broadcast to it, how much of its entering state a chunk leaves; None: all of it.
+
+    Returns:
+        entering `[B, N, ...]` and final `[B, ...]`.
+    """
+    return Scan.apply(sums, initial, decay)

@@ -1,0 +1,152 @@
+"""The public operation: checks, defaults, and the choice of an implementation."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..documents import inner_borders
+from .chunked import ska_chunked
+from .naive import ska_naive
+from .state import SKAState
+
+Mode = Literal["exact", "chunk", "prefix"]
+Backend = Literal["auto", "naive", "torch", "triton"]
+
+IMPLEMENTATIONS = {"naive": ska_naive, "torch": ska_chunked}
+
+
+def ska_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mode: Mode = "exact",
+    power: int = 1,
+    ridge: float = 1e-3,
+    scale: float | Tensor = 1.0,
+    chunk_size: int | None = None,
+    value_lag: bool = False,
+    mask: Tensor | None = None,
+    state: SKAState | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    context: Any = None,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, SKAState]:
+    """Spectral Koopman Attention (arXiv 2605.06997 §3.2) in its un-whitened form, without a constraint that never binds.
+
+    With G = ridge I + sum z_s z_s^T, M = sum z_s z_{s-1}^T and C = sum v_s z_s^T over the positions s that token t may see,
+
+        y_t = C G^-1 (scale M G^-1)^power q_t.
+
+    The paper writes the filter as L (A_w / max(1, sigma_max(A_w)))^K L^-1 with A_w = L^-1 M L^-T and G = L L^T. Since
+    L A_w L^-1 = M G^-1 and sigma_max(A_w) < 1 for any keys, the two are one function. All sums and solves are in fp32
+    (float64 for float64 inputs). Normalisation, write gate and output scale belong to the caller.
+
+    Args:
+        q, k: queries and keys `[B, T, H, R]`.
+        v: values `[B, T, H, P]`.
+        mode: which positions token t sees, in its document. "exact": s <= t. "chunk": those of the chunks before its own
+            (the paper's training form). "prefix": all.
+        power: K. As M G^-1 maps a key to the next one, K = 0 reads the value at the matching key, K = 1 the one after it.
+        ridge: the same number in training, prefill and decoding.
+        scale: s, a float or `[H]`, applied in each of the K steps.
+        chunk_size: tokens worked together. "exact" gives the same result for any (default: by rank); "chunk": the grid,
+            counted from the row's first token and cut at document borders (default 64).
+        value_lag: C = sum v_s z_{s-1}^T: with K = 0, read the value that followed the key.
+        mask: bool `[B, T]`; a False position writes nothing. Its neighbour's pair with it is zero, and the last True key
+            of a row, not padding behind it, is the one that the returned state holds.
+        state: what the rows continue from. A row start is a border if and only if this is None. In "chunk" mode the state
+            is taken to lie on the chunk grid.
+        return_state: also return the state after each row.
+        cu_seqlens: int32 or int64 `[documents + 1]`, borders in the flattened `B * T` tokens; see `kernels/documents.py`.
+        context: None; rows are whole on this rank.
+        backend: "naive" is the token loop, "torch" the chunked form; "auto" takes the fastest that runs here.
+
+    Returns:
+        y `[B, T, H, P]` in the dtype of `v`; with `return_state` also the state, in the dtype of the sums.
+
+    Raises:
+        ValueError: a shape, a name or a number is wrong.
+    """
+    batch, length, heads, rank = _check_shapes(q, k, v, mask)
+    if mode not in ("exact", "chunk", "prefix"):
+        raise ValueError(f'mode must be "exact", "chunk" or "prefix", not {mode!r}')
+    if power < 0 or ridge <= 0:
+        raise ValueError(f"power must be at least 0 and ridge above 0, not {power} and {ridge}")
+    if context is not None:
+        raise ValueError("context must be None: sequence-parallel rows are not taken here")
+    if backend == "auto":
+        backend = "torch"
+    if backend not in IMPLEMENTATIONS:
+        raise ValueError(f"backend must be one of auto, {', '.join(IMPLEMENTATIONS)}, not {backend!r}")
+    if chunk_size is None:
+        chunk_size = 64 if mode == "chunk" or rank > 32 else 32
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out_dtype = v.dtype
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if mask is not None:
+        written = mask[:, :, None, None].to(dtype)
+        k, v = k * written, v * written
+    if not isinstance(scale, Tensor):
+        scale = torch.full((heads,), float(scale), dtype=dtype, device=q.device)
+    if scale.shape != (heads,):
+        raise ValueError(f"scale must be a float or have shape [{heads}] (heads), not {tuple(scale.shape)}")
+    starts = inner_borders(cu_seqlens, batch, length, q.device)
+    if state is None:
+        entering = SKAState.zeros(batch, heads, rank, v.shape[-1], dtype=dtype, device=q.device)
+    else:
+        entering = _check_state(state, batch, heads, rank, v.shape[-1], dtype)
+
+    y, final = IMPLEMENTATIONS[backend](
+        q,
+        k,
+        v,
+        mode=mode,
+        power=power,
+        ridge=ridge,
+        scale=scale.to(dtype),
+        chunk_size=chunk_size,
+        value_lag=value_lag,
+        starts=starts,
+        state=entering,
+    )
+    y = y.to(out_dtype)
+    if not return_state:
+        return y
+    return y, final._replace(last_key=_last_real_key(k, entering.last_key, mask, starts))
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[int, int, int, int]:
+    if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3] or 0 in q.shape + v.shape:
+        raise ValueError(
+            f"q and k must be [B, T, H, R] and v [B, T, H, P], none of them empty, not {tuple(q.shape)}, {tuple(k.shape)} "
+            f"and {tuple(v.shape)}"
+        )
+    if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be bool [B, T] = {list(q.shape[:2])}, not {mask.dtype} {list(mask.shape)}")
+    return tuple(q.shape)
+
+
+def _check_state(state: SKAState, batch: int, heads: int, rank: int, width: int, dtype: torch.dtype) -> SKAState:
+    want = [(batch, heads, rank, rank), (batch, heads, rank, rank), (batch, heads, width, rank), (batch, heads, rank)]
+    for name, part, shape in zip(SKAState._fields, state, want, strict=True):
+        if part.shape != shape:
+            raise ValueError(f"state.{name} must have shape {list(shape)}, not {list(part.shape)}")
+    return SKAState(*(part.to(dtype) for part in state))
+
+
+def _last_real_key(k: Tensor, entering: Tensor, mask: Tensor | None, starts: Tensor | None) -> Tensor:
+    """The key of each row's last position that `mask` keeps, in its last document. `[B, H, R]`."""
+    if mask is None:
+        return k[:, -1]
+    position = torch.arange(k.shape[1], device=k.device)
+    last = torch.where(mask, position, -1).amax(1)
+    first = position.new_zeros(len(k)) if starts is None else torch.where(starts, position, 0).amax(1)
+    key = k.gather(1, last.clamp(min=0)[:, None, None, None].expand(-1, 1, *k.shape[2:])).squeeze(1)
+    empty = torch.where((first > 0)[:, None, None], torch.zeros_like(entering), entering)
+    return torch.where((last >= first)[:, None, None], key, empty)

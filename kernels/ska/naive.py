@@ -1,0 +1,99 @@
+"""SKA token by token, as its definition reads (arXiv 2605.06997 §3.2): slow, of any dtype, the arbiter of the other forms.
+
+Gradients come from autograd through the solves. Arguments are those of `ska_attention`, checked and masked there.
+"""
+
+import torch
+from torch import Tensor
+
+from .state import SKAState
+
+
+def ska_naive(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mode: str,
+    power: int,
+    ridge: float,
+    scale: Tensor,
+    chunk_size: int,
+    value_lag: bool,
+    starts: Tensor | None,
+    state: SKAState,
+) -> tuple[Tensor, SKAState]:
+    """Read every token from the operator that its mode gives it.
+
+    Args:
+        q, k: `[B, T, H, R]`; v: `[B, T, H, P]`.
+        scale: `[H]`.
+        starts: bool `[B, T]`, the first tokens of documents inside rows, or None.
+        state: what the rows continue from.
+
+    Returns:
+        y `[B, T, H, P]` and the state after the last token of each row.
+    """
+    length = q.shape[1]
+    states = []  # after each token
+    operators = []  # the sums that each token reads from
+    visible = state  # chunk mode: the state at the last chunk border
+    for t in range(length):
+        state = _cut(state, starts, t)
+        visible = _cut(visible, starts, t)
+        if t % chunk_size == 0:
+            visible = state
+        state = _write(state, k[:, t], v[:, t], value_lag)
+        states.append(state)
+        operators.append(visible if mode == "chunk" else state)
+    if mode == "prefix":
+        operators = _last_of_document(states, starts)
+    y = torch.stack([_read(op, q[:, t], power, ridge, scale) for t, op in enumerate(operators)], 1)
+    return y, state
+
+
+def _write(state: SKAState, key: Tensor, value: Tensor, value_lag: bool) -> SKAState:
+    """Add one token: key `[B, H, R]`, value `[B, H, P]`."""
+    gram, transition, value_map, previous = state
+    return SKAState(
+        gram + torch.einsum("bhr,bhs->bhrs", key, key),
+        transition + torch.einsum("bhr,bhs->bhrs", key, previous),
+        value_map + torch.einsum("bhp,bhr->bhpr", value, previous if value_lag else key),
+        key,
+    )
+
+
+def _read(state: SKAState, query: Tensor, power: int, ridge: float, scale: Tensor) -> Tensor:
+    """y = C G^-1 (s M G^-1)^K q for one token: query `[B, H, R]` -> `[B, H, P]`."""
+    gram = state.gram + ridge * torch.eye(query.shape[-1], dtype=query.dtype, device=query.device)
+    x = torch.linalg.solve(gram, query)
+    for _ in range(power):
+        x = torch.linalg.solve(gram, scale[:, None] * torch.einsum("bhrs,bhs->bhr", state.transition, x))
+    return torch.einsum("bhpr,bhr->bhp", state.value_map, x)
+
+
+def _cut(state: SKAState, starts: Tensor | None, t: int) -> SKAState:
+    """Empty the rows in which token t starts a document."""
+    if starts is None:
+        return state
+    go_on = ~starts[:, t]
+    return SKAState(*(part * go_on.view(-1, *[1] * (part.dim() - 1)) for part in state))
+
+
+def _last_of_document(states: list[SKAState], starts: Tensor | None) -> list[SKAState]:
+    """For every token the state at the end of its document."""
+    operators = [states[-1]]
+    for t in range(len(states) - 2, -1, -1):
+        if starts is None:
+            operators.append(operators[-1])
+            continue
+        ends = starts[:, t + 1]
+        operators.append(
+            SKAState(
+                *(
+                    torch.where(ends.view(-1, *[1] * (now.dim() - 1)), now, later)
+                    for now, later in zip(states[t], operators[-1], strict=True)
+                )
+            )
+        )
+    return operators[::-1]

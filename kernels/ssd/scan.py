@@ -1,0 +1,125 @@
+"""The public operation: checks, and the choice of an implementation."""
+
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..documents import document_ids, inner_borders
+from .chunked import ssd_chunked
+from .naive import ssd_naive
+
+Backend = Literal["auto", "naive", "torch", "mamba-ssm"]
+
+
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    *,
+    d: Tensor | None = None,
+    chunk_size: int | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    context: Any = None,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The Mamba-2 scan (arXiv 2405.21060): h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t^T, y_t = h_t c_t + d x_t.
+
+    Args:
+        x: `[B, T, H, P]`.
+        dt: `[B, T, H]`, step sizes after softplus; 0 makes a token leave no trace (padding).
+        a: `[H]`, negative.
+        b, c: `[B, T, G, N]`, each group serving H / G heads in a row.
+        d: `[H]`.
+        chunk_size: tokens worked together; the result does not depend on it (default: by backend and state size).
+        state: `[B, H, P, N]`, what the rows continue from. A row start is a border if and only if this is None.
+        return_state: also return the state after each row.
+        cu_seqlens: int32 or int64 `[documents + 1]`, borders in the flattened `B * T` tokens.
+        context: None; rows are whole on this rank.
+        backend: "naive" is the token loop, "torch" the chunked form, "mamba-ssm" its Triton kernels (CUDA only);
+            "auto" takes the fastest that runs here. Sums are in fp32 (float64 for float64 inputs, not "mamba-ssm").
+
+    Returns:
+        y `[B, T, H, P]` in the dtype of `x`; with `return_state` also the state, in the dtype of the sums.
+
+    Raises:
+        ValueError: a shape or a name is wrong, or the backend does not run here.
+    """
+    batch, length, heads, width = _check_shapes(x, dt, a, b, c, state)
+    if context is not None:
+        raise ValueError("context must be None: sequence-parallel rows are not taken here")
+    if backend == "auto":
+        backend = "mamba-ssm" if x.is_cuda and x.dtype != torch.float64 and mamba_ssm_kernel() else "torch"
+    if backend not in ("naive", "torch", "mamba-ssm"):
+        raise ValueError(f"backend must be one of auto, naive, torch, mamba-ssm, not {backend!r}")
+    if chunk_size is None:
+        # Measured: short chunks on the CPU as long as the state is small; 256 is mamba-ssm's own default.
+        chunk_size = 256 if backend == "mamba-ssm" else 32 if b.shape[-1] <= 32 else 64
+    starts = inner_borders(cu_seqlens, batch, length, x.device)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    out_dtype = x.dtype
+    if backend == "mamba-ssm":
+        y, final = _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state)
+    else:
+        scan = ssd_naive if backend == "naive" else ssd_chunked
+        x, dt, a, b, c = (t.to(dtype) for t in (x, dt, a, b, c))
+        if state is None:
+            state = x.new_zeros(batch, heads, width, b.shape[-1])
+        y, final = scan(x, dt, a, b, c, chunk_size=chunk_size, starts=starts, state=state.to(dtype))
+        if d is not None:
+            y = torch.addcmul(y, x, d.to(dtype)[:, None])
+    y = y.to(out_dtype)
+    return (y, final) if return_state else y
+
+
+@cache
+def mamba_ssm_kernel() -> Callable | None:
+    """`mamba_chunk_scan_combined`, or None where mamba-ssm or Triton is not installed."""
+    if importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("triton") is None:
+        return None
+    # Without its CUDA build mamba-ssm fails to import this module, which only Mamba-1 needs.
+    if importlib.util.find_spec("selective_scan_cuda") is None:
+        sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    return mamba_chunk_scan_combined
+
+
+def _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state) -> tuple[Tensor, Tensor]:
+    kernel = mamba_ssm_kernel()
+    if kernel is None or not x.is_cuda:
+        raise ValueError('backend "mamba-ssm" needs CUDA tensors and the packages mamba-ssm and triton: use "torch"')
+    return kernel(
+        x,
+        dt,
+        a,
+        b,
+        c,
+        chunk_size=max(chunk_size, 16),
+        D=d,
+        initial_states=state,
+        seq_idx=None if starts is None else document_ids(starts).to(torch.int32),
+        return_final_states=True,
+    )
+
+
+def _check_shapes(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None) -> tuple[int, ...]:
+    if x.dim() != 4 or dt.shape != x.shape[:3] or a.shape != x.shape[2:3] or 0 in x.shape:
+        raise ValueError(
+            f"x must be [B, T, H, P], dt [B, T, H] and a [H], not {list(x.shape)}, {list(dt.shape)} and {list(a.shape)}"
+        )
+    if b.dim() != 4 or b.shape != c.shape or b.shape[:2] != x.shape[:2] or x.shape[2] % b.shape[2]:
+        raise ValueError(f"b and c must be [B, T, G, N] with G a divisor of H, not {list(b.shape)} and {list(c.shape)}")
+    want = (x.shape[0], *x.shape[2:], b.shape[-1])
+    if state is not None and state.shape != want:
+        raise ValueError(f"state must be [B, H, P, N] = {list(want)}, not {list(state.shape)}")
+    return tuple(x.shape)

@@ -1,0 +1,175 @@
+"""What a model is: one frozen, typed record that is stored as `config.json` beside the weights."""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError
+
+MixerKind = Literal["mamba2", "ska", "attention"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Mamba2Config(Section):
+    """Mamba-2 (arXiv 2405.21060); the names are those of `mamba_ssm.Mamba2`."""
+
+    d_state: Positive = 128
+    expand: Positive = 2
+    headdim: Positive = 64
+    ngroups: Positive = 1
+    d_conv: Positive = 4
+
+
+class SKAConfig(Section):
+    """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/models.md says why.
+
+    Attributes:
+        num_heads, rank: H and r; values are d_model / H wide.
+        mode: "exact" gives every token its own operator; "chunk" is the paper's training form.
+        normalization: of keys and queries: "l2" per token, "sequence-max" by the longest key of the document (the
+            paper's text; it looks into the future), or "none".
+        write_gate: "sqrt-sigmoid" weighs keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2 sigmoid(.) - 0.1, 0, 1),
+            which can be exactly zero.
+        power: K, the number of filter steps.
+        value_lag: bind a value to the key before it.
+        gamma: s, the factor of each filter step; learned ones stay in (1, 1.5).
+        eta: factor of the output.
+        ridge: the same in training, prefill and decoding.
+        chunk_size: the grid of "chunk" mode; "exact" does not depend on it (None: chosen by rank).
+        allow_future_leak: take "sequence-max" although a token then sees later ones.
+    """
+
+    num_heads: Positive
+    rank: Positive
+    mode: Literal["exact", "chunk"] = "exact"
+    normalization: Literal["l2", "sequence-max", "none"] = "l2"
+    write_gate: Literal["none", "sqrt-sigmoid", "hard"] = "hard"
+    power: Annotated[int, Field(ge=0)] = 1
+    value_lag: bool = False
+    gamma: float = 1.0
+    learn_gamma: bool = False
+    eta: float = 1.5
+    learn_eta: bool = True
+    ridge: Annotated[float, Field(gt=0)] = 1e-3
+    chunk_size: Positive | None = None
+    allow_future_leak: bool = False
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.normalization == "sequence-max" and not self.allow_future_leak:
+            raise ValueError(
+                'ska.normalization "sequence-max" lets a token see later ones: use "l2", or set ska.allow_future_leak=true'
+            )
+        if self.learn_gamma and not 1.0 < self.gamma < 1.5:
+            raise ValueError(f"ska.gamma must start inside (1, 1.5) to be learned there, not at {self.gamma}")
+        return self
+
+
+class AttentionConfig(Section):
+    """Causal softmax attention with rotary positions."""
+
+    num_heads: Positive
+    rope_base: float = 10_000.0
+
+
+class FeedForwardConfig(Section):
+    """Attributes:
+    kind: "koopman" (arXiv 2605.06997 §3.4), "koopman-gated", or "swiglu".
+    width: of the hidden layer.
+    unit: "disk" clamps the modulus of each Koopman pair to at most 1 (the paper), "circle" fixes it at 1.
+    """
+
+    kind: Literal["koopman", "koopman-gated", "swiglu"] = "koopman"
+    width: Positive
+    unit: Literal["disk", "circle"] = "disk"
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.kind != "swiglu" and self.width % 2:
+            raise ValueError(f"feedforward.width must be even (Koopman pairs), not {self.width}")
+        return self
+
+
+class ModelConfig(Section):
+    """A stack of blocks, each a sequence mixer and a feed-forward, both pre-norm and residual.
+
+    Attributes:
+        name: the preset it came from, for people.
+        layers: the mixer of each block.
+        mamba2, ska, attention: set where `layers` uses them.
+        allow_edge_ska: take SKA as the first or last mixer; otherwise these are to be Mamba-2 (arXiv 2605.06997 §3.3).
+    """
+
+    name: str = "custom"
+    vocab_size: Positive
+    d_model: Positive
+    layers: Annotated[tuple[MixerKind, ...], Field(min_length=1)]
+    feedforward: FeedForwardConfig
+    mamba2: Mamba2Config | None = None
+    ska: SKAConfig | None = None
+    attention: AttentionConfig | None = None
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    tie_embeddings: bool = True
+    allow_edge_ska: bool = False
+
+    @model_validator(mode="after")
+    def _check(self):
+        for kind in ("mamba2", "ska", "attention"):
+            if kind in self.layers and getattr(self, kind) is None:
+                raise ValueError(f"layers use {kind!r}, but the section {kind!r} is missing")
+        if self.ska and self.d_model % self.ska.num_heads:
+            raise ValueError(f"ska.num_heads={self.ska.num_heads} must divide d_model={self.d_model}")
+        if self.attention and self.d_model % (2 * self.attention.num_heads):
+            raise ValueError(
+                f"attention.num_heads={self.attention.num_heads} must divide d_model={self.d_model} evenly"
+            )
+        if self.mamba2:
+            inner = self.mamba2.expand * self.d_model
+            if inner % (self.mamba2.headdim * self.mamba2.ngroups):
+                raise ValueError(
+                    f"mamba2.headdim * ngroups = {self.mamba2.headdim * self.mamba2.ngroups} must divide expand * d_model = {inner}"
+                )
+        if "ska" in (self.layers[0], self.layers[-1]) and not self.allow_edge_ska:
+            raise ValueError(
+                "the first or last mixer is SKA: begin and end with mamba2, or set allow_edge_ska=true if you mean it"
+            )
+        return self
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "model config") -> "ModelConfig":
+        """Check a parsed config.
+
+        Raises:
+            UserError: one line with the first thing that is wrong, and the nearest valid name of an unknown key.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(f"{where}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section = _section(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), section.model_fields, n=1, cutoff=0.0)
+        return f"unknown key {key}; did you mean {near[0]}?"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+
+
+def _section(path: tuple) -> type[Section]:
+    return {
+        "mamba2": Mamba2Config,
+        "ska": SKAConfig,
+        "attention": AttentionConfig,
+        "feedforward": FeedForwardConfig,
+    }.get(path[0] if path else None, ModelConfig)

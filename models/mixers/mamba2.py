@@ -1,0 +1,74 @@
+"""The Mamba-2 mixer (arXiv 2405.21060): parameters named and shaped as in `mamba_ssm.Mamba2`, so that weights pass unchanged."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.ssd import causal_convolution, ssd_scan
+from ..config import Mamba2Config
+from ..initialization import normal_by_fan_in
+from ..norm import GatedRMSNorm, at_least_fp32
+
+# Step sizes start log-uniform in this range, -A uniform in (1, 16): the defaults of mamba-ssm.
+DT_RANGE = (1e-3, 1e-1)
+A_RANGE = (1.0, 16.0)
+
+
+class Mamba2(nn.Module):
+    """[B, T, d_model] -> [B, T, d_model]."""
+
+    def __init__(self, d_model: int, config: Mamba2Config, num_layers: int, *, norm_eps: float = 1e-5):
+        super().__init__()
+        self.config, self.num_layers = config, num_layers
+        self.d_inner = config.expand * d_model
+        self.num_heads = self.d_inner // config.headdim
+        self.d_conv_channels = self.d_inner + 2 * config.ngroups * config.d_state
+        self.in_proj = nn.Linear(d_model, self.d_inner + self.d_conv_channels + self.num_heads, bias=False)
+        self.conv1d = nn.Conv1d(
+            self.d_conv_channels,
+            self.d_conv_channels,
+            config.d_conv,
+            groups=self.d_conv_channels,
+            padding=config.d_conv - 1,
+        )
+        self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads))
+        self.D = nn.Parameter(torch.empty(self.num_heads))
+        self.norm = GatedRMSNorm(self.d_inner, norm_eps, config.ngroups)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+        z, inputs, dt = self.in_proj(x).split((self.d_inner, self.d_conv_channels, self.num_heads), -1)
+        inputs = F.silu(
+            causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, cu_seqlens=cu_seqlens)
+        )
+        values, b, c = self._split(inputs)
+        y = ssd_scan(values, self._step_sizes(dt), self._a(), b, c, d=self.D, cu_seqlens=cu_seqlens)
+        return self.out_proj(self.norm(y.flatten(-2), z))
+
+    def _split(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Convolved channels to values `[..., H, P]`, b and c `[..., G, N]`."""
+        state = self.config.ngroups * self.config.d_state
+        values, b, c = inputs.split((self.d_inner, state, state), -1)
+        groups = (self.config.ngroups, self.config.d_state)
+        return values.unflatten(-1, (self.num_heads, -1)), b.unflatten(-1, groups), c.unflatten(-1, groups)
+
+    def _step_sizes(self, dt: Tensor) -> Tensor:
+        return F.softplus(at_least_fp32(dt) + at_least_fp32(self.dt_bias))
+
+    def _a(self) -> Tensor:
+        return -torch.exp(at_least_fp32(self.A_log))
+
+    def initialize(self, generator: torch.Generator) -> None:
+        normal_by_fan_in(self.in_proj.weight, generator)
+        normal_by_fan_in(self.out_proj.weight, generator, gain=self.num_layers**-0.5)
+        bound = self.config.d_conv**-0.5
+        nn.init.uniform_(self.conv1d.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(self.conv1d.bias)
+        low, high = map(math.log, DT_RANGE)
+        dt = torch.empty(self.num_heads).uniform_(low, high, generator=generator).exp()
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
+        self.A_log.copy_(torch.empty(self.num_heads).uniform_(*A_RANGE, generator=generator).log())
+        nn.init.ones_(self.D)

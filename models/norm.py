@@ -1,0 +1,64 @@
+"""Normalisation layers, computed in fp32 or better."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = at_least_fp32(x)
+        return F.rms_norm(wide, x.shape[-1:], self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        nn.init.ones_(self.weight)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / std(x) * weight + bias over the last dimension."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = at_least_fp32(x)
+        y = F.layer_norm(wide, x.shape[-1:], self.weight.to(wide.dtype), self.bias.to(wide.dtype), self.eps)
+        return y.to(x.dtype)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class GatedRMSNorm(RMSNorm):
+    """norm(x * silu(z)) * weight in `groups` groups, as in Mamba-2."""
+
+    def __init__(self, width: int, eps: float, groups: int):
+        super().__init__(width, eps)
+        self.groups = groups
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        gated = at_least_fp32(x) * F.silu(at_least_fp32(z))
+        grouped = gated.unflatten(-1, (self.groups, -1))
+        normed = F.rms_norm(grouped, grouped.shape[-1:], None, self.eps).flatten(-2)
+        return (normed * self.weight.to(normed.dtype)).to(x.dtype)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precision to fp32; fp32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def make_norm(kind: str, width: int, eps: float) -> nn.Module:
+    """ "rms" or "layer"."""
+    return {"rms": RMSNorm, "layer": LayerNorm}[kind](width, eps)

@@ -1,0 +1,22 @@
+"""Which parameters decay."""
+
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for AdamW: the weights of linear maps decay, nothing else does.
+
+    Norms, biases, A_log, D, dt_bias, eta, gamma, gate biases and Koopman pairs carry meaning at values that decay would
+    destroy; embeddings and the short convolutions are lookups and filters, not maps. A head counts as an embedding.
+
+    Returns:
+        `[{"params": [...], "weight_decay": weight_decay}, {"params": [...], "weight_decay": 0.0}]`, each parameter that
+        requires a gradient once.
+    """
+    head = getattr(model, "head", None)
+    maps = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) in maps], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in maps], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,169 @@
+"""The Echo family by name: `<family>-<size>`, and the paper's own configurations as `paper-<size>-<arm>`.
+
+Arms of one size match in non-embedding parameters: the width of the feed-forward takes up what the mixers leave.
+"""
+
+import difflib
+from typing import Any, NamedTuple
+
+from .config import ModelConfig
+from .errors import UserError
+from .parameters import FEEDFORWARD_MATRICES, count_parameters
+
+VOCAB_SIZE = 32_000
+
+
+class Size(NamedTuple):
+    """`ska`: the blocks whose mixer is SKA in Echo and attention in the hybrid. `width`: of Echo's Koopman MLP."""
+
+    d_model: int
+    num_layers: int
+    num_heads: int
+    rank: int
+    d_state: int
+    ska: tuple[int, ...]
+    width: int
+
+
+def koopman_width(d_model: int) -> int:
+    """64 ceil((8/3) d / 64) (arXiv 2605.06997 §3.4)."""
+    return 64 * -(-8 * d_model // (3 * 64))
+
+
+# 1m is the M S M S reference of the paper's scale, with the parameters of its SwiGLU (3 x 384 = 2 x 576). 50m and 180m have
+# the paper's shapes; SKA at the 3rd, 7th, 11th and 15th of 16 blocks leaves Mamba-2 last, as its own rule wants. The names
+# of these two count the embeddings of a 32,000 vocabulary, those of the others do not.
+SIZES = {
+    "1m": Size(128, 4, 4, 24, 16, (1, 3), 576),
+    "4m": Size(192, 10, 6, 24, 32, (3, 7), koopman_width(192)),
+    "10m": Size(320, 9, 5, 48, 64, (3, 6), koopman_width(320)),
+    "25m": Size(384, 15, 6, 48, 64, (4, 8, 11), koopman_width(384)),
+    "50m": Size(448, 16, 7, 56, 64, (2, 6, 10, 14), koopman_width(448)),
+    "180m": Size(768, 24, 12, 48, 128, (8, 16), koopman_width(768)),
+    "370m": Size(1024, 31, 16, 48, 128, (8, 16, 23), koopman_width(1024)),
+    "880m": Size(1536, 33, 24, 48, 128, (8, 16, 25), koopman_width(1536)),
+    "1.5b": Size(2048, 32, 32, 48, 128, (6, 13, 19, 26), koopman_width(2048)),
+    "3b": Size(2560, 40, 40, 48, 128, (8, 16, 24, 32), koopman_width(2560)),
+}
+
+FAMILIES = ("echo", "mamba2", "hybrid", "transformer", "mamba2-ska-swiglu")
+
+
+def _family(family: str, size: str) -> dict[str, Any]:
+    """The config of one arm as a plain dict."""
+    shape = SIZES[size]
+    special = {"echo": "ska", "mamba2-ska-swiglu": "ska", "hybrid": "attention", "mamba2": "mamba2"}.get(family)
+    layers = [special if i in shape.ska else "mamba2" for i in range(shape.num_layers)]
+    if family == "transformer":
+        layers = ["attention"] * shape.num_layers
+    values = dict(
+        name=f"{family}-{size}",
+        vocab_size=VOCAB_SIZE,
+        d_model=shape.d_model,
+        layers=layers,
+        feedforward=dict(kind="koopman", width=shape.width) if family == "echo" else dict(kind="swiglu", width=8),
+        mamba2=dict(d_state=shape.d_state) if "mamba2" in layers else None,
+        ska=dict(num_heads=shape.num_heads, rank=shape.rank) if "ska" in layers else None,
+        attention=dict(num_heads=shape.num_heads) if "attention" in layers else None,
+        allow_edge_ska=size == "1m" and "ska" in layers,
+    )
+    if family != "echo":
+        values["feedforward"]["width"] = _matching_width(values, count_parameters(preset(f"echo-{size}")).non_embedding)
+    return values
+
+
+def _matching_width(values: dict[str, Any], target: int) -> int:
+    """The feed-forward width, a multiple of 8, that brings a config to `target` non-embedding parameters."""
+    config = ModelConfig.from_dict(values)
+    column = FEEDFORWARD_MATRICES[config.feedforward.kind] * config.d_model * len(config.layers)
+    missing = target - count_parameters(config).non_embedding
+    return config.feedforward.width + 8 * round(missing / (8 * column))
+
+
+def _paper_1m(arm: str) -> dict[str, Any]:
+    """App. G: d 128, four layers, SwiGLU, vocabulary 128, untied; the last two mixers are the arm's."""
+    special = {"mamba2": "mamba2", "hybrid": "attention"}.get(arm, "ska")
+    return dict(
+        vocab_size=128,
+        d_model=128,
+        layers=["mamba2", "mamba2", special, special],
+        feedforward=dict(kind="swiglu", width=384),
+        mamba2=dict(d_state=16),
+        attention=dict(num_heads=4) if special == "attention" else None,
+        ska=_paper_ska(arm, 4, 24) if special == "ska" else None,
+        tie_embeddings=False,
+        allow_edge_ska=special == "ska",
+    )
+
+
+def _paper_large(size: str, arm: str) -> dict[str, Any]:
+    """§4: the 50M and 180M language models."""
+    shape = SIZES[size]
+    ska = (3, 7, 11, 15) if size == "50m" else shape.ska  # counted from 0, as written
+    return dict(
+        vocab_size=VOCAB_SIZE,
+        d_model=shape.d_model,
+        layers=["ska" if i in ska else "mamba2" for i in range(shape.num_layers)],
+        feedforward=dict(kind="koopman", width=shape.width),
+        mamba2=dict(d_state=shape.d_state),
+        ska=_paper_ska(arm, shape.num_heads, shape.rank),
+        allow_edge_ska=size == "50m",
+    )
+
+
+def _paper_ska(arm: str, num_heads: int, rank: int) -> dict[str, Any]:
+    """Chunk-causal with S = 64, K = 2, learned gamma. "sequence-max" is the paper's text, "l2" (with write gate) its code."""
+    text = arm == "sequence-max"
+    return dict(
+        num_heads=num_heads,
+        rank=rank,
+        mode="chunk",
+        chunk_size=64,
+        normalization="sequence-max" if text else "l2",
+        write_gate="none" if text else "sqrt-sigmoid",
+        power=2,
+        gamma=1.25,
+        learn_gamma=True,
+        allow_future_leak=text,
+    )
+
+
+PAPER = {
+    "paper-1m-l2": lambda: _paper_1m("l2"),
+    "paper-1m-sequence-max": lambda: _paper_1m("sequence-max"),
+    "paper-1m-hybrid": lambda: _paper_1m("hybrid"),
+    "paper-1m-mamba2": lambda: _paper_1m("mamba2"),
+    "paper-50m-l2": lambda: _paper_large("50m", "l2"),
+    "paper-50m-sequence-max": lambda: _paper_large("50m", "sequence-max"),
+    "paper-180m-l2": lambda: _paper_large("180m", "l2"),
+    "paper-180m-sequence-max": lambda: _paper_large("180m", "sequence-max"),
+}
+
+
+def preset_names() -> list[str]:
+    """Every name that `preset` knows, by family and size."""
+    return [f"{family}-{size}" for family in FAMILIES for size in SIZES] + list(PAPER)
+
+
+def preset(name: str, **overrides: Any) -> ModelConfig:
+    """The config of that name.
+
+    Args:
+        overrides: fields of `ModelConfig` to set; a dict for a section changes only the fields it names, as in
+            `preset("echo-1m", vocab_size=4224, ska={"power": 0, "value_lag": True})`.
+
+    Raises:
+        UserError: the name or a field is unknown, or a value does not fit.
+    """
+    if name in PAPER:
+        values = dict(PAPER[name](), name=name)
+    elif name in preset_names():
+        family, _, size = name.rpartition("-")
+        values = _family(family, size)
+    else:
+        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.0)
+        raise UserError(f"unknown model {name!r}; did you mean {near[0]}?")
+    for key, value in overrides.items():
+        old = values.get(key)
+        values[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return ModelConfig.from_dict(values, where=name)

@@ -1,0 +1,92 @@
+"""Weights on disk: a folder with `model.safetensors` and `config.json`, both written aside and renamed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import ModelConfig
+from .errors import UserError
+from .files import read_json, write_aside, write_json
+from .stack import EchoLM, build_model
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_pretrained(model: EchoLM, folder: str | Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Write the weights and the config of a model.
+
+    Args:
+        state_dict: what to write instead of the model's own tensors (a state consolidated from many ranks).
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in (state_dict or model.state_dict()).items()}
+    with write_aside(folder / WEIGHTS) as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
+    write_json(folder / CONFIG, model.config.model_dump(mode="json"))
+
+
+def from_pretrained(
+    folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> EchoLM:
+    """Read a model that `save_pretrained` wrote.
+
+    Args:
+        dtype: of the parameters; default: as stored.
+
+    Raises:
+        UserError: a file is missing or damaged, or the weights are those of another architecture.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder / WEIGHTS} is missing: name a folder written by save_pretrained")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS} is damaged ({error}): take another checkpoint") from error
+    model = build_model(config, device="meta")
+    load_state(model, tensors, where=str(folder / WEIGHTS))
+    return model.to(device=device, dtype=dtype)
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The config of a stored model.
+
+    Raises:
+        UserError: it is missing, is not JSON or is not a model config.
+    """
+    path = Path(folder) / CONFIG
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a model config but a JSON {type(values).__name__}")
+    return ModelConfig.from_dict(values, where=str(path))
+
+
+def load_state(model: EchoLM, tensors: Mapping[str, Tensor], *, where: str = "the state") -> None:
+    """Put a complete state dict into a model (parameters of a meta model are replaced, others are overwritten).
+
+    Raises:
+        UserError: a tensor is missing, surplus or of another shape; the model is unchanged.
+    """
+    want = model.state_dict()
+    name = model.config.name
+    if missing := sorted(want.keys() - tensors.keys()):
+        raise UserError(f"{where} lacks {_some(missing)} of {name}: it is of another architecture")
+    if surplus := sorted(tensors.keys() - want.keys()):
+        raise UserError(f"{where} holds {_some(surplus)}, which {name} does not have: it is of another architecture")
+    for key, tensor in tensors.items():
+        if tensor.shape != want[key].shape:
+            raise UserError(f"{where}: {key} has shape {list(tensor.shape)}, but {name} needs {list(want[key].shape)}")
+    model.load_state_dict(dict(tensors), assign=any(t.is_meta for t in want.values()))
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

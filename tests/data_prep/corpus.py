@@ -1,0 +1,37 @@
+"""A small corpus with everything that text can do to a pipeline, and the config that cuts it up."""
+
+import json
+import random
+from pathlib import Path
+
+from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
+
+AWKWARD = ["e\u0301te\u0301 \0 NUL", "<|endoftext|> and <|r5|> as text", "日本語のテキスト", "\n leading", "x"]
+
+
+def write_documents(path: Path, count: int, seed: int) -> list[str]:
+    """Write `count` documents of random words as JSON lines; returns their text."""
+    generator = random.Random(seed)
+    words = ["".join(generator.choices("abcdefgh", k=generator.randint(1, 7))) for _ in range(60)]
+    documents = [" ".join(generator.choices(words, k=generator.randint(1, 60))) for _ in range(count - len(AWKWARD))]
+    documents += AWKWARD
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return documents
+
+
+def jsonl_config(path: Path, **changes) -> DatasetConfig:
+    """A config of one jsonl source, cut into several units and shards."""
+    fields = {
+        "name": "corpus",
+        "sources": (SourceConfig(kind="jsonl", name="words", paths=(str(path),)),),
+        "tokenizer": TokenizerConfig(vocab_size=450),
+        "heldout_fraction": 0.1,
+        "unit_bytes": 8_000,
+        "shard_tokens": 1_500,
+    }
+    return DatasetConfig(**{**fields, **changes})
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
