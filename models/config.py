@@ -1,11 +1,11 @@
 """What a model is: one frozen, typed record that is stored as `config.json` beside the weights."""
 
-import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UserError
+from .validation import describe_validation_error
 
 MixerKind = Literal["mamba2", "ska", "attention"]
 Positive = Annotated[int, Field(gt=0)]
@@ -151,25 +151,4 @@ class ModelConfig(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError(f"{where}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        section = _section(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), section.model_fields, n=1, cutoff=0.0)
-        return f"unknown key {key}; did you mean {near[0]}?"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
-
-
-def _section(path: tuple) -> type[Section]:
-    return {
-        "mamba2": Mamba2Config,
-        "ska": SKAConfig,
-        "attention": AttentionConfig,
-        "feedforward": FeedForwardConfig,
-    }.get(path[0] if path else None, ModelConfig)
+            raise UserError(f"{where}: {describe_validation_error(error, cls)}") from None

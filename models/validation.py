@@ -6,10 +6,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 
-def describe_validation_error(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
+def describe_validation_error(error: ValidationError, schema: type[BaseModel]) -> str:
     """The first finding of a pydantic error in one line, with the nearest valid key where one is unknown."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in ([prefix] if prefix else []) + list(first["loc"])) or "the configuration"
+    where = ".".join(str(part) for part in first["loc"]) or "the configuration"
     others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ValueError):

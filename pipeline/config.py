@@ -46,10 +46,7 @@ class ModelSection(BaseModel):
         overrides = dict(self.model_extra or {})
         if "vocab_size" in overrides:
             raise UserError("model.vocab_size is set by the tokenizer: set data.tokenizer.vocab_size instead")
-        try:
-            return preset(self.preset, vocab_size=vocab_size, **overrides)
-        except ValidationError as error:
-            raise UserError(describe_validation_error(error, ModelConfig, "model")) from error
+        return preset(self.preset, vocab_size=vocab_size, **overrides)
 
 
 class TrainSection(Section):

@@ -17,16 +17,14 @@ from .train import train
 def launch(run: RunFolder, config: RunConfig) -> None:
     """Train `run` with `config.run.workers` processes; returns when training has reached its end.
 
-    One worker runs in this process. Several are spawned by torch's elastic agent, which restarts the gang up to
-    `config.run.max_restarts` times; their output goes to `logs/` in the run folder.
+    The processes are spawned by torch's elastic agent, which restarts the gang up to `config.run.max_restarts` times;
+    their output goes to `logs/` in the run folder. One worker is spawned too: DeepSpeed keeps process groups in module
+    globals, so a process can train only once.
 
     Raises:
         UserError: what a worker recorded as such, a port in use, or a gang that kept dying.
     """
     run.error_file.unlink(missing_ok=True)
-    if config.run.workers == 1:
-        train(run.path)
-        return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     logs = run.path / "logs"
     logs.mkdir(exist_ok=True)

@@ -116,13 +116,15 @@ def _update(engine: Any, batch: Batch, learning_rate: float, device: torch.devic
     sums = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64)  # nats and labels of each
     for index in range(accumulation):
         micro = rows.rows(index, accumulation).to(device)
-        logits = engine(micro.tokens, cu_seqlens=micro.cu_seqlens)
+        counts = micro.loss_mask > 0  # logits are made only where a label counts: recall rows have few
+        logits = engine(micro.tokens, cu_seqlens=micro.cu_seqlens, at=counts)
+        is_recall = micro.is_recall[:, None].expand_as(counts)[counts]
+        labels, weights = micro.labels[counts], micro.loss_mask[counts]
         total = torch.zeros((), device=device)
-        for number, chosen in enumerate((~micro.is_recall, micro.is_recall)):
-            if chosen.any():
-                nats, labels = language_model_loss(logits[chosen], micro.labels[chosen], micro.loss_mask[chosen])
-                total = total + nats
-                sums[number] += torch.stack([nats.detach(), labels]).double().cpu()
+        for number, chosen in enumerate((~is_recall, is_recall)):
+            nats, weight = language_model_loss(logits[chosen], labels[chosen], weights[chosen])
+            total = total + nats
+            sums[number] += torch.stack([nats.detach(), weight]).double().cpu()
         # The engine averages over ranks and micro-batches: undo both, divide by the whole batch's labels.
         engine.backward(total * (world * accumulation / count))
         engine.step()

@@ -49,7 +49,7 @@ def test_identity_covers_what_is_trained_and_nothing_else():
         (["trian.steps=1"], "unknown key trian: did you mean 'train'"),
         (["mixture.recall.shar=1"], "unknown key mixture.recall.shar: did you mean 'share'"),
         (["data.tokenizer.vocab=1"], "unknown key data.tokenizer.vocab: did you mean 'vocab_size'"),
-        (["model.d_modle=1"], "unknown key model.d_modle: did you mean 'd_model'"),
+        (["model.d_modle=1"], "model: echo-1m: unknown key d_modle: did you mean 'd_model'"),
         (["model.preset=echo-2m"], "echo-"),
         (["train.steps=many"], "train.steps='many' is wrong"),
         (["train.steps=-1"], "train.steps=-1 is wrong"),

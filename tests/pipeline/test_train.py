@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -46,7 +48,7 @@ def undisturbed(tmp_path_factory, data_root):
 def test_training_learns_and_records_every_step(undisturbed):
     curve = losses(undisturbed)
     assert len(curve) == 30
-    assert curve[-5:].mean() < 0.8 * curve[:2].mean()
+    assert curve[-5:].mean() < curve[:2].mean() - 0.5
     assert undisturbed.finished()
     events = steps(read_events(undisturbed.events_file))
     assert [event["tokens"] for event in events] == [512 * n for n in range(1, 31)]
@@ -105,21 +107,19 @@ def kill_once_at(run: RunFolder, step: int) -> None:
         time.sleep(0.02)
 
 
-def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, smoke, monkeypatch):
+def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, smoke):
     """The file system's free space is the one thing made up here."""
-    import shutil
-
     config = smoke("run.workers=1", "run.stop_step=10")
     run = set_up(config, tmp_path, data_root)
     launch(run, config)
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("echo_lm.pipeline.checkpoint.shutil.disk_usage", lambda path: usage._replace(free=1000))
     config = smoke("run.workers=1")
     run.prepare(config, data_root / config.data.name)
+    code = "import shutil, sys; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)\n"
+    code += "from echo_lm.pipeline.train import train; train(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
     with pytest.raises(UserError, match="no space for a checkpoint .* MB are free"):
-        launch(run, config)
-    assert "no space" in json.loads(run.error_file.read_text())["message"]
-    monkeypatch.undo()
+        run.raise_recorded_error()
     assert latest_checkpoint(run).name == "step_00000010"
     launch(run, config)
     assert run.finished()
