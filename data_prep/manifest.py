@@ -13,6 +13,7 @@ from .tokenizer import FILE_NAME as TOKENIZER_FILE
 
 FILE_NAME = "manifest.json"
 Split = Literal["train", "heldout"]
+TokenDtype = Literal["uint16", "uint32"]
 
 
 class _Record(BaseModel):
@@ -71,7 +72,7 @@ class Manifest(_Record):
     config_sha256: str
     tokenizer_sha256: str
     vocab_size: int
-    dtype: Literal["uint16", "uint32"]
+    dtype: TokenDtype
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
 
@@ -85,7 +86,7 @@ def config_sha256(config: DatasetConfig) -> str:
     return sha256_json(config.model_dump(mode="json"))
 
 
-def token_dtype(name: str) -> np.dtype:
+def token_dtype(name: TokenDtype) -> np.dtype:
     """The dtype of the `.bin` files: little-endian on every machine."""
     return np.dtype(name).newbyteorder("<")
 

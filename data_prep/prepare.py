@@ -14,7 +14,7 @@ from ..models.files import read_json, sha256_file, sha256_json, write_json
 from .config import DatasetConfig
 from .documents import document_draw, is_heldout
 from .manifest import FILE_NAME as MANIFEST_FILE
-from .manifest import Manifest, SourceRecord, check_files, config_sha256, read_manifest, write_manifest
+from .manifest import Manifest, SourceRecord, TokenDtype, check_files, config_sha256, read_manifest, write_manifest
 from .shards import RECORDS_FOLDER, Unit, UnitRecord, finished_record, tokenize_unit
 from .sources import find_source
 from .tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -187,7 +187,7 @@ def _tokenize(
     return [records[unit.index] for unit in units]
 
 
-def _dtype_for(vocab_size: int) -> str:
+def _dtype_for(vocab_size: int) -> TokenDtype:
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 

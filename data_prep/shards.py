@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file, sha256_json, write_aside, write_json
 from .documents import is_heldout
-from .manifest import ShardRecord, Split, token_dtype
-from .tokenizer import end_of_text, load_tokenizer
+from .manifest import ShardRecord, Split, TokenDtype, token_dtype
+from .tokenizer import FILE_NAME, end_of_text, load_tokenizer
 from .units import Slice, read_documents
 
 RECORDS_FOLDER = "units"
@@ -26,7 +26,7 @@ class Unit(BaseModel):
         folder: the dataset's folder; on a cluster, a path that every worker sees.
         index: number of the unit, part of its files' names.
         tokenizer_sha256: of the `tokenizer.json` in `folder`.
-        dtype: of the token ids, "uint16" or "uint32".
+        dtype: of the token ids.
         heldout_fraction, shard_tokens, seed: as in `DatasetConfig`.
     """
 
@@ -36,7 +36,7 @@ class Unit(BaseModel):
     index: int
     part: Slice
     tokenizer_sha256: str
-    dtype: str
+    dtype: TokenDtype
     heldout_fraction: float
     shard_tokens: int
     seed: int
@@ -82,8 +82,8 @@ def finished_record(unit: Unit) -> UnitRecord | None:
     record = UnitRecord.model_validate(read_json(unit.record_path))
     itemsize = token_dtype(unit.dtype).itemsize
     for shard in record.shards:
-        path = unit.folder / shard.file
-        if not path.is_file() or path.stat().st_size != shard.tokens * itemsize:
+        path, documents = unit.folder / shard.file, unit.folder / shard.documents_file
+        if not documents.is_file() or not path.is_file() or path.stat().st_size != shard.tokens * itemsize:
             return None
     return record if record.key == unit.key else None
 
@@ -91,8 +91,8 @@ def finished_record(unit: Unit) -> UnitRecord | None:
 # One entry: a worker tokenizes many units of one dataset.
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
-    if sha256_file(folder / "tokenizer.json") != sha256:
-        raise UserError(f"{folder}/tokenizer.json changed while the dataset was prepared: delete the folder")
+    if sha256_file(folder / FILE_NAME) != sha256:
+        raise UserError(f"{folder / FILE_NAME} changed while the dataset was prepared: delete the folder")
     return load_tokenizer(folder)
 
 
@@ -116,7 +116,9 @@ class _Shard:
     """The documents of one shard, gathered in memory until it is written."""
 
     def __init__(self, unit: Unit, split: Split, part: int) -> None:
-        self.unit, self.split, self.part = unit, split, part
+        self.unit = unit
+        self.split: Split = split
+        self.part = part
         self.dtype = token_dtype(unit.dtype)
         self.documents: list[np.ndarray] = []
         self.tokens = self.text_bytes = 0
@@ -139,12 +141,12 @@ class _Shard:
             tokens=self.tokens,
             documents=len(self.documents),
             text_bytes=self.text_bytes,
-            documents_sha256=_write_bytes(self.unit.folder / f"{stem}.docs.npy", buffer.getbuffer()),
-            sha256=_write_bytes(self.unit.folder / f"{stem}.bin", memoryview(np.concatenate(self.documents))),
+            documents_sha256=_write_bytes(self.unit.folder / f"{stem}.docs.npy", buffer.getvalue()),
+            sha256=_write_bytes(self.unit.folder / f"{stem}.bin", np.concatenate(self.documents).tobytes()),
         )
 
 
-def _write_bytes(path: Path, data: memoryview) -> str:
+def _write_bytes(path: Path, data: bytes) -> str:
     with write_aside(path) as aside:
         aside.write_bytes(data)
         return sha256_file(aside)

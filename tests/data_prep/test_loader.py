@@ -54,6 +54,8 @@ def test_a_step_is_the_same_whoever_asks_and_whatever_came_before(dataset: Datas
     for step in (4, 0, 3, 2, 1):
         assert equal(again.batch(step), expected[step])
     assert not any(equal(expected[a], expected[b]) for a in range(5) for b in range(a))
+    recall = [batch.tokens[batch.is_recall] for batch in expected]
+    assert not any(torch.equal(recall[a], recall[b]) for a in range(5) for b in range(a)), "recall never repeats"
     assert not equal(loader(dataset, seed=1).batch(0), expected[0])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_lm.data_prep.config import DatasetConfig, SourceConfig
+from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
 from echo_lm.data_prep.dataset import Dataset
 from echo_lm.data_prep.documents import document_draw, is_heldout, normalise
 from echo_lm.data_prep.prepare import prepare
@@ -85,11 +85,12 @@ def test_an_interrupted_run_goes_on_with_the_missing_units(corpus: Path, tmp_pat
     assert tree(resumed) == tree(undisturbed)
 
 
-def test_a_finished_unit_whose_shard_is_gone_is_done_again(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", ["train-00001-000.bin", "train-00001-000.docs.npy"])
+def test_a_finished_unit_whose_shard_is_gone_is_done_again(corpus: Path, tmp_path: Path, gone: str) -> None:
     undisturbed = prepare(jsonl_config(corpus), tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
         prepare(jsonl_config(corpus), tmp_path / "b", map_units=counting([], 2))
-    (tmp_path / "b/corpus/train-00001-000.bin").unlink()
+    (tmp_path / "b/corpus" / gone).unlink()
     after: list[int] = []
     resumed = prepare(jsonl_config(corpus), tmp_path / "b", map_units=counting(after))
     assert after[0] == 1
@@ -145,7 +146,20 @@ def test_a_complete_folder_is_returned_untouched(corpus: Path, tmp_path: Path) -
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+def test_units_of_another_tokenizer_do_not_count_as_finished(corpus: Path, tmp_path: Path) -> None:
+    other = prepare(jsonl_config(corpus, tokenizer=TokenizerConfig(vocab_size=440)), tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(jsonl_config(corpus), tmp_path / "b", map_units=counting([], 2))
+    (tmp_path / "b/corpus/tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
+    after: list[int] = []
+    dataset = Dataset.open(prepare(jsonl_config(corpus), tmp_path / "b", map_units=counting(after)), verify=True)
+    assert after[:2] == [0, 1]
+    assert dataset.split("train").tokens.max() < 440
+
+
 def test_only_what_readers_need_is_left(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/.train-00000-000.bin.1.tmp").write_text("of a worker that was killed")
     folder = prepare(jsonl_config(corpus), tmp_path)
     shards = Dataset.open(folder).manifest.shards
     expected = {"manifest.json", "tokenizer.json"}

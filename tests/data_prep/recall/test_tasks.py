@@ -135,6 +135,18 @@ def test_keys_values_and_queries_are_uniform() -> None:
     assert abs(np.bincount(place, minlength=4) - 5000).max() < 6 * np.sqrt(5000)
 
 
+def test_a_system_prompt_is_closed_and_decoys_come_after_it() -> None:
+    vocabulary = RecallVocabulary()
+    shortest = minimum_length("sysprompt", pairs=3, decoys=4)
+    for length in (shortest, shortest + 1, shortest + 30):
+        tokens = make({"task": "sysprompt", "sequences": 50, "length": length, "pairs": 3, "decoys": 4}, 0).tokens
+        assert (tokens[:, 0] == vocabulary.system).all()
+        assert (tokens[:, 7] == vocabulary.end).all()
+        prompt, gap = tokens[:, :8], tokens[:, 8:-8]
+        assert (np.isin(prompt, vocabulary.keys).sum(axis=1) == 3).all()
+        assert (np.isin(gap, vocabulary.keys).sum(axis=1) == 4).all()
+
+
 def test_overwritten_keys_answer_with_their_latest_value() -> None:
     batch = make({"task": "tooltrace", "sequences": 200, "length": 200, "pairs": 3, "overwrites": 9}, 0)
     histories = [read(row, RecallVocabulary())[1] for row in batch.tokens.tolist()]
