@@ -126,7 +126,9 @@ class ModelConfig(Section):
         if self.ska and self.d_model % self.ska.num_heads:
             raise ValueError(f"ska.num_heads={self.ska.num_heads} must divide d_model={self.d_model}")
         if self.attention and self.d_model % (2 * self.attention.num_heads):
-            raise ValueError(f"attention.num_heads={self.attention.num_heads} must divide d_model={self.d_model} evenly")
+            raise ValueError(
+                f"attention.num_heads={self.attention.num_heads} must divide d_model={self.d_model} evenly"
+            )
         if self.mamba2:
             inner = self.mamba2.expand * self.d_model
             if inner % (self.mamba2.headdim * self.mamba2.ngroups):

@@ -30,7 +30,9 @@ def write_aside(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left on the disk of {path.parent}: free some and run the same command again") from error
+            raise UserError(
+                f"no space left on the disk of {path.parent}: free some and run the same command again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{path} cannot be written ({error.strerror}): name a folder you own") from error
         raise
@@ -69,7 +71,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): delete it and run the stage that writes it again") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}): delete it and run the stage that writes it again"
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

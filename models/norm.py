@@ -60,5 +60,5 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
-    """"rms" or "layer"."""
+    """ "rms" or "layer"."""
     return {"rms": RMSNorm, "layer": LayerNorm}[kind](width, eps)

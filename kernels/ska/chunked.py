@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..documents import document_ids
-from .read import Mask, read
 from ..scan import scan_states
+from .read import Mask, read
 from .state import SKAState
 
 
@@ -109,9 +109,7 @@ def _prefix(
     if starts is not None:
         return _prefix_of_documents(q, k, v, starts, state, power=power, ridge=ridge, scale=scale, value_lag=value_lag)
     batch, length, heads, _ = q.shape
-    queries, z, z_prev, values = (
-        _chunks(x, 1, length) for x in (q, k, previous_keys(k, state.last_key, None), v)
-    )
+    queries, z, z_prev, values = (_chunks(x, 1, length) for x in (q, k, previous_keys(k, state.last_key, None), v))
     unflatten = (batch, heads)
     final = SKAState(
         state.gram + (z.mT @ z).unflatten(0, unflatten),

@@ -27,7 +27,11 @@ class Mamba2(nn.Module):
         self.d_conv_channels = self.d_inner + 2 * config.ngroups * config.d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + self.d_conv_channels + self.num_heads, bias=False)
         self.conv1d = nn.Conv1d(
-            self.d_conv_channels, self.d_conv_channels, config.d_conv, groups=self.d_conv_channels, padding=config.d_conv - 1
+            self.d_conv_channels,
+            self.d_conv_channels,
+            config.d_conv,
+            groups=self.d_conv_channels,
+            padding=config.d_conv - 1,
         )
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
