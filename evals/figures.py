@@ -100,7 +100,7 @@ def recall_by_length(path: Path, results: Sequence[Mapping[str, Any]], label: st
             chance = next(iter(curves.values()))[0]["chance"]
             axes.axhline(chance, color=BASELINE, linestyle="--", linewidth=1.2, label=f"chance {chance:.1%}")
             _log2_axis(axes, lengths)
-            # Beside the plot, where no curve can be; the last checkpoint on top and chance at the bottom, as curves lie.
+            # Beside the plot, where no curve can be; last checkpoint on top, chance at the bottom, as curves lie.
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
         axes.set_ylim(-0.02, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
