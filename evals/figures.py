@@ -100,7 +100,8 @@ def recall_by_length(path: Path, results: Sequence[Mapping[str, Any]], label: st
             chance = next(iter(curves.values()))[0]["chance"]
             axes.axhline(chance, color=BASELINE, linestyle="--", linewidth=1.2, label=f"chance {chance:.1%}")
             _log2_axis(axes, lengths)
-            axes.legend()
+            # Beside the plot, where no curve can be; last checkpoint on top, chance at the bottom, as curves lie.
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
         axes.set_ylim(-0.02, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     return path
@@ -119,8 +120,8 @@ def bits_per_byte_by_step(path: Path, results: Sequence[Mapping[str, Any]]) -> P
         for name, key, line in (("unigram", "unigram_bits_per_byte", "--"), ("gzip -9", "gzip_bits_per_byte", ":")):
             value = results[-1]["metrics"][f"language/{key}"]
             axes.axhline(value, color=BASELINE, linestyle=line, label=f"{name} {value:.2f}")
-        axes.set_ylim(bottom=0)
-        axes.legend()
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+        axes.legend(loc="lower left")
     return path
 
 
@@ -134,7 +135,7 @@ def tokens_per_second(path: Path, steps: Sequence[Mapping[str, Any]]) -> Path:
     with figure(path, "Training speed", "step", "tokens / s") as axes:
         axes.plot(x, y, color=PALETTE[0], alpha=0.25, linewidth=0.8)
         axes.plot(x, _smooth(y), color=PALETTE[0])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return path
 

@@ -129,11 +129,13 @@ def test_the_baselines_see_the_same_text(dataset, table):
     stream = dataset.split("heldout")
     bits = scored_bytes = 0
     text = ""
+    tokenizer = dataset.tokenizer()
+    texts = token_texts(tokenizer)
     for index in range(stream.num_documents):
         document = stream.document(index)
         bits -= sum(math.log2(counts[token] / total) for token in document[1:].tolist())
-        text += dataset.tokenizer().decode(document.tolist(), skip_special_tokens=True)
-        scored_bytes += sum(len(token_texts(dataset.tokenizer())[token]) for token in document[1:])
+        text += tokenizer.decode(document.tolist(), skip_special_tokens=True)
+        scored_bytes += sum(len(texts[token]) for token in document[1:])
     assert found["unigram_bits_per_byte"] == pytest.approx(bits / scored_bytes)
     assert found["gzip_bits_per_byte"] == 8 * len(gzip.compress(text.encode(), 9)) / len(text.encode())
 
