@@ -14,7 +14,7 @@ class Batch:
     Attributes:
         tokens: int64 `[B, T]`, inputs.
         labels: int64 `[B, T]`, what is predicted at each position; already shifted.
-        loss_mask: float32 `[B, T]`, 1 where the label counts.
+        loss_mask: float32 `[B, T]`, the weight of the label: 0 where it does not count, 1 in text.
         cu_seqlens: int32 `[documents + 1]`, borders in the flattened `B * T` tokens; every row start is one.
         is_recall: bool `[B]`, which rows are recall; the others are text.
     """

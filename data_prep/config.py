@@ -97,12 +97,14 @@ class RecallMixtureConfig(_Config):
         tasks: names of recall tasks.
         lengths: tokens of a recall sequence.
         pairs: key-value pairs in a sequence; all of them are asked.
+        loss_weight: of a recall label against a text label, which a row holds many more of.
     """
 
     share: float = Field(default=0.5, gt=0, le=1)
     tasks: tuple[str, ...] = Field(default=("sysprompt", "tooltrace"), min_length=1)
     lengths: tuple[int, ...] = Field(default=(64,), min_length=1)
     pairs: tuple[int, ...] = Field(default=(1, 2, 3, 4, 6, 8), min_length=1)
+    loss_weight: float = Field(default=1.0, gt=0)
 
     @field_validator("tasks")
     @classmethod

@@ -130,6 +130,6 @@ class BatchLoader:
         return Row(
             tokens=np.append(found.tokens, noise),
             labels=np.append(found.labels, np.zeros(rest, dtype=np.int64)),
-            loss_mask=np.append(found.loss_mask, np.zeros(rest, dtype=np.float32)),
+            loss_mask=np.append(found.loss_mask * np.float32(recall.loss_weight), np.zeros(rest, dtype=np.float32)),
             borders=np.arange(0, self.sequence_length, length),
         )

@@ -10,11 +10,11 @@ def language_model_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> tu
     The mean is taken by the caller, who knows the count over all ranks: sums add, means do not.
 
     Args:
-        logits: `[..., V]`; labels: int64 `[...]`, already shifted; loss_mask: `[...]`, 1 where the label counts. Shapes
-            before V are `[B, T]`, or `[n]` after `model(tokens, at=loss_mask.bool())`.
+        logits: `[..., V]`; labels: int64 `[...]`, already shifted; loss_mask: `[...]`, the weight of each label, 0 where it
+            does not count. Shapes before V are `[B, T]`, or `[n]` after `model(tokens, at=loss_mask.bool())`.
 
     Returns:
-        The sum in nats and the number of labels that count, fp32 scalars.
+        The weighted sum in nats and the sum of the weights, fp32 scalars.
     """
     mask = loss_mask.flatten().float()
     nats = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="none")
