@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file, sha256_json, write_json
+from ..models.validation import first_difference
 from .config import DatasetConfig
 from .documents import document_draw, is_heldout
 from .manifest import FILE_NAME as MANIFEST_FILE
@@ -94,23 +94,12 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _check_same_config(old: DatasetConfig, new: DatasetConfig, folder: Path) -> None:
-    difference = _first_difference(old.model_dump(mode="json"), new.model_dump(mode="json"))
+    difference = first_difference(old.model_dump(mode="json"), new.model_dump(mode="json"))
     if difference:
         field, before, now = difference
         raise UserError(
             f"{folder} was prepared with {field}={before!r}, not {now!r}: choose another name, or delete the folder"
         )
-
-
-def _first_difference(old: Any, new: Any, field: str = "") -> tuple[str, Any, Any] | None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(f"{field}.{key}".lstrip("."), old.get(key), new.get(key)) for key in {**old, **new}]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(f"{field}.{i}", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    else:
-        return None if old == new else (field, old, new)
-    differences = (_first_difference(a, b, name) for name, a, b in pairs)
-    return next((difference for difference in differences if difference), None)
 
 
 def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress) -> Plan:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..models.errors import UserError
 from ..models.files import sha256_json
+from ..models.validation import describe_validation_error
 
 SUITE_FOLDER = Path(__file__).parent / "suites"
 
@@ -80,19 +81,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
     try:
         suite = Suite.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"suite {path}: {_explain(error)}") from error
+        raise UserError(f"suite {path}: {describe_validation_error(error, Suite)}") from error
     if not suite.recall and suite.language is None:
         raise UserError(f"suite {path} measures nothing: give it `recall` or `language`")
     return suite
-
-
-def _explain(error: ValidationError) -> str:
-    """One problem on one line; an unknown key comes first, with the nearest valid one."""
-    errors = error.errors()
-    first = next((problem for problem in errors if problem["type"] == "extra_forbidden"), errors[0])
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] != "extra_forbidden":
-        return f"{where or 'content'}: {first['msg']}"
-    valid = sorted({name for model in (Suite, RecallGrid, LanguageProtocol) for name in model.model_fields})
-    near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1, cutoff=0) or valid
-    return f"unknown key {where!r}, the nearest valid one is {near[0]!r}"

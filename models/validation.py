@@ -1,4 +1,4 @@
-"""A pydantic error as the one line that a user needs."""
+"""What is wrong with a configuration, in the one line that a user needs."""
 
 import difflib
 from typing import Any
@@ -8,7 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 def describe_validation_error(error: ValidationError, schema: type[BaseModel]) -> str:
     """The first finding of a pydantic error in one line, with the nearest valid key where one is unknown."""
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: the spelling is what to say.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"]) or "the configuration"
     others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     cause = first.get("ctx", {}).get("error")
@@ -45,3 +46,15 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def first_difference(old: Any, new: Any, field: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key under which two plain values differ, with both values; None where they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(f"{field}.{key}".lstrip("."), old.get(key), new.get(key)) for key in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(f"{field}.{i}", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return None if old == new else (field, old, new)
+    differences = (first_difference(a, b, name) for name, a, b in pairs)
+    return next((difference for difference in differences if difference), None)

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from ..evals.run import run_suite
+from ..evals.config import load_suite
+from ..evals.run import complete_checkpoints, result_path, run_suite
 from ..models.errors import UserError
-from ..models.files import read_json
-from ..pipeline.checkpoint import checkpoint_name, complete_checkpoints
 from ..pipeline.run_folder import RunFolder
 from .progress import console, stage
 
@@ -17,30 +16,27 @@ def evaluate_by_hand(run_path: Path, suites: list[str] | None, step: int | None,
         UserError: no such run, checkpoint or suite, or no suite to run.
     """
     run = RunFolder(run_path)
-    names = suites or list(run.load_config().evaluation.suites)
-    if not names:
+    chosen = [load_suite(name) for name in suites or run.load_config().evaluation.suites]
+    if not chosen:
         raise UserError(f"{run.path} names no suites of its own: give one with --suite, e.g. --suite recall-quick")
-    folders = [f for f in complete_checkpoints(run) if step is None or f.name == checkpoint_name(step)]
-    if not folders:
-        have = ", ".join(f.name for f in complete_checkpoints(run)) or "none"
+    found = list(complete_checkpoints(run.path))
+    wanted = [(folder, record) for folder, record in found if step in (None, record["step"])]
+    if not wanted:
+        have = ", ".join(str(record["step"]) for _, record in found) or "none"
         raise UserError(
-            f"{run.path} has no complete checkpoint {'' if step is None else checkpoint_name(step)}: it has {have}"
+            f"{run.path} has no complete checkpoint{'' if step is None else f' of step {step}'}: it has {have}"
         )
-    with stage("evaluate", total=len(folders) * len(names), unit="suites") as progress:
-        done = 0
-        for folder in folders:
-            record = read_json(folder / "complete.json")
-            for name in names:
-                output = run.evals / folder.name / f"{Path(name).stem}.json"
+    for folder, record in wanted:
+        for suite in chosen:
+            with stage(f"{suite.name} on {folder.name}", total=1, unit="tokens") as progress:
                 run_suite(
                     folder / "model",
-                    name,
+                    suite,
                     run.data_folder(),
-                    output,
+                    result_path(run.path, folder.name, suite.name),
                     step=record["step"],
                     tokens=record["tokens"],
                     device=device,
+                    on_progress=lambda done, total, progress=progress: progress.update(done, total=total),
                 )
-                done += 1
-                progress.update(done, f"{folder.name} {name}")
     console.print(f"results: {run.evals}")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..models.files import read_json
-from ..pipeline.checkpoint import complete_checkpoints
+from ..evals.config import load_suite
+from ..evals.run import complete_checkpoints, result_path
 from ..pipeline.config import RunConfig
 from ..pipeline.run_folder import RunFolder
 
@@ -28,13 +28,12 @@ class EvaluationJob:
 def wanted_jobs(run: RunFolder, config: RunConfig) -> list[EvaluationJob]:
     """Every job that the run's complete checkpoints call for, done or not, oldest checkpoint first."""
     jobs = []
-    for folder in complete_checkpoints(run):
-        record = read_json(folder / "complete.json")
+    for folder, record in complete_checkpoints(run.path):
         step = record["step"]
         if step % (config.run.checkpoint_every * config.evaluation.every) and step != config.train.steps:
             continue
         for suite in config.evaluation.suites:
-            output = run.evals / folder.name / f"{Path(suite).stem}.json"
+            output = result_path(run.path, folder.name, load_suite(suite).name)
             jobs.append(EvaluationJob(suite, folder / "model", run.data_folder(), output, step, record["tokens"]))
     return jobs
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from ..data_prep.tokenizer import load_tokenizer
+from ..evals.run import complete_checkpoints
 from ..models import from_pretrained, generate
 from ..models.errors import UserError
-from ..pipeline.checkpoint import checkpoint_name, complete_checkpoints
+from ..pipeline.checkpoint import checkpoint_name
 from ..pipeline.run_folder import RunFolder
 
 
@@ -19,7 +20,7 @@ def generate_text(
     """
     run = RunFolder(run_path)
     run.load_config()
-    found = {folder.name: folder for folder in complete_checkpoints(run)}
+    found = {folder.name: folder for folder, _ in complete_checkpoints(run.path)}
     if not found:
         raise UserError(f"{run.path} has no complete checkpoint yet")
     name = max(found) if step is None else checkpoint_name(step)

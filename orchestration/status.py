@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..evals.run import complete_checkpoints
 from ..models.errors import UserError
-from ..pipeline.checkpoint import complete_checkpoints
 from ..pipeline.config import RunConfig
 from ..pipeline.events import read_events, steps
 from ..pipeline.run_folder import RunFolder
@@ -44,7 +44,7 @@ def run_status(run: RunFolder) -> RunStatus:
     step = last.get("step", 0)
     rate = last.get("tokens_per_second")
     wanted, missing = wanted_jobs(run, config), missing_jobs(run, config)
-    found = complete_checkpoints(run)
+    found = list(complete_checkpoints(run.path))
     return RunStatus(
         name=config.name,
         state=_state(run, last),
@@ -53,7 +53,7 @@ def run_status(run: RunFolder) -> RunStatus:
         loss=last.get("loss"),
         tokens_per_second=rate,
         eta_seconds=_eta(config, step, rate),
-        checkpoint=found[-1].name if found else "-",
+        checkpoint=found[-1][0].name if found else "-",
         evaluations_done=len(wanted) - len(missing),
         evaluations_pending=len(missing),
     )

@@ -45,7 +45,7 @@ class TrainingProgress:
         """Read the events that are new and show where the run is."""
         for event in self._tail.read():
             if event["kind"] == "start":
-                self._show(event["step"], f"started on {event['workers']} worker(s), {event['device']}")
+                self._show(event["step"], f"started on {event['world_size']} worker(s), {event['device']}")
             elif event["kind"] == "step":
                 loss = "not finite" if event["loss"] is None else f"{event['loss']:.3f}"
                 self._show(event["step"], f"loss {loss}, {event['tokens_per_second']:,.0f} tokens/s")

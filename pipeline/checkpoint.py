@@ -12,6 +12,7 @@ from typing import Any
 import deepspeed
 import torch.distributed as dist
 
+from ..evals.run import complete_checkpoints
 from ..models import save_pretrained
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file, sync_folder, write_json, write_text
@@ -24,18 +25,13 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def complete_checkpoints(run: RunFolder) -> list[Path]:
-    """Folders of the complete checkpoints, oldest first."""
-    return sorted(file.parent for file in run.checkpoints.glob("step_*/complete.json"))
-
-
 def latest_checkpoint(run: RunFolder) -> Path | None:
     """The newest complete checkpoint, or None before the first.
 
     `latest` is written after the rename: a crash between the two leaves a newer complete folder, which counts.
     """
-    found = complete_checkpoints(run)
-    return found[-1] if found else None
+    found = list(complete_checkpoints(run.path))
+    return found[-1][0] if found else None
 
 
 def save_checkpoint(engine: Any, run: RunFolder, config: RunConfig, step: int, tokens: int) -> Path:
@@ -137,5 +133,5 @@ def _flush(path: Path) -> None:
 
 def _retire(run: RunFolder, keep: int | None) -> None:
     """Delete the engine state of all but the newest `keep` checkpoints; weights stay, so that evaluations can follow."""
-    for checkpoint in complete_checkpoints(run)[: -keep if keep else 0]:
+    for checkpoint, _ in list(complete_checkpoints(run.path))[: -keep if keep else 0]:
         shutil.rmtree(checkpoint / "engine", ignore_errors=True)

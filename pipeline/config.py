@@ -132,9 +132,13 @@ class RunConfig(Section):
             )
         return self
 
+    def identity_fields(self) -> dict[str, Any]:
+        """Plain values of the sections that say what is trained."""
+        return {key: value for key, value in self.resolved().items() if key in IDENTITY_SECTIONS}
+
     def identity(self) -> str:
-        """SHA-256 of the sections that say what is trained."""
-        return sha256_json({key: value for key, value in self.resolved().items() if key in IDENTITY_SECTIONS})
+        """SHA-256 of `identity_fields`."""
+        return sha256_json(self.identity_fields())
 
     def resolved(self) -> dict[str, Any]:
         """Plain values with every default filled in."""

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..models.errors import UserError
 from ..models.files import read_json, write_json
+from ..models.validation import first_difference
 from .config import RunConfig, parse_config, save_config
 
 RECORDED_PACKAGES = ("echo-lm", "torch", "deepspeed", "numpy", "tokenizers", "triton", "mamba-ssm", "ray", "mlflow")
@@ -76,8 +77,9 @@ class RunFolder:
         if self.exists():
             stored = self.load_config()
             if stored.identity() != config.identity():
+                field, old, new = first_difference(stored.identity_fields(), config.identity_fields())
                 raise UserError(
-                    f"{self.path} holds a run with another {_first_difference(stored, config)}: "
+                    f"{self.path} holds a run with another {field} (stored {old!r}, asked {new!r}): "
                     "choose another name (name=...) or go on with the stored configuration"
                 )
         elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
@@ -128,11 +130,16 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "cpus": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "hardware": _describe_hardware(),
         "git_commit": _git(source, "rev-parse", "HEAD"),
         "git_dirty": bool(_git(source, "status", "--porcelain")),
     }
+
+
+def _describe_hardware() -> str:
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+    return ", ".join([*gpus, f"{os.cpu_count()} CPU cores"])
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -143,20 +150,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _first_difference(stored: RunConfig, asked: RunConfig) -> str:
-    """`section.key (stored x, asked y)` of the first identity field that differs."""
-    from .config import IDENTITY_SECTIONS
-
-    old, new = _flatten(stored.resolved()), _flatten(asked.resolved())
-    for key in sorted(old.keys() | new.keys()):
-        if key.split(".")[0] in IDENTITY_SECTIONS and old.get(key) != new.get(key):
-            return f"{key} (stored {old.get(key)!r}, asked {new.get(key)!r})"
-    return "configuration"
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, dict):
-        return {k: v for key, value in values.items() for k, v in _flatten(value, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): values}

@@ -65,7 +65,9 @@ def _train(run: RunFolder, config: RunConfig) -> None:
         step, tokens = load_checkpoint(engine, checkpoint)
     log = EventLog(run.events_file) if dist.get_rank() == 0 else None
     if log:
-        log.write("start", step=step, tokens=tokens, pid=os.getpid(), workers=dist.get_world_size(), device=str(device))
+        log.write(
+            "start", step=step, tokens=tokens, pid=os.getpid(), world_size=dist.get_world_size(), device=str(device)
+        )
 
     last = min(config.train.steps, config.run.stop_step or config.train.steps)
     for batch, stall in _prefetched(loader, step, last):
