@@ -33,7 +33,7 @@ def test_an_unknown_suite_names_the_nearest():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name: mine\nlanguage: {tokens: 10, sequence_lenght: 5}", r"'language\.sequence_lenght'.*'sequence_length'"),
+        ("name: mine\nlanguage: {tokens: 10, sequence_lenght: 5}", r"language\.sequence_lenght.*'sequence_length'"),
         ("name: mine\nrecall: [{task: niah, pairs: 4, lengths: [64], queries: 10}]", r"recall\.0\.pairs"),
         ("name: mine\nrecall: [{task: niah, pairs: [4], lengths: [64], queries: 0}]", r"recall\.0\.queries"),
         ("name: mine", "measures nothing"),
