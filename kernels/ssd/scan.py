@@ -87,8 +87,9 @@ def mamba_ssm_kernel() -> Callable | None:
     if importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("triton") is None:
         return None
     # Without its CUDA build mamba-ssm fails to import this module, which only Mamba-1 needs.
-    if importlib.util.find_spec("selective_scan_cuda") is None:
-        sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
+    name = "selective_scan_cuda"
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        sys.modules[name] = types.ModuleType(name)
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return mamba_chunk_scan_combined
