@@ -50,8 +50,8 @@ def prefill(
     ska = model.config.ska
     if ska and ska.normalization == "sequence-max":
         segment = length  # the maximum is taken over the whole prompt before any of it is read
-    elif ska and ska.mode == "chunk" and segment % (ska.chunk_size or 64):
-        raise ValueError(f"segment={segment} must be a multiple of the chunk size {ska.chunk_size or 64}")
+    elif ska and ska.mode == "chunk" and segment % ska.grid:
+        raise ValueError(f"segment={segment} must be a multiple of the chunk size {ska.grid}")
     like = model.embedding.weight[:0]
     cache = Cache(block.mixer.empty_cache(batch, like) for block in model.blocks)
     last = like.new_zeros(batch, model.config.d_model)

@@ -39,13 +39,16 @@ class SKA(nn.Module):
         self.gamma_logit = nn.Parameter(torch.empty(heads)) if config.learn_gamma else None
 
     def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+        y = ska_attention(*self.keys(x, cu_seqlens), **self._options(), mode=self.config.mode, cu_seqlens=cu_seqlens)
+        return self._read_out(y, x.dtype)
+
+    def keys(self, x: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`."""
         q, k, v = self._project(x)
         longest = None
         if self.config.normalization == "sequence-max":
             longest = longest_key(k, inner_borders(cu_seqlens, *x.shape[:2], x.device))
-        q, k, v = self._weigh(x, q, k, v, longest)
-        y = ska_attention(q, k, v, **self._options(), mode=self.config.mode, cu_seqlens=cu_seqlens)
-        return self._read_out(y, x.dtype)
+        return self._weigh(x, q, k, v, longest)
 
     def empty_cache(self, batch: int, like: Tensor) -> SKACache:
         """The state of empty rows; `like` gives dtype and device."""
@@ -76,7 +79,7 @@ class SKA(nn.Module):
         chunked = {}
         if old.visible is not None:
             position = old.position + real.sum(1)
-            on_grid = position - position % self.chunk_size
+            on_grid = position - position % self.config.grid
             seen = real & (old.position[:, None] + torch.arange(x.shape[1], device=x.device) < on_grid[:, None])
             visible = ska_attention(q, k, v, **options, mode="chunk", mask=seen, state=old.visible)[1]
             chunked = dict(visible=visible, position=position)
@@ -89,18 +92,13 @@ class SKA(nn.Module):
         y, decode = ska_step(q, k, v, cache.decode, **self._options())
         return self._read_out(y, x.dtype), SKACache(decode, cache.longest)
 
-    @property
-    def chunk_size(self) -> int:
-        """The grid of "chunk" mode; in "exact" mode a matter of speed alone, 32 being best for small ranks on a CPU."""
-        return self.config.chunk_size or (32 if self.config.mode == "exact" and self.config.rank <= 32 else 64)
-
     def _options(self) -> dict:
         config = self.config
         return dict(
             power=config.power,
             ridge=config.ridge,
             scale=self.gamma(),
-            chunk_size=self.chunk_size,
+            chunk_size=config.grid,
             value_lag=config.value_lag,
         )
 
