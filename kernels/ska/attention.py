@@ -105,19 +105,21 @@ def ska_attention(
     else:
         entering = _check_state(state, batch, heads, rank, v.shape[-1], dtype)
 
-    y, final = IMPLEMENTATIONS[backend](
-        q,
-        k,
-        v,
-        mode=mode,
-        power=power,
-        ridge=ridge,
-        scale=scale.to(dtype),
-        chunk_size=chunk_size,
-        value_lag=value_lag,
-        starts=starts,
-        state=entering,
-    )
+    # Autocast would work the products in half precision, and the ridge would drown.
+    with torch.autocast(q.device.type, enabled=False):
+        y, final = IMPLEMENTATIONS[backend](
+            q,
+            k,
+            v,
+            mode=mode,
+            power=power,
+            ridge=ridge,
+            scale=scale.to(dtype),
+            chunk_size=chunk_size,
+            value_lag=value_lag,
+            starts=starts,
+            state=entering,
+        )
     y = y.to(out_dtype)
     if not return_state:
         return y

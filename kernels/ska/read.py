@@ -142,6 +142,11 @@ class Read(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
+        with torch.autocast(dy.device.type, enabled=False):
+            return Read._backward(ctx, dy)
+
+    @staticmethod
+    def _backward(ctx, dy):
         z, z_prev, v, transition, value_map, scale, *xs = ctx.saved_tensors
         solver, mask, local = ctx.solver, ctx.mask, ctx.local
         dy = dy.contiguous()

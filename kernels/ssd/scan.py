@@ -74,7 +74,8 @@ def ssd_scan(
         x, dt, a, b, c = (t.to(dtype) for t in (x, dt, a, b, c))
         if state is None:
             state = x.new_zeros(batch, heads, width, b.shape[-1])
-        y, final = scan(x, dt, a, b, c, chunk_size=chunk_size, starts=starts, state=state.to(dtype))
+        with torch.autocast(x.device.type, enabled=False):  # sums stay in fp32
+            y, final = scan(x, dt, a, b, c, chunk_size=chunk_size, starts=starts, state=state.to(dtype))
         if d is not None:
             y = torch.addcmul(y, x, d.to(dtype)[:, None])
     y = y.to(out_dtype)

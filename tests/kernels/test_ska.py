@@ -187,6 +187,15 @@ def test_first_chunk_is_refined_in_fp32():
     assert error <= 2e-4, name
 
 
+def test_autocast_leaves_sums_and_solves_in_fp32():
+    """In the backward too, also where it is called under autocast."""
+    inputs = draw(1, 70, 2, 8, 16)
+    plain = evaluate(inputs, "torch", torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = evaluate(inputs, "torch", torch.float32)
+    assert all(torch.equal(plain[name], cast[name]) for name in ("y", "gram", "transition", "dq"))
+
+
 @pytest.mark.parametrize("mode", ["exact", "chunk", "prefix"])
 def test_gradcheck(mode):
     q, k, v, scale, entering = draw(1, 6, 1, 3, 2, state=True)
