@@ -1,8 +1,8 @@
 """Document borders in a batch: one convention for every operation of this package.
 
-`cu_seqlens` is an int32 or int64 vector `[documents + 1]` of offsets into the flattened `B*T` tokens, first 0, last `B*T`.
-Every row of the batch starts a document whether or not `cu_seqlens` says so, unless the row continues from an entering
-state: only the borders inside rows are of interest here.
+`cu_seqlens` is an int32 or int64 vector `[documents + 1]` of offsets into the flattened `B*T` tokens, first 0, last
+`B*T`. Every row of the batch starts a document whether or not `cu_seqlens` says so, unless the row continues from an
+entering state: only the borders inside rows are of interest here.
 """
 
 import torch
@@ -16,8 +16,8 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
         bool `[batch, length]`, or None where no row holds a border.
 
     Raises:
-        ValueError: `cu_seqlens` is not an increasing integer vector from 0 to `batch * length`. The values are checked on
-            the CPU only: on a GPU the check would make the host wait in every layer.
+        ValueError: `cu_seqlens` is not an increasing integer vector from 0 to `batch * length`. The values are
+            checked on the CPU only: on a GPU the check would make the host wait in every layer.
     """
     if cu_seqlens is None:
         return None
@@ -31,7 +31,7 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
         first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
         if first != 0 or last != tokens or bool((cu_seqlens.diff() <= 0).any()):
             raise ValueError(
-                f"cu_seqlens must increase from 0 to batch * length = {tokens}, not run from {first} to {last} or stand still"
+                f"cu_seqlens must increase from 0 to batch * length = {tokens}, not run from {first} to {last}"
             )
     starts = torch.zeros(tokens, dtype=torch.bool, device=device)
     starts[cu_seqlens[:-1].to(device=device, dtype=torch.int64)] = True

@@ -1,7 +1,10 @@
 """Mixers, feed-forwards, the Echo stack, its baselines and their accounting."""
 
+from .accounting import model_table
 from .config import AttentionConfig, FeedForwardConfig, Mamba2Config, ModelConfig, SKAConfig
+from .decoding import Cache, generate, prefill, step
 from .errors import UserError
+from .health import LayerHealth, ska_health
 from .loss import language_model_loss
 from .optimizer_groups import parameter_groups
 from .parameters import ParameterCount, count_parameters
@@ -11,8 +14,10 @@ from .stack import EchoLM, build_model
 
 __all__ = [
     "AttentionConfig",
+    "Cache",
     "EchoLM",
     "FeedForwardConfig",
+    "LayerHealth",
     "Mamba2Config",
     "ModelConfig",
     "ParameterCount",
@@ -21,11 +26,16 @@ __all__ = [
     "build_model",
     "count_parameters",
     "from_pretrained",
+    "generate",
     "language_model_loss",
     "load_state",
+    "model_table",
     "parameter_groups",
+    "prefill",
     "preset",
     "preset_names",
     "read_config",
     "save_pretrained",
+    "ska_health",
+    "step",
 ]

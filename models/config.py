@@ -33,8 +33,8 @@ class SKAConfig(Section):
         mode: "exact" gives every token its own operator; "chunk" is the paper's training form.
         normalization: of keys and queries: "l2" per token, "sequence-max" by the longest key of the document (the
             paper's text; it looks into the future), or "none".
-        write_gate: "sqrt-sigmoid" weighs keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2 sigmoid(.) - 0.1, 0, 1),
-            which can be exactly zero.
+        write_gate: "sqrt-sigmoid" weighs keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2 sigmoid(.) - 0.1,
+            0, 1), which can be exactly zero.
         power: K, the number of filter steps.
         value_lag: bind a value to the key before it.
         gamma: s, the factor of each filter step; learned ones stay in (1, 1.5).
@@ -59,11 +59,16 @@ class SKAConfig(Section):
     chunk_size: Positive | None = None
     allow_future_leak: bool = False
 
+    @property
+    def grid(self) -> int:
+        """Tokens of a chunk. In "exact" mode a matter of speed alone: 32 is best for small ranks on a CPU."""
+        return self.chunk_size or (32 if self.mode == "exact" and self.rank <= 32 else 64)
+
     @model_validator(mode="after")
     def _check(self):
         if self.normalization == "sequence-max" and not self.allow_future_leak:
             raise ValueError(
-                'ska.normalization "sequence-max" lets a token see later ones: use "l2", or set ska.allow_future_leak=true'
+                'ska.normalization "sequence-max" looks into the future: use "l2" or set ska.allow_future_leak=true'
             )
         if self.learn_gamma and not 1.0 < self.gamma < 1.5:
             raise ValueError(f"ska.gamma must start inside (1, 1.5) to be learned there, not at {self.gamma}")
@@ -133,7 +138,8 @@ class ModelConfig(Section):
             inner = self.mamba2.expand * self.d_model
             if inner % (self.mamba2.headdim * self.mamba2.ngroups):
                 raise ValueError(
-                    f"mamba2.headdim * ngroups = {self.mamba2.headdim * self.mamba2.ngroups} must divide expand * d_model = {inner}"
+                    f"mamba2.headdim={self.mamba2.headdim} times ngroups={self.mamba2.ngroups} must divide "
+                    f"expand * d_model = {inner}"
                 )
         if "ska" in (self.layers[0], self.layers[-1]) and not self.allow_edge_ska:
             raise ValueError(

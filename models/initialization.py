@@ -1,4 +1,4 @@
-"""Initial weights, drawn from a private generator: the same seed gives the same model, whatever else has drawn numbers."""
+"""Initial weights, from a private generator: the same seed gives the same model, whatever else has drawn numbers."""
 
 import math
 

@@ -30,9 +30,9 @@ def koopman_width(d_model: int) -> int:
     return 64 * -(-8 * d_model // (3 * 64))
 
 
-# 1m is the M S M S reference of the paper's scale, with the parameters of its SwiGLU (3 x 384 = 2 x 576). 50m and 180m have
-# the paper's shapes; SKA at the 3rd, 7th, 11th and 15th of 16 blocks leaves Mamba-2 last, as its own rule wants. The names
-# of these two count the embeddings of a 32,000 vocabulary, those of the others do not.
+# 1m is an M S M S stack with the parameters of the paper's SwiGLU (3 x 384 = 2 x 576). 50m and 180m have the paper's
+# shapes; SKA in the 3rd, 7th, 11th and 15th of 16 blocks leaves Mamba-2 last, as its own rule wants. The names of these
+# two count the embeddings of a 32,000 vocabulary, those of the others do not.
 SIZES = {
     "1m": Size(128, 4, 4, 24, 16, (1, 3), 576),
     "4m": Size(192, 10, 6, 24, 32, (3, 7), koopman_width(192)),
@@ -112,7 +112,7 @@ def _paper_large(size: str, arm: str) -> dict[str, Any]:
 
 
 def _paper_ska(arm: str, num_heads: int, rank: int) -> dict[str, Any]:
-    """Chunk-causal with S = 64, K = 2, learned gamma. "sequence-max" is the paper's text, "l2" (with write gate) its code."""
+    """Chunk-causal, S = 64, K = 2, learned gamma. "sequence-max" is the paper's text, "l2" (with gate) its code."""
     text = arm == "sequence-max"
     return dict(
         num_heads=num_heads,

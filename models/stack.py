@@ -1,5 +1,7 @@
 """EchoLM: embeddings, blocks, logits. One stack for Echo and every baseline; the config says which."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,10 +27,19 @@ class Block(nn.Module):
         x = x + self.mixer(self.mixer_norm(x), cu_seqlens=cu_seqlens)
         return x + self.feedforward(self.feedforward_norm(x))
 
+    def extend(self, x: Tensor, cache: Any, real: Tensor) -> tuple[Tensor, Any]:
+        mixed, cache = self.mixer.extend(self.mixer_norm(x), cache, real)
+        x = x + mixed
+        return x + self.feedforward(self.feedforward_norm(x)), cache
+
+    def step(self, x: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        mixed, cache = self.mixer.step(self.mixer_norm(x), cache)
+        x = x + mixed
+        return x + self.feedforward(self.feedforward_norm(x)), cache
+
 
 class EchoLM(nn.Module):
-    """A causal language model. Build it with `build_model` or `from_pretrained`: the constructor alone draws weights from
-    torch's global generator."""
+    """A causal language model. Build it with `build_model` or `from_pretrained`, which draw no global random number."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -49,7 +60,8 @@ class EchoLM(nn.Module):
                 most of the head, a third of a small model's work.
 
         Returns:
-            `[B, T, vocab_size]`, or `[n, vocab_size]` in the order of the flattened tokens; in the dtype of the weights.
+            `[B, T, vocab_size]`, or `[n, vocab_size]` in the order of the flattened tokens, as wide as
+            the weights.
         """
         x = self.embedding(tokens)
         for block in self.blocks:

@@ -34,9 +34,10 @@ def ska_attention(
     context: Any = None,
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, SKAState]:
-    """Spectral Koopman Attention (arXiv 2605.06997 §3.2) in its un-whitened form, without a constraint that never binds.
+    """Spectral Koopman Attention (arXiv 2605.06997 §3.2) in its un-whitened form.
 
-    With G = ridge I + sum z_s z_s^T, M = sum z_s z_{s-1}^T and C = sum v_s z_s^T over the positions s that token t may see,
+    With G = ridge I + sum z_s z_s^T, M = sum z_s z_{s-1}^T and C = sum v_s z_s^T over the positions s that token t may
+    see,
 
         y_t = C G^-1 (scale M G^-1)^power q_t.
 
@@ -47,20 +48,22 @@ def ska_attention(
     Args:
         q, k: queries and keys `[B, T, H, R]`.
         v: values `[B, T, H, P]`.
-        mode: which positions token t sees, in its document. "exact": s <= t. "chunk": those of the chunks before its own
-            (the paper's training form). "prefix": all.
-        power: K. As M G^-1 maps a key to the next one, K = 0 reads the value at the matching key, K = 1 the one after it.
+        mode: which positions token t sees, in its document. "exact": s <= t. "chunk": those of the chunks before its
+            own (the paper's training form). "prefix": all.
+        power: K. As M G^-1 maps a key to the next one, K = 0 reads the value at the matching key, K = 1 the one after
+            it.
         ridge: the same number in training, prefill and decoding.
         scale: s, a float or `[H]`, applied in each of the K steps.
         chunk_size: tokens worked together. "exact" gives the same result for any (default: by rank); "chunk": the grid,
             counted from the row's first token and cut at document borders (default 64).
         value_lag: C = sum v_s z_{s-1}^T: with K = 0, read the value that followed the key.
-        mask: bool `[B, T]`; a False position writes nothing. Its neighbour's pair with it is zero, and the last True key
-            of a row, not padding behind it, is the one that the returned state holds.
-        state: what the rows continue from. A row start is a border if and only if this is None. In "chunk" mode the state
-            is taken to lie on the chunk grid.
+        mask: bool `[B, T]`; a False position writes nothing. Its neighbour's pair with it is zero, and the last True
+            key of a row, not padding behind it, is the one that the returned state holds.
+        state: what the rows continue from. A row start is a border if and only if this is None. In "chunk" mode the
+            state is taken to lie on the chunk grid.
         return_state: also return the state after each row.
-        cu_seqlens: int32 or int64 `[documents + 1]`, borders in the flattened `B * T` tokens; see `kernels/documents.py`.
+        cu_seqlens: int32 or int64 `[documents + 1]`, borders in the flattened `B * T` tokens; see
+            `kernels/documents.py`.
         context: None; rows are whole on this rank.
         backend: "naive" is the token loop, "torch" the chunked form; "auto" takes the fastest that runs here.
 
@@ -102,19 +105,21 @@ def ska_attention(
     else:
         entering = _check_state(state, batch, heads, rank, v.shape[-1], dtype)
 
-    y, final = IMPLEMENTATIONS[backend](
-        q,
-        k,
-        v,
-        mode=mode,
-        power=power,
-        ridge=ridge,
-        scale=scale.to(dtype),
-        chunk_size=chunk_size,
-        value_lag=value_lag,
-        starts=starts,
-        state=entering,
-    )
+    # Autocast would work the products in half precision, and the ridge would drown.
+    with torch.autocast(q.device.type, enabled=False):
+        y, final = IMPLEMENTATIONS[backend](
+            q,
+            k,
+            v,
+            mode=mode,
+            power=power,
+            ridge=ridge,
+            scale=scale.to(dtype),
+            chunk_size=chunk_size,
+            value_lag=value_lag,
+            starts=starts,
+            state=entering,
+        )
     y = y.to(out_dtype)
     if not return_state:
         return y
@@ -124,8 +129,8 @@ def ska_attention(
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[int, int, int, int]:
     if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3] or 0 in q.shape + v.shape:
         raise ValueError(
-            f"q and k must be [B, T, H, R] and v [B, T, H, P], none of them empty, not {tuple(q.shape)}, {tuple(k.shape)} "
-            f"and {tuple(v.shape)}"
+            f"q and k must be [B, T, H, R] and v [B, T, H, P], none of them empty, not {tuple(q.shape)}, "
+            f"{tuple(k.shape)} and {tuple(v.shape)}"
         )
     if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool):
         raise ValueError(f"mask must be bool [B, T] = {list(q.shape[:2])}, not {mask.dtype} {list(mask.shape)}")

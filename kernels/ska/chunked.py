@@ -1,8 +1,8 @@
 """SKA in PyTorch at chunk cost: the exact, chunk-causal and prefix forms.
 
-Exact: every token reads from its own operator, itself included, so that training, prefill and decoding are one function.
-Chunk-causal (arXiv 2605.06997 §3.3): every token reads from the chunks before its own. Prefix: every token reads from the
-whole of its document. All chunks are worked at once; only the sums pass from chunk to chunk.
+Exact: every token reads from its own operator, itself included, so that training, prefill and decoding are one
+function. Chunk-causal (arXiv 2605.06997 §3.3): every token reads from the chunks before its own. Prefix: every token
+reads from the whole of its document. All chunks are worked at once; only the sums pass from chunk to chunk.
 
 A border inside a chunk does not split it: rows see the rows of their own document, and the entering state only if they
 belong to the document that the chunk was entered with.
@@ -75,7 +75,7 @@ def previous_keys(k: Tensor, last_key: Tensor, starts: Tensor | None) -> Tensor:
 
 
 def _chunks(x: Tensor, count: int, size: int) -> Tensor:
-    """`[B, T, H, D]` -> `[B * count * H, size, D]`; the last chunk is filled with zeros, which add nothing to any sum."""
+    """`[B, T, H, D]` -> `[B * count * H, size, D]`, filled with zeros, which add nothing to any sum."""
     batch, length, heads, width = x.shape
     if count * size != length:
         x = F.pad(x, (0, 0, 0, 0, 0, count * size - length))
@@ -85,7 +85,8 @@ def _chunks(x: Tensor, count: int, size: int) -> Tensor:
 def _masks(
     starts: Tensor | None, batch: int, length: int, heads: int, count: int, size: int, like: Tensor
 ) -> tuple[Mask, Tensor | None, Tensor | None]:
-    """The mask of `read`; the rows of each chunk's last document `[n, S, 1]`; the chunks without a border `[B, N, 1, 1, 1]`."""
+    """The mask of `read`, the rows of each chunk's last document `[n, S, 1]`, the chunks without a border
+    `[B, N, 1, 1, 1]`."""
     causal = like.new_ones(size, size).tril()
     if starts is None:
         return Mask(causal, None, batch * count, heads), None, None

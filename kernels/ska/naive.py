@@ -1,4 +1,4 @@
-"""SKA token by token, as its definition reads (arXiv 2605.06997 §3.2): slow, of any dtype, the arbiter of the other forms.
+"""SKA token by token, as defined (arXiv 2605.06997 §3.2): slow, of any dtype, the arbiter of the other forms.
 
 Gradients come from autograd through the solves. Arguments are those of `ska_attention`, checked and masked there.
 """

@@ -3,9 +3,9 @@
 No gradient passes through a factorisation (which would be slow, and unstable where the ridge conditions the result):
 d(G^-1 x) needs only solves with the same matrix. Everything works on `n = chunks * heads` matrices, rows are tokens.
 
-In the exact form each token has its own operator: the sums of the chunks before (`gram`, `transition`, `value_map`) plus
-those of the tokens up to itself in its chunk. With R R^T = I + Z G^-1 Z^T, whose leading blocks factor every prefix of the
-chunk, and W = R^-1 Z G^-1,
+In the exact form each token has its own operator: the sums of the chunks before (`gram`, `transition`, `value_map`)
+plus those of the tokens up to itself in its chunk. With R R^T = I + Z G^-1 Z^T, whose leading blocks factor every
+prefix of the chunk, and W = R^-1 Z G^-1,
 
     G_t^-1 = G^-1 - sum_{s <= t} w_s w_s^T,        so        solve(X) = X G^-1 - ((X W^T) * causal) W.
 """
@@ -61,7 +61,7 @@ class Mask:
 
 
 class Solver:
-    """Rows x_t -> rows G_t^-1 x_t, for the `n` matrices `gram` (ridge included) and keys `z` `[n, S, R]` (None: only `gram`)."""
+    """Rows x_t -> rows G_t^-1 x_t, for `n` matrices `gram` (ridge included) and keys `z` `[n, S, R]` (None: none)."""
 
     def __init__(self, gram: Tensor, z: Tensor | None, ridge: float, mask: Mask):
         self.gram, self.z, self.ridge, self.mask = gram, z, ridge, mask
@@ -142,6 +142,11 @@ class Read(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
+        with torch.autocast(dy.device.type, enabled=False):
+            return Read._backward(ctx, dy)
+
+    @staticmethod
+    def _backward(ctx, dy):
         z, z_prev, v, transition, value_map, scale, *xs = ctx.saved_tensors
         solver, mask, local = ctx.solver, ctx.mask, ctx.local
         dy = dy.contiguous()

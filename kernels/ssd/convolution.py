@@ -31,14 +31,15 @@ def causal_convolution(
     taps = weight.shape[-1]
     if weight.shape != (channels, taps) or (state is not None and state.shape != (batch, taps - 1, channels)):
         raise ValueError(
-            f"x {list(x.shape)} needs weight [{channels}, W] and state [{batch}, W - 1, {channels}], not {list(weight.shape)}"
-            + (f" and {list(state.shape)}" if state is not None else "")
+            f"x {list(x.shape)} needs weight [{channels}, W] and state [{batch}, W - 1, {channels}], "
+            f"not {list(weight.shape)} and {None if state is None else list(state.shape)}"
         )
     if state is None:
         state = x.new_zeros(batch, taps - 1, channels)
     padded = torch.cat((state.to(x.dtype), x), 1)
     starts = inner_borders(cu_seqlens, batch, length, x.device)
-    # A sum of shifted copies cuts at borders for one comparison a tap, and is no slower than a grouped conv1d on the CPU.
+    # A sum of shifted copies cuts at borders for one comparison a tap, and is no slower than a grouped
+    # conv1d on the CPU.
     y = x * weight[:, -1] if bias is None else torch.addcmul(bias, x, weight[:, -1])
     ids = None if starts is None else torch.nn.functional.pad(document_ids(starts), (taps - 1, 0))
     for lag in range(1, taps):

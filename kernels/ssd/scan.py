@@ -74,7 +74,8 @@ def ssd_scan(
         x, dt, a, b, c = (t.to(dtype) for t in (x, dt, a, b, c))
         if state is None:
             state = x.new_zeros(batch, heads, width, b.shape[-1])
-        y, final = scan(x, dt, a, b, c, chunk_size=chunk_size, starts=starts, state=state.to(dtype))
+        with torch.autocast(x.device.type, enabled=False):  # sums stay in fp32
+            y, final = scan(x, dt, a, b, c, chunk_size=chunk_size, starts=starts, state=state.to(dtype))
         if d is not None:
             y = torch.addcmul(y, x, d.to(dtype)[:, None])
     y = y.to(out_dtype)
@@ -87,8 +88,9 @@ def mamba_ssm_kernel() -> Callable | None:
     if importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("triton") is None:
         return None
     # Without its CUDA build mamba-ssm fails to import this module, which only Mamba-1 needs.
-    if importlib.util.find_spec("selective_scan_cuda") is None:
-        sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
+    name = "selective_scan_cuda"
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        sys.modules[name] = types.ModuleType(name)
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return mamba_chunk_scan_combined

@@ -1,5 +1,7 @@
 """Causal softmax attention with rotary positions (arXiv 2104.09864), for the hybrid and transformer baselines."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,6 +9,15 @@ from torch import Tensor, nn
 from ...kernels.documents import document_ids, inner_borders
 from ..config import AttentionConfig
 from ..initialization import normal_by_fan_in
+
+
+class AttentionCache(NamedTuple):
+    """k, v: `[B, H, T, D]`, keys rotated; real: bool `[B, T]`, False at padding; position: `[B]` of the next token."""
+
+    k: Tensor
+    v: Tensor
+    real: Tensor
+    position: Tensor
 
 
 class Attention(nn.Module):
@@ -29,6 +40,34 @@ class Attention(nn.Module):
             seen = (ids[:, :, None] == ids[:, None, :]).tril()
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
         return self._read_out(y)
+
+    def empty_cache(self, batch: int, like: Tensor) -> AttentionCache:
+        """The state of empty rows; `like` gives dtype and device."""
+        width = self.out_proj.in_features // self.num_heads
+        none = like.new_zeros(batch, self.num_heads, 0, width)
+        real = torch.zeros(batch, 0, dtype=torch.bool, device=like.device)
+        return AttentionCache(none, none, real, torch.zeros(batch, dtype=torch.int64, device=like.device))
+
+    def extend(self, x: Tensor, cache: AttentionCache, real: Tensor) -> tuple[Tensor, AttentionCache]:
+        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
+        length, past = x.shape[1], cache.real.shape[1]
+        q, k, v = self._project(x, cache.position[:, None] + torch.arange(length, device=x.device))
+        cache = AttentionCache(
+            torch.cat((cache.k, k), 2),
+            torch.cat((cache.v, v), 2),
+            torch.cat((cache.real, real), 1),
+            cache.position + real.sum(1),
+        )
+        causal = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
+        # A padded query may find nothing real to see; it sees itself, and nobody reads it.
+        own = torch.ones_like(causal).triu(past) & causal
+        y = F.scaled_dot_product_attention(q, cache.k, cache.v, attn_mask=(causal & cache.real[:, None] | own)[:, None])
+        return self._read_out(y), cache
+
+    def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+        """One token, `[B, d_model]`."""
+        y, cache = self.extend(x[:, None], cache, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
+        return y[:, 0], cache
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, `[B, H, T, D]`; positions `[1 or B, T]`."""

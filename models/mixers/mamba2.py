@@ -1,12 +1,13 @@
-"""The Mamba-2 mixer (arXiv 2405.21060): parameters named and shaped as in `mamba_ssm.Mamba2`, so that weights pass unchanged."""
+"""The Mamba-2 mixer (arXiv 2405.21060), with the parameters of `mamba_ssm.Mamba2`: weights pass unchanged."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.ssd import causal_convolution, ssd_scan
+from ...kernels.ssd import causal_convolution, ssd_scan, ssd_update
 from ..config import Mamba2Config
 from ..initialization import normal_by_fan_in
 from ..norm import GatedRMSNorm, at_least_fp32
@@ -14,6 +15,13 @@ from ..norm import GatedRMSNorm, at_least_fp32
 # Step sizes start log-uniform in this range, -A uniform in (1, 16): the defaults of mamba-ssm.
 DT_RANGE = (1e-3, 1e-1)
 A_RANGE = (1.0, 16.0)
+
+
+class Mamba2Cache(NamedTuple):
+    """conv: `[B, d_conv - 1, channels]`, the last inputs of the convolution; ssm: `[B, H, headdim, d_state]`."""
+
+    conv: Tensor
+    ssm: Tensor
 
 
 class Mamba2(nn.Module):
@@ -40,12 +48,49 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
-        z, inputs, dt = self.in_proj(x).split((self.d_inner, self.d_conv_channels, self.num_heads), -1)
-        inputs = F.silu(
-            causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, cu_seqlens=cu_seqlens)
-        )
-        values, b, c = self._split(inputs)
+        z, inputs, dt = self._project(x)
+        values, b, c = self._split(self._convolve(inputs, cu_seqlens=cu_seqlens))
         y = ssd_scan(values, self._step_sizes(dt), self._a(), b, c, d=self.D, cu_seqlens=cu_seqlens)
+        return self._read_out(y, z)
+
+    def empty_cache(self, batch: int, like: Tensor) -> Mamba2Cache:
+        """The state of empty rows; `like` gives dtype and device."""
+        config = self.config
+        state = at_least_fp32(like.new_zeros(batch, self.num_heads, config.headdim, config.d_state))
+        return Mamba2Cache(like.new_zeros(batch, config.d_conv - 1, self.d_conv_channels), state)
+
+    def extend(self, x: Tensor, cache: Mamba2Cache, real: Tensor) -> tuple[Tensor, Mamba2Cache]:
+        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
+        z, inputs, dt = self._project(x)
+        values, b, c = self._split(self._convolve(inputs, state=cache.conv))
+        steps = self._step_sizes(dt) * real[..., None]
+        y, ssm = ssd_scan(values, steps, self._a(), b, c, d=self.D, state=cache.ssm, return_state=True)
+        taps = self.config.d_conv - 1
+        newest = real.sum(1)[:, None] + torch.arange(taps, device=x.device)
+        seen = torch.cat((cache.conv, inputs), 1)
+        conv = seen.gather(1, newest[..., None].expand(-1, -1, seen.shape[-1]))
+        return self._read_out(y, z), Mamba2Cache(conv, ssm)
+
+    def step(self, x: Tensor, cache: Mamba2Cache) -> tuple[Tensor, Mamba2Cache]:
+        """One token, `[B, d_model]`."""
+        z, inputs, dt = self._project(x)
+        seen = torch.cat((cache.conv, inputs[:, None]), 1)
+        convolved = F.silu((seen * self.conv1d.weight.squeeze(1).T).sum(1) + self.conv1d.bias)
+        values, b, c = self._split(convolved)
+        share = self.num_heads // self.config.ngroups
+        b, c, wide = (at_least_fp32(t) for t in (b.repeat_interleave(share, 1), c.repeat_interleave(share, 1), values))
+        ssm = ssd_update(cache.ssm, wide, self._step_sizes(dt), self._a(), b)
+        y = torch.einsum("bhpn,bhn->bhp", ssm, c) + wide * self.D[:, None]
+        return self._read_out(y.to(values.dtype), z), Mamba2Cache(seen[:, 1:], ssm)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output gate, the convolution's inputs, and raw step sizes."""
+        return self.in_proj(x).split((self.d_inner, self.d_conv_channels, self.num_heads), -1)
+
+    def _convolve(self, inputs: Tensor, **options: Tensor | None) -> Tensor:
+        return F.silu(causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, **options))
+
+    def _read_out(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.norm(y.flatten(-2), z))
 
     def _split(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

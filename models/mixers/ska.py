@@ -1,16 +1,26 @@
 """The SKA mixer: projections, normalisation and write gate around `ska_attention` (arXiv 2605.06997 §3.2)."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.ska import ska_attention
+from ...kernels.documents import document_ids, inner_borders
+from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding
 from ..config import SKAConfig
 from ..initialization import normal_by_fan_in
 from ..norm import at_least_fp32
 
 SMALLEST_NORM = 1e-6
 GAMMA_RANGE = (1.0, 1.5)
+
+
+class SKACache(NamedTuple):
+    """decode: the sums and their factor; longest: `[B, H, 1]`, of the prompt's raw keys, for "sequence-max" only."""
+
+    decode: DecodeState
+    longest: Tensor | None
 
 
 class SKA(nn.Module):
@@ -29,18 +39,66 @@ class SKA(nn.Module):
         self.gamma_logit = nn.Parameter(torch.empty(heads)) if config.learn_gamma else None
 
     def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
-        q, k, v = self._project(x, cu_seqlens)
-        y = ska_attention(q, k, v, **self._options(), cu_seqlens=cu_seqlens)
+        y = ska_attention(*self.keys(x, cu_seqlens), **self._options(), mode=self.config.mode, cu_seqlens=cu_seqlens)
         return self._read_out(y, x.dtype)
+
+    def keys(self, x: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`."""
+        q, k, v = self._project(x)
+        longest = None
+        if self.config.normalization == "sequence-max":
+            longest = longest_key(k, inner_borders(cu_seqlens, *x.shape[:2], x.device))
+        return self._weigh(x, q, k, v, longest)
+
+    def empty_cache(self, batch: int, like: Tensor) -> SKACache:
+        """The state of empty rows; `like` gives dtype and device."""
+        config = self.config
+        width = self.v_proj.out_features // config.num_heads
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        sums = SKAState.zeros(batch, config.num_heads, config.rank, width, dtype=dtype, device=like.device)
+        position = torch.zeros(batch, dtype=torch.int64, device=like.device)
+        chunked = dict(visible=sums, position=position) if config.mode == "chunk" else {}
+        longest = None
+        if config.normalization == "sequence-max":
+            longest = sums.last_key[..., :1]
+        return SKACache(start_decoding(sums, ridge=config.ridge, **chunked), longest)
+
+    def extend(self, x: Tensor, cache: SKACache, real: Tensor) -> tuple[Tensor, SKACache]:
+        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends.
+
+        In "chunk" mode the cache must stand on the chunk grid; "sequence-max" takes its maximum here.
+        """
+        q, k, v = self._project(x)
+        longest = cache.longest
+        if longest is not None:
+            longest = torch.maximum(longest, longest_key(k * real[..., None, None], None)[:, 0])
+        q, k, v = self._weigh(x, q, k, v, None if longest is None else longest[:, None])
+        old = cache.decode
+        options = dict(self._options(), return_state=True)
+        y, sums = ska_attention(q, k, v, **options, mode=self.config.mode, mask=real, state=old.sums)
+        chunked = {}
+        if old.visible is not None:
+            position = old.position + real.sum(1)
+            on_grid = position - position % self.config.grid
+            seen = real & (old.position[:, None] + torch.arange(x.shape[1], device=x.device) < on_grid[:, None])
+            visible = ska_attention(q, k, v, **options, mode="chunk", mask=seen, state=old.visible)[1]
+            chunked = dict(visible=visible, position=position)
+        decode = start_decoding(sums, ridge=self.config.ridge, **chunked)
+        return self._read_out(y, x.dtype), SKACache(decode, longest)
+
+    def step(self, x: Tensor, cache: SKACache) -> tuple[Tensor, SKACache]:
+        """One token, `[B, d_model]`."""
+        q, k, v = self._weigh(x, *self._project(x), cache.longest)
+        y, decode = ska_step(q, k, v, cache.decode, **self._options())
+        return self._read_out(y, x.dtype), SKACache(decode, cache.longest)
 
     def _options(self) -> dict:
         config = self.config
         return dict(
-            mode=config.mode,
             power=config.power,
             ridge=config.ridge,
             scale=self.gamma(),
-            chunk_size=config.chunk_size,
+            chunk_size=config.grid,
             value_lag=config.value_lag,
         )
 
@@ -60,12 +118,17 @@ class SKA(nn.Module):
             return torch.exp(0.5 * F.logsigmoid(logits))
         return (1.2 * torch.sigmoid(logits) - 0.1).clamp(0.0, 1.0)
 
-    def _project(self, x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, gated keys and gated values, `[..., H, *]`."""
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Raw queries, keys and values, `[..., H, *]`."""
         heads = (self.config.num_heads, -1)
-        q, k, v = (at_least_fp32(proj(x)).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return tuple(at_least_fp32(proj(x)).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+
+    def _weigh(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, longest: Tensor | None) -> tuple[Tensor, ...]:
+        """Normalised queries, normalised and gated keys, gated values."""
         if self.config.normalization == "l2":
             q, k = (F.normalize(t, dim=-1, eps=SMALLEST_NORM) for t in (q, k))
+        elif longest is not None:
+            q, k = (t / longest.clamp(min=SMALLEST_NORM) for t in (q, k))
         gate = self.gate(x)
         if gate is not None:
             k, v = k * gate[..., None], v * gate[..., None]
@@ -88,3 +151,13 @@ class SKA(nn.Module):
             low, high = GAMMA_RANGE
             share = (self.config.gamma - low) / (high - low)
             nn.init.constant_(self.gamma_logit, torch.logit(torch.tensor(share)).item())
+
+
+def longest_key(k: Tensor, starts: Tensor | None) -> Tensor:
+    """The norm of the longest key of each token's document: `[B, T, H, R]` -> `[B, T or 1, H, 1]`."""
+    norms = k.norm(dim=-1)
+    if starts is None:
+        return norms.amax(1, keepdim=True)[..., None]
+    ids = document_ids(starts)[..., None].expand_as(norms)
+    longest = norms.new_zeros(norms.shape).scatter_reduce(1, ids, norms, "amax", include_self=False)
+    return longest.gather(1, ids)[..., None]

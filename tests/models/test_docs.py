@@ -1,0 +1,19 @@
+"""docs/models.md shows the models as they are."""
+
+from pathlib import Path
+
+from echo_lm.models import preset_names
+from echo_lm.models.table import with_table
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+def test_the_table_is_current():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert with_table(text) == text, "run: python -m echo_lm.models.table docs/models.md"
+    assert all(f"| {name} |" in text for name in preset_names())
+
+
+def test_the_figure_is_there_and_small():
+    figure = DOCUMENT.parent / "figures" / "generation_memory.png"
+    assert 5_000 < figure.stat().st_size < 200_000
