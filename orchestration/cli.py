@@ -120,6 +120,22 @@ def generate(
 
 
 @app.command()
+def models(
+    name: Annotated[list[str] | None, typer.Argument(help="Presets, e.g. echo-50m; all of them if left out.")] = None,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a training row.")] = 2048,
+    context: Annotated[
+        int, typer.Option(min=1, help="Tokens decoded, for the second column of state bytes.")
+    ] = 131_072,
+    zero_stage: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage, for the memory of a GPU.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the optimizer's state.")] = 8,
+) -> None:
+    """The presets: parameters, training and decoding FLOPs, bytes of state, memory of a GPU."""
+    from .models import models_table
+
+    console.print(models_table(name or None, length, context, zero_stage, gpus))
+
+
+@app.command()
 def status(
     run: Annotated[list[Path] | None, typer.Argument(help="Run folders; every run if left out.")] = None,
     runs: Runs = Path("runs"),

@@ -33,6 +33,6 @@ def generate_text(
     model = from_pretrained(found[name] / "model")
     stop = tokenizer.token_to_id("<|endoftext|>")
     (generated,) = generate(
-        model, [start], max_new_tokens=tokens, temperature=temperature, top_k=top_k, stop_token=stop, seed=seed
+        model, [start], max_new_tokens=tokens, temperature=temperature, top_k=top_k or None, stop_token=stop, seed=seed
     )
-    return tokenizer.decode(generated)
+    return tokenizer.decode([*start, *generated])

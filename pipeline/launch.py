@@ -26,6 +26,8 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     """
     run.error_file.unlink(missing_ok=True)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # A gang that is started again must not find the addresses of the dead one in the store: a fresh store each time.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logs = run.path / "logs"
     logs.mkdir(exist_ok=True)
     agent = LaunchConfig(

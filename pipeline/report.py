@@ -10,9 +10,9 @@ from typing import Any
 
 from ..evals import figures
 from ..models import count_parameters
+from ..models.accounting import state_bytes
 from ..models.files import write_text
 from .run_files import RunFiles
-from .state_bytes import state_bytes
 
 HEADLINE_TASK = "sysprompt-4"
 CONTEXTS = [1 << power for power in range(10, 21, 2)]
@@ -152,7 +152,7 @@ def _memory(run: RunFiles) -> str:
     layouts = {"this model": config.layers, "attention instead of SKA": instead, "attention in every layer": every}
     # Layouts that are the same as an earlier one would hide its curve.
     curves = {
-        name: [state_bytes(config, layers, context) for context in CONTEXTS]
+        name: [state_bytes(config.model_copy(update={"layers": layers}), context) for context in CONTEXTS]
         for i, (name, layers) in enumerate(layouts.items())
         if layers not in list(layouts.values())[:i]
     }

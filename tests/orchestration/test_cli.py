@@ -7,7 +7,7 @@ import pytest
 
 from echo_lm.orchestration.cli import main
 
-COMMANDS = ("run", "prepare", "train", "eval", "generate", "status", "track")
+COMMANDS = ("run", "prepare", "train", "eval", "generate", "status", "track", "models")
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def test_help(echo_lm, command):
         (("status", "nothing"), "nothing is not a run folder"),
         (("eval", "nothing"), "nothing is not a run folder"),
         (("generate", "nothing", "--prompt", "x"), "nothing is not a run folder"),
-        (("track", "nothing"), "nothing"),
+        (("track", "nothing"), "nothing is not a run folder"),
+        (("models", "echo-51m"), "did you mean echo-50m"),
         (("prepare", "smoke", "--verify"), "manifest.json"),
     ],
 )

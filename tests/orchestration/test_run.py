@@ -46,7 +46,7 @@ def test_gang_is_restarted_and_ends_with_the_undisturbed_loss(disturbed, tmp_pat
     root, run, _ = disturbed
     starts = [event["step"] for event in read_events(run.events_file) if event["kind"] == "start"]
     assert starts == [0, 20], "the kill must have come between the first and the second checkpoint"
-    config = load_config("smoke", [*OVERRIDES, "run.workers=1"])
+    config = load_config("smoke", OVERRIDES)
     alone = RunFolder(tmp_path / "alone")
     alone.prepare(config, root / "data" / config.data.name)
     launch(alone, config)

@@ -13,7 +13,6 @@ from echo_lm.models.errors import UserError
 from echo_lm.models.files import write_json
 from echo_lm.pipeline.events import EventLog
 from echo_lm.pipeline.report import write_report
-from echo_lm.pipeline.state_bytes import state_bytes
 
 START = 1_700_000_000.0
 CONFIG = preset("echo-1m", vocab_size=500)
@@ -120,14 +119,6 @@ def test_restarts_and_skipped_steps_are_told(run):
     report = write_report(run).read_text()
     assert "| 100 s | 30 | 20 |" in report
     assert "Skipped steps (loss or gradient not finite): 1." in report
-
-
-def test_state_bytes_follow_the_formula():
-    """SKA: 4 heads of rank 24, values 32 wide; Mamba-2: 256 channels of state 16, and 3 inputs of 288 channels."""
-    ska = 4 * (2 * 24 * 24 + 32 * 24 + 24)
-    mamba2 = 256 * 16 + 3 * 288
-    assert state_bytes(CONFIG, CONFIG.layers, 10) == state_bytes(CONFIG, CONFIG.layers, 10**6) == 4 * 2 * (ska + mamba2)
-    assert state_bytes(CONFIG, ("mamba2", "attention"), 1000) == 4 * (mamba2 + 2 * 128 * 1000)
 
 
 def test_the_figures_are_there_small_and_linked(run):
