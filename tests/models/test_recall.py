@@ -5,6 +5,9 @@ import torch
 
 from echo_lm.models import build_model, language_model_loss, parameter_groups, preset
 
+# Two trainings of a minute or two on a free core, several times that on a busy machine.
+pytestmark = pytest.mark.timeout(1800)
+
 LENGTH = 64
 VALUE, NOISE, SYS, END, QUERY, CALL, RESULT = 40, 72, 120, 121, 122, 123, 124  # keys are 0..39
 
