@@ -45,21 +45,20 @@ def draw(points: list[dict]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6.4, 3.8), dpi=110)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), dpi=100, sharex=True)
     for (name, label), colour in zip(MODELS.items(), ("#1f77b4", "#d62728"), strict=True):
         rows = [p for p in points if p["name"] == name]
         lengths = [p["length"] for p in rows]
-        axis.plot(
-            lengths, [p["peak"] / 2**20 for p in rows], "o-", color=colour, label=f"{label}, peak above 1k tokens"
-        )
-        axis.plot(lengths, [p["state"] / 2**20 for p in rows], "s:", color=colour, label=f"{label}, state")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("symlog", linthresh=1)
-    axis.set_xticks(LENGTHS, [f"{length // 1024}k" for length in LENGTHS])
-    axis.set_xlabel("tokens of context")
-    axis.set_ylabel("MiB")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+        left.plot(lengths, [p["peak"] / 2**20 for p in rows], "o-", color=colour, label=label)
+        right.plot(lengths, [p["state"] / 2**20 for p in rows], "o-", color=colour, label=label)
+    left.set(title="peak memory above that at 1k tokens", ylabel="MiB")
+    right.set(title="state of one sequence", ylabel="MiB", yscale="log")
+    left.legend(fontsize=8)
+    for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(LENGTHS, [f"{length // 1024}k" for length in LENGTHS])
+        axis.set_xlabel("tokens of context")
+        axis.grid(alpha=0.3)
     figure.tight_layout()
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE)

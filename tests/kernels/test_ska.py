@@ -124,11 +124,12 @@ def test_gates_at_their_extremes(gate):
 
 
 @pytest.mark.parametrize("mode", ["exact", "chunk", "prefix"])
-def test_masked_positions_write_nothing(mode):
+@pytest.mark.parametrize("lag", [False, True])
+def test_masked_positions_write_nothing(mode, lag):
     q, k, v, scale, _ = draw(2, 40, 2, 8, 16)
     mask = torch.rand(2, 40, generator=torch.Generator().manual_seed(3)) < 0.7
     mask[:, -3:] = False
-    options = dict(mode=mode, power=1, chunk_size=16, scale=scale, return_state=True)
+    options = dict(mode=mode, power=1, chunk_size=16, scale=scale, value_lag=lag, return_state=True)
     y, state = ska_attention(q, k, v, mask=mask, **options)
     zeroed = ska_attention(q, k * mask[..., None, None], v * mask[..., None, None], **options)
     assert relative(y, zeroed[0]) <= 1e-12

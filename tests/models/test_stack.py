@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from echo_lm.models import build_model, language_model_loss, parameter_groups, preset
 from echo_lm.models.feedforward import KoopmanMLP
+from echo_lm.models.mixers.ska import longest_key
 
 FAMILIES = ["echo-1m", "mamba2-1m", "hybrid-1m", "transformer-1m", "mamba2-ska-swiglu-1m", "paper-1m-l2"]
 
@@ -89,6 +90,13 @@ def test_a_fresh_ska_layer_is_silent_with_orthogonal_keys():
     mixer = build_model(preset("echo-1m", vocab_size=50)).blocks[1].mixer
     assert mixer.out_proj.weight.abs().max() == 0
     torch.testing.assert_close(mixer.k_proj.weight @ mixer.k_proj.weight.T, torch.eye(96))
+
+
+def test_sequence_max_is_taken_in_each_document():
+    k = torch.tensor([[3.0, 1.0, 2.0, 5.0, 4.0]])[:, :, None, None] * torch.tensor([[1.0], [-2.0]])
+    starts = torch.tensor([[False, False, True, False, False]])
+    torch.testing.assert_close(longest_key(k, starts)[0, :, 0, 0], torch.tensor([3.0, 3, 5, 5, 5]))
+    torch.testing.assert_close(longest_key(k, None)[0, :, :, 0], torch.tensor([[5.0, 10]]))
 
 
 @pytest.mark.parametrize("gate", ["hard", "sqrt-sigmoid"])
