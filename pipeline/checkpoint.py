@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch.distributed as dist
 
 from ..evals.run import complete_checkpoints
@@ -106,6 +105,8 @@ def check_checkpoint(checkpoint: Path, config: RunConfig) -> None:
 
 def _save_weights(engine: Any, folder: Path, tokenizer: Path) -> None:
     """Consolidated safetensors under every ZeRO stage, beside the tokenizer that the weights were trained with."""
+    from .quiet_deepspeed import deepspeed  # takes seconds; commands that only read checkpoints need not wait
+
     sharded = list(engine.module.parameters()) if engine.zero_optimization_stage() == 3 else []
     with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
         if dist.get_rank() == 0:

@@ -4,21 +4,13 @@ import os
 from datetime import timedelta
 from typing import Any
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
-
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.ops import __compatible_ops__
-from deepspeed.utils import logger as deepspeed_logger
 
 from ..models import build_model, parameter_groups
 from ..models.errors import UserError
 from .config import RunConfig
-
-# The engine would compile a shared-memory collective for CPU ranks at start (24-55 s); gloo does the same work.
-__compatible_ops__["deepspeed_shm_comm"] = False
-deepspeed_logger.setLevel("WARNING")
+from .quiet_deepspeed import deepspeed
 
 
 def choose_device(config: RunConfig) -> torch.device:

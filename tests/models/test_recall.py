@@ -1,5 +1,7 @@
 """Recall comes from SKA: Echo learns it in a minute or two on one CPU core, Mamba-2 alone does not."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def batch(rows, pairs, generator):
     return [torch.cat(parts) for parts in zip(*halves, strict=True)]
 
 
-def train(name, *, steps, rows=32, rate=1e-3):
+def train(name, *, steps=300, rows=32, rate=1e-3):
     """Train from scratch on 1 to 8 pairs (all with eight takes several times as long), until eight are learned."""
     model = build_model(preset(name, vocab_size=128), seed=0)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=rate, betas=(0.9, 0.95))
@@ -71,8 +73,16 @@ def accuracy(model):
 
 
 @pytest.fixture(scope="module")
-def echo():
-    return train("echo-1m", steps=300)
+def trained():
+    """Both arms, each on a core of its own."""
+    names = ("echo-1m", "mamba2-1m")
+    with ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(train, names), strict=True))
+
+
+@pytest.fixture
+def echo(trained):
+    return trained["echo-1m"]
 
 
 def test_echo_recalls_eight_pairs(echo):
@@ -90,5 +100,5 @@ def test_without_ska_the_same_weights_do_not(echo):
     assert silent <= 0.5
 
 
-def test_mamba2_does_not_in_as_many_steps():
-    assert accuracy(train("mamba2-1m", steps=300)) < 0.5
+def test_mamba2_does_not_in_as_many_steps(trained):
+    assert accuracy(trained["mamba2-1m"]) < 0.5

@@ -49,7 +49,7 @@ def test_help(echo_lm, command):
         (("eval", "nothing"), "nothing is not a run folder"),
         (("generate", "nothing", "--prompt", "x"), "nothing is not a run folder"),
         (("track", "nothing"), "nothing is not a run folder"),
-        (("models", "echo-51m"), "did you mean echo-50m"),
+        (("models", "eco-50m"), "did you mean echo-50m"),
         (("prepare", "smoke", "--verify"), "manifest.json"),
     ],
 )

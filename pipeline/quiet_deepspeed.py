@@ -1,0 +1,25 @@
+"""DeepSpeed without its side effects: `from .quiet_deepspeed import deepspeed`. Importing it takes seconds."""
+# ruff: noqa: E402
+
+import os
+import sys
+
+# Named, it does not probe for accelerators and warn that it found none.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
+
+# Its autotuner, which we do not use, imports MLflow where that is installed.
+_hidden = "mlflow" not in sys.modules
+if _hidden:
+    sys.modules["mlflow"] = None  # pyright: ignore[reportArgumentType]
+import deepspeed
+
+if _hidden:
+    del sys.modules["mlflow"]
+from deepspeed.ops import __compatible_ops__
+from deepspeed.utils import logger
+
+# It would compile a shared-memory collective for CPU ranks at start (24-55 s); gloo does the same work.
+__compatible_ops__["deepspeed_shm_comm"] = False
+logger.setLevel("WARNING")
+
+__all__ = ["deepspeed"]
