@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import torch
 
 from echo_lm.data_prep.prepare import prepare
 from echo_lm.pipeline.config import RunConfig, load_config
+from echo_lm.pipeline.events import read_events
+from echo_lm.pipeline.run_folder import RunFolder
 
 torch.set_num_threads(1)
 
@@ -32,3 +37,18 @@ def smoke():
         return load_config("smoke", list(overrides))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def kill_rank_0():
+    """`kill_rank_0(run, step)` has a thread `kill -9` the process of rank 0 as soon as it has written `step`."""
+
+    def watch(run: RunFolder, step: int) -> None:
+        while True:
+            events = read_events(run.events_file)
+            if any(event["kind"] == "step" and event["step"] >= step for event in events):
+                os.kill(next(event["pid"] for event in events if event["kind"] == "start"), signal.SIGKILL)
+                return
+            time.sleep(0.02)
+
+    return lambda run, step: threading.Thread(target=watch, args=(run, step), daemon=True).start()

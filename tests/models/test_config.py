@@ -55,8 +55,8 @@ def test_overrides_of_a_section_keep_the_rest():
     ("name", "overrides", "message"),
     [
         ("ecko-50m", {}, "did you mean echo-50m"),
-        ("echo-1m", dict(vocab=3), "unknown key vocab; did you mean vocab_size"),
-        ("echo-1m", dict(ska={"rnk": 3}), "unknown key ska.rnk; did you mean rank"),
+        ("echo-1m", dict(vocab=3), "unknown key vocab: did you mean 'vocab_size'"),
+        ("echo-1m", dict(ska={"rnk": 3}), "unknown key ska.rnk: did you mean 'rank'"),
         ("echo-1m", dict(d_model="wide"), "d_model"),
         ("echo-1m", dict(d_model=-4), "greater than 0"),
         ("echo-1m", dict(ska={"num_heads": 3}), "must divide d_model"),

@@ -60,7 +60,7 @@ def _edit_weights(folder, change):
         (lambda f: (f / "config.json").unlink(), "config.json is missing"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "not a model config"),
-        (lambda f: _edit_config(f, d_modle=3), "unknown key d_modle; did you mean d_model"),
+        (lambda f: _edit_config(f, d_modle=3), "unknown key d_modle: did you mean 'd_model'"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "damaged"),
         (lambda f: _edit_config(f, layers=["mamba2", "ska"]), "which echo-1m does not have"),

@@ -44,7 +44,7 @@ def batch(rows, pairs, generator):
     return [torch.cat(parts) for parts in zip(*halves, strict=True)]
 
 
-def train(name, *, steps=300, rows=32, rate=1e-3):
+def train(name, *, steps=400, rows=32, rate=1e-3):
     """Train from scratch on 1 to 8 pairs (all with eight takes several times as long), until eight are learned."""
     model = build_model(preset(name, vocab_size=128), seed=0)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=rate, betas=(0.9, 0.95))

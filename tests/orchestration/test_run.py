@@ -1,10 +1,6 @@
 """The whole pipeline on real Ray, DeepSpeed and MLflow: a killed process, evaluations beside training, nothing twice."""
 
 import json
-import os
-import signal
-import threading
-import time
 
 import pytest
 
@@ -20,26 +16,14 @@ KILL_AT = 25
 
 
 @pytest.fixture(scope="module")
-def disturbed(tmp_path_factory):
+def disturbed(tmp_path_factory, kill_rank_0):
     """`echo-lm run smoke` with one training process killed between the first and the second checkpoint."""
     root = tmp_path_factory.mktemp("pipeline")
     config = load_config("smoke", OVERRIDES)
     run = RunFolder(root / "runs" / "smoke")
-    killer = threading.Thread(target=kill_once_at, args=(run, KILL_AT), daemon=True)
-    killer.start()
+    kill_rank_0(run, KILL_AT)
     run_pipeline(config, root / "runs", root / "data")
-    killer.join(timeout=5)
     return root, run, config
-
-
-def kill_once_at(run: RunFolder, step: int) -> None:
-    """`kill -9` rank 0 as soon as it has written `step`."""
-    while True:
-        events = read_events(run.events_file) if run.events_file.exists() else []
-        if any(event["kind"] == "step" and event["step"] >= step for event in events):
-            os.kill(next(event["pid"] for event in events if event["kind"] == "start"), signal.SIGKILL)
-            return
-        time.sleep(0.02)
 
 
 def test_gang_is_restarted_and_ends_with_the_undisturbed_loss(disturbed, tmp_path):

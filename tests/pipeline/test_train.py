@@ -2,14 +2,10 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 import torch
@@ -88,28 +84,16 @@ def test_one_process_with_microbatches_changes_nothing_but_rounding(undisturbed,
     torch.testing.assert_close(losses(run), losses(undisturbed)[:10], rtol=1e-5, atol=0)
 
 
-def test_gang_that_loses_a_process_ends_like_the_undisturbed_run(undisturbed, tmp_path, data_root, smoke):
+def test_gang_that_loses_a_process_ends_like_the_undisturbed_run(undisturbed, tmp_path, data_root, smoke, kill_rank_0):
     """Two ZeRO-2 processes, one killed after the second checkpoint; the agent restarts both."""
     config = smoke()
     run = set_up(config, tmp_path, data_root)
-    killer = threading.Thread(target=kill_once_at, args=(run, 12), daemon=True)
-    killer.start()
+    kill_rank_0(run, 12)
     launch(run, config)
-    killer.join(timeout=5)
     events = read_events(run.events_file)
     starts = [event["step"] for event in events if event["kind"] == "start"]
     assert starts == [0, 10], "the kill must have come between the first and the second checkpoint"
     assert torch.equal(losses(run), losses(undisturbed))
-
-
-def kill_once_at(run: RunFolder, step: int) -> None:
-    """`kill -9` rank 0 as soon as it has written `step`."""
-    while True:
-        events = read_events(run.events_file) if run.events_file.exists() else []
-        if any(event["kind"] == "step" and event["step"] >= step for event in events):
-            os.kill(next(event["pid"] for event in events if event["kind"] == "start"), signal.SIGKILL)
-            return
-        time.sleep(0.02)
 
 
 def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, smoke):
