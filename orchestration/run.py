@@ -1,5 +1,6 @@
 """The whole pipeline of one run: data, training gang, evaluations beside it, MLflow, report. Finished stages are skipped."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ def run_pipeline(config: RunConfig, runs: Path, data: Path, address: str | None 
         UserError: bad input, a folder in use, no disk space, or a stage that kept failing.
     """
     run = RunFolder(runs / config.name)
+    run.check(config)
     with run.lock():
         if not _complete(run, config, data):
             with ray_cluster(address):
@@ -40,13 +42,13 @@ def run_pipeline(config: RunConfig, runs: Path, data: Path, address: str | None 
         report = write_report(run.path)
         tracker.sync()
     console.print(f"report: {report}")
-    console.print(f"MLflow: mlflow ui --backend-store-uri {tracker.uri}   (then open http://127.0.0.1:5000)")
+    console.print(f"MLflow: {sys.executable} -m mlflow ui --backend-store-uri {tracker.uri}  (http://127.0.0.1:5000)")
     return run
 
 
 def _complete(run: RunFolder, config: RunConfig, data: Path) -> bool:
     """Whether every stage of exactly this run is done, so that no cluster need start."""
-    if not run.finished() or run.load_config().identity() != config.identity():
+    if not run.finished():
         return False
     done = dataset_is_complete(config.data, data) and not missing_jobs(run, config)
     if done:

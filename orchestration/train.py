@@ -19,6 +19,7 @@ def train_run(config: RunConfig, runs: Path, data: Path) -> None:
         UserError: bad input, a folder or port in use, no disk space, or a gang that kept dying.
     """
     run = RunFolder(runs / config.name)
+    run.check(config)
     with run.lock():
         dataset = prepare_dataset(config.data, data)
         run.prepare(config, dataset)

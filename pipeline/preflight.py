@@ -1,6 +1,7 @@
 """What can be checked before a run's processes start, so that a user learns of it in one line."""
 
 from ..data_prep.dataset import Dataset
+from ..evals.config import load_suite
 from ..models import ModelConfig
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file
@@ -10,12 +11,14 @@ from .run_folder import RunFolder
 
 
 def check_run(run: RunFolder, config: RunConfig) -> None:
-    """Check the data and the checkpoint that `run` would start from.
+    """Check the suites, the data and the checkpoint that `run` would start from.
 
     Raises:
-        UserError: a shard or tokenizer that is damaged or does not belong to the data, or a checkpoint that is damaged,
+        UserError: a suite that does not exist, a shard or tokenizer that is damaged or does not belong to the data, or a checkpoint that is damaged,
             of another architecture, of another tokenizer, or of another topology.
     """
+    for suite in config.evaluation.suites:
+        load_suite(suite)
     dataset = Dataset.open(run.data_folder(), verify=True)
     vocab_size = dataset.tokenizer().get_vocab_size()
     checkpoint = latest_checkpoint(run)

@@ -66,8 +66,8 @@ class RunFolder:
         """The dataset that the run trains on; stored relative to the run where both lie on one tree."""
         return (self.path / read_json(self.data_file)["folder"]).resolve()
 
-    def prepare(self, config: RunConfig, dataset: Path) -> None:
-        """Set the folder up for `config`, or check that it may go on with it.
+    def check(self, config: RunConfig) -> None:
+        """Check that the folder is free for `config`, or holds a run of the same identity to go on with.
 
         Raises:
             UserError: the folder belongs to a run that trains something else, or holds other files.
@@ -75,15 +75,25 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: name a folder for the run")
         if self.exists():
-            stored = self.load_config()
-            if stored.identity() != config.identity():
-                field, old, new = first_difference(stored.identity_fields(), config.identity_fields())
+            difference = first_difference(self.load_config().identity_fields(), config.identity_fields())
+            if difference:
+                field, old, new = difference
                 raise UserError(
                     f"{self.path} holds a run with another {field} (stored {old!r}, asked {new!r}): "
                     "choose another name (name=...) or go on with the stored configuration"
                 )
-        elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
+        elif self.path.is_dir():
+            ours = {".lock", self.data_file.name, self.environment_file.name}  # of a crash before the configuration
+            if any(entry.name not in ours for entry in self.path.iterdir()):
+                raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
+
+    def prepare(self, config: RunConfig, dataset: Path) -> None:
+        """Set the folder up for `config` on the prepared `dataset`; the configuration is written last.
+
+        Raises:
+            UserError: see `check`.
+        """
+        self.check(config)
         write_json(self.data_file, {"folder": os.path.relpath(dataset.resolve(), self.path.resolve())})
         run_id = read_json(self.environment_file)["run_id"] if self.environment_file.exists() else uuid.uuid4().hex
         write_json(self.environment_file, {"run_id": run_id} | describe_environment())

@@ -82,6 +82,12 @@ def test_damaged_data_is_refused_before_training(echo_lm, tmp_path, data_root):
     assert "tokenizer" in err
 
 
+def test_unknown_suite_is_refused_before_training(echo_lm, data_root):
+    code, _, err = echo_lm("train", "smoke", "evaluation.suites=[recal-quick]", "--data", data_root)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "recall-quick" in err
+
+
 def test_dataset_of_another_configuration_is_refused(echo_lm, data_root):
     code, _, err = echo_lm("prepare", "smoke", "data.tokenizer.vocab_size=600", "--data", data_root)
     assert (code, len(err.strip().splitlines())) == (2, 1)
