@@ -14,8 +14,8 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
     """Check the suites, the data and the checkpoint that `run` would start from.
 
     Raises:
-        UserError: a suite that does not exist, a shard or tokenizer that is damaged or does not belong to the data, or a checkpoint that is damaged,
-            of another architecture, of another tokenizer, or of another topology.
+        UserError: a suite that does not exist; a shard or tokenizer that is damaged or does not belong to the data; a
+            checkpoint that is damaged, of another architecture, of another tokenizer, or of another topology.
     """
     for suite in config.evaluation.suites:
         load_suite(suite)
