@@ -1,0 +1,45 @@
+"""On a CUDA device the model takes mamba-ssm's kernels for the scan: the same function as on the CPU."""
+
+import pytest
+import torch
+
+from echo_lm.models import build_model, preset
+
+pytestmark = pytest.mark.gpu
+
+# Relative RMS error. mamba-ssm's fp32 products are tf32: about 1e-3 a layer.
+BOUND = 1e-2
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Output projections start at zero: give every weight a value, so that nothing is hidden."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
+def logits_and_gradients(model, tokens, cu_seqlens, weights):
+    logits = model(tokens, cu_seqlens=cu_seqlens)
+    (logits * weights).sum().backward()
+    return logits.detach().cpu(), {name: p.grad.cpu() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["echo-1m", "mamba2-1m", "hybrid-1m"])
+@pytest.mark.parametrize("borders", [None, [0, 1, 70, 200, 257, 400]])
+def test_cuda_agrees_with_the_cpu_in_logits_and_every_gradient(name, borders):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 128, (2, 200), generator=generator)
+    weights = torch.randn(2, 200, 128, generator=generator)
+    cu_seqlens = None if borders is None else torch.tensor(borders, dtype=torch.int32)
+    results = []
+    for device in ("cpu", "cuda"):
+        model = build_model(preset(name, vocab_size=128), seed=0)
+        randomise(model)
+        border = None if cu_seqlens is None else cu_seqlens.to(device)
+        results.append(logits_and_gradients(model.to(device), tokens.to(device), border, weights.to(device)))
+    (expected, expected_gradients), (found, gradients) = results
+    assert (found - expected).norm() <= BOUND * expected.norm()
+    for key, gradient in expected_gradients.items():
+        assert gradient.norm() > 0, key
+        assert (gradients[key] - gradient).norm() <= BOUND * gradient.norm(), key
