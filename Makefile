@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
-quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model and its report (about 10 minutes on 2 cores)
+quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model and its report (about 9 minutes on 2 cores)
 	$(BIN)/echo-lm run quickstart
 
 test: $(VENV)/.dev lint ## everything a change must pass (CPU, under 15 minutes)

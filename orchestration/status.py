@@ -90,7 +90,7 @@ def status_table(runs: list[RunFolder]) -> Table:
             "-" if s.tokens_per_second is None else f"{s.tokens_per_second:,.0f}",
             "-" if s.eta_seconds is None or s.state != "running" else f"{s.eta_seconds / 60:.1f} min",
             s.checkpoint,
-            f"{s.evaluations_done} done, {s.evaluations_pending} pending",
+            f"{s.evaluations_done}/{s.evaluations_done + s.evaluations_pending}",
         )
     return table
 
