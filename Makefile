@@ -38,15 +38,13 @@ clean: ## remove the environment; data, runs and the record stay
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# A GPU machine keeps or gets the torch of its CUDA; elsewhere the pinned release, from the wheels named above if any.
+TORCH := $(if $(HAS_GPU),torch,torch==$(shell sed -n 's/^torch==//p' constraints.txt))
+TORCH_FROM := $(if $(ECHO_LM_TORCH_WHEELS),$(if $(wildcard $(ECHO_LM_TORCH_WHEELS)),--find-links,--extra-index-url) $(ECHO_LM_TORCH_WHEELS))
+
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@echo "installing torch ..."
-ifeq ($(HAS_GPU),yes)
-	$(PIP) torch
-else ifneq ($(ECHO_LM_TORCH_WHEELS),)
-	$(PIP) torch -c constraints.txt --find-links $(ECHO_LM_TORCH_WHEELS) --extra-index-url $(ECHO_LM_TORCH_WHEELS)
-else
-	$(PIP) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-endif
+	$(PIP) "$(TORCH)" $(TORCH_FROM)
 	@touch $@
 
 $(VENV)/.quickstart: pyproject.toml constraints.txt $(VENV)/.torch
