@@ -96,6 +96,18 @@ def test_gang_that_loses_a_process_ends_like_the_undisturbed_run(undisturbed, tm
     assert torch.equal(losses(run), losses(undisturbed))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 5, 10, 11, 20, 29])
+def test_a_kill_at_any_step_changes_nothing(step, undisturbed, tmp_path, data_root, smoke, kill_rank_0):
+    """The long form of the test above: before the first checkpoint, right after one, while one is written, near the end."""
+    config = smoke()
+    run = set_up(config, tmp_path, data_root)
+    kill_rank_0(run, step)
+    launch(run, config)
+    assert sum(event["kind"] == "start" for event in read_events(run.events_file)) == 2
+    assert torch.equal(losses(run), losses(undisturbed))
+
+
 def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, smoke):
     """The file system's free space is the one thing made up here."""
     config = smoke("run.workers=1", "run.stop_step=10")
