@@ -84,19 +84,24 @@ def evaluate_run(
     suites: Iterable[Suite | str | Path],
     dataset_folder: Path,
     *,
+    step: int | None = None,
     device: str = "cpu",
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> list[dict[str, Any]]:
-    """Every suite on every complete checkpoint of a run, results in `evals/<checkpoint>/<suite>.json`.
+    """Every suite on every complete checkpoint of a run (or that of `step`), results in `evals/<checkpoint>/<suite>.json`.
 
     Raises:
-        UserError: no complete checkpoint, or whatever `run_suite` refuses.
+        UserError: no such checkpoint, or whatever `run_suite` refuses.
     """
     suites = [suite if isinstance(suite, Suite) else load_suite(suite) for suite in suites]
     found = list(complete_checkpoints(run_folder))
     if not found:
         raise UserError(f"{run_folder} has no complete checkpoint: train it until the first one is written")
+    wanted = [(checkpoint, record) for checkpoint, record in found if step in (None, record["step"])]
+    if not wanted:
+        have = ", ".join(str(record["step"]) for _, record in found)
+        raise UserError(f"{run_folder} has no complete checkpoint of step {step}: it has {have}")
     return [
         run_suite(
             checkpoint / "model",
@@ -109,7 +114,7 @@ def evaluate_run(
             seed=seed,
             on_progress=on_progress,
         )
-        for checkpoint, record in found
+        for checkpoint, record in wanted
         for suite in suites
     ]
 
