@@ -1,8 +1,9 @@
-"""Run by tests/models/test_sequence.py as `python sequence_gang.py rank store results`: four processes that share rows.
+"""Run by the tests as `python sequence_gang.py rank store results device`: four processes that share rows.
 
 Every case compares a model on segments with the same model on whole rows; rank 0 writes what it finds.
 """
 
+import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.models import ModelConfig, build_model, preset
 
 WORLD = 4
+DEVICE = sys.argv[4] if __name__ == "__main__" else "cpu"
 BATCH, LENGTH = 2, 48  # segments of 24, 16 and 12 tokens on 2, 3 and 4 ranks
 SKA = dict(num_heads=2, rank=4, write_gate="sqrt-sigmoid", learn_gamma=True, gamma=1.2)
 ECHO = ("mamba2", "ska", "mamba2", "ska")
@@ -66,7 +68,7 @@ def make_model(name, dtype):
                 weight.copy_(noise * weight[0].numel() ** -0.5)
             else:
                 weight.add_(0.3 * noise)
-    return model
+    return model.to(DEVICE)
 
 
 def offsets(borders):
@@ -76,7 +78,8 @@ def offsets(borders):
 def batch():
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randperm(BATCH * LENGTH, generator=generator).view(BATCH, LENGTH)
-    return tokens, torch.randn(BATCH, LENGTH, BATCH * LENGTH, generator=generator, dtype=torch.float64)
+    weights = torch.randn(BATCH, LENGTH, BATCH * LENGTH, generator=generator, dtype=torch.float64)
+    return tokens.to(DEVICE), weights.to(DEVICE)
 
 
 def context_of(group, borders):
@@ -89,7 +92,7 @@ def on_whole_rows(name, borders, dtype, at=None):
     tokens, weights = batch()
     logits = model(tokens, cu_seqlens=offsets(borders), at=at)
     (logits * (weights if at is None else weights[at]).to(dtype)).sum().backward()
-    return [logits.detach(), *(weight.grad for weight in model.parameters())]
+    return [logits.detach().cpu(), *(weight.grad.cpu() for weight in model.parameters())]
 
 
 def on_segments(name, borders, dtype, group, at=None):
@@ -102,13 +105,14 @@ def on_segments(name, borders, dtype, group, at=None):
         weights = weights[at]
     logits = model(tokens, context=context, at=at)
     (logits * weights.to(dtype)).sum().backward()
-    gradients = [weight.grad for weight in model.parameters()]
+    logits = logits.detach().cpu()
+    gradients = [weight.grad.cpu() for weight in model.parameters()]
     for gradient in gradients:
         dist.all_reduce(gradient, group=group)
     if at is not None:
         return gradients
     gathered = [torch.empty_like(logits) for _ in range(context.world)]
-    dist.all_gather(gathered, logits.detach().contiguous(), group=group)
+    dist.all_gather(gathered, logits.contiguous(), group=group)
     return [torch.cat(gathered, 1), *gradients]
 
 
@@ -278,7 +282,27 @@ def refusals(groups, report):
             report["refused", trial] = f"{type(error).__name__}: {error}"
 
 
-CASES = [parity, single_precision, no_labels_on_a_rank, sabotage, traffic, refusals]
+CASES = {"cpu": [parity, single_precision, no_labels_on_a_rank, sabotage, traffic, refusals], "cuda": [parity]}
+
+
+def run(folder, device="cpu"):
+    """Start the processes, wait for them, and give what they found.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    command = [sys.executable, "-W", "ignore", __file__]
+    files = [str(folder / "store"), str(folder / "report"), device]
+    logs = [folder / f"rank-{rank}.log" for rank in range(WORLD)]
+    processes = [subprocess.Popen([*command, str(rank), *files], stderr=log.open("w")) for rank, log in enumerate(logs)]
+    try:
+        codes = [process.wait(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(codes):
+        raise RuntimeError("\n".join(log.read_text() for log in logs))
+    return torch.load(folder / "report")
 
 
 def main(rank, store, results):
@@ -286,7 +310,7 @@ def main(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     groups = {world: dist.new_group(list(range(world))) for world in range(1, WORLD + 1)}
     report = {}
-    for case in CASES:
+    for case in CASES[DEVICE]:
         case(groups, report)
     dist.barrier()
     if rank == 0:

@@ -1,6 +1,5 @@
 """Sequence parallelism: models on segments of rows against the same models on whole rows, by four gloo processes."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,22 +17,7 @@ import sequence_gang as gang
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """What the four processes found."""
-    folder = tmp_path_factory.mktemp("gang")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", gang.__file__, str(rank), str(folder / "store"), str(folder / "report")],
-            stderr=(folder / f"errors-{rank}").open("w"),
-        )
-        for rank in range(gang.WORLD)
-    ]
-    try:
-        codes = [process.wait(timeout=400) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    errors = "\n".join((folder / f"errors-{rank}").read_text() for rank in range(gang.WORLD))
-    assert codes == [0] * gang.WORLD, errors
-    return torch.load(folder / "report")
+    return gang.run(tmp_path_factory.mktemp("gang"))
 
 
 @pytest.mark.parametrize("borders", gang.BORDERS)
