@@ -155,13 +155,14 @@ class FitConfig(Section):
 
     Attributes:
         hold_out: sizes whose cells no fit sees and every fit predicts; the largest if None.
-        huber_delta: of the Huber loss on the log of the loss.
+        huber_delta: of the Huber loss on the log of the loss. Noise of seeds is about half a percent: beyond twice that
+            a cell counts as an outlier. Chinchilla took 1e-3, which is nearly the sum of absolute residuals.
         bootstrap: resamples behind the intervals.
         state_context: tokens of context at which a model's state is counted, for the tables.
     """
 
     hold_out: tuple[str, ...] | None = None
-    huber_delta: Positive = 1e-3
+    huber_delta: Positive = 1e-2
     bootstrap: int = Field(default=1000, ge=100)
     state_context: int = Field(default=2048, gt=0)
 

@@ -283,7 +283,9 @@ class _Planner:
 
     def _seconds(self, size: str, flops: float) -> float:
         speed = self.study.hardware.tflops
-        return self.study.hardware.startup_seconds + flops / (1e12 * (speed[size] if isinstance(speed, dict) else speed))
+        return self.study.hardware.startup_seconds + flops / (
+            1e12 * (speed[size] if isinstance(speed, dict) else speed)
+        )
 
     def _epochs_of(self, batch_tokens: int, steps: int) -> float | None:
         """Epochs over the source that repeats most."""
