@@ -27,7 +27,7 @@ class SizeConfig(Section):
     """
 
     preset: str | None = None
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default={})
     feedforward_width: int | None = Field(default=None, gt=0)
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import Field
 
 from .config import StudyConfig
 from .isoflop import fit_parabola, minimum, resample_minimum
@@ -93,7 +94,7 @@ class RecallLaw(Record):
     family: str
     task: str
     cells: int
-    exponents: dict[str, Interval] = {}
+    exponents: dict[str, Interval] = Field(default={})
     rmse: float | None = None
     note: str = ""
 
