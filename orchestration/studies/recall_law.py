@@ -47,8 +47,9 @@ def fit_recall(rows: Sequence[RecallRow], *, bootstrap: int, seed: int) -> Recal
     queries = np.array([row.queries for row in rows])
     error = np.sqrt(np.maximum(accuracy * (1 - accuracy), chance * (1 - chance) / 4) / queries)
     above = accuracy > chance + 3 * np.sqrt(chance * (1 - chance) / queries)
-    if above.sum() < 3:
-        raise ValueError(f"{above.sum()} of {len(rows)} cells are above chance: three at least")
+    enough = max(3, len(rows) // 10)  # among many cells some lie above by luck
+    if above.sum() < enough:
+        raise ValueError(f"{above.sum()} of {len(rows)} cells are above chance: {enough} at least")
     if (accuracy < 1).sum() < 3:
         raise ValueError("recall is perfect everywhere: nothing bends")
     columns, names = [np.ones(len(rows))], ["log_c"]

@@ -69,7 +69,9 @@ def test_epochs_come_from_the_prepared_data(study, data_root):
     tokens = dataset.split("train").num_tokens
     small = study(budgets={"tokens": [4 * tokens]}, batch={"value": 1024}, train={"sequence_length": 64})
     assert make_plan(small, dataset).cells[0].epochs == pytest.approx(4, rel=0.01)
-    with pytest.raises(UserError, match=r"cell echo-1m-.*epochs of python-stdlib-sample, more than limits.max_epochs=8"):
+    with pytest.raises(
+        UserError, match=r"cell echo-1m-.*epochs of python-stdlib-sample, more than limits.max_epochs=8"
+    ):
         make_plan(study(budgets={"tokens": [10 * tokens]}, batch={"value": 1024}), dataset)
 
 
