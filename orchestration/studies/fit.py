@@ -156,13 +156,13 @@ def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
     )
 
 
-def frontier(parameters: np.ndarray, flops: np.ndarray, flops_per_parameter: float, n: np.ndarray) -> np.ndarray:
+def frontier(parameters: np.ndarray, flops: np.ndarray, cells: Sequence[CellResult], n: np.ndarray) -> np.ndarray:
     """Lowest loss at each training cost over the sizes `n`, `[..., len(flops)]`.
 
-    Args:
-        flops_per_parameter: FLOPs of a token for each parameter; 6 in the usual estimate.
+    No more tokens are spent than the largest budget of `cells`: the law is not asked beyond what it saw.
     """
-    tokens = flops[:, None] / (flops_per_parameter * n[None, :])
+    tokens = flops[:, None] / (flops_per_parameter(cells) * n[None, :])
+    tokens = np.minimum(tokens, max(r.cell.tokens for r in cells))
     losses = predict(parameters, np.broadcast_to(n, tokens.shape).ravel(), tokens.ravel())
     return losses.reshape(*losses.shape[:-1], *tokens.shape).min(axis=-1)
 
@@ -241,7 +241,7 @@ def _comparisons(study: StudyConfig, main: Sequence[CellResult], fits: dict[str,
             for family in (first, second):
                 n = np.array(sorted({r.cell.parameters for r in of[family]}), dtype=float)
                 stack = np.vstack([fits[family].parameters, fits[family].resampled])
-                best[family] = frontier(stack, np.array([flops]), flops_per_parameter(of[family]), n)[:, 0]
+                best[family] = frontier(stack, np.array([flops]), of[family], n)[:, 0]
             ratio = best[first] / best[second]
             fit = min((fits[first], fits[second]), key=lambda fit: fit.degrees_of_freedom)
             low, high = interval(fit, ratio[1:])

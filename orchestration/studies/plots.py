@@ -52,7 +52,7 @@ def _loss_against_compute(path: Path, plan: Plan, main: Sequence[CellResult], fi
             if parameters is not None and cells:
                 flops = np.geomspace(min(r.cell.flops for r in cells), max(r.cell.flops for r in cells), 60)
                 n = np.geomspace(min(r.cell.parameters for r in cells), max(r.cell.parameters for r in cells), 80)
-                axes.plot(flops, frontier(parameters, flops, flops_per_parameter(cells), n), color=color)
+                axes.plot(flops, frontier(parameters, flops, cells, n), color=color)
         axes.set_xscale("log")
         axes.set_yscale("log")
         _plain_loss_axis(axes)
