@@ -111,7 +111,8 @@ def _task_of_file(path: str) -> Task:
         )
     # A name inside this package, so that the file may import relatively what the tasks of the package do.
     spec = importlib.util.spec_from_file_location(f"{tasks.__name__}.file_{Path(path).stem}", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     task = getattr(module, "TASK", None)

@@ -155,18 +155,9 @@ def test_decoys_fill_the_haystack_and_text_is_text() -> None:
         "consecutive text, from a random place"
     )
     assert len(set(found[:, 0])) > 1
+    cell = dict(sequences=1, length=20, pairs=1, generator=generator, vocabulary=V, haystack="text")
     with pytest.raises(UserError, match="reserved tokens"):
-        make("niah", pairs=1, haystack="seen").tokens  # noqa: B018 - generates well
-        generate(
-            "niah",
-            sequences=1,
-            length=20,
-            pairs=1,
-            generator=generator,
-            vocabulary=V,
-            haystack="text",
-            text=np.array([9]),
-        )
+        generate("niah", **cell, text=np.array([9]))
 
 
 def test_a_task_of_a_users_own_file(tmp_path) -> None:
