@@ -22,8 +22,8 @@ def trained_on_recall(run_folder: Path) -> bool:
     path = Path(run_folder) / "config.yaml"
     if not path.is_file():
         return True
-    mixture = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("mixture", {"recall": True})
-    return bool((mixture or {}).get("recall"))
+    mixture = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("mixture") or {}
+    return mixture.get("recall", True) is not None
 
 
 def adapted_copy(
