@@ -107,13 +107,7 @@ def evaluate_run(
     """
     suites = [suite if isinstance(suite, Suite) else load_suite(suite) for suite in suites]
     recall_trained = trained_on_recall(run_folder)
-    found = list(complete_checkpoints(run_folder))
-    if not found:
-        raise UserError(f"{run_folder} has no complete checkpoint: train it until the first one is written")
-    wanted = [(checkpoint, record) for checkpoint, record in found if step in (None, record["step"])]
-    if not wanted:
-        have = ", ".join(str(record["step"]) for _, record in found)
-        raise UserError(f"{run_folder} has no complete checkpoint of step {step}: it has {have}")
+    wanted = chosen_checkpoints(run_folder, step)
     return [
         run_suite(
             checkpoint / "model",
@@ -136,6 +130,22 @@ def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any
     """Folders of the complete checkpoints, by step, each with its `complete.json`."""
     for path in sorted(Path(run_folder).glob("checkpoints/*/complete.json")):
         yield path.parent, read_json(path)
+
+
+def chosen_checkpoints(run_folder: Path, step: int | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """All complete checkpoints, or that of `step`.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = list(complete_checkpoints(run_folder))
+    if not found:
+        raise UserError(f"{run_folder} has no complete checkpoint: train it until the first one is written")
+    wanted = [(checkpoint, record) for checkpoint, record in found if step in (None, record["step"])]
+    if not wanted:
+        have = ", ".join(str(record["step"]) for _, record in found)
+        raise UserError(f"{run_folder} has no complete checkpoint of step {step}: it has {have}")
+    return wanted
 
 
 def result_path(run_folder: Path, checkpoint: str, suite: str) -> Path:

@@ -188,12 +188,9 @@ def test_a_random_model_of_the_size_of_gpt2_scores_chance(harness, bigbench, dat
         feedforward=FeedForwardConfig(kind="swiglu", width=2048),
     )
     model = build_model(config, seed=0).eval()
-    suite = Suite(
-        name="h", batch_tokens=1024, harness=HarnessProtocol(local=("heldout_continuation", "heldout_last_word"))
-    )
+    suite = Suite(name="h", batch_tokens=1024, harness=HarnessProtocol(local=("heldout_continuation",)))
     rows = measure(model, suite, dataset)["tasks"]
     assert rows[0]["low"] <= 0.25 <= rows[0]["high"]
-    assert rows[1]["accuracy"] == 0
     protocol = BigbenchProtocol(tasks=("agreement",))
     (row,) = evaluate_bigbench(model, dataset.tokenizer(), protocol, bigbench, batch_tokens=1024)
     assert row["low"] <= row["chance"] <= row["high"]

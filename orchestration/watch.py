@@ -1,0 +1,138 @@
+"""`echo-lm eval --watch`: evaluates whatever appears in run folders, also of runs it did not start; never ends by itself.
+
+Each round looks at the files, does what has no result, then brings summaries and MLflow up to date. Nothing is remembered
+between rounds but what MLflow still lacks. On a Ray cluster a round is a process of its own: when Ray's head dies it takes that
+process with it, and the next round does what is left.
+"""
+
+import glob
+import multiprocessing
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ..evals.summary import write_summary
+from ..models.errors import UserError
+from ..pipeline.run_folder import RunFolder
+from .evaluation_jobs import EvaluationJob, Pool, ProcessPool, RayPool, Scheduler, missing_jobs
+from .progress import console
+
+POLL_SECONDS = 0.5
+RETRY_SECONDS = 5.0
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(text: str) -> float:
+    """`90s`, `30m`, `2h` in seconds.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match or not float(match[1]):
+        raise UserError(f"--every {text!r} is no time: write it as 90s, 30m or 2h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+class Watcher:
+    """Rounds of evaluation over the runs that match a pattern.
+
+    Args:
+        pattern: of run folders, `runs/*`; folders that hold no run yet are looked at again in every round.
+        suites: instead of those that each run's configuration names.
+        parallel: jobs at once.
+        device: of the jobs, "cpu" or "cuda".
+        address: of a Ray cluster; without one the jobs are processes of this machine.
+        tracking_uri: of MLflow; beside the runs if None.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        *,
+        suites: Iterable[str] | None = None,
+        parallel: int = 1,
+        device: str = "cpu",
+        address: str | None = None,
+        tracking_uri: str | None = None,
+    ):
+        self.pattern, self.suites = pattern, list(suites) if suites else None
+        self.parallel, self.device, self.address, self.uri = parallel, device, address, tracking_uri
+        self._behind: set[Path] = set()  # runs of which MLflow lacks something
+        self._seen: dict[Path, list[tuple[str, int]]] = {}
+
+    def watch(self, every_seconds: float) -> None:
+        """Rounds for ever, one every so often; at once again when one was cut short."""
+        while True:
+            complete = self.round()
+            time.sleep(every_seconds if complete else min(RETRY_SECONDS, every_seconds))
+
+    def round(self) -> bool:
+        """Do what is missing. True if nothing is left, False if the round was cut short or MLflow lacks something."""
+        complete = self._evaluate()
+        for run in _runs(self.pattern):
+            results = sorted((str(path), path.stat().st_mtime_ns) for path in run.evals.glob("*/*.json"))
+            if results and self._seen.get(run.path) != results:
+                write_summary(run.path)
+                self._seen[run.path] = results
+                self._behind.add(run.path)
+        self._behind = {path for path in self._behind if not self._sync(path)}
+        return complete and not self._behind
+
+    def _evaluate(self) -> bool:
+        if self.address is None:
+            evaluate_missing(self.pattern, self.suites, self.device, ProcessPool(self.parallel))
+            return True
+        arguments = (self.pattern, self.suites, self.device, self.parallel, self.address)
+        process = multiprocessing.get_context("spawn").Process(target=_round_on_ray, args=arguments, daemon=True)
+        process.start()
+        process.join()
+        if process.exitcode:
+            console.print(f"Ray at {self.address} ended the round (code {process.exitcode}); trying again")
+        return process.exitcode == 0
+
+    def _sync(self, path: Path) -> bool:
+        try:
+            from .tracking import Tracker
+
+            return Tracker(path, self.uri).sync()
+        except ModuleNotFoundError:  # a machine without MLflow: the files are all there is
+            return True
+
+
+def evaluate_missing(pattern: str, suites: list[str] | None, device: str, pool: Pool) -> None:
+    """Do every missing job of the matching runs, as they appear; returns when none is left, or only given-up ones."""
+    scheduler = Scheduler(partial(_due, pattern, suites, device), pool)
+    while scheduler.poll():
+        time.sleep(POLL_SECONDS)
+    for name, reason in scheduler.given_up().items():
+        console.print(f"evaluation {name} failed: {reason}")
+
+
+def _due(pattern: str, suites: list[str] | None, device: str) -> list[EvaluationJob]:
+    jobs = []
+    for run in _runs(pattern):
+        try:
+            found = missing_jobs(run, run.load_config(), suites)
+        except UserError:  # a run that is being set up, or is not ours to mend: the others go on
+            continue
+        jobs += [replace(job, device=device) for job in found]
+    return jobs
+
+
+def _runs(pattern: str) -> list[RunFolder]:
+    return [run for path in sorted(glob.glob(pattern)) if (run := RunFolder(path)).exists() and run.data_file.is_file()]
+
+
+def _round_on_ray(pattern: str, suites: list[str] | None, device: str, parallel: int, address: str) -> None:
+    import os
+
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # then Ray ends this process
+    from .cluster import ray_cluster
+
+    gpus = 1.0 if device == "cuda" else 0.0
+    with ray_cluster(address):
+        evaluate_missing(pattern, suites, device, RayPool(parallel, gpus=gpus))
