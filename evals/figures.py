@@ -44,7 +44,7 @@ STYLE = {
 
 @contextmanager
 def figure(path: Path, title: str, x: str, y: str, *, height: float | None = None) -> Iterator[Axes]:
-    """Axes in the project's style, `height` in inches if not the usual; saved as PNG to `path`, completely or not at all, when the block ends."""
+    """Axes in the project's style, `height` inches high; saved as PNG to `path`, completely or not at all, at the end."""
     with plt.rc_context(STYLE):
         size = plt.rcParams["figure.figsize"]
         drawing, axes = plt.subplots(figsize=(size[0], height or size[1]))

@@ -7,11 +7,13 @@ process with it, and the next round does what is left.
 
 import glob
 import multiprocessing
+import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from ..evals.summary import write_summary
@@ -22,6 +24,7 @@ from .progress import console
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
+LOOK_SECONDS, SILENT_SECONDS = 3.0, 60.0
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -86,10 +89,15 @@ class Watcher:
         if self.address is None:
             evaluate_missing(self.pattern, self.suites, self.device, ProcessPool(self.parallel))
             return True
-        arguments = (self.pattern, self.suites, self.device, self.parallel, self.address)
-        process = multiprocessing.get_context("spawn").Process(target=_round_on_ray, args=arguments, daemon=True)
+        context = multiprocessing.get_context("spawn")
+        beat = context.Value("d", time.time())
+        arguments = (self.pattern, self.suites, self.device, self.parallel, self.address, beat)
+        process = context.Process(target=_round_on_ray, args=arguments, daemon=True)
         process.start()
-        process.join()
+        while process.is_alive():
+            process.join(POLL_SECONDS)
+            if time.time() - beat.value > SILENT_SECONDS:  # a client of a dead head may hang for ever
+                process.kill()
         if process.exitcode:
             console.print(f"Ray at {self.address} ended the round (code {process.exitcode}); trying again")
         return process.exitcode == 0
@@ -103,10 +111,13 @@ class Watcher:
             return True
 
 
-def evaluate_missing(pattern: str, suites: list[str] | None, device: str, pool: Pool) -> None:
+def evaluate_missing(
+    pattern: str, suites: list[str] | None, device: str, pool: Pool, on_poll: Callable[[], None] = lambda: None
+) -> None:
     """Do every missing job of the matching runs, as they appear; returns when none is left, or only given-up ones."""
     scheduler = Scheduler(partial(_due, pattern, suites, device), pool)
     while scheduler.poll():
+        on_poll()
         time.sleep(POLL_SECONDS)
     for name, reason in scheduler.given_up().items():
         console.print(f"evaluation {name} failed: {reason}")
@@ -127,12 +138,24 @@ def _runs(pattern: str) -> list[RunFolder]:
     return [run for path in sorted(glob.glob(pattern)) if (run := RunFolder(path)).exists() and run.data_file.is_file()]
 
 
-def _round_on_ray(pattern: str, suites: list[str] | None, device: str, parallel: int, address: str) -> None:
-    import os
-
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # then Ray ends this process
+def _round_on_ray(
+    pattern: str, suites: list[str] | None, device: str, parallel: int, address: str, beat: Synchronized
+) -> None:
     from .cluster import ray_cluster
 
     gpus = 1.0 if device == "cuda" else 0.0
     with ray_cluster(address):
-        evaluate_missing(pattern, suites, device, RayPool(parallel, gpus=gpus))
+        import ray
+
+        me, looked = ray.get_runtime_context().get_node_id(), time.time()
+
+        def check() -> None:
+            """A head that was started again at the same address knows nothing of us, and Ray does not tell."""
+            nonlocal looked
+            beat.value = time.time()
+            if time.time() - looked > LOOK_SECONDS:
+                looked = time.time()
+                if me not in [node["NodeID"] for node in ray.nodes() if node["Alive"]]:
+                    os._exit(1)  # a clean shutdown would wait for the dead
+
+        evaluate_missing(pattern, suites, device, RayPool(parallel, gpus=gpus), check)
