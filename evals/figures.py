@@ -190,9 +190,10 @@ def _spread(items: list[Any], most: int) -> list[Any]:
 
 
 def log2_axis(axes: Axes, ticks: Sequence[int]) -> None:
-    """A log2 x axis with a tick at every value, written as 64, 1k, 1M."""
+    """A log2 x axis with ticks at the values, at most eight, written as 64, 1k, 1M."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(ticks), [_short(tick) for tick in ticks])
+    shown = _spread(sorted(ticks), 8)
+    axes.set_xticks(shown, [_short(tick) for tick in shown])
     axes.xaxis.set_minor_locator(plt.NullLocator())
 
 

@@ -112,7 +112,7 @@ def _heat_map(path: Path, title: str, rows: Sequence[Row], lines: list[str], key
     for row in rows:
         values[lines.index(row[key]), lengths.index(row["length"])] = row["accuracy"]
     # A number of colours that print; cells without a measurement stay white.
-    with figure(path, title, "length of the sequence (tokens)", name, height=1.3 + 0.34 * max(len(lines), 2)) as axes:
+    with figure(path, title, "", "", height=1.3 + 0.34 * max(len(lines), 2)) as axes:
         axes.grid(False)
         sns.heatmap(
             values,
@@ -128,5 +128,6 @@ def _heat_map(path: Path, title: str, rows: Sequence[Row], lines: list[str], key
             xticklabels=[short_number(length) for length in lengths],
             yticklabels=lines,
         )
+        axes.set(xlabel="length of the sequence (tokens)", ylabel=name)  # seaborn cleared them
         axes.tick_params(axis="y", rotation=0)
     return path
