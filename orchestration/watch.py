@@ -9,6 +9,7 @@ import glob
 import multiprocessing
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from .progress import console
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
 LOOK_SECONDS, SILENT_SECONDS = 3.0, 60.0
+TELL_SECONDS = 20.0
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -65,6 +67,7 @@ class Watcher:
         self.pattern, self.suites = pattern, list(suites) if suites else None
         self.parallel, self.device, self.address, self.uri = parallel, device, address, tracking_uri
         self._behind: set[Path] = set()  # runs of which MLflow lacks something
+        self._telling: threading.Thread | None = None
         self._seen: dict[Path, list[tuple[str, int]]] = {}
 
     def watch(self, every_seconds: float) -> None:
@@ -82,7 +85,7 @@ class Watcher:
                 write_summary(run.path)
                 self._seen[run.path] = results
                 self._behind.add(run.path)
-        self._behind = {path for path in self._behind if not self._sync(path)}
+        self._record()
         return complete and not self._behind
 
     def _evaluate(self) -> bool:
@@ -101,6 +104,18 @@ class Watcher:
         if process.exitcode:
             console.print(f"Ray at {self.address} ended the round (code {process.exitcode}); trying again")
         return process.exitcode == 0
+
+    def _record(self) -> None:
+        """Tell MLflow, in a thread: one that is down takes up to minutes to say so, and evaluations do not wait for it."""
+        if self._telling is None or not self._telling.is_alive():
+            self._telling = threading.Thread(target=self._tell, daemon=True)
+            self._telling.start()
+        self._telling.join(TELL_SECONDS)
+
+    def _tell(self) -> None:
+        for path in sorted(self._behind):
+            if self._sync(path):
+                self._behind.discard(path)
 
     def _sync(self, path: Path) -> bool:
         try:
