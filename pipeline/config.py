@@ -104,7 +104,14 @@ class EvaluationSection(Section):
 
     suites: tuple[str, ...] = ()
     every: int = Field(default=1, gt=0, description="every so many checkpoints; the last one always")
+    every_tokens: int | None = Field(
+        default=None, gt=0, description="instead: the first checkpoint after every so many tokens; the last one always"
+    )
     parallel: int = Field(default=1, gt=0, description="evaluation jobs at once")
+    cpus: float = Field(
+        default=0, ge=0, description="Ray CPUs that a job reserves; 0 shares the training's, at low priority"
+    )
+    gpus: float = Field(default=0, ge=0, description="Ray GPUs that a job reserves; with 0 it runs on the CPU")
 
 
 class RunConfig(Section):
