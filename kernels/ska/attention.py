@@ -1,13 +1,15 @@
 """The public operation: checks, defaults, and the choice of an implementation."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..documents import inner_borders
+from ..sequence import SequenceContext
 from .chunked import ska_chunked
 from .naive import ska_naive
+from .sequence import enter_segment
 from .state import SKAState
 
 Mode = Literal["exact", "chunk", "prefix"]
@@ -31,7 +33,7 @@ def ska_attention(
     state: SKAState | None = None,
     return_state: bool = False,
     cu_seqlens: Tensor | None = None,
-    context: Any = None,
+    context: SequenceContext | None = None,
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, SKAState]:
     """Spectral Koopman Attention (arXiv 2605.06997 §3.2) in its un-whitened form.
@@ -64,7 +66,9 @@ def ska_attention(
         return_state: also return the state after each row.
         cu_seqlens: int32 or int64 `[documents + 1]`, borders in the flattened `B * T` tokens; see
             `kernels/documents.py`.
-        context: None; rows are whole on this rank.
+        context: rows are segments of longer ones that a group of ranks shares; it holds their borders. Not in "prefix"
+            mode, nor with `mask`, `state` or `cu_seqlens`; in "chunk" mode segments are whole chunks. See
+            `kernels/sequence.py`.
         backend: "naive" is the token loop, "torch" the chunked form; "auto" takes the fastest that runs here.
 
     Returns:
@@ -78,8 +82,10 @@ def ska_attention(
         raise ValueError(f'mode must be "exact", "chunk" or "prefix", not {mode!r}')
     if power < 0 or ridge <= 0:
         raise ValueError(f"power must be at least 0 and ridge above 0, not {power} and {ridge}")
-    if context is not None:
-        raise ValueError("context must be None: sequence-parallel rows are not taken here")
+    if context is not None and (cu_seqlens is not None or mask is not None or state is not None):
+        raise ValueError("context must come without cu_seqlens, mask and state: it holds the borders of whole rows")
+    if context is not None and context.world > 1 and mode == "prefix":
+        raise ValueError('mode "prefix" needs whole rows: context must be None')
     if backend == "auto":
         backend = "torch"
     if backend not in IMPLEMENTATIONS:
@@ -88,6 +94,11 @@ def ska_attention(
         chunk_size = 64 if mode == "chunk" or rank > 32 else 32
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    if context is not None and context.world > 1 and mode == "chunk" and length % chunk_size:
+        raise ValueError(
+            f"segments must be whole chunks of {chunk_size} tokens, not {length} tokens: in chunk mode the grid runs "
+            f"across ranks"
+        )
 
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     out_dtype = v.dtype
@@ -99,8 +110,13 @@ def ska_attention(
         scale = torch.full((heads,), float(scale), dtype=dtype, device=q.device)
     if scale.shape != (heads,):
         raise ValueError(f"scale must be a float or have shape [{heads}] (heads), not {tuple(scale.shape)}")
+    if context is not None:
+        cu_seqlens = context.local_cu_seqlens(batch, length, q.device)
     starts = inner_borders(cu_seqlens, batch, length, q.device)
-    if state is None:
+    if context is not None and context.world > 1:
+        with torch.autocast(q.device.type, enabled=False):
+            entering = enter_segment(k, v, value_lag=value_lag, context=context)
+    elif state is None:
         entering = SKAState.zeros(batch, heads, rank, v.shape[-1], dtype=dtype, device=q.device)
     else:
         entering = _check_state(state, batch, heads, rank, v.shape[-1], dtype)

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.documents import document_ids, inner_borders
+from ...kernels.sequence import SequenceContext
 from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding
 from ..config import SKAConfig
+from ..errors import UserError
 from ..initialization import normal_by_fan_in
 from ..norm import at_least_fp32
 
@@ -38,8 +40,16 @@ class SKA(nn.Module):
         self.eta = nn.Parameter(torch.empty(heads), requires_grad=config.learn_eta)
         self.gamma_logit = nn.Parameter(torch.empty(heads)) if config.learn_gamma else None
 
-    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
-        y = ska_attention(*self.keys(x, cu_seqlens), **self._options(), mode=self.config.mode, cu_seqlens=cu_seqlens)
+    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None) -> Tensor:
+        if context is not None and context.world > 1 and self.config.normalization == "sequence-max":
+            raise UserError('ska.normalization "sequence-max" needs whole rows: use "l2", or no sequence parallelism')
+        y = ska_attention(
+            *self.keys(x, cu_seqlens),
+            **self._options(),
+            mode=self.config.mode,
+            cu_seqlens=cu_seqlens,
+            context=context,
+        )
         return self._read_out(y, x.dtype)
 
     def keys(self, x: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
