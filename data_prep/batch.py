@@ -52,32 +52,6 @@ class Batch:
             is_recall=self.is_recall[start:stop],
         )
 
-    def segment(self, index: int, segments: int) -> "Batch":
-        """The `index`-th of `segments` equal runs of tokens of every row. Borders that lie elsewhere are not in it.
-
-        Raises:
-            UserError: the tokens cannot be dealt out evenly.
-        """
-        if segments == 1:
-            return self
-        rows, length = self.tokens.shape
-        if length % segments:
-            raise UserError(f"{length} tokens cannot be dealt out evenly to {segments}: use a multiple of it")
-        size = length // segments
-        place = slice(index * size, (index + 1) * size)
-        inside = self.cu_seqlens % length - place.start
-        row = self.cu_seqlens // length
-        inner = ((inside > 0) & (inside < size)) & (row < rows)
-        starts = torch.arange(rows + 1, dtype=self.cu_seqlens.dtype) * size
-        borders = torch.cat([starts, row[inner] * size + inside[inner]]).sort().values
-        return Batch(
-            tokens=self.tokens[:, place].contiguous(),
-            labels=self.labels[:, place].contiguous(),
-            loss_mask=self.loss_mask[:, place].contiguous(),
-            cu_seqlens=borders.to(self.cu_seqlens.dtype),
-            is_recall=self.is_recall,
-        )
-
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})

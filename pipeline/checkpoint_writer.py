@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor

@@ -49,7 +49,5 @@ def make_mesh(sequence_parallel: int) -> Mesh:
     rank, world = dist.get_rank(), dist.get_world_size()
     if sequence_parallel == 1:
         return Mesh(rank, world)
-    groups = [
-        dist.new_group(range(first, first + sequence_parallel)) for first in range(0, world, sequence_parallel)
-    ]
+    groups = [dist.new_group(range(first, first + sequence_parallel)) for first in range(0, world, sequence_parallel)]
     return Mesh(rank, world, sequence_parallel, groups[rank // sequence_parallel])

@@ -1,5 +1,6 @@
 """One optimizer update on a whole batch: what a rank computes of it, and what all ranks learn together."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..data_prep.batch import Batch
+from ..kernels.sequence import SequenceContext
 from ..models import language_model_loss, squared_log_partition
 from .config import RunConfig
 from .mesh import Mesh
@@ -44,7 +46,7 @@ def update(
         nats, objective = _losses(engine, rows.rows(index, accumulation), config.train.z_loss, mesh)
         sums += nats
         engine.backward(objective * scale)
-        finite = _replicated_gradients_are_finite(engine)
+        norm = _replicated_gradient_norm(engine)
         engine.step()
     shared = torch.cat([sums.flatten(), torch.tensor(flags, dtype=torch.float64, device=engine.device)])
     dist.all_reduce(shared)
@@ -53,28 +55,26 @@ def update(
     for number, name in enumerate(COMPONENTS):
         if totals[2 * number + 1]:
             metrics[f"loss_{name}"] = totals[2 * number] / totals[2 * number + 1]
-    norm = engine.get_global_grad_norm()
-    applied = finite and engine.was_step_applied()
-    metrics |= {"grad_norm": float(norm) if applied and norm is not None else None, "learning_rate": learning_rate}
+    if norm is None:
+        norm = float(engine.get_global_grad_norm())
+    applied = math.isfinite(norm) and engine.was_step_applied()
+    metrics |= {"grad_norm": norm if applied else None, "learning_rate": learning_rate}
     return Update(metrics, applied, [int(count) for count in totals[4:]])
 
 
 def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tensor, Tensor]:
     """Of one micro-batch: nats and labels by component, `[2, 2]`, and the sum to descend on."""
-    whole, micro = micro, micro.segment(mesh.segment, mesh.sequence_parallel).to(engine.device)
-    counts = micro.loss_mask > 0  # logits are made only where a label counts: recall rows have few
+    micro = micro.to(engine.device)
     if mesh.group is None:
-        logits = engine(micro.tokens, cu_seqlens=micro.cu_seqlens, at=counts)
+        options, part = {"cu_seqlens": micro.cu_seqlens}, lambda tensor: tensor
     else:
-        from ..kernels.sequence import SequenceContext
-
-        borders = whole.cu_seqlens.to(engine.device)
-        context = SequenceContext(
-            group=mesh.group, rank=mesh.segment, world=mesh.sequence_parallel, cu_seqlens=borders
-        )
-        logits = engine(micro.tokens, context=context, at=counts)
+        context = SequenceContext(mesh.group, mesh.segment, mesh.sequence_parallel, micro.cu_seqlens)
+        options, part = {"context": context}, context.segment
+    weights = part(micro.loss_mask)
+    counts = weights > 0  # logits are made only where a label counts: recall rows have few
+    logits = engine(part(micro.tokens), at=counts, **options)
+    labels, weights = part(micro.labels)[counts], weights[counts]
     is_recall = micro.is_recall[:, None].expand_as(counts)[counts]
-    labels, weights = micro.labels[counts], micro.loss_mask[counts]
     found = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64, device=engine.device)
     objective = torch.zeros((), device=engine.device)
     for number, chosen in enumerate((~is_recall, is_recall)):
@@ -86,13 +86,17 @@ def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tenso
     return found, objective
 
 
-def _replicated_gradients_are_finite(engine: Any) -> bool:
-    """ZeRO 1 to 3 skip a step whose gradient is not finite; without ZeRO this does, before the step is made."""
+def _replicated_gradient_norm(engine: Any) -> float | None:
+    """The norm before clipping of gradients that every rank holds whole, after the last micro-batch without ZeRO.
+
+    ZeRO 1 to 3 measure it themselves and skip a step whose gradient is not finite; here the gradients are dropped, so that
+    the step changes nothing.
+    """
     if engine.zero_optimization_stage() or not engine.is_gradient_accumulation_boundary():
-        return True
+        return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))  # the same on every rank: reduced already
-    if not finite:
+    norm = torch.nn.utils.get_total_norm(gradients).item()  # the same on every rank: reduced already
+    if not math.isfinite(norm):
         for parameter in engine.module.parameters():
             parameter.grad = None
-    return finite
+    return norm
