@@ -35,7 +35,6 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # A gang that is started again must not find the addresses of the dead one in the store: a fresh store each time.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # it would give workers 30 s to leave at SIGTERM
     logs = run.path / "logs"
     logs.mkdir(exist_ok=True)
     agent = LaunchConfig(
@@ -48,6 +47,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         local_addr="127.0.0.1",
         max_restarts=config.run.max_restarts,
         monitor_interval=0.5,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # at SIGTERM it would give the workers 30 s to leave
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
     try:

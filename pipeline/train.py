@@ -84,7 +84,7 @@ class _Loop:
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
         self._event("start", **self._where(), pid=os.getpid(), **self._topology())
         self._not_finite = 0  # steps in a row
-        self._went_back_from: int | None = None
+        self._went_back_from = 0
 
     def run_to_the_end(self, stop: StopSignal) -> None:
         config = self.config
@@ -139,7 +139,7 @@ class _Loop:
         return load_checkpoint(self.engine, checkpoint)
 
     def _go_back(self) -> None:
-        """Return to the last complete checkpoint; a second time from the same step is no accident.
+        """Return to the last complete checkpoint; a second time without having come further is no accident.
 
         Raises:
             UserError: the gradients are not finite again where they were not before.
@@ -147,8 +147,12 @@ class _Loop:
         self.writer.finish()
         failed = self.step
         count, self._not_finite = self._not_finite, 0
-        if self._went_back_from == failed or latest_checkpoint(self.run) is None:
-            again = " again, after going back" if self._went_back_from else ", and there is no checkpoint to go back to"
+        if failed <= self._went_back_from or latest_checkpoint(self.run) is None:
+            again = (
+                " again, after going back"
+                if failed <= self._went_back_from
+                else ", and there is no checkpoint to go back to"
+            )
             raise UserError(
                 f"the gradients of {self.run.path} are not finite at steps {failed - count + 1} to {failed}{again}: "
                 "lower train.learning_rate and start again under another name"

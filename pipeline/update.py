@@ -47,7 +47,10 @@ def update(
         sums += nats
         engine.backward(objective * scale)
         norm = _replicated_gradient_norm(engine)
-        engine.step()
+        if norm is None or math.isfinite(norm):
+            engine.step()
+        else:
+            _drop_step(engine)
     shared = torch.cat([sums.flatten(), torch.tensor(flags, dtype=torch.float64, device=engine.device)])
     dist.all_reduce(shared)
     totals = shared.tolist()
@@ -89,14 +92,16 @@ def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tenso
 def _replicated_gradient_norm(engine: Any) -> float | None:
     """The norm before clipping of gradients that every rank holds whole, after the last micro-batch without ZeRO.
 
-    ZeRO 1 to 3 measure it themselves and skip a step whose gradient is not finite; here the gradients are dropped, so that
-    the step changes nothing.
+    ZeRO 1 to 3 measure it themselves, and skip a step whose gradient is not finite.
     """
     if engine.zero_optimization_stage() or not engine.is_gradient_accumulation_boundary():
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item()  # the same on every rank: reduced already
-    if not math.isfinite(norm):
-        for parameter in engine.module.parameters():
-            parameter.grad = None
-    return norm
+    return torch.nn.utils.get_total_norm(gradients).item()  # the same on every rank: reduced already
+
+
+def _drop_step(engine: Any) -> None:
+    """Forget the gradients without a step, as ZeRO 1 to 3 do; the engine still has to count the micro-batch."""
+    for parameter in engine.module.parameters():
+        parameter.grad = None
+    engine.micro_steps += 1
