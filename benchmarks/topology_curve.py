@@ -14,11 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from echo_lm.evals.figures import figure
 from echo_lm.models.errors import UserError
 from echo_lm.pipeline.config import load_config
 from echo_lm.pipeline.events import read_events, steps
@@ -59,7 +55,7 @@ def train(folder: Path, data: Path, phases: list) -> RunFolder:
 
 
 def main() -> None:
-    data, figure = Path(sys.argv[1]), Path(sys.argv[2])
+    data, path = Path(sys.argv[1]), Path(sys.argv[2])
     with tempfile.TemporaryDirectory() as folder:
         straight = train(Path(folder) / "straight", data, [("", ["run.workers=1"], None)])
         changed = train(Path(folder) / "changed", data, PHASES)
@@ -72,16 +68,13 @@ def main() -> None:
         elif event["kind"] == "step":
             pieces[-1].append((event["step"], event["loss"]))
     worst = max(abs(loss / expected[step] - 1) for piece in pieces for step, loss in piece)
-    plt.figure(figsize=(7, 4))
-    plt.plot(list(expected), list(expected.values()), color="0.75", linewidth=6, label="undisturbed, 1 rank")
-    for (name, _, kill), piece in zip(PHASES, pieces, strict=True):
-        plt.plot(*zip(*piece, strict=True), marker=".", label=name + (", killed" if kill else ""))
-    plt.xlabel("step")
-    plt.ylabel("loss (nats)")
-    plt.title(f"largest relative distance {worst:.1e}")
-    plt.legend()
-    plt.tight_layout()
-    plt.savefig(figure, dpi=120)
+    with figure(
+        path, f"One run, three topologies: within {worst:.0e} of the undisturbed one", "step", "loss (nats)"
+    ) as axes:
+        axes.plot(list(expected), list(expected.values()), color="0.75", linewidth=6, label="undisturbed, 1 rank")
+        for (name, _, kill), piece in zip(PHASES, pieces, strict=True):
+            axes.plot(*zip(*piece, strict=True), marker=".", label=name + (", killed" if kill else ""))
+        axes.legend()
     print(json.dumps({"largest_relative_distance": worst, "starts": [piece[0][0] - 1 for piece in pieces]}))
 
 
