@@ -8,6 +8,7 @@ import typer
 
 from ..models.errors import UserError
 from .progress import console
+from .study_cli import study_app
 
 app = typer.Typer(
     name="echo-lm",
@@ -17,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(study_app)
 
 Target = Annotated[
     str, typer.Argument(help="A recipe name, a recipe file (.yaml), or the folder of a run to go on with.")
