@@ -16,7 +16,7 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
 
     Raises:
         UserError: a suite that does not exist; a shard or tokenizer that is damaged or does not belong to the data; a
-            checkpoint that is damaged, of another architecture, of another tokenizer, or of another topology.
+            checkpoint that is damaged, of another architecture, or of another tokenizer.
     """
     for suite in config.evaluation.suites:
         load_suite(suite)
@@ -25,7 +25,7 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         return
-    check_checkpoint(checkpoint, config)
+    check_checkpoint(checkpoint)
     stored = read_config(checkpoint / "model")
     wanted = config.model.resolve(vocab_size)
     if stored != wanted:
