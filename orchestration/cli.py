@@ -58,7 +58,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Turn a recipe's sources into a tokenizer and verified token shards, on this machine's cores, without Ray."""
-    from ..data_prep.prepare import verify as verify_dataset
+    from ..data_prep.verify import verify as verify_dataset
     from .prepare import prepare_dataset
     from .target import resolve_target
 

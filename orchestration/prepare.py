@@ -14,7 +14,7 @@ from ..data_prep.manifest import read_manifest
 from ..data_prep.prepare import MapUnits, prepare
 from .progress import Stage, console, stage
 
-STAGES = {"sources": "sources", "tokenizer": "tokenizers", "tokenize": "slices"}
+STAGES = {"sources": "sources", "clean": "slices", "tokenizer": "tokenizers", "tokenize": "slices"}
 
 
 def dataset_is_complete(config: DatasetConfig, root: Path) -> bool:
@@ -66,4 +66,4 @@ class _StageProgress:
             self._stack.close()
             self._name = name
             self._stage = self._stack.enter_context(stage(name, total, STAGES[name], done))
-        self._stage.update(done)
+        self._stage.update(done, total=total)
