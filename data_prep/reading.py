@@ -181,7 +181,7 @@ def _lines(file: BinaryIO, first: int, longest: int) -> Iterator[tuple[int, byte
             line = file.readline(most)
             if not line:
                 break
-            whole = b" " * (most + 1)
+            whole = b"-" * (most + 1)
         yield number, whole
         number += 1
 

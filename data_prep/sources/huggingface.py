@@ -27,13 +27,12 @@ def find_hub(config: SourceConfig, downloads: Path) -> SourceFiles:
         FetchError: the hub cannot be reached, or has no such dataset.
     """
     assert config.dataset is not None
-    revision = config.revision
+    revision, licence = config.revision, _local_licence(Path(config.dataset))
     if not Path(config.dataset).is_dir():
-        revision = _newest_revision(config)
+        revision, licence = _ask_hub(config)
     stream = open_stream(config, revision)
     origin = f"{config.dataset} {config.subset or ''}".strip() + (f" @ {revision}" if revision else "")
-    licence = stream.info.license or "see the dataset's card"
-    return SourceFiles("huggingface", licence, "hub", (), origin, stream.num_shards)
+    return SourceFiles("huggingface", licence or "see the dataset's card", "hub", (), origin, stream.num_shards)
 
 
 def read_shard(config: SourceConfig, revision: str | None, shard: int) -> Iterator[dict[str, Any]]:
@@ -89,12 +88,12 @@ def open_stream(config: SourceConfig, revision: str | None) -> Stream:
         raise FetchError(f"{where} cannot be opened ({_first_line(error)}): check its name and the network") from error
 
 
-def _newest_revision(config: SourceConfig) -> str:
-    """The commit that the revision, or the newest state, stands for: what is read later must be the same."""
+def _ask_hub(config: SourceConfig) -> tuple[str, str | None]:
+    """The commit that the revision, or the newest state, stands for (what is read later must be the same); the licence."""
     try:
         from huggingface_hub import HfApi
 
-        found = _retrying(lambda: HfApi().dataset_info(config.dataset, revision=config.revision, timeout=20).sha)
+        info = _retrying(lambda: HfApi().dataset_info(config.dataset, revision=config.revision, timeout=20))
     except ImportError as error:
         raise UserError(f'source {config.label} needs the package datasets: pip install "echo-lm[hub]"') from error
     except Exception as error:
@@ -102,8 +101,21 @@ def _newest_revision(config: SourceConfig) -> str:
             f"source {config.label}: dataset {config.dataset} cannot be found ({_first_line(error)}): "
             "check its name and the network"
         ) from error
-    assert found is not None
-    return found
+    return info.sha, _text_of(info.card_data.license if info.card_data else None)
+
+
+def _local_licence(folder: Path) -> str | None:
+    """The licence in the card of a local folder."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    from huggingface_hub import DatasetCard
+
+    return _text_of(DatasetCard.load(card).data.license)
+
+
+def _text_of(licence: str | list[str] | None) -> str | None:
+    return ", ".join(licence) if isinstance(licence, list) else licence
 
 
 def _first_line(error: Exception) -> str:
