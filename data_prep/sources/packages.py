@@ -106,13 +106,12 @@ def _write_documents(path: Path, documents: Iterator[Document], name: str) -> No
     Raises:
         FetchError: the reader finds nothing, or not what it knows: another release of the package.
     """
-    count = 0
     with write_aside(path) as aside:
         try:
             with open(aside, "w", encoding="utf-8") as file:
-                for count, document in enumerate(documents, start=1):
+                for document in documents:
                     file.write(json.dumps(document, ensure_ascii=False) + "\n")
         except UNEXPECTED as error:
             raise FetchError(f"{name} is not laid out as expected ({type(error).__name__}: {error})") from error
-        if not count:
+        if not aside.stat().st_size:
             raise FetchError(f"{name} is not laid out as expected: there is no document in it")
