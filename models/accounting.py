@@ -60,6 +60,27 @@ def training_bytes_per_gpu(config: ModelConfig, *, zero_stage: int, world_size: 
     return count_parameters(config).total * sum(part / by for part, by in zip(parts, share, strict=True))
 
 
+class SegmentMessage(NamedTuple):
+    """Bytes of one rank's part in a layer's two collectives (`kernels/sequence.py`). On a ring of `world` ranks each
+    rank passes on `world - 1` parts."""
+
+    forward: int
+    backward: int
+
+
+def segment_messages(
+    config: ModelConfig, length: int, *, batch: int = 1, bytes_per_number: int = 4
+) -> list[SegmentMessage]:
+    """What sequence parallelism sends, layer by layer, for segments of `length` tokens of `batch` rows.
+
+    SKA: forward 2 R^2 + P R + 2 R numbers a head (value lag: + P), backward 2 R^2 + P R + R. Mamba-2 with inner width I
+    and C = I + 2 G N channels: forward I N + H + (W - 1) (C + I + G N + H), backward I N + (W - 1) C. Both send fp32 at
+    least, and the segment's length as one more number. Attention: keys and values, 2 d numbers a token as wide as the
+    activations, their gradients in fp32.
+    """
+    return [_segment_message(config, kind, length, batch, bytes_per_number) for kind in config.layers]
+
+
 class ModelRow(NamedTuple):
     """One line of the table of models. Counts are numbers, sizes bytes."""
 
@@ -188,6 +209,25 @@ def _layer_state_bytes(config: ModelConfig, kind: MixerKind, context: int, bytes
     if ska.normalization == "sequence-max":
         numbers += 1
     return 4 * ska.num_heads * numbers + (8 if ska.mode == "chunk" else 0)
+
+
+def _segment_message(config: ModelConfig, kind: MixerKind, length: int, batch: int, number: int) -> SegmentMessage:
+    d, wide = config.d_model, max(4, number)
+    if kind == "attention":
+        numbers = 2 * d * batch * length
+        return SegmentMessage(number * numbers, wide * numbers)
+    if kind == "ska":
+        heads, rank, width = config.ska.num_heads, config.ska.rank, d // config.ska.num_heads
+        sums = 2 * rank * rank + width * rank
+        forward = heads * (sums + 2 * rank + (width if config.ska.value_lag else 0))
+        backward = heads * (sums + rank)
+    else:
+        mamba = config.mamba2
+        inner, keys = mamba.expand * d, mamba.ngroups * mamba.d_state
+        heads, channels, reach = inner // mamba.headdim, inner + 2 * keys, mamba.d_conv - 1
+        forward = inner * mamba.d_state + heads + reach * (channels + inner + keys + heads)
+        backward = inner * mamba.d_state + reach * channels
+    return SegmentMessage(wide * (batch * forward + 1), wide * batch * backward)
 
 
 def _kept_numbers(config: ModelConfig, kind: MixerKind) -> int:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.sequence import SequenceContext
 from .config import MixerKind, ModelConfig
 from .feedforward import make_feedforward
 from .initialization import initialize, normal_by_fan_in
@@ -23,8 +24,8 @@ class Block(nn.Module):
         self.feedforward_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.feedforward = make_feedforward(config)
 
-    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), cu_seqlens=cu_seqlens)
+    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x), cu_seqlens=cu_seqlens, context=context)
         return x + self.feedforward(self.feedforward_norm(x))
 
     def extend(self, x: Tensor, cache: Any, real: Tensor) -> tuple[Tensor, Any]:
@@ -49,7 +50,14 @@ class EchoLM(nn.Module):
         self.final_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor, *, cu_seqlens: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        at: Tensor | None = None,
+        context: SequenceContext | None = None,
+    ) -> Tensor:
         """Logits of the next token.
 
         Args:
@@ -58,14 +66,25 @@ class EchoLM(nn.Module):
                 start is a border. Nothing passes a border.
             at: bool `[B, T]`, the n positions whose logits are wanted; default all. Where few labels count this saves
                 most of the head, a third of a small model's work.
+            context: tokens and `at` are this rank's segments of longer rows; the context holds the borders of the
+                whole rows, so `cu_seqlens` must be None. Gradients of parameters are this rank's share: their sum
+                over the group is the gradient. See `kernels/sequence.py`.
 
         Returns:
             `[B, T, vocab_size]`, or `[n, vocab_size]` in the order of the flattened tokens, as wide as
             the weights.
+
+        Raises:
+            ValueError: borders are given twice, or do not fit the tokens.
         """
+        if context is not None:
+            if cu_seqlens is not None:
+                raise ValueError("cu_seqlens must be None beside a context, which holds the borders of whole rows")
+            if context.world == 1:
+                cu_seqlens, context = context.cu_seqlens, None
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, cu_seqlens=cu_seqlens)
+            x = block(x, cu_seqlens=cu_seqlens, context=context)
         return self.logits(x if at is None else x[at])
 
     def logits(self, x: Tensor) -> Tensor:

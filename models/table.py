@@ -1,12 +1,14 @@
-"""The table of models as Markdown, and its place in docs/models.md: `python -m echo_lm.models.table docs/models.md`."""
+"""Tables of the documentation, made by `python -m echo_lm.models.table docs/models.md` (or docs/parallelism.md)."""
 
 import sys
 from pathlib import Path
 
-from .accounting import GIB, ModelRow, model_table
+from .accounting import GIB, ModelRow, model_table, segment_messages
 from .files import write_text
+from .presets import preset
 
 BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/models.md -->"
+BEGIN_MESSAGES = "<!-- table of messages: python -m echo_lm.models.table docs/parallelism.md -->"
 END = "<!-- end of table -->"
 HEADER = (
     "model",
@@ -43,6 +45,21 @@ def format_table(rows: list[ModelRow]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+def format_messages(*, world: int = 8) -> str:
+    """Markdown of what each rank of `world` passes on in one forward and backward pass over one row, in bf16."""
+    lengths = (2048, 16_384, 131_072, 1_048_576)
+    lines = [("model", *(f"{length:,} tokens" for length in lengths)), ["---"] + ["---:"] * len(lengths)]
+    for size in ("50m", "180m"):
+        for family in ("echo", "hybrid", "transformer"):
+            config = preset(f"{family}-{size}")
+            row = [config.name]
+            for length in lengths:
+                messages = segment_messages(config, length // world, bytes_per_number=2)
+                row.append(format_bytes((world - 1) * sum(sum(message) for message in messages)))
+            lines.append(row)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def format_bytes(count: float) -> str:
     """Bytes with a binary unit."""
     if count >= GIB:
@@ -51,10 +68,12 @@ def format_bytes(count: float) -> str:
 
 
 def with_table(text: str) -> str:
-    """A document with the table between its markers brought up to date."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{format_table(model_table())}\n{END}{after}"
+    """A document with the tables between their markers brought up to date."""
+    for begin, table in ((BEGIN, lambda: format_table(model_table())), (BEGIN_MESSAGES, format_messages)):
+        before, found, rest = text.partition(begin)
+        if found:
+            text = f"{before}{begin}\n{table()}\n{END}{rest.partition(END)[2]}"
+    return text
 
 
 if __name__ == "__main__":

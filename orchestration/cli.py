@@ -8,6 +8,7 @@ import typer
 
 from ..models.errors import UserError
 from .progress import console
+from .study_cli import study_app
 
 app = typer.Typer(
     name="echo-lm",
@@ -20,6 +21,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Look at prepared datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(study_app)
 
 Target = Annotated[
     str, typer.Argument(help="A recipe name, a recipe file (.yaml), or the folder of a run to go on with.")

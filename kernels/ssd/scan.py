@@ -5,7 +5,7 @@ import sys
 import types
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ def ssd_scan(
     state: Tensor | None = None,
     return_state: bool = False,
     cu_seqlens: Tensor | None = None,
-    context: Any = None,
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The Mamba-2 scan (arXiv 2405.21060): h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t^T, y_t = h_t c_t + d x_t.
@@ -41,10 +40,10 @@ def ssd_scan(
         b, c: `[B, T, G, N]`, each group serving H / G heads in a row.
         d: `[H]`.
         chunk_size: tokens worked together; the result does not depend on it (default: by backend and state size).
-        state: `[B, H, P, N]`, what the rows continue from. A row start is a border if and only if this is None.
+        state: `[B, H, P, N]`, what the rows continue from. A row start is a border if and only if this is None. For
+            rows that a group of ranks shares `enter_segment` gives it.
         return_state: also return the state after each row.
         cu_seqlens: int32 or int64 `[documents + 1]`, borders in the flattened `B * T` tokens.
-        context: None; rows are whole on this rank.
         backend: "naive" is the token loop, "torch" the chunked form, "mamba-ssm" its Triton kernels (CUDA only);
             "auto" takes the fastest that runs here. Sums are in fp32 (float64 for float64 inputs, not "mamba-ssm").
 
@@ -55,8 +54,6 @@ def ssd_scan(
         ValueError: a shape or a name is wrong, or the backend does not run here.
     """
     batch, length, heads, width = _check_shapes(x, dt, a, b, c, state)
-    if context is not None:
-        raise ValueError("context must be None: sequence-parallel rows are not taken here")
     if backend == "auto":
         backend = "mamba-ssm" if x.is_cuda and x.dtype != torch.float64 and mamba_ssm_kernel() else "torch"
     if backend not in ("naive", "torch", "mamba-ssm"):

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from ...kernels.documents import document_ids, inner_borders
+from ...kernels.sequence import SequenceContext, gather_segments
 from ..config import AttentionConfig
 from ..initialization import normal_by_fan_in
 
@@ -29,7 +31,9 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None) -> Tensor:
+        if context is not None:
+            return self._forward_segment(x, context)
         batch, length, _ = x.shape
         q, k, v = self._project(x, torch.arange(length, device=x.device)[None])
         starts = inner_borders(cu_seqlens, batch, length, x.device)
@@ -39,6 +43,22 @@ class Attention(nn.Module):
             ids = document_ids(starts)
             seen = (ids[:, :, None] == ids[:, None, :]).tril()
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+        return self._read_out(y)
+
+    def _forward_segment(self, x: Tensor, context: SequenceContext) -> Tensor:
+        """Queries of this rank's segment, keys and values of all segments up to it."""
+        batch, length, _ = x.shape
+        first = context.rank * length
+        q, *kv = self._project(x, torch.arange(first, first + length, device=x.device)[None])
+        gathered = gather_segments(torch.stack(kv), context)[: context.rank + 1]
+        k, v = gathered.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)  # [B, H, T so far, D]
+        starts = context.starts(batch, length, x.device)[:, : context.rank + 1].flatten(1)
+        if bool(starts[:, 1:].any()):
+            ids = document_ids(starts)
+            seen = (ids[:, first:, None] == ids[:, None, :]).tril(first)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(length, k.shape[2]))
         return self._read_out(y)
 
     def empty_cache(self, batch: int, like: Tensor) -> AttentionCache:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.ssd import causal_convolution, ssd_scan, ssd_update
+from ...kernels.sequence import SequenceContext
+from ...kernels.ssd import causal_convolution, enter_segment, ssd_scan, ssd_update
 from ..config import Mamba2Config
 from ..initialization import normal_by_fan_in
 from ..norm import GatedRMSNorm, at_least_fp32
@@ -47,10 +48,27 @@ class Mamba2(nn.Module):
         self.norm = GatedRMSNorm(self.d_inner, norm_eps, config.ngroups)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None) -> Tensor:
         z, inputs, dt = self._project(x)
-        values, b, c = self._split(self._convolve(inputs, cu_seqlens=cu_seqlens))
-        y = ssd_scan(values, self._step_sizes(dt), self._a(), b, c, d=self.D, cu_seqlens=cu_seqlens)
+        steps, a, state = self._step_sizes(dt), self._a(), None
+        if context is not None:
+            cu_seqlens = context.local_cu_seqlens(*x.shape[:2], x.device)
+        convolved = self._convolve(inputs, cu_seqlens=cu_seqlens)
+        if context is not None and context.world > 1:
+            overlap, state = enter_segment(
+                convolved,
+                inputs,
+                self.conv1d.weight.squeeze(1),
+                steps,
+                a,
+                groups=self.config.ngroups,
+                d_state=self.config.d_state,
+                context=context,
+            )
+            taps = overlap.shape[1]
+            convolved = torch.cat((convolved[:, :taps] + overlap, convolved[:, taps:]), 1)
+        values, b, c = self._split(F.silu(convolved))
+        y = ssd_scan(values, steps, a, b, c, d=self.D, state=state, cu_seqlens=cu_seqlens)
         return self._read_out(y, z)
 
     def empty_cache(self, batch: int, like: Tensor) -> Mamba2Cache:
@@ -62,7 +80,7 @@ class Mamba2(nn.Module):
     def extend(self, x: Tensor, cache: Mamba2Cache, real: Tensor) -> tuple[Tensor, Mamba2Cache]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
         z, inputs, dt = self._project(x)
-        values, b, c = self._split(self._convolve(inputs, state=cache.conv))
+        values, b, c = self._split(F.silu(self._convolve(inputs, state=cache.conv)))
         steps = self._step_sizes(dt) * real[..., None]
         y, ssm = ssd_scan(values, steps, self._a(), b, c, d=self.D, state=cache.ssm, return_state=True)
         taps = self.config.d_conv - 1
@@ -88,7 +106,7 @@ class Mamba2(nn.Module):
         return self.in_proj(x).split((self.d_inner, self.d_conv_channels, self.num_heads), -1)
 
     def _convolve(self, inputs: Tensor, **options: Tensor | None) -> Tensor:
-        return F.silu(causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, **options))
+        return causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, **options)
 
     def _read_out(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.norm(y.flatten(-2), z))

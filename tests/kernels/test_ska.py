@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from echo_lm.kernels.sequence import SequenceContext
 from echo_lm.kernels.ska import SKAState, ska_attention, ska_step, start_decoding, update_factor
 
 NAMES = ("y", "gram", "transition", "value_map", "last_key", "dq", "dk", "dv", "dscale")
@@ -307,7 +308,10 @@ def test_the_updated_factor_stays_as_good_as_a_fresh_one(spread):
         (dict(power=-1), "power"),
         (dict(ridge=0.0), "ridge"),
         (dict(chunk_size=0), "chunk_size"),
-        (dict(context=object()), "context"),
+        (dict(context=SequenceContext(None, 0, 1), cu_seqlens=torch.tensor([0, 6])), "context"),
+        (dict(context=SequenceContext(None, 0, 1), mask=torch.ones(1, 6, dtype=torch.bool)), "context"),
+        (dict(context=SequenceContext(None, 0, 1), state=SKAState.zeros(1, 2, 3, 4)), "context"),
+        (dict(context=SequenceContext(None, 0, 1, torch.tensor([0, 4]))), "cu_seqlens"),
         (dict(scale=torch.ones(3)), "scale"),
         (dict(mask=torch.ones(1, 6)), "mask"),
         (dict(cu_seqlens=torch.tensor([0, 4])), "cu_seqlens"),

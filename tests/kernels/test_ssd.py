@@ -119,7 +119,6 @@ def test_convolution_continues_and_stops_at_borders():
     [
         (dict(backend="triton"), "backend"),
         (dict(backend="mamba-ssm"), "CUDA"),
-        (dict(context=object()), "context"),
         (dict(state=torch.zeros(1, 2, 4, 5)), "state"),
         (dict(cu_seqlens=torch.tensor([0, 4])), "cu_seqlens"),
     ],

@@ -1,4 +1,4 @@
-"""docs/models.md shows the models as they are."""
+"""docs/models.md and docs/parallelism.md show the models as they are."""
 
 from pathlib import Path
 
@@ -12,6 +12,12 @@ def test_the_table_is_current():
     text = DOCUMENT.read_text(encoding="utf-8")
     assert with_table(text) == text, "run: python -m echo_lm.models.table docs/models.md"
     assert all(f"| {name} |" in text for name in preset_names())
+
+
+def test_the_table_of_messages_is_current():
+    text = (DOCUMENT.parent / "parallelism.md").read_text(encoding="utf-8")
+    assert with_table(text) == text, "run: python -m echo_lm.models.table docs/parallelism.md"
+    assert "| echo-180m |" in text
 
 
 def test_the_figure_is_there_and_small():

@@ -1,9 +1,15 @@
 """On a CUDA device the model takes mamba-ssm's kernels for the scan: the same function as on the CPU."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from echo_lm.models import build_model, preset
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sequence_gang as gang
 
 pytestmark = pytest.mark.gpu
 
@@ -43,3 +49,10 @@ def test_cuda_agrees_with_the_cpu_in_logits_and_every_gradient(name, borders):
     for key, gradient in expected_gradients.items():
         assert gradient.norm() > 0, key
         assert (gradients[key] - gradient).norm() <= BOUND * gradient.norm(), key
+
+
+def test_segments_on_one_gpu_give_the_output_and_gradients_of_whole_rows(tmp_path):
+    """Four gloo processes share the device; float64, in which the operations are PyTorch's."""
+    report = gang.run(tmp_path, "cuda")
+    assert report.keys() == {(stack, borders) for stack in gang.STACKS for borders in gang.BORDERS}
+    assert all(len(errors) == gang.WORLD and max(errors) <= 1e-9 for errors in report.values())

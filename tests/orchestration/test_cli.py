@@ -7,7 +7,7 @@ import pytest
 
 from echo_lm.orchestration.cli import main
 
-COMMANDS = ("run", "prepare", "data", "train", "eval", "generate", "status", "track", "models")
+COMMANDS = ("run", "prepare", "data", "train", "eval", "generate", "status", "track", "models", "study")
 
 
 @pytest.fixture

@@ -1,0 +1,209 @@
+"""Sequence parallelism: each rank of a group holds one segment of every row, one small message a layer joins them.
+
+A rank *summarises* its segment; the summaries of all ranks are gathered; each rank *combines*, in order, those of the
+ranks before it, and *seeds* its segment with the result. What is sent does not depend on the length of the segment.
+
+The backward pass gathers once more: every rank's gradient of the state it entered with. The states are few and small,
+so a rank then differentiates the fold of its own summary into all later states by itself.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .documents import inner_borders
+
+Combine = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], int], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceContext:
+    """One rank's place in rows that a group of ranks shares.
+
+    Rows are `[B, T]`; rank i of the group holds the tokens `[i * T / world, (i + 1) * T / world)` of each. Segments are
+    equal. All ranks must run the same layers in the same order, forward and backward: each layer is a collective.
+
+    Make one for each batch: it remembers what it derives from the borders.
+
+    Attributes:
+        group: the ranks that share the rows, in the order of their segments; None is the default group.
+        rank, world: this rank's number in the group, and the group's size. A world of 1 sends nothing.
+        cu_seqlens: int32 or int64 `[documents + 1]`, *global* offsets into the flattened `B * T` tokens, the same on
+            every rank; see `kernels/documents.py`. A border may fall anywhere, also on the edge of a segment.
+
+    Raises:
+        ValueError: rank, world and group do not go together.
+    """
+
+    group: dist.ProcessGroup | None
+    rank: int
+    world: int
+    cu_seqlens: Tensor | None = None
+    _derived: dict = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank must be from 0 to world - 1 = {self.world - 1}, not {self.rank}")
+        if self.world > 1:
+            place = (dist.get_rank(self.group), dist.get_world_size(self.group))
+            if place != (self.rank, self.world):
+                raise ValueError(
+                    f"rank and world are {self.rank} and {self.world}, but in the group they are {place[0]} and {place[1]}"
+                )
+
+    def starts(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """Mark the tokens that start a document, on all ranks: bool `[batch, world, length]`, `length` of a segment.
+
+        Raises:
+            ValueError: `cu_seqlens` does not fit rows of `world` segments of `length` tokens.
+        """
+        key = ("starts", batch, length, device)
+        if key not in self._derived:
+            starts = inner_borders(self.cu_seqlens, batch, self.world * length, device)
+            if starts is None:
+                starts = torch.zeros(batch, self.world * length, dtype=torch.bool, device=device)
+            starts[:, 0] = True
+            self._derived[key] = starts.view(batch, self.world, length)
+        return self._derived[key]
+
+    def local_cu_seqlens(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """The borders of this rank's segments as offsets into its `batch * length` tokens, each row's first included:
+        what an operation takes beside the state that the rows continue from."""
+        key = ("local", batch, length, device)
+        if key not in self._derived:
+            starts = self.starts(batch, length, device)[:, self.rank].clone()
+            starts[:, 0] = True
+            offsets = starts.flatten().nonzero().squeeze(1)
+            self._derived[key] = torch.cat((offsets, offsets.new_tensor([batch * length])))
+        return self._derived[key]
+
+    def segment(self, rows: Tensor, dim: int = 1) -> Tensor:
+        """This rank's part of a tensor over whole rows.
+
+        Raises:
+            ValueError: the rows cannot be cut into `world` equal segments.
+        """
+        if rows.shape[dim] % self.world:
+            raise ValueError(f"{rows.shape[dim]} tokens a row cannot be cut into {self.world} equal segments")
+        return rows.chunk(self.world, dim)[self.rank]
+
+
+def entering_state(
+    summary: Sequence[Tensor], initial: Sequence[Tensor], combine: Combine, context: SequenceContext, length: int
+) -> tuple[Tensor, ...]:
+    """Fold the summaries of the ranks before this one: the state that this rank's segment is entered with.
+
+    One all-gather of the packed summary and `length`, and in the backward pass one of the packed gradient of the result.
+
+    Args:
+        summary: of this rank's segment, tensors of one dtype; shapes equal on all ranks.
+        initial: what the first segment is entered with; gets no gradient.
+        combine: `combine(entering, summary, i)` is what leaves segment i. Differentiable in the first two, and a
+            function of nothing else that differs between ranks.
+        length: tokens of this rank's segment.
+
+    Returns:
+        tensors of the shapes of `initial`.
+
+    Raises:
+        ValueError: the ranks hold segments of different lengths.
+    """
+    shapes = [part.shape for part in summary], [part.shape for part in initial]
+    flat = _Enter.apply(_pack(summary), _pack(initial), combine, context, shapes, length)
+    return _unpack(flat, shapes[1])
+
+
+class _Enter(torch.autograd.Function):
+    """See `entering_state`."""
+
+    @staticmethod
+    def forward(ctx, summary, initial, combine, context, shapes, length):
+        gathered = all_gather(torch.cat((summary, summary.new_tensor([length]))), context)
+        _check_lengths(gathered[:, -1], context)
+        gathered = gathered[:, :-1]
+        state = initial
+        with torch.autocast(summary.device.type, enabled=False):
+            for i in range(context.rank):
+                state = _fold(state, gathered[i], combine, i, shapes)
+        ctx.save_for_backward(gathered, state)
+        ctx.combine, ctx.context, ctx.shapes = combine, context, shapes
+        return state.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dstate):
+        gathered, state = ctx.saved_tensors
+        rank, world = ctx.context.rank, ctx.context.world
+        dstates = all_gather(dstate.contiguous(), ctx.context)
+        if rank == world - 1:
+            return torch.zeros_like(gathered[rank]), None, None, None, None, None
+        own = gathered[rank].detach().requires_grad_()
+        with torch.enable_grad(), torch.autocast(dstate.device.type, enabled=False):
+            states = []
+            for i in range(rank, world - 1):
+                state = _fold(state, own if i == rank else gathered[i], ctx.combine, i, ctx.shapes)
+                states.append(state)
+            (dsummary,) = torch.autograd.grad(states, own, list(dstates[rank + 1 :]))
+        return dsummary, None, None, None, None, None
+
+
+def _fold(state: Tensor, summary: Tensor, combine: Combine, i: int, shapes) -> Tensor:
+    return _pack(combine(_unpack(state, shapes[1]), _unpack(summary, shapes[0]), i))
+
+
+def _pack(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _unpack(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
+    sizes = [math.prod(shape) for shape in shapes]
+    return tuple(part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True))
+
+
+def _check_lengths(lengths: Tensor, context: SequenceContext) -> None:
+    """Once for each context: on a GPU the host must wait for the numbers."""
+    if "equal" in context._derived:
+        return
+    context._derived["equal"] = True
+    if len(set(lengths.tolist())) > 1:
+        raise ValueError(f"segments must be equal, but the ranks hold {[int(n) for n in lengths]} tokens a row")
+
+
+def all_gather(x: Tensor, context: SequenceContext) -> Tensor:
+    """`x` of every rank: `[world, *x.shape]`. gloo sends what lies on a GPU through the host."""
+    sent = _for_backend(x, context)
+    gathered = sent.new_empty(context.world, *sent.shape)
+    dist.all_gather(list(gathered.unbind(0)), sent, group=context.group)
+    return gathered.to(x.device)
+
+
+def gather_segments(x: Tensor, context: SequenceContext) -> Tensor:
+    """`x` of every rank, `[world, *x.shape]`, with gradients: what grows with the length, for attention.
+
+    The backward pass is one reduce-scatter, in fp32 or better.
+    """
+    return x[None] if context.world == 1 else _Gather.apply(x, context)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, context):
+        ctx.context = context
+        return all_gather(x.contiguous(), context)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dgathered):
+        wide = dgathered if dgathered.dtype == torch.float64 else dgathered.float()
+        sent = _for_backend(wide.contiguous(), ctx.context)
+        dx = torch.empty_like(sent[0])
+        dist.reduce_scatter(dx, list(sent.unbind(0)), group=ctx.context.group)
+        return dx.to(device=dgathered.device, dtype=dgathered.dtype), None
+
+
+def _for_backend(x: Tensor, context: SequenceContext) -> Tensor:
+    return x.cpu() if x.is_cuda and dist.get_backend(context.group) == "gloo" else x

@@ -1,0 +1,73 @@
+"""SKA over segments: summarise, combine, seed (see `kernels/sequence.py`)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..documents import document_ids
+from ..sequence import SequenceContext, entering_state
+from .chunked import previous_keys
+from .state import SKAState
+
+CHUNK = 256  # tokens summed in one product: sums of sums keep fp32 accurate over long segments
+
+
+def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceContext) -> SKAState:
+    """The state that this rank's segment is entered with: that of its document on the ranks before, zero where the
+    segment starts a document. One collective forward, one backward.
+
+    Args:
+        k: `[B, T, H, R]` this rank's keys; v: `[B, T, H, P]`.
+
+    Returns:
+        an `SKAState` with gradients for k and v, those of the ranks before included.
+    """
+    batch, length, heads, rank = k.shape
+    starts = context.starts(batch, length, k.device)
+    goes_on = (~starts[:, :, 0]).to(k.dtype)  # [B, world]
+    unbroken = (~starts[:, :, 1:].any(-1)).to(k.dtype)
+
+    def combine(entering: tuple[Tensor, ...], summary: tuple[Tensor, ...], i: int) -> tuple[Tensor, ...]:
+        gram, transition, value_map, previous = entering
+        own_gram, own_transition, own_value_map, first_key, last_key, *first_value = summary
+        # The pair across the edge belongs to the later segment.
+        transition = transition + first_key[..., :, None] * previous[..., None, :]
+        if first_value:
+            value_map = value_map + first_value[0][..., :, None] * previous[..., None, :]
+        keep = unbroken[:, i, None, None, None]
+        cut = goes_on[:, i + 1, None, None, None]
+        return (
+            cut * (keep * gram + own_gram),
+            cut * (keep * transition + own_transition),
+            cut * (keep * value_map + own_value_map),
+            cut[..., 0] * last_key,
+        )
+
+    initial = SKAState.zeros(batch, heads, rank, v.shape[-1], dtype=k.dtype, device=k.device)
+    summary = summarise(k, v, starts[:, context.rank], value_lag=value_lag)
+    return SKAState(*entering_state(summary, initial, combine, context, length))
+
+
+def summarise(k: Tensor, v: Tensor, starts: Tensor, *, value_lag: bool) -> tuple[Tensor, ...]:
+    """The sums over the segment's rows after its last border, its first and its last key, and its first value if lagged.
+
+    Args:
+        starts: bool `[B, T]`, the first tokens of documents.
+
+    Returns:
+        gram, transition `[B, H, R, R]`, value_map `[B, H, P, R]`, first and last key `[B, H, R]` (, value `[B, H, P]`).
+    """
+    ids = document_ids(starts)
+    tail = (ids == ids[:, -1:])[..., None, None]
+    previous = previous_keys(k, torch.zeros_like(k[:, 0]), starts)
+    kept, kept_values = k * tail, v * tail
+    firsts = (k[:, 0], k[:, -1], *((v[:, 0],) if value_lag else ()))
+    return (_outer(kept, k), _outer(kept, previous), _outer(kept_values, previous if value_lag else k), *firsts)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """sum_t a_t b_t^T: `[B, T, H, M]`, `[B, T, H, N]` -> `[B, H, M, N]`."""
+    fill = -a.shape[1] % min(CHUNK, a.shape[1])
+    size = min(CHUNK, a.shape[1])
+    a, b = (F.pad(x, (0, 0, 0, 0, 0, fill)).unflatten(1, (-1, size)) for x in (a, b))
+    return torch.einsum("bcthm,bcthn->bchmn", a, b).sum(1)

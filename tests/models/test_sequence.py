@@ -1,0 +1,125 @@
+"""Sequence parallelism: models on segments of rows against the same models on whole rows, by four gloo processes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from echo_lm.kernels.sequence import SequenceContext
+from echo_lm.models import ModelConfig
+from echo_lm.models.accounting import segment_messages
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sequence_gang as gang
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What the four processes found."""
+    return gang.run(tmp_path_factory.mktemp("gang"))
+
+
+@pytest.mark.parametrize("borders", gang.BORDERS)
+@pytest.mark.parametrize("stack", gang.STACKS)
+def test_segments_give_the_output_and_gradients_of_whole_rows(stack, borders, report):
+    errors = report[stack, borders]
+    assert len(errors) == 4
+    assert max(errors) <= 1e-9
+
+
+@pytest.mark.parametrize("stack", gang.STACKS)
+def test_in_single_precision(stack, report):
+    assert report["fp32", stack] <= 1e-5
+
+
+@pytest.mark.parametrize("stack", ["echo exact K=1", "hybrid"])
+def test_a_rank_without_labels(stack, report):
+    assert report["at", stack] <= 1e-9
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        "swapped summaries",
+        "no seam pair",
+        "no lagged seam pair",
+        "no last key",
+        "swapped states",
+        "no overlap",
+        "no decay",
+        "no first tokens",
+    ],
+)
+def test_what_travels_is_needed(trial, report):
+    """The parity tests above would see each of these."""
+    assert report["broken", trial] >= 1e-4
+
+
+@pytest.mark.parametrize("stack", ["echo exact K=1", "echo exact K=0 lagged", "echo chunk K=1"])
+def test_bytes_do_not_depend_on_the_length(stack, report):
+    short, long = report["calls", stack, 4096], report["calls", stack, 65_536]
+    assert short == long
+    assert short == expected_calls(stack, 4096)
+
+
+@pytest.mark.parametrize("length", [64, 256])
+def test_bytes_of_attention_grow(length, report):
+    assert report["calls", "hybrid", length] == expected_calls("hybrid", length)
+
+
+def expected_calls(stack, length):
+    """One collective a layer, forward and backward, of the bytes that the accounting gives."""
+    config = gang.make_model(stack, torch.float32).config
+    messages = segment_messages(config, length // gang.WORLD)
+    back = ["reduce_scatter" if kind == "attention" else "all_gather" for kind in config.layers]
+    forward = [["all_gather", message.forward] for message in messages]
+    return forward + [[name, message.backward] for name, message in zip(back, messages, strict=True)][::-1]
+
+
+@pytest.mark.parametrize(
+    ("trial", "message"),
+    [
+        ("prefix", 'ValueError: mode "prefix" needs whole rows'),
+        ("grid", "ValueError: segments must be whole chunks of 4 tokens, not 6"),
+        ("unequal", "ValueError: segments must be equal, but the ranks hold [6, 5, 4, 3]"),
+        ("short", "ValueError: segments must hold at least the convolution's 4 tokens, not 3"),
+        ("borders", "ValueError: cu_seqlens must be None beside a context"),
+        ("sequence-max", 'UserError: ska.normalization "sequence-max" needs whole rows'),
+        ("rank", "ValueError: rank and world are 1 and 4, but in the group they are 0 and 4"),
+        ("world", "ValueError: rank and world are 0 and 5, but in the group they are 0 and 4"),
+        ("row", "ValueError: cu_seqlens must increase from 0 to batch * length = 104"),
+        ("cut", "ValueError: 6 tokens a row cannot be cut into 4 equal segments"),
+    ],
+)
+def test_refusals(trial, message, report):
+    assert report["refused", trial].startswith(message)
+
+
+def test_a_rank_outside_its_world_is_refused():
+    with pytest.raises(ValueError, match="rank must be from 0 to world - 1 = 1, not 2"):
+        SequenceContext(None, 2, 2)
+
+
+def test_borders_of_a_segment():
+    context = SequenceContext(None, 0, 1, torch.tensor([0, 2, 5, 8]))
+    starts = context.starts(2, 4, torch.device("cpu"))
+    assert starts.tolist() == [[[True, False, True, False]], [[True, True, False, False]]]
+    assert context.local_cu_seqlens(2, 4, torch.device("cpu")).tolist() == [0, 2, 4, 5, 8]
+
+
+def test_messages_by_hand():
+    """One head: R = 3, P = 8. Mamba-2: inner 16, 2 heads, 1 group of 5, 26 channels, 3 tokens of overlap."""
+    config = ModelConfig(
+        vocab_size=9,
+        d_model=8,
+        layers=("mamba2", "ska", "attention"),
+        feedforward=dict(width=8),
+        mamba2=dict(d_state=5, headdim=8),
+        ska=dict(num_heads=1, rank=3, value_lag=True),
+        attention=dict(num_heads=1),
+    )
+    mamba, ska, attention = segment_messages(config, 10, batch=2, bytes_per_number=2)
+    assert mamba == (4 * (2 * (80 + 2 + 3 * 26 + 3 * 21 + 3 * 2) + 1), 4 * 2 * (80 + 78))
+    assert ska == (4 * (2 * (9 + 9 + 24 + 3 + 3 + 8) + 1), 4 * 2 * (9 + 9 + 24 + 3))
+    assert attention == (2 * 2 * 10 * 16, 4 * 2 * 10 * 16)
