@@ -26,6 +26,7 @@ from .studies.plan import Cell, Plan, cell_config, jobs, make_plan
 from .studies.results import CellResult, read_result
 from .study_cell import lease_path, result_file
 from .study_executors import Executor, ProcessExecutor, RayExecutor
+from .units import ray_data_map
 
 POLL_SECONDS = 0.5
 HOLDER_SECONDS = 5.0  # between two looks at a cell that somebody else holds
@@ -106,12 +107,12 @@ def run_study(
         UserError: bad input, a folder of another study, or cells that failed `study.attempts` times; all others are
             done by then.
     """
-    from .cluster import ray_cluster, ray_map
+    from .cluster import ray_cluster
 
     folder = StudyFolder(studies / study.name)
     plan_study(study, data)  # an impossible cell is refused before any data is prepared
     with ray_cluster(address) if use_ray else nullcontext():
-        dataset = prepare_dataset(study.data, data, map_units=ray_map if use_ray else None)
+        dataset = prepare_dataset(study.data, data, map_units=ray_data_map if use_ray else None)
         plan = make_plan(study, Dataset.open(dataset, verify=True))
         _store_plan(folder, plan)
         hardware = study.hardware
