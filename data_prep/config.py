@@ -1,14 +1,30 @@
 """What a dataset and a training batch are made of. Every field here defines the result; nothing says how to run it."""
 
 import difflib
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .recall import TASKS, RecallVocabulary, minimum_length
 from .tokenizer import SMALLEST_VOCABULARY
 
-SourceKind = Literal["wikipedia-vital", "python-stdlib", "text", "jsonl"]
+LocalKind = Literal["text", "jsonl", "parquet"]
+PackageKind = Literal[
+    "wikipedia-vital",
+    "brown",
+    "jane-austen",
+    "gcide",
+    "foldoc",
+    "treasury-of-david",
+    "debian-descriptions",
+    "linux-doc",
+    "python-doc",
+    "perl-doc",
+    "postgresql-doc",
+    "linux-source",
+]
+SourceKind = Literal[LocalKind, "huggingface", "python-stdlib", PackageKind]
+Normalisation = Literal["nfc", "nfkc", "none"]
 
 
 class _Config(BaseModel):
@@ -16,24 +32,41 @@ class _Config(BaseModel):
 
 
 class SourceConfig(_Config):
-    """Where documents come from.
+    """Where documents come from, and which of them are used.
 
     Attributes:
-        kind: "text" (a file is a document) or "jsonl" (a line is one) for local files; "wikipedia-vital" and
-            "python-stdlib" know where theirs are.
+        kind: "text" (a file is a document), "jsonl" (a line is one) or "parquet" (a row is one) for local files, plain
+            or with `.gz` or `.zst`; "huggingface" for a dataset of the hub; the others know where theirs are.
         name: what shards, manifest and mixture call it; the kind if None.
         paths: files, folders or glob patterns (`**` is recursive), for the local kinds only.
-        text_column: the key that holds the text in a jsonl line.
+        dataset: name on the hub, or a local folder of the same layout, for "huggingface" only; with `subset`, `split`
+            and `revision` (a commit or tag; None takes the newest and notes which one that was).
+        text_column: the key or column that holds the text.
         fallback: the kind to use when this one cannot be fetched, e.g. without network.
-        limit_documents: use only the first so many documents.
+        normalisation: of Unicode; NFC changes no meaning, NFKC also folds ligatures and widths.
+        min_characters, max_characters: other documents are left out.
+        keep: values that a column may have, e.g. `{language: [en]}`; other documents are left out.
+        at_least: smallest value of a numeric column, e.g. `{int_score: 4}`.
+        limit_documents: use only the first so many documents that pass these filters, duplicates included.
+        limit_tokens: stop after the document with which the source, both splits together, has so many tokens.
     """
 
     kind: SourceKind
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     paths: tuple[str, ...] = ()
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
     text_column: str = "text"
     fallback: Literal["python-stdlib"] | None = None
+    normalisation: Normalisation = "nfc"
+    min_characters: int = Field(default=1, ge=1)
+    max_characters: int | None = Field(default=None, ge=1)
+    keep: dict[str, tuple[str | int, ...]] = {}
+    at_least: dict[str, float] = {}
     limit_documents: int | None = Field(default=None, ge=1)
+    limit_tokens: int | None = Field(default=None, ge=1)
 
     @property
     def label(self) -> str:
@@ -41,25 +74,60 @@ class SourceConfig(_Config):
         return self.name or self.kind
 
     @model_validator(mode="after")
-    def _paths_where_they_are_needed(self) -> Self:
-        local = self.kind in ("text", "jsonl")
+    def _place_fits_the_kind(self) -> Self:
+        local = self.kind in get_args(LocalKind)
         if local and not self.paths:
             raise ValueError(f"source {self.label}: kind {self.kind!r} needs paths")
         if not local and self.paths:
             raise ValueError(f"source {self.label}: kind {self.kind!r} takes no paths; use kind 'text' or 'jsonl'")
+        if (self.kind == "huggingface") != (self.dataset is not None):
+            raise ValueError(f"source {self.label}: kind 'huggingface' needs dataset, and no other kind takes it")
         return self
 
 
 class TokenizerConfig(_Config):
-    """A byte-level BPE, trained on the dataset's own training documents.
+    """A byte-level BPE, trained on the dataset's own training documents, or one that exists.
 
     Attributes:
-        vocab_size: all ids together: 256 bytes, 130 special tokens, merges.
+        vocab_size: of a trained one, all ids together: 256 bytes, 130 special tokens, merges.
         train_bytes: about how much text it is trained on, a sample by document hash if there is more.
+        load: a `tokenizer.json`, the folder of one, or a name on the Hugging Face hub; None trains one. The special
+            tokens that it lacks are added behind its vocabulary.
+        special_tokens: further ones, e.g. of a chat format; text that spells them is read as plain text.
     """
 
     vocab_size: int = Field(default=4096, ge=SMALLEST_VOCABULARY)
     train_bytes: int = Field(default=10_000_000, ge=1)
+    load: str | None = None
+    special_tokens: tuple[str, ...] = ()
+
+
+class NearDuplicateConfig(_Config):
+    """Removal of documents that are nearly the same as an earlier one, by MinHash over runs of words.
+
+    Attributes:
+        threshold: least estimated Jaccard similarity of two documents' sets of runs that makes them duplicates.
+        words: length of a run.
+        permutations: of MinHash; the estimate's standard error is at most `0.5 / sqrt(permutations)`.
+    """
+
+    threshold: float = Field(default=0.8, ge=0.5, le=1)
+    words: int = Field(default=5, ge=1)
+    permutations: int = Field(default=256, ge=32, multiple_of=8)
+
+
+class OverlapConfig(_Config):
+    """The check for runs of words that training shares with the held-out split or with evaluation sets.
+
+    Attributes:
+        words: length of a run; 13 as in GPT-3 (Brown et al. 2020, appendix C).
+        evaluation: texts that training must not contain; read like any source, but never trained on.
+        action: "report" counts the training documents concerned, "drop" also leaves them out.
+    """
+
+    words: int = Field(default=13, ge=2)
+    evaluation: tuple[SourceConfig, ...] = ()
+    action: Literal["report", "drop"] = "report"
 
 
 class DatasetConfig(_Config):
@@ -67,6 +135,11 @@ class DatasetConfig(_Config):
 
     Attributes:
         heldout_fraction: share of the documents that training never sees, chosen by document hash.
+        exact_duplicates: "drop" keeps the first of the documents that are the same after normalisation.
+        near_duplicates: None leaves them in.
+        overlap: None skips the check.
+        max_bad_share: share of a source's documents, or of the bytes in files lost whole, that may be unreadable.
+        max_document_bytes: a longer document counts as bad: one call of the tokenizer would take all memory.
         unit_bytes: input bytes of one unit of work, which is what an interruption loses and a worker takes.
         shard_tokens: a unit that has more tokens than this writes several shards.
         seed: chooses which documents are held out, and which train the tokenizer.
@@ -76,13 +149,23 @@ class DatasetConfig(_Config):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     tokenizer: TokenizerConfig = TokenizerConfig()
     heldout_fraction: float = Field(default=0.02, ge=0, lt=1)
+    exact_duplicates: Literal["drop", "keep"] = "drop"
+    near_duplicates: NearDuplicateConfig | None = None
+    overlap: OverlapConfig | None = OverlapConfig()
+    max_bad_share: float = Field(default=0.001, ge=0, le=1)
+    max_document_bytes: int = Field(default=10_000_000, ge=1)
     unit_bytes: int = Field(default=2_000_000, ge=1)
     shard_tokens: int = Field(default=50_000_000, ge=1)
     seed: int = 0
 
+    @property
+    def evaluation_sources(self) -> tuple[SourceConfig, ...]:
+        """Sources that are compared with, never trained on."""
+        return self.overlap.evaluation if self.overlap else ()
+
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        labels = [source.label for source in self.sources]
+        labels = [source.label for source in (*self.sources, *self.evaluation_sources)]
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"two sources are called {label!r}: give one of them another name")

@@ -12,6 +12,7 @@ from .config import DatasetConfig
 from .tokenizer import FILE_NAME as TOKENIZER_FILE
 
 FILE_NAME = "manifest.json"
+QUARANTINE_FILE = "quarantine.jsonl"
 Split = Literal["train", "heldout"]
 TokenDtype = Literal["uint16", "uint32"]
 
@@ -47,34 +48,62 @@ class ShardRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """Where text came from.
+    """Where text came from, and what became of it.
 
     Attributes:
         kind: the adapter that delivered it (the fallback's, if the source could not be fetched).
-        input_sha256: hash over the hashes of the input files.
-        documents, bytes: what was tokenized, both splits together, in UTF-8 bytes.
+        origin: package and version, or dataset and revision; empty for local files.
+        input_sha256: hash over the hashes of the input files; over the origin if there are none.
+        records: what was read; all the following together, but for what a limit cut off.
+        quarantined: could not be used; listed in `quarantine.jsonl`.
+        filtered, duplicates, near_duplicates: left out.
+        overlapping: training documents left out for what they share with held-out or evaluation text.
+        documents, tokens, bytes: what is in the shards, both splits together; bytes of UTF-8.
     """
 
     name: str
     kind: str
     licence: str
+    origin: str
     input_files: int
     input_sha256: str
+    records: int
+    quarantined: int
+    filtered: int
+    duplicates: int
+    near_duplicates: int
+    overlapping: int
     documents: int
+    tokens: int
     bytes: int
+
+
+class OverlapRecord(_Record):
+    """How many training documents of a source share a run of words with "heldout" or an evaluation source."""
+
+    source: str
+    against: str
+    documents: int
 
 
 class Manifest(_Record):
     """The whole dataset. `dtype` is that of the `.bin` files, little-endian."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     config: DatasetConfig
     config_sha256: str
     tokenizer_sha256: str
     vocab_size: int
     dtype: TokenDtype
     sources: tuple[SourceRecord, ...]
+    overlaps: tuple[OverlapRecord, ...]
+    quarantine_sha256: str | None
     shards: tuple[ShardRecord, ...]
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """Of the `.bin` files."""
+        return token_dtype(self.dtype)
 
     def of_split(self, split: Split) -> tuple[ShardRecord, ...]:
         """The shards of a split, in order."""
@@ -123,6 +152,11 @@ def check_files(folder: Path, manifest: Manifest, *, hashes: bool) -> None:
     if not tokenizer.is_file():
         raise UserError(f"{tokenizer} is missing: {remedy}")
     _check_hash(tokenizer, manifest.tokenizer_sha256, "it does not match the data; put the original back, or " + remedy)
+    quarantine = folder / QUARANTINE_FILE
+    if manifest.quarantine_sha256 and not quarantine.is_file():
+        raise UserError(f"{quarantine} is missing: {remedy}")
+    if manifest.quarantine_sha256 and hashes:
+        _check_hash(quarantine, manifest.quarantine_sha256, remedy)
     itemsize = token_dtype(manifest.dtype).itemsize
     for shard in manifest.shards:
         path, documents = folder / shard.file, folder / shard.documents_file

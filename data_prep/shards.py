@@ -1,76 +1,112 @@
-"""Tokenization of one unit of work: documents in, its own shard files and a completion record out."""
+"""The second pass over a slice: its documents become tokens in shards of its own, with a completion record."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file, sha256_json, write_aside, write_json
-from .documents import is_heldout
+from .cleaning import CleaningUnit, read_arrays
 from .manifest import ShardRecord, Split, TokenDtype, token_dtype
+from .ngrams import RunIndex, split_words, word_runs
+from .slices import Record
+from .spool import read_spool
 from .tokenizer import FILE_NAME, end_of_text, load_tokenizer
-from .units import Slice, read_documents
 
-RECORDS_FOLDER = "units"
+BATCH = 64  # documents that are looked at together
+RUNS_FILE = "work/runs.npz"
 
 
-class Unit(BaseModel):
-    """Everything that a worker needs to tokenize a slice; pickles small.
+class Unit(Record):
+    """Everything that a worker needs to tokenize the documents of a cleaned slice; pickles small.
 
     Attributes:
-        folder: the dataset's folder; on a cluster, a path that every worker sees.
-        index: number of the unit, part of its files' names.
-        tokenizer_sha256: of the `tokenizer.json` in `folder`.
+        cleaned: the first pass, whose files hold the documents.
+        drop: positions in the slice of documents that are not used: duplicates, and those beyond a limit.
+        tokenizer_sha256: of the `tokenizer.json` in the folder.
         dtype: of the token ids.
-        heldout_fraction, shard_tokens, seed: as in `DatasetConfig`.
+        runs_sha256: of the runs that training must not share; None if that is not checked.
+        drop_overlaps: whether documents that share some are left out.
+        limit_tokens: stop after the document that reaches it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    folder: Path
-    index: int
-    part: Slice
+    cleaned: CleaningUnit
+    drop: tuple[int, ...]
     tokenizer_sha256: str
     dtype: TokenDtype
-    heldout_fraction: float
     shard_tokens: int
-    seed: int
+    runs_sha256: str | None
+    drop_overlaps: bool
+    limit_tokens: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The dataset's folder."""
+        return self.cleaned.folder
+
+    @property
+    def index(self) -> int:
+        """Number of the unit, part of its files' names."""
+        return self.cleaned.index
 
     @property
     def key(self) -> str:
         """Identity of the result: the same wherever the folder lies."""
-        return sha256_json(self.model_dump(mode="json", exclude={"folder"}))
+        own = self.model_dump(mode="json", exclude={"cleaned"})
+        return sha256_json({**own, "cleaned": self.cleaned.key})
 
     @property
     def record_path(self) -> Path:
         """The unit's completion file."""
-        return self.folder / RECORDS_FOLDER / f"{self.index:05d}.json"
+        return self.folder / "work" / f"tokens-{self.index:05d}.json"
 
 
-class UnitRecord(BaseModel):
+class Overlap(Record):
+    """A training document that shares a run of words with the held-out split or an evaluation set.
+
+    Attributes:
+        against: "heldout", or the name of the evaluation source.
+        runs: how many of its runs are shared.
+        words: the first of them, as it stands in the document.
+    """
+
+    source: str
+    unit: int
+    document: int
+    against: str
+    runs: int
+    words: str
+
+
+class UnitRecord(Record):
     """What a finished unit wrote."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     index: int
     key: str
     shards: tuple[ShardRecord, ...]
+    overlaps: tuple[Overlap, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of all its shards."""
+        return sum(shard.tokens for shard in self.shards)
 
 
 def tokenize_unit(unit: Unit) -> UnitRecord:
     """Tokenize a slice and write its shards, then its completion record. Same unit, same bytes.
 
     Raises:
-        UserError: the input cannot be read or decoded, no space left, or another tokenizer lies in the folder.
+        UserError: no space left, or another tokenizer lies in the folder.
     """
     tokenizer = _tokenizer(unit.folder, unit.tokenizer_sha256)
-    shards = tuple(_write_shards(unit, tokenizer))
-    record = UnitRecord(index=unit.index, key=unit.key, shards=shards)
+    overlaps: list[Overlap] = []
+    shards = tuple(_write_shards(unit, tokenizer, overlaps))
+    record = UnitRecord(index=unit.index, key=unit.key, shards=shards, overlaps=tuple(overlaps))
     write_json(unit.record_path, record.model_dump(mode="json"))
     return record
 
@@ -88,7 +124,7 @@ def finished_record(unit: Unit) -> UnitRecord | None:
     return record if record.key == unit.key else None
 
 
-# One entry: a worker tokenizes many units of one dataset.
+# One entry each: a worker tokenizes many units of one dataset.
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
     if sha256_file(folder / FILE_NAME) != sha256:
@@ -96,20 +132,79 @@ def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def _write_shards(unit: Unit, tokenizer: Tokenizer) -> Iterator[ShardRecord]:
+@lru_cache(maxsize=1)
+def _run_index(folder: Path, sha256: str) -> tuple[RunIndex, np.ndarray, list[str]]:
+    """The runs that training must not share, which text each comes from, and the names of those texts."""
+    with np.load(folder / RUNS_FILE) as stored:
+        return RunIndex(stored["runs"]), stored["origins"], [str(name) for name in stored["names"]]
+
+
+def _write_shards(unit: Unit, tokenizer: Tokenizer, overlaps: list[Overlap]) -> Iterator[ShardRecord]:
     separator = end_of_text(tokenizer)
     open_shards: dict[Split, _Shard] = {"train": _Shard(unit, "train", 0), "heldout": _Shard(unit, "heldout", 0)}
-    for text in read_documents(unit.part):
-        split: Split = "heldout" if is_heldout(text, unit.seed, unit.heldout_fraction) else "train"
+    total = 0
+    for document, heldout in _used_documents(unit, overlaps):
+        split: Split = "heldout" if heldout else "train"
         shard = open_shards[split]
-        # One call a document: a batched call is no faster and would start threads in every worker.
-        shard.add([*tokenizer.encode(text, add_special_tokens=False).ids, separator], len(text.encode()))
+        # The fast call leaves out offsets, which nobody needs. One document a call: more are no faster on one core.
+        (encoded,) = tokenizer.encode_batch_fast([document.decode("utf-8")], add_special_tokens=False)
+        shard.add([*encoded.ids, separator], len(document))
+        total += len(encoded) + 1
         if shard.tokens >= unit.shard_tokens:
             yield shard.write()
             open_shards[split] = _Shard(unit, split, shard.part + 1)
+        if unit.limit_tokens is not None and total >= unit.limit_tokens:
+            break
     for shard in open_shards.values():
         if shard.tokens:
             yield shard.write()
+
+
+def _used_documents(unit: Unit, overlaps: list[Overlap]) -> Iterator[tuple[bytes, bool]]:
+    """Documents that are tokenized, and whether each is held out; overlaps of training documents are noted."""
+    arrays = read_arrays(unit.cleaned)
+    lengths, heldout = arrays.lengths.tolist(), arrays.heldout.tolist()
+    dropped = set(unit.drop)
+    numbered = enumerate(read_spool(unit.cleaned.stem.with_suffix(".zst"), lengths))
+    used = ((number, document) for number, document in numbered if number not in dropped)
+    while batch := list(islice(used, BATCH)):
+        overlapping: set[int] = set()
+        if unit.runs_sha256:
+            train = [(number, document) for number, document in batch if not heldout[number]]
+            found = _find_overlaps(unit, unit.runs_sha256, train)
+            overlaps.extend(found)
+            overlapping = {overlap.document for overlap in found}
+        for number, document in batch:
+            if not (unit.drop_overlaps and number in overlapping):
+                yield document, heldout[number]
+
+
+def _find_overlaps(unit: Unit, sha256: str, documents: Sequence[tuple[int, bytes]]) -> list[Overlap]:
+    assert unit.cleaned.run_words
+    index, origins, names = _run_index(unit.folder, sha256)
+    runs, owners = word_runs([document for _, document in documents], unit.cleaned.run_words)
+    positions, places = index.find(runs)
+    found = []
+    for owner in np.unique(owners[positions]):
+        hits = np.flatnonzero(owners[positions] == owner)
+        first_run = int(positions[hits[0]] - np.searchsorted(owners, owner))
+        number, document = documents[owner]
+        for origin in np.unique(origins[places[hits]]):
+            found.append(
+                Overlap(
+                    source=unit.cleaned.part.source,
+                    unit=unit.index,
+                    document=number,
+                    against=names[origin],
+                    runs=int((origins[places[hits]] == origin).sum()),
+                    words=_words_from(document, first_run, unit.cleaned.run_words),
+                )
+            )
+    return found
+
+
+def _words_from(document: bytes, first: int, count: int) -> str:
+    return b" ".join(split_words(document)[first : first + count]).decode("utf-8", errors="replace")
 
 
 class _Shard:
@@ -136,7 +231,7 @@ class _Shard:
         np.save(buffer, offsets)
         return ShardRecord(
             file=f"{stem}.bin",
-            source=self.unit.part.source,
+            source=self.unit.cleaned.part.source,
             split=self.split,
             tokens=self.tokens,
             documents=len(self.documents),

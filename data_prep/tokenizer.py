@@ -18,19 +18,51 @@ SPECIAL_TOKENS = (END_OF_TEXT, PAD, *RESERVED)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids; fewer if the text has no more pairs to merge."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: tuple[str, ...] = ()) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` ids; fewer if the text has no more pairs to merge.
+
+    Raises:
+        UserError: the special tokens leave no room for the bytes.
+    """
+    if vocab_size < SMALLEST_VOCABULARY + len(special_tokens):
+        raise UserError(f"vocab_size={vocab_size} is too small: {SMALLEST_VOCABULARY + len(special_tokens)} at least")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def adopt_tokenizer(name: str, special_tokens: tuple[str, ...] = ()) -> Tokenizer:
+    """A tokenizer that exists: a `tokenizer.json`, the folder of one, or a name on the Hugging Face hub.
+
+    The special tokens that it lacks (document separator, padding, those of the recall tasks) come behind its vocabulary.
+
+    Raises:
+        UserError: no tokenizer there, or the hub cannot be reached.
+    """
+    path = Path(name).expanduser()
+    try:
+        if path.exists():
+            tokenizer = Tokenizer.from_file(str(path / FILE_NAME if path.is_dir() else path))
+        else:
+            tokenizer = Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises bare Exception
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"tokenizer {name} cannot be loaded ({reason}): name a tokenizer.json, or one of the hub and check the network"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.add_special_tokens([*SPECIAL_TOKENS, *special_tokens])
+    reserved_start(tokenizer)
     return tokenizer
 
 

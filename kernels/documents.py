@@ -13,7 +13,7 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
     """Mark the tokens, first tokens of rows aside, that start a document.
 
     Returns:
-        bool `[batch, length]`, or None where no row holds a border.
+        bool `[batch, length]`, or None where no row holds a border (on a GPU: where cu_seqlens is None).
 
     Raises:
         ValueError: `cu_seqlens` is not an increasing integer vector from 0 to `batch * length`. The values are
@@ -37,7 +37,8 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
     starts[cu_seqlens[:-1].to(device=device, dtype=torch.int64)] = True
     starts = starts.view(batch, length)
     starts[:, 0] = False
-    return starts if bool(starts.any()) else None
+    # On a GPU the question would make the host wait.
+    return starts if starts.is_cuda or bool(starts.any()) else None
 
 
 def document_ids(starts: Tensor) -> Tensor:

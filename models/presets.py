@@ -68,13 +68,14 @@ def _family(family: str, size: str) -> dict[str, Any]:
         allow_edge_ska=size == "1m" and "ska" in layers,
     )
     if family != "echo":
-        values["feedforward"]["width"] = _matching_width(values, count_parameters(preset(f"echo-{size}")).non_embedding)
+        target = count_parameters(preset(f"echo-{size}")).non_embedding
+        values["feedforward"]["width"] = matching_width(ModelConfig.from_dict(values), target)
     return values
 
 
-def _matching_width(values: dict[str, Any], target: int) -> int:
-    """The feed-forward width, a multiple of 8, that brings a config to `target` non-embedding parameters."""
-    config = ModelConfig.from_dict(values)
+def matching_width(config: ModelConfig, target: int) -> int:
+    """The feed-forward width, a multiple of 8 apart from the config's, that brings it to `target` non-embedding
+    parameters, as near as it gets."""
     column = FEEDFORWARD_MATRICES[config.feedforward.kind] * config.d_model * len(config.layers)
     missing = target - count_parameters(config).non_embedding
     return config.feedforward.width + 8 * round(missing / (8 * column))

@@ -8,6 +8,7 @@ import typer
 
 from ..models.errors import UserError
 from .progress import console
+from .study_cli import study_app
 
 app = typer.Typer(
     name="echo-lm",
@@ -17,6 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+data_app = typer.Typer(help="Look at prepared datasets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(study_app)
 
 Target = Annotated[
     str, typer.Argument(help="A recipe name, a recipe file (.yaml), or the folder of a run to go on with.")
@@ -54,21 +59,53 @@ def prepare(
     overrides: Overrides = None,
     data: Data = Path("data"),
     verify: Annotated[
-        bool, typer.Option("--verify", help="Re-read every shard of the finished dataset and check its hash.")
+        bool, typer.Option("--verify", help="Re-read every file of the finished dataset and check what is in it.")
     ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Slices at once; one a core if left out.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use; one of its own on this machine if left out.")
+    ] = None,
+    ray: Annotated[bool, typer.Option(help="Ray Data, which survives workers and nodes; or plain processes.")] = True,
 ) -> None:
-    """Turn a recipe's sources into a tokenizer and verified token shards, on this machine's cores, without Ray."""
-    from ..data_prep.prepare import verify as verify_dataset
-    from .prepare import prepare_dataset
+    """Turn a recipe's sources into a tokenizer and verified token shards. Run again, only what is missing is done."""
+    from functools import partial
+
+    from ..data_prep.verify import verify as verify_dataset
+    from .data import print_mixture
+    from .prepare import prepare_dataset, prepare_on_ray, ray_is_installed
     from .target import resolve_target
+    from .units import process_map
 
     config, _ = resolve_target(target, overrides, Path("runs"))
     folder = data / config.data.name
     if verify:
-        verify_dataset(folder)
-        console.print(f"{folder}: every shard and the tokenizer match the manifest")
+        manifest = verify_dataset(folder)
+        console.print(
+            f"{folder}: {len(manifest.shards)} shards and the tokenizer match the manifest; splits are disjoint"
+        )
+        return
+    if ray and ray_is_installed():
+        prepare_on_ray(config.data, data, workers, address)
     else:
-        prepare_dataset(config.data, data)
+        prepare_dataset(config.data, data, partial(process_map, workers=workers))
+    print_mixture(config, folder)
+
+
+@data_app.command()
+def show(
+    target: Target,
+    overrides: Overrides = None,
+    data: Data = Path("data"),
+    documents: Annotated[int, typer.Option(min=0, help="Documents of each source.")] = 2,
+    source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
+    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
+) -> None:
+    """Documents, decoded, with their borders; the recipe's mixture as tokens and percent; a figure of lengths."""
+    from .data import show as show_dataset
+    from .target import resolve_target
+
+    config, _ = resolve_target(target, overrides, Path("runs"))
+    show_dataset(config, data / config.data.name, documents, source, split)
 
 
 @app.command()

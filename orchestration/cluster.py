@@ -1,9 +1,8 @@
 """A Ray cluster for the length of a command: the existing one at an address, or a local one that ends with it."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from ..models.errors import UserError
 
@@ -52,23 +51,3 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def ray_map(function: Callable[[Any], Any], units: Iterable[Any]) -> Iterator[Any]:
-    """Run `function` on every unit as Ray tasks, one core each; results come as they are done.
-
-    A task whose worker dies is run again; an exception of the function itself is raised here as it was.
-    """
-    import ray
-    from ray.exceptions import RayTaskError
-
-    remote = ray.remote(num_cpus=1, max_retries=3)(function)
-    pending = [remote.remote(unit) for unit in units]
-    while pending:
-        (done,), pending = ray.wait(pending, num_returns=1)
-        try:
-            yield ray.get(done)
-        except RayTaskError as error:
-            for other in pending:
-                ray.cancel(other, force=True)
-            raise error.cause from error

@@ -1,20 +1,21 @@
-"""Data preparation with progress, on Ray tasks or on this machine's processes."""
+"""Data preparation with progress, on Ray Data or on this machine's processes."""
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import importlib.util
+import json
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..data_prep.config import DatasetConfig
 from ..data_prep.manifest import FILE_NAME as MANIFEST_FILE
-from ..data_prep.manifest import read_manifest
-from ..data_prep.prepare import MapUnits, prepare
+from ..data_prep.manifest import QUARANTINE_FILE, read_manifest
+from ..data_prep.prepare import OVERLAP_FILE, MapUnits, prepare
+from ..data_prep.reading import Fault
 from .progress import Stage, console, stage
+from .units import process_map, ray_data_map
 
-STAGES = {"sources": "sources", "tokenizer": "tokenizers", "tokenize": "slices"}
+PRINTED_FAULTS = 20
+STAGES = {"sources": "sources", "clean": "slices", "tokenizer": "tokenizers", "tokenize": "slices"}
 
 
 def dataset_is_complete(config: DatasetConfig, root: Path) -> bool:
@@ -29,22 +30,62 @@ def prepare_dataset(config: DatasetConfig, root: Path, map_units: MapUnits | Non
     Raises:
         UserError: a source is missing or empty, the folder holds another dataset, or the disk is full.
     """
+    folder = root / config.name
     if dataset_is_complete(config, root):
-        console.print(f"{root / config.name}: dataset is complete; nothing to do")
+        console.print(f"{folder}: dataset is complete; nothing to do")
+        return folder
     with _StageProgress() as progress:
-        return prepare(config, root, map_units=map_units or process_map, on_progress=progress.update)
+        prepare(config, root, map_units=map_units or process_map, on_progress=progress.update)
+    _print_outcome(folder)
+    return folder
 
 
-def process_map(function: Callable[[Any], Any], units: Iterable[Any]) -> Iterator[Any]:
-    """Run `function` on every unit in processes of this machine, one a core; results come as they are done."""
-    units = list(units)
-    if not units:
-        return
-    # Threads of this process (progress, torch) make a fork unsafe.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(len(units), os.cpu_count() or 1), mp_context=context) as pool:
-        for done in as_completed([pool.submit(function, unit) for unit in units]):
-            yield done.result()
+def prepare_on_ray(config: DatasetConfig, root: Path, workers: int | None, address: str | None) -> Path:
+    """The same on a Ray cluster: the one at `address`, or one of its own on this machine.
+
+    Raises:
+        UserError: as above, or no cluster answers.
+    """
+    from .cluster import ray_cluster
+
+    if dataset_is_complete(config, root):
+        return prepare_dataset(config, root)
+    with ray_cluster(address):
+        return prepare_dataset(config, root, partial(ray_data_map, workers=workers))
+
+
+def ray_is_installed() -> bool:
+    """Whether the extra `cluster` is there."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def _print_outcome(folder: Path) -> None:
+    """What was read, left out and written, a line for each source; then what was quarantined, a line for each."""
+    manifest = read_manifest(folder)
+    for source in manifest.sources:
+        left_out = {
+            "filtered": source.filtered,
+            "duplicates": source.duplicates,
+            "near-duplicates": source.near_duplicates,
+            "overlapping": source.overlapping,
+            "quarantined": source.quarantined,
+        }
+        without = ", ".join(f"{count:,} {name}" for name, count in left_out.items() if count)
+        console.print(
+            f"{source.name}: {source.documents:,} documents, {source.tokens:,} tokens, {source.bytes:,} bytes"
+            + (f" (left out: {without})" if without else "")
+        )
+    for overlap in manifest.overlaps:
+        console.print(
+            f"{overlap.source}: {overlap.documents:,} training documents share {manifest.config.overlap.words} words "
+            f"in a row with {overlap.against} (see {folder / OVERLAP_FILE})"
+        )
+    if manifest.quarantine_sha256:
+        faults = [json.loads(line) for line in (folder / QUARANTINE_FILE).read_text(encoding="utf-8").splitlines()]
+        for fault in faults[:PRINTED_FAULTS]:
+            console.print(f"quarantined: {Fault.model_validate(fault)}", markup=False)
+        if len(faults) > PRINTED_FAULTS:
+            console.print(f"... and {len(faults) - PRINTED_FAULTS:,} more: {folder / QUARANTINE_FILE}")
 
 
 class _StageProgress:
@@ -66,4 +107,4 @@ class _StageProgress:
             self._stack.close()
             self._name = name
             self._stage = self._stack.enter_context(stage(name, total, STAGES[name], done))
-        self._stage.update(done)
+        self._stage.update(done, total=total)

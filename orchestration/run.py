@@ -13,13 +13,15 @@ from ..pipeline.config import RunConfig
 from ..pipeline.preflight import check_run
 from ..pipeline.report import write_report
 from ..pipeline.run_folder import RunFolder
-from .cluster import ray_cluster, ray_map
+from .cluster import ray_cluster
+from .data import print_mixture
 from .evaluation_jobs import EvaluationJob, RayPool, Scheduler, missing_jobs
 from .gang import train_gang
 from .prepare import dataset_is_complete, prepare_dataset
 from .progress import console, stage
 from .tracking import Tracker
 from .training_progress import TrainingProgress
+from .units import ray_data_map
 
 POLL_SECONDS = 1.0
 TRACK_SECONDS = 10.0  # MLflow is told in batches: it shares the cores with the training
@@ -36,7 +38,8 @@ def run_pipeline(config: RunConfig, runs: Path, data: Path, address: str | None 
     with run.lock():
         if not _complete(run, config, data):
             with ray_cluster(address):
-                dataset = prepare_dataset(config.data, data, map_units=ray_map)
+                dataset = prepare_dataset(config.data, data, map_units=ray_data_map)
+                print_mixture(config, dataset)
                 run.prepare(config, dataset)
                 check_run(run, config)
                 _train_and_evaluate(run, config)

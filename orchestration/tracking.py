@@ -73,7 +73,7 @@ def track(run_folder: Path, tracking_uri: str | None = None) -> str:
         raise
     except Exception as error:  # whatever sits below MLflow's client: HTTP, SQL, the file system
         raise UserError(
-            f"MLflow at {tracker.uri} does not answer ({_one_line(error)}): start it and run this again"
+            f"MLflow at {tracker.uri} does not answer ({one_line(error)}): start it and run this again"
         ) from error
 
 
@@ -84,12 +84,13 @@ class Tracker:
     repetition was seen in time or not.
     """
 
-    def __init__(self, run_folder: Path, tracking_uri: str | None = None):
-        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet."""
+    def __init__(self, run_folder: Path, tracking_uri: str | None = None, tags: dict[str, str] | None = None):
+        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet. `tags` are set on a new run."""
         self.run_folder = Path(run_folder)
         if not (self.run_folder / "config.yaml").is_file():
             raise UserError(f"{self.run_folder} is not a run folder: it holds no config.yaml")
         self.uri = tracking_uri or default_tracking_uri(self.run_folder)
+        self._tags = tags or {}
         self._down = False
         self._forget()
 
@@ -103,7 +104,7 @@ class Tracker:
             self.send()
         except Exception as error:
             if not self._down:
-                logger.warning("MLflow at %s: %s; the run goes on, and this catches up", self.uri, _one_line(error))
+                logger.warning("MLflow at %s: %s; the run goes on, and this catches up", self.uri, one_line(error))
             self._down = True
             # A call that failed may have been carried out: what MLflow has is asked again.
             self._forget()
@@ -114,7 +115,7 @@ class Tracker:
     def send(self) -> str:
         """Send what is new and return MLflow's id of the run; raises whatever goes wrong."""
         with FileLock(self.run_folder / ".tracking.lock"):
-            client = self._client or _client(self.uri)
+            client = self._client or mlflow_client(self.uri)
             self._client = client
             events = self._tail.read()
             evaluations = self._changed(EVALUATIONS)
@@ -140,7 +141,7 @@ class Tracker:
         self._starts = 0
 
     def _find_or_create(self, client: "MlflowClient", events: list[dict[str, Any]]) -> str:
-        experiment = _experiment(client, self.uri)
+        experiment = experiment_id(client, self.uri)
         identity = run_identity(self.run_folder)
         # A deleted run is not found here, so deleting in the UI and tracking again builds it afresh.
         found = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
@@ -148,7 +149,8 @@ class Tracker:
             return found[0].info.run_id
         started = events[0]["time"] if events else (self.run_folder / "config.yaml").stat().st_mtime
         name = self.run_folder.resolve().name
-        run = client.create_run(experiment, start_time=int(started * 1000), tags={RUN_TAG: identity}, run_name=name)
+        tags = {RUN_TAG: identity} | self._tags
+        run = client.create_run(experiment, start_time=int(started * 1000), tags=tags, run_name=name)
         return run.info.run_id
 
     def _send_parameters(self, client: "MlflowClient") -> None:
@@ -158,10 +160,10 @@ class Tracker:
         config = yaml.safe_load((self.run_folder / "config.yaml").read_text(encoding="utf-8")) or {}
         path = self.run_folder / "environment.json"
         environment = read_json(path) if path.exists() else {}
-        values = dict(_flatten(config)) | {f"environment.{key}": value for key, value in _flatten(environment)}
+        values = dict(flatten(config)) | {f"environment.{key}": value for key, value in flatten(environment)}
         known = client.get_run(self._run_id).data.params
         params = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in values.items() if key not in known]
-        for some in _chunks(params, PARAMS_A_CALL):
+        for some in chunks(params, PARAMS_A_CALL):
             client.log_batch(self._run_id, params=some)
         if commit := environment.get("git_commit"):
             client.log_batch(self._run_id, tags=[RunTag("mlflow.source.git.commit", commit)])
@@ -195,7 +197,7 @@ class Tracker:
             if point.step not in self._sent[point.key]:
                 self._sent[point.key].add(point.step)
                 metrics.append(Metric(point.key, point.value, int(point.time * 1000), point.step))
-        for some in _chunks(metrics, METRICS_A_CALL):
+        for some in chunks(metrics, METRICS_A_CALL):
             client.log_batch(self._run_id, metrics=some)
 
     def _changed(self, pattern: str) -> dict[Path, tuple[int, int]]:
@@ -222,7 +224,7 @@ class Tracker:
         return finished
 
 
-def _client(uri: str) -> "MlflowClient":
+def mlflow_client(uri: str) -> "MlflowClient":
     # Read by MLflow when it is imported or calls: no telemetry, and an answer within seconds when the server is down.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -232,7 +234,7 @@ def _client(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri)
 
 
-def _experiment(client: "MlflowClient", uri: str) -> str:
+def experiment_id(client: "MlflowClient", uri: str) -> str:
     """The id of our experiment, made on the first call. Artifacts of a sqlite file lie beside it."""
     from mlflow.exceptions import MlflowException
 
@@ -256,12 +258,12 @@ def _evaluation_points(paths: Iterable[Path]) -> Iterator[Point]:
             yield Point(key, value, result["ended"], result["step"])
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and plain values; a list is one value, written as JSON."""
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, dict):
-            yield from _flatten(item, f"{name}.")
+            yield from flatten(item, f"{name}.")
         else:
             yield name, json.dumps(item) if isinstance(item, list) else item
 
@@ -271,10 +273,10 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,6 +7,7 @@ from ..pipeline.launch import launch
 from ..pipeline.preflight import check_run
 from ..pipeline.report import write_report
 from ..pipeline.run_folder import RunFolder
+from .data import print_mixture
 from .prepare import prepare_dataset
 from .progress import console
 from .training_progress import TrainingProgress
@@ -22,6 +23,7 @@ def train_run(config: RunConfig, runs: Path, data: Path) -> None:
     run.check(config)
     with run.lock():
         dataset = prepare_dataset(config.data, data)
+        print_mixture(config, dataset)
         run.prepare(config, dataset)
         check_run(run, config)
         if run.finished():
@@ -30,4 +32,6 @@ def train_run(config: RunConfig, runs: Path, data: Path) -> None:
             with TrainingProgress(run, config) as progress:
                 progress.follow()
                 launch(run, config)
+            if not run.finished():
+                console.print(f"{run.path}: stopped before its end; the same command goes on")
         console.print(f"report: {write_report(run.path)}")

@@ -6,7 +6,10 @@ import sys
 MODULES = [
     "pipeline.engine",
     "pipeline.train",
-    *(f"orchestration.{name}" for name in ("cli", "evaluate", "generate", "status", "target", "train")),
+    *(
+        f"orchestration.{name}"
+        for name in ("cli", "evaluate", "generate", "status", "study", "study_report", "target", "train")
+    ),
 ]
 
 

@@ -1,21 +1,27 @@
 """Adapters that turn a source into files of documents.
 
-An adapter is a function `(config, downloads) -> SourceFiles`; a new one is a module and a line in `ADAPTERS`.
+An adapter is a function `(config, downloads) -> SourceFiles`; a new one is a module and a line in `ADAPTERS`, and its
+kind in `config.SourceKind`. A package is a line in `packages.PACKAGES`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 from ..config import SourceConfig
-from .files import FetchError, SourceFiles, find_jsonl, find_text
+from .fetch import FetchError
+from .files import Format, SourceFiles, find_local
+from .huggingface import find_hub
+from .packages import PACKAGES, find_package
 from .python_stdlib import find_python_stdlib
-from .wikipedia_vital import fetch_wikipedia_vital
 
 ADAPTERS: dict[str, Callable[[SourceConfig, Path], SourceFiles]] = {
-    "text": find_text,
-    "jsonl": find_jsonl,
+    "text": find_local,
+    "jsonl": find_local,
+    "parquet": find_local,
+    "huggingface": find_hub,
     "python-stdlib": find_python_stdlib,
-    "wikipedia-vital": fetch_wikipedia_vital,
+    "debian-descriptions": find_package,
+    **dict.fromkeys(PACKAGES, find_package),
 }
 
 
@@ -33,4 +39,4 @@ def find_source(config: SourceConfig, downloads: Path) -> SourceFiles:
         return ADAPTERS[config.fallback](config, downloads)
 
 
-__all__ = ["ADAPTERS", "FetchError", "SourceFiles", "find_source"]
+__all__ = ["ADAPTERS", "FetchError", "Format", "SourceFiles", "find_source"]

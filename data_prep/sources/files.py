@@ -1,4 +1,4 @@
-"""Sources that lie on disk: text files, and files of JSON lines."""
+"""Sources that lie on disk: text files, files of JSON lines, parquet files."""
 
 import glob
 from dataclasses import dataclass
@@ -8,9 +8,7 @@ from typing import Literal
 from ...models.errors import UserError
 from ..config import SourceConfig
 
-
-class FetchError(UserError):
-    """A source could not be fetched; its fallback may stand in."""
+Format = Literal["text", "jsonl", "parquet", "hub"]
 
 
 @dataclass(frozen=True)
@@ -20,26 +18,25 @@ class SourceFiles:
     Attributes:
         kind: the adapter that found them, which is the fallback's if the source could not be fetched.
         licence: of the text.
-        format: "text", a file is a document, or "jsonl", a line is one.
-        files: in a fixed order.
-        text_column: the key of the text in a line of "jsonl".
+        format: "text", a file is a document; "jsonl", a line is one; "parquet", a row is one; "hub", a row of a
+            streaming dataset is one.
+        files: in a fixed order; none for "hub".
+        origin: which release this is: package and version, or dataset and revision; empty for local files.
+        hub_shards: number of row groups of a dataset of the hub.
     """
 
     kind: str
     licence: str
-    format: Literal["text", "jsonl"]
+    format: Format
     files: tuple[Path, ...]
-    text_column: str = "text"
+    origin: str = ""
+    hub_shards: int = 0
 
 
-def find_text(config: SourceConfig, downloads: Path) -> SourceFiles:
-    """Local text files, UTF-8, one document each."""
-    return SourceFiles("text", "the user's own", "text", _matches(config))
-
-
-def find_jsonl(config: SourceConfig, downloads: Path) -> SourceFiles:
-    """Local files of JSON lines, one document a line."""
-    return SourceFiles("jsonl", "the user's own", "jsonl", _matches(config), config.text_column)
+def find_local(config: SourceConfig, downloads: Path) -> SourceFiles:
+    """Local files: the source's kind is their format; `.gz` and `.zst` behind the suffix are decompressed on reading."""
+    assert config.kind in ("text", "jsonl", "parquet")
+    return SourceFiles(config.kind, "the user's own", config.kind, _matches(config))
 
 
 def _matches(config: SourceConfig) -> tuple[Path, ...]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..documents import inner_borders
 from ..sequence import SequenceContext
 from .chunked import ska_chunked
+from .fused import ska_fused, why_not_fused
 from .naive import ska_naive
 from .sequence import enter_segment
 from .state import SKAState
@@ -15,7 +16,7 @@ from .state import SKAState
 Mode = Literal["exact", "chunk", "prefix"]
 Backend = Literal["auto", "naive", "torch", "triton"]
 
-IMPLEMENTATIONS = {"naive": ska_naive, "torch": ska_chunked}
+IMPLEMENTATIONS = {"naive": ska_naive, "torch": ska_chunked, "triton": ska_fused}
 
 
 def ska_attention(
@@ -69,7 +70,8 @@ def ska_attention(
         context: rows are segments of longer ones that a group of ranks shares; it holds their borders. Not in "prefix"
             mode, nor with `mask`, `state` or `cu_seqlens`; in "chunk" mode segments are whole chunks. See
             `kernels/sequence.py`.
-        backend: "naive" is the token loop, "torch" the chunked form; "auto" takes the fastest that runs here.
+        backend: "naive" is the token loop, "torch" the chunked form, "triton" the kernels of `fused/`, which take half
+            precision as it is; "auto" takes the fastest that runs here.
 
     Returns:
         y `[B, T, H, P]` in the dtype of `v`; with `return_state` also the state, in the dtype of the sums.
@@ -86,14 +88,17 @@ def ska_attention(
         raise ValueError("context must come without cu_seqlens, mask and state: it holds the borders of whole rows")
     if context is not None and context.world > 1 and mode == "prefix":
         raise ValueError('mode "prefix" needs whole rows: context must be None')
-    if backend == "auto":
-        backend = "torch"
-    if backend not in IMPLEMENTATIONS:
+    if backend != "auto" and backend not in IMPLEMENTATIONS:
         raise ValueError(f"backend must be one of auto, {', '.join(IMPLEMENTATIONS)}, not {backend!r}")
     if chunk_size is None:
         chunk_size = 64 if mode == "chunk" or rank > 32 else 32
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    if backend in ("auto", "triton"):
+        obstacle = why_not_fused(q, k, v, mode=mode, power=power, chunk_size=chunk_size)
+        if backend == "triton" and obstacle:
+            raise ValueError(f'backend "triton" needs {obstacle}; backend "torch" takes any')
+        backend = "torch" if obstacle else "triton"
     if context is not None and context.world > 1 and mode == "chunk" and length % chunk_size:
         raise ValueError(
             f"segments must be whole chunks of {chunk_size} tokens, not {length} tokens: in chunk mode the grid runs "
@@ -102,9 +107,10 @@ def ska_attention(
 
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     out_dtype = v.dtype
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if backend != "triton":
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if mask is not None:
-        written = mask[:, :, None, None].to(dtype)
+        written = mask[:, :, None, None].to(k.dtype)
         k, v = k * written, v * written
     if not isinstance(scale, Tensor):
         scale = torch.full((heads,), float(scale), dtype=dtype, device=q.device)
@@ -139,7 +145,7 @@ def ska_attention(
     y = y.to(out_dtype)
     if not return_state:
         return y
-    return y, final._replace(last_key=_last_real_key(k, entering.last_key, mask, starts))
+    return y, final._replace(last_key=_last_real_key(k.to(dtype), entering.last_key, mask, starts))
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[int, int, int, int]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...kernels.documents import document_ids, inner_borders
 from ...kernels.sequence import SequenceContext
-from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding
+from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, weigh
 from ..config import SKAConfig
 from ..errors import UserError
 from ..initialization import normal_by_fan_in
@@ -25,6 +25,14 @@ class SKACache(NamedTuple):
     longest: Tensor | None
 
 
+class ScaledLinear(nn.Linear):
+    """W (eta y), with one eta a head: the weight takes it, which is smaller than y."""
+
+    def forward(self, y: Tensor, eta: Tensor) -> Tensor:
+        scale = eta.repeat_interleave(self.in_features // len(eta))
+        return F.linear(y, (self.weight * scale).to(y.dtype))
+
+
 class SKA(nn.Module):
     """[B, T, d_model] -> [B, T, d_model]."""
 
@@ -35,7 +43,7 @@ class SKA(nn.Module):
         self.q_proj = nn.Linear(d_model, keys, bias=False)
         self.k_proj = nn.Linear(d_model, keys, bias=False)
         self.v_proj = nn.Linear(d_model, d_model, bias=False)
-        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+        self.out_proj = ScaledLinear(d_model, d_model, bias=False)
         self.gate_proj = None if config.write_gate == "none" else nn.Linear(d_model, heads)
         self.eta = nn.Parameter(torch.empty(heads), requires_grad=config.learn_eta)
         self.gamma_logit = nn.Parameter(torch.empty(heads)) if config.learn_gamma else None
@@ -131,21 +139,22 @@ class SKA(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Raw queries, keys and values, `[..., H, *]`."""
         heads = (self.config.num_heads, -1)
-        return tuple(at_least_fp32(proj(x)).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return tuple(proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
 
     def _weigh(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, longest: Tensor | None) -> tuple[Tensor, ...]:
-        """Normalised queries, normalised and gated keys, gated values."""
-        if self.config.normalization == "l2":
-            q, k = (F.normalize(t, dim=-1, eps=SMALLEST_NORM) for t in (q, k))
-        elif longest is not None:
-            q, k = (t / longest.clamp(min=SMALLEST_NORM) for t in (q, k))
+        """Normalised queries, normalised and gated keys, gated values, in the dtype of the projections: training and
+        decoding round keys alike."""
         gate = self.gate(x)
+        if self.config.normalization == "l2":
+            return weigh(q, k, v, gate)
+        if longest is not None:
+            q, k = ((at_least_fp32(t) / longest.clamp(min=SMALLEST_NORM)).to(t.dtype) for t in (q, k))
         if gate is not None:
-            k, v = k * gate[..., None], v * gate[..., None]
+            k, v = ((at_least_fp32(t) * gate[..., None]).to(t.dtype) for t in (k, v))
         return q, k, v
 
     def _read_out(self, y: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.out_proj((y * self.eta[:, None]).flatten(-2).to(dtype))
+        return self.out_proj(y.flatten(-2).to(dtype), self.eta)
 
     def initialize(self, generator: torch.Generator) -> None:
         # An orthogonal start for keys and queries and a silent output are the paper's.
@@ -165,7 +174,7 @@ class SKA(nn.Module):
 
 def longest_key(k: Tensor, starts: Tensor | None) -> Tensor:
     """The norm of the longest key of each token's document: `[B, T, H, R]` -> `[B, T or 1, H, 1]`."""
-    norms = k.norm(dim=-1)
+    norms = at_least_fp32(k).norm(dim=-1)
     if starts is None:
         return norms.amax(1, keepdim=True)[..., None]
     ids = document_ids(starts)[..., None].expand_as(norms)

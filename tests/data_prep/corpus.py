@@ -6,15 +6,22 @@ from pathlib import Path
 
 from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
 
-AWKWARD = ["e\u0301te\u0301 \0 NUL", "<|endoftext|> and <|r5|> as text", "日本語のテキスト", "\n leading", "x"]
+AWKWARD = [
+    "e\u0301te\u0301 \u200b zero width",
+    "<|endoftext|> and <|r5|> as text",
+    "日本語のテキスト",
+    "\n leading",
+    "x",
+]
 
 
-def write_documents(path: Path, count: int, seed: int) -> list[str]:
-    """Write `count` documents of random words as JSON lines; returns their text."""
+def write_documents(path: Path, count: int, seed: int, awkward: list[str] = AWKWARD) -> list[str]:
+    """Write `count` documents of random words as JSON lines, no two the same; returns their text."""
     generator = random.Random(seed)
     words = ["".join(generator.choices("abcdefgh", k=generator.randint(1, 7))) for _ in range(60)]
-    documents = [" ".join(generator.choices(words, k=generator.randint(1, 60))) for _ in range(count - len(AWKWARD))]
-    documents += AWKWARD
+    documents = [" ".join(generator.choices(words, k=generator.randint(5, 60))) for _ in range(count - len(awkward))]
+    documents += awkward
+    assert len(set(documents)) == count
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
     return documents
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
 from echo_lm.data_prep.dataset import Dataset
-from echo_lm.data_prep.prepare import prepare, verify
+from echo_lm.data_prep.prepare import prepare
+from echo_lm.data_prep.verify import verify
 from echo_lm.models.errors import UserError
 
 from .corpus import jsonl_config, tree
@@ -46,21 +47,21 @@ def test_empty_source(tmp_path: Path, kind: str, content: str) -> None:
         (b'{"text": "cut o', "not a line of JSON"),
         (b'{"title": "no text"}', "set text_column"),
         (b'{"text": null}', "set text_column"),
-        (b'["text"]', "set text_column"),
+        (b'["text"]', "not a JSON object"),
         (b'{"text": "\xff"}', "not UTF-8"),
     ],
 )
-def test_a_broken_line_is_named_by_file_and_byte(tmp_path: Path, line: bytes, message: str) -> None:
+def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "broken.jsonl"
     good = b'{"text": "good"}\n' * 5
     path.write_bytes(good + line + b"\n")
-    refused(lambda: prepare(source_config(path), tmp_path / "data"), f"{path}, byte {len(good)}", message)
+    refused(lambda: prepare(source_config(path), tmp_path / "data"), "1 of 6 records", f"{path}, line 6", message)
 
 
 def test_a_text_file_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     refused(
-        lambda: prepare(source_config(tmp_path / "latin.txt", "text"), tmp_path / "data"), "not UTF-8 (byte 3)", "latin"
+        lambda: prepare(source_config(tmp_path / "latin.txt", "text"), tmp_path / "data"), "not UTF-8 (byte 3", "latin"
     )
 
 
@@ -158,7 +159,17 @@ def test_not_a_dataset(tmp_path: Path, dataset: Dataset) -> None:
     refused(lambda: dataset.split("train", "wiki"), "no source 'wiki': it has words")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "train-00001-000.bin", "units/00002.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "train-00001-000.bin",
+        "work/clean-00001.zst",
+        "work/clean-00002.json",
+        "work/tokens-00002.json",
+        "manifest.json",
+    ],
+)
 def test_no_space_left(corpus: Path, tmp_path: Path, name: str) -> None:
     """/dev/full says that the disk is full, truly, wherever a link to it stands in for the file being written."""
     undisturbed = prepare(jsonl_config(corpus), tmp_path / "a")

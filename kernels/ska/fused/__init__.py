@@ -1,0 +1,38 @@
+"""SKA in Triton: chunk-causal and exact, forward and backward (docs/kernels.md)."""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from ..state import SKAState
+
+LARGEST_WIDTH = 128
+LARGEST_POWER = 4
+
+
+def why_not_fused(q: Tensor, k: Tensor, v: Tensor, *, mode: str, power: int, chunk_size: int) -> str | None:
+    """What the kernels would need to take these arguments; None if they do."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton"
+    if not (q.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return "CUDA tensors"
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not q.dtype == k.dtype == v.dtype:
+        return f"q, k and v all in fp32, bf16 or fp16, not {q.dtype}, {k.dtype} and {v.dtype}"
+    if mode == "prefix":
+        return 'mode "exact" or "chunk"'
+    if max(q.shape[-1], v.shape[-1]) > LARGEST_WIDTH:
+        return f"a rank and a value width of at most {LARGEST_WIDTH}, not {q.shape[-1]} and {v.shape[-1]}"
+    if power > LARGEST_POWER:
+        return f"a power of at most {LARGEST_POWER}, not {power}"
+    if mode == "chunk" and (chunk_size < 16 or chunk_size & (chunk_size - 1)):
+        return f"a chunk_size that is a power of two from 16, not {chunk_size}"
+    return None
+
+
+def ska_fused(q: Tensor, k: Tensor, v: Tensor, **options) -> tuple[Tensor, SKAState]:
+    """The arguments and results of `ska_naive`; half precision is taken as it is, sums and solves are fp32."""
+    from .op import ska_fused  # triton is not there on every machine
+
+    return ska_fused(q, k, v, **options)

@@ -1,0 +1,102 @@
+"""What each chunk adds to the state, and the state that each chunk enters with."""
+
+import triton
+import triton.language as tl
+
+from .tiles import load_ids, load_previous_keys, load_rows, mul, place, split, store_matrix, transpose
+
+
+@triton.jit
+def chunk_sums(
+    p_k,  # [B, T, H, R]
+    p_v,  # [B, T, H, P]
+    p_last,  # [B, H, R] fp32
+    p_ids,  # [B, T] int32
+    p_sums,  # [B, N, H, 2R + P, R] fp32, out
+    T,
+    N,
+    H,
+    R: tl.constexpr,
+    P: tl.constexpr,
+    S: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BP: tl.constexpr,
+    LAG: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    INPUT_PARTS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """sum z z^T, sum z z_prev^T and sum v z^T of a chunk: of its last document, where it holds a border."""
+    i_b, i_c, i_h = place(N, H)
+    b_gram = tl.zeros([BR, BR], tl.float32)
+    b_transition = tl.zeros([BR, BR], tl.float32)
+    b_values = tl.zeros([BP, BR], tl.float32)
+    for i_s in tl.static_range(S // BT):
+        t = i_c * S + i_s * BT + tl.arange(0, BT)
+        z = load_rows(p_k, i_b, i_h, t, T, H, R, BR)
+        z_prev = load_previous_keys(p_k, p_last, p_ids, i_b, i_h, t, T, H, R, BR, DOCUMENTS)
+        v = load_rows(p_v, i_b, i_h, t, T, H, P, BP)
+        z_kept = z
+        if DOCUMENTS:
+            tail = load_ids(p_ids, i_b, t, T) == load_ids(p_ids, i_b, i_c * S + S - 1, T)
+            z_kept = tl.where(tail[:, None], z, 0.0)
+            v = tl.where(tail[:, None], v, 0.0)
+        z_kept = transpose(split(z_kept, INPUT_PARTS, INTERPRET))
+        v = transpose(split(v, INPUT_PARTS, INTERPRET))
+        z = split(z, INPUT_PARTS, INTERPRET)
+        z_prev = split(z_prev, INPUT_PARTS, INTERPRET)
+        b_gram += mul(z_kept, z, 2)
+        b_transition += mul(z_kept, z_prev, 2)
+        b_values += mul(v, z_prev if LAG else z, 2)
+    p_sums += ((i_b * N + i_c) * H + i_h) * ((2 * R + P) * R)
+    store_matrix(p_sums, b_gram, R, R, BR, BR)
+    store_matrix(p_sums + R * R, b_transition, R, R, BR, BR)
+    store_matrix(p_sums + 2 * R * R, b_values, P, R, BP, BR)
+
+
+@triton.jit
+def scan_chunks(
+    p_x,  # [B, N, H, E] fp32, in and out
+    p_ends,  # [B, H, E] fp32: in, what the scan starts from; out, what it ends with
+    p_ids,  # [B, T] int32
+    T,
+    N,
+    H,
+    E,
+    S: tl.constexpr,
+    BE: tl.constexpr,
+    REVERSE: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+):
+    """Replace each chunk's sums by the state before it: `state <- state * (no border in the chunk) + sums`.
+
+    REVERSE walks from the last chunk to the first: what each chunk's reads ask of its entering state becomes the
+    gradient of the state that the chunk leaves.
+    """
+    i_bh = tl.program_id(0).to(tl.int64)
+    i_b, i_h = i_bh // H, i_bh % H
+    e = tl.program_id(1) * BE + tl.arange(0, BE)
+    inside = e < E
+    b_state = tl.load(p_ends + i_bh * E + e, mask=inside, other=0.0)
+    step = H * E
+    if REVERSE:
+        step = -H * E
+    p = p_x + ((i_b * N + (N - 1 if REVERSE else 0)) * H + i_h) * E + e
+    # Four loads under way at once: the chain through the chunks is one of latency.
+    for i in range(0, N, 4):
+        x0 = tl.load(p, mask=inside & (i < N), other=0.0)
+        x1 = tl.load(p + step, mask=inside & (i + 1 < N), other=0.0)
+        x2 = tl.load(p + 2 * step, mask=inside & (i + 2 < N), other=0.0)
+        x3 = tl.load(p + 3 * step, mask=inside & (i + 3 < N), other=0.0)
+        for j in tl.static_range(4):
+            x = x0 if j == 0 else (x1 if j == 1 else (x2 if j == 2 else x3))
+            tl.store(p + j * step, b_state, mask=inside & (i + j < N))
+            if DOCUMENTS:
+                i_c = N - 1 - i - j if REVERSE else i + j
+                border = load_ids(p_ids, i_b, i_c * S + S - 1, T) != load_ids(p_ids, i_b, i_c * S - 1, T)
+                # Past the end of the walk nothing may change what was summed.
+                b_state = tl.where(border & (i + j < N), 0.0, b_state)
+            b_state += x
+        p += 4 * step
+    tl.store(p_ends + i_bh * E + e, b_state, mask=inside)

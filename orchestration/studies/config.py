@@ -1,0 +1,265 @@
+"""What a study asks: families, sizes, budgets, and the rules that turn a cell into a run. One YAML file, typed."""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from ...data_prep.config import DatasetConfig, MixtureConfig
+from ...models.errors import UserError
+from ...models.presets import FAMILIES, SIZES
+from ...models.validation import describe_validation_error, first_line
+from ...pipeline.config import Section
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class SizeConfig(Section):
+    """A rung of the ladder: a size of the presets, and fields of the model to change in every family.
+
+    Attributes:
+        preset: a size that the presets know ("1m"); the rung's own name if None.
+        model: fields of `ModelConfig`; the width of the feed-forward is then matched again between families.
+        feedforward_width: of the first family, if `model` changes what it should be; the others follow.
+    """
+
+    preset: str | None = None
+    model: dict[str, Any] = Field(default={})
+    feedforward_width: int | None = Field(default=None, gt=0)
+
+
+class BudgetConfig(Section):
+    """How long every size trains; one of the three.
+
+    Attributes:
+        tokens: a grid of training tokens.
+        tokens_per_parameter: training tokens as multiples of the non-embedding parameters.
+        flops: IsoFLOP: training FLOPs; the tokens follow from each model's cost.
+    """
+
+    tokens: tuple[Positive, ...] = ()
+    tokens_per_parameter: tuple[Positive, ...] = ()
+    flops: tuple[Positive, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "BudgetConfig":
+        named = [name for name in type(self).model_fields if getattr(self, name)]
+        if len(named) != 1:
+            raise ValueError(f"name one of tokens, tokens_per_parameter, flops, not {' and '.join(named) or 'none'}")
+        return self
+
+    @property
+    def kind(self) -> Literal["tokens", "tokens_per_parameter", "flops"]:
+        """Which of the three it is."""
+        return next(name for name in ("tokens", "tokens_per_parameter", "flops") if getattr(self, name))
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The budgets, ascending."""
+        return tuple(sorted(getattr(self, self.kind)))
+
+
+class SweepConfig(Section):
+    """A small sweep that finds the learning rate: `factors` times the rule's, at some sizes, at one budget.
+
+    Attributes:
+        sizes: where to sweep; at least two, for a rule across sizes.
+        factors: at least three, so that the best can lie inside.
+        budget: index of the budget that sweep cells train for, 0 is the smallest.
+    """
+
+    sizes: tuple[str, ...] = Field(min_length=2)
+    factors: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=3)
+    budget: int = Field(default=0, ge=0)
+
+
+class LearningRateConfig(Section):
+    """`value * (parameters / at_parameters) ** exponent`, parameters without embeddings; a sweep replaces it by a fit."""
+
+    value: Positive
+    at_parameters: Positive = 1e6
+    exponent: float = 0.0
+    sweep: SweepConfig | None = None
+
+
+class BatchConfig(Section):
+    """`value * (tokens / at_tokens) ** exponent` tokens a batch, to the nearest power of two sequences."""
+
+    value: int = Field(gt=0)
+    at_tokens: Positive = 1e6
+    exponent: float = 0.0
+
+
+class TrainingConfig(Section):
+    """What all cells share; see `TrainSection` for the meaning of each."""
+
+    sequence_length: int = Field(gt=0)
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="of the cell's tokens")
+    final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class EvaluationConfig(Section):
+    """Suites on the last checkpoint of every cell, and the metric that is the loss of the fits."""
+
+    suites: tuple[str, ...] = Field(default=("language",), min_length=1)
+    loss: str = "language/bits_per_byte"
+
+
+class HardwareConfig(Section):
+    """Where it runs, for predictions and packing. Changes nothing that is learned.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        devices: GPUs, or CPU cores.
+        processes_per_device: cells side by side on one device, at most; memory may allow fewer.
+        memory_gib: of one device.
+        tflops: TFLOP/s that one process reaches, with `processes_per_device` of them running: one number, or one a
+            size. An assumption; `study status` corrects it by what was measured.
+        peak_tflops: of one device, for the MFU.
+        cost_per_hour: of one device; any currency.
+        startup_seconds: a cell's imports, compilation, evaluation and files.
+        microbatch_tokens: tokens a forward pass holds, for the memory; the whole batch if None.
+        threads: CPU threads of a cell.
+    """
+
+    name: str = "this machine"
+    device: Literal["cpu", "cuda"] = "cpu"
+    devices: int = Field(default=1, gt=0)
+    processes_per_device: int = Field(default=1, gt=0)
+    memory_gib: Positive
+    tflops: Positive | dict[str, Positive]
+    peak_tflops: Positive | None = None
+    cost_per_hour: float = Field(default=0.0, ge=0)
+    startup_seconds: float = Field(default=10.0, ge=0)
+    microbatch_tokens: int | None = Field(default=None, gt=0)
+    threads: int = Field(default=1, gt=0)
+
+
+class LimitConfig(Section):
+    """What makes a cell impossible, or not worth its cost."""
+
+    min_steps: int = Field(default=20, gt=0)
+    max_epochs: Positive = 8.0
+    max_hours: Positive | None = None
+
+
+class FitConfig(Section):
+    """How the cells become laws.
+
+    Attributes:
+        hold_out: sizes whose cells no fit sees and every fit predicts; the largest if None.
+        huber_delta: of the Huber loss on the log of the loss. Noise of seeds is about half a percent: beyond twice that
+            a cell counts as an outlier. Chinchilla took 1e-3, which is nearly the sum of absolute residuals.
+        bootstrap: resamples behind the intervals.
+        state_context: tokens of context at which a model's state is counted, for the tables.
+    """
+
+    hold_out: tuple[str, ...] | None = None
+    huber_delta: Positive = 1e-2
+    bootstrap: int = Field(default=1000, ge=100)
+    state_context: int = Field(default=2048, gt=0)
+
+
+class StudyConfig(Section):
+    """Everything a study is. `docs/studies.md` is the tour."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    question: str
+    families: tuple[str, ...] = Field(min_length=1)
+    sizes: dict[str, SizeConfig] = Field(min_length=1)
+    budgets: BudgetConfig
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    exclude: tuple[str, ...] = Field(default=(), description="patterns of cell names, such as 'transformer-50m-*'")
+    learning_rate: LearningRateConfig
+    batch: BatchConfig
+    data: DatasetConfig
+    mixture: MixtureConfig = MixtureConfig(recall=None)
+    train: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    hardware: HardwareConfig
+    limits: LimitConfig = LimitConfig()
+    fit: FitConfig = FitConfig()
+    attempts: int = Field(default=3, gt=0, description="how often a cell is tried before it is reported as failed")
+    checkpoint_minutes: float = Field(default=10.0, gt=0, description="predicted; what a crash repeats at most")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_by_name(cls, values: Any) -> Any:
+        """`sizes: [1m, 4m]` is short for rungs that the presets have."""
+        if isinstance(values, dict) and isinstance(values.get("sizes"), list):
+            values = values | {"sizes": {str(name): {} for name in values["sizes"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "StudyConfig":
+        for family in self.families:
+            _one_of(family, FAMILIES, "family")
+        for name, size in self.sizes.items():
+            _one_of(size.preset or name, SIZES, "size")
+        swept = self.learning_rate.sweep
+        if swept and swept.budget >= len(self.budgets.values):
+            raise ValueError(f"learning_rate.sweep.budget={swept.budget}: there are {len(self.budgets.values)} budgets")
+        for size in (*(self.fit.hold_out or ()), *(swept.sizes if swept else ())):
+            _one_of(size, tuple(self.sizes), "size of this study")
+        if isinstance(self.hardware.tflops, dict):
+            for size in self.sizes:
+                if size not in self.hardware.tflops:
+                    raise ValueError(f"hardware.tflops names no speed for size {size}")
+        return self
+
+    @property
+    def held_out_sizes(self) -> tuple[str, ...]:
+        """Sizes that the fits do not see: as configured, else the last one; none where there is a single size."""
+        if self.fit.hold_out is not None:
+            return self.fit.hold_out
+        return tuple(self.sizes)[-1:] if len(self.sizes) > 1 else ()
+
+
+def study_names() -> list[str]:
+    """Names of the studies that come with the package."""
+    folder = resources.files(__package__)
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_study(study: str | Path) -> StudyConfig:
+    """Load a study by its name, or from a YAML file.
+
+    Raises:
+        UserError: no such study or file, not YAML, an unknown key, or a value of the wrong type.
+    """
+    path = Path(study)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            text, origin = path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"study {path} cannot be read: {first_line(error)}") from error
+    elif str(study) in study_names():
+        origin = f"study {study}"
+        text = resources.files(__package__).joinpath(f"{study}.yaml").read_text(encoding="utf-8")
+    else:
+        near = difflib.get_close_matches(str(study), study_names(), n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else f"studies: {', '.join(study_names())}"
+        raise UserError(f"there is no study {str(study)!r}: {hint} (or name a .yaml file)")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin} is not valid YAML: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{origin} is not a mapping: it must hold {', '.join(StudyConfig.model_fields)}")
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {describe_validation_error(error, StudyConfig)}") from error
+
+
+def _one_of(name: str, known: Any, what: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+        raise ValueError(f"no {what} is called {name!r}: did you mean {near[0]!r}?")

@@ -1,0 +1,138 @@
+"""What a finished cell measured: one typed record a cell, its completion file."""
+
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...evals.run import result_path
+from ...models import preset
+from ...models.accounting import state_bytes
+from ...models.errors import UserError
+from ...models.files import read_json, write_json
+from ...pipeline.run_files import RunFiles
+from .plan import Cell, Plan, Record
+
+FILE_NAME = "cell.json"
+
+
+class RecallRow(Record):
+    """Accuracy of one recall task at one number of pairs and one length; `state_bytes` of one sequence at that length."""
+
+    task: str
+    label: str
+    pairs: int
+    length: int
+    queries: int
+    correct: int
+    chance: float
+    state_bytes: int
+
+
+class CellResult(Record):
+    """A finished cell.
+
+    Attributes:
+        identity: of its run's configuration.
+        loss: the metric that the study fits.
+        learning_rate: its peak.
+        seconds: of training and evaluation, over all attempts; `training_seconds` of its steps alone.
+        tokens_per_second: median over the steps.
+        beside: cells of one device side by side, as planned; the MFU counts all of them.
+        starts: how often its training was started.
+    """
+
+    cell: Cell
+    identity: str
+    loss: float
+    metrics: dict[str, float]
+    recall: tuple[RecallRow, ...]
+    learning_rate: float
+    seconds: float
+    training_seconds: float
+    tokens_per_second: float
+    starts: int
+    hardware: str
+    host: str
+    git_commit: str | None
+    versions: dict[str, str | None]
+
+    @property
+    def tflops(self) -> float:
+        """TFLOP/s that this process reached in its steps, by the accounting's FLOPs."""
+        return self.tokens_per_second * self.cell.flops / self.cell.tokens / 1e12
+
+
+def collect(plan: Plan, cell: Cell, folder: Path, identity: str, learning_rate: float) -> CellResult:
+    """Read what a cell's run left in its folder.
+
+    Raises:
+        UserError: the run is not finished, or a suite did not measure what the study fits.
+    """
+    run = RunFiles(folder)
+    checkpoint, record = run.checkpoints[-1]
+    if record["step"] != cell.steps:
+        raise UserError(f"{folder} ends at step {record['step']} of {cell.steps}: run the study again")
+    metrics: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    seconds = sum(
+        after["time"] - before["time"]
+        for before, after in zip(run.events, run.events[1:], strict=False)
+        if after["kind"] != "start"
+    )
+    for file in sorted(result_path(folder, checkpoint.name, "any").parent.glob("*.json")):
+        result = read_json(file)
+        metrics |= result["metrics"]
+        rows += result["rows"]
+        seconds += result["ended"] - result["started"]
+    wanted = plan.study.evaluation.loss
+    if wanted not in metrics:
+        have = ", ".join(sorted(metrics)[:6])
+        raise UserError(f"evaluation.loss={wanted!r} is not measured by the suites: they give {have} ...")
+    config = preset(cell.preset, vocab_size=plan.vocab_size, **cell.model)
+    speeds = [event["tokens_per_second"] for event in run.steps]
+    return CellResult(
+        cell=cell,
+        identity=identity,
+        loss=metrics[wanted],
+        metrics=metrics,
+        recall=tuple(
+            RecallRow(
+                **{key: row[key] for key in RecallRow.model_fields if key != "state_bytes"},
+                state_bytes=state_bytes(config, row["length"]),
+            )
+            for row in rows
+        ),
+        learning_rate=learning_rate,
+        seconds=seconds,
+        training_seconds=sum(cell.batch_tokens / speed for speed in speeds),
+        tokens_per_second=statistics.median(speeds),
+        starts=len(run.starts),
+        hardware=run.environment.get("hardware", ""),
+        host=run.environment.get("host", os.uname().nodename),
+        git_commit=run.environment.get("git_commit"),
+        versions=run.environment.get("versions", {}),
+    )
+
+
+def write_result(path: Path, result: CellResult) -> None:
+    """Write a cell's record, completely or not at all."""
+    write_json(path, result.model_dump(mode="json"))
+
+
+def read_result(path: Path) -> CellResult | None:
+    """The record at `path`; None if there is none.
+
+    Raises:
+        UserError: it is not a record of this version.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return CellResult.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {where}: {first['msg'].lower()}; delete it and run the study again") from error

@@ -1,0 +1,42 @@
+"""Fit and report of a study's folder: reads the cells, writes fit.json, report.md, report.html and figures."""
+
+from pathlib import Path
+
+from ..models.errors import UserError
+from ..models.files import read_json, write_json
+from .progress import console
+from .studies.fit import StudyFit, fit_study
+from .studies.learning_rate import LearningRateRule
+from .studies.report import write_report
+from .study import StudyFolder, failed_cells
+
+
+def write_fit(folder: StudyFolder) -> StudyFit:
+    """Fit the finished cells and write `fit.json`.
+
+    Raises:
+        UserError: no cell is finished.
+    """
+    plan = folder.load_plan()
+    results = folder.results(plan)
+    if not results:
+        raise UserError(f"no cell of {folder.path} is finished: `echo-lm study run` it first")
+    fit = fit_study(plan, results)
+    write_json(folder.fit_file, fit.model_dump(mode="json"))
+    return fit
+
+
+def fit_and_report(folder: StudyFolder) -> Path:
+    """Fit, report, and mirror in MLflow if it is installed. Returns the path of `report.md`."""
+    plan = folder.load_plan()
+    fit = write_fit(folder)
+    rule = LearningRateRule.model_validate(read_json(folder.rule_file)) if folder.rule_file.is_file() else None
+    report = write_report(folder.path, plan, folder.results(plan), fit, rule, failed_cells(folder, plan.cells))
+    console.print(f"report: {report} and {report.with_suffix('.html')}")
+    try:
+        from .study_tracking import track_study
+
+        track_study(folder)
+    except ModuleNotFoundError as error:
+        console.print(f"MLflow: not installed here ({error.name}); `echo-lm study track` replays the files elsewhere")
+    return report

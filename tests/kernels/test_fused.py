@@ -1,0 +1,178 @@
+"""The Triton kernels against the token loop: under Triton's interpreter here, on a GPU with `-m gpu`."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from echo_lm.kernels.ska import SKAState, ska_attention, weigh
+from echo_lm.kernels.ska.fused import why_not_fused
+
+NAMES = ("y", "gram", "transition", "value_map", "last_key", "dq", "dk", "dv", "dscale", "dgram", "dtransition")
+NAMES += ("dvalue_map", "dlast_key")
+
+
+def draw(length, rank, width, *, heads=2, batch=2, seed=0, documents=False, keys="random"):
+    """q, k, v, scale, an entering state, borders and the gradients of y and of the final state, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    q, k = (F.normalize(randn(batch, length, heads, rank), dim=-1) for _ in range(2))
+    if keys == "gated":
+        k = k * (torch.rand(batch, length, heads, 1, generator=generator) < 0.1)
+    v, dy = randn(batch, length, heads, width), randn(batch, length, heads, width)
+    scale = torch.rand(heads, generator=generator, dtype=torch.float64) + 0.5
+    past = randn(batch, 3 * rank, heads, rank)
+    state = SKAState(
+        torch.einsum("bthr,bths->bhrs", past, past) / (2 * rank),
+        randn(batch, heads, rank, rank) * 0.1,
+        randn(batch, heads, width, rank) * 0.1,
+        randn(batch, heads, rank) * 0.1,
+    )
+    borders = None
+    if documents:
+        inner = torch.rand(batch * length, generator=generator) < 0.05
+        inner[0] = True
+        inner[length - 1] = inner[length - 2] = True  # a document of one token
+        borders = torch.cat((inner.nonzero().squeeze(1), torch.tensor([batch * length]))).to(torch.int32)
+    return (q, k, v, scale, *state), borders, (dy, *(randn(*part.shape) for part in state))
+
+
+def run(inputs, borders, weights, *, backend, dtype, device="cpu", **options):
+    """Outputs and gradients, the latter of the gram as dG + dG^T."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    kinds = [dtype] * 3 + [wide] * 5
+    leaves = [x.to(device, kind).requires_grad_() for x, kind in zip(inputs, kinds, strict=True)]
+    q, k, v, scale, *state = leaves
+    y, final = ska_attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        state=SKAState(*state),
+        return_state=True,
+        cu_seqlens=None if borders is None else borders.to(device),
+        backend=backend,
+        **options,
+    )
+    outputs = (y, *final)
+    loss = sum((out.double() * w.to(device)).sum() for out, w in zip(outputs, weights, strict=True))
+    gradients = list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+    gradients[4] = gradients[4] + gradients[4].mT
+    return [x.detach().double().cpu() for x in (*outputs, *gradients)]
+
+
+def errors(found, wanted):
+    return {
+        name: float((a - b).norm() / b.norm().clamp(min=1e-12))
+        for name, a, b in zip(NAMES, found, wanted, strict=True)
+        if float(b.norm()) > 0
+    }
+
+
+def interpreted(code: str) -> subprocess.CompletedProcess:
+    """Run in a process of its own: the interpreter is chosen when a kernel is defined."""
+    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.path.dirname(__file__))
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
+
+
+CASES = """
+import torch, test_fused as t
+torch.set_num_threads(1)
+for length, rank, width, chunk, mode, power, lag, documents in {cases}:
+    inputs, borders, weights = t.draw(length, rank, width, heads=1, batch=1, documents=documents)
+    options = dict(mode=mode, power=power, value_lag=lag, chunk_size=chunk)
+    wanted = t.run(inputs, borders, weights, backend="naive", dtype=torch.float64, **options)
+    naive = t.errors(t.run(inputs, borders, weights, backend="naive", dtype=torch.float32, **options), wanted)
+    found = t.errors(t.run(inputs, borders, weights, backend="triton", dtype=torch.float32, **options), wanted)
+    # A sum of one number may cancel; the loop in fp32 says how far.
+    worst = max(found, key=lambda name: found[name] / max(2e-4, 4 * naive[name]))
+    print(mode, power, lag, documents, worst, found[worst])
+    assert found[worst] <= max(2e-4, 4 * naive[worst]), (worst, found[worst], naive[worst])
+"""
+
+
+@pytest.mark.parametrize("mode", ["exact", "chunk"])
+def test_the_kernels_under_the_interpreter_equal_the_loop(mode):
+    cases = [
+        (37, 8, 16, 16, mode, 1, False, False),
+        (53, 24, 16, 16, mode, 1, False, True),
+        (53, 24, 24, 16, mode, 0, True, True),
+        (33, 16, 16, 32, mode, 2, True, False),
+        (1, 8, 16, 16, mode, 1, False, False),
+    ]
+    done = interpreted(CASES.format(cases=cases))
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+def test_weighing_under_the_interpreter_equals_pytorch():
+    done = interpreted(
+        """
+import torch
+from echo_lm.kernels.ska import weigh
+generator = torch.Generator().manual_seed(0)
+shapes = (2, 7, 3, 24), (2, 7, 3, 24), (2, 7, 3, 16), (2, 7, 3)
+x = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+x[1][0, 0] = 0  # a key of no length
+def both(dtype):
+    leaves = [t.to(dtype).requires_grad_() for t in x]
+    out = weigh(*leaves)
+    return [*out, *torch.autograd.grad(sum((o * (1 + o)).sum() for o in out), leaves)]
+for a, b in zip(both(torch.float32), both(torch.float64), strict=True):
+    assert torch.allclose(a.double(), b, atol=1e-4, rtol=1e-4), (a.double() - b).abs().max()
+"""
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_the_kernels_do_not_take_is_said():
+    q, k, v = torch.randn(1, 4, 1, 8), torch.randn(1, 4, 1, 8), torch.randn(1, 4, 1, 8)
+    with pytest.raises(ValueError, match="CUDA tensors"):
+        ska_attention(q, k, v, backend="triton")
+    wide = q.new_zeros(1, 4, 1, 192)
+    options = dict(mode="exact", power=1, chunk_size=64)
+    for tensors, change, reason in [
+        ((q.double(), k.double(), v.double()), {}, "fp32"),
+        ((q, k, v), {"mode": "prefix"}, "mode"),
+        ((q, k, v), {"power": 5}, "power"),
+        ((q, k, v), {"mode": "chunk", "chunk_size": 48}, "power of two"),
+        ((wide, wide, v), {}, "at most 128"),
+    ]:
+        if torch.cuda.is_available():
+            tensors = [x.cuda() for x in tensors]
+            assert reason in why_not_fused(*tensors, **(options | change))
+        else:
+            assert "CUDA" in why_not_fused(*tensors, **(options | change))
+
+
+def test_weigh_does_not_touch_what_has_no_gate():
+    q, v = torch.randn(1, 3, 2, 8), torch.randn(1, 3, 2, 4)
+    unit, z, w = weigh(q, 2 * q, v, None)
+    torch.testing.assert_close(unit, z)
+    assert w is v
+    torch.testing.assert_close(unit.norm(dim=-1), torch.ones(1, 3, 2))
+
+
+BOUND = {torch.float32: 1e-3, torch.bfloat16: 8e-3}
+GRID = [(48, 64, 64), (24, 32, 16), (56, 64, 64), (16, 16, 32), (64, 128, 64), (96, 64, 128), (128, 128, 128)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize(("mode", "sizes"), itertools.product(["exact", "chunk"], GRID))
+def test_the_kernels_on_a_gpu_equal_the_loop(mode, sizes, dtype):
+    rank, width, chunk = sizes
+    for power, lag, documents in ((1, False, True), (0, True, False)):
+        inputs, borders, weights = draw(300, rank, width, documents=documents)
+        inputs = [x.to(dtype).double() for x in inputs[:3]] + list(inputs[3:])
+        options = dict(mode=mode, power=power, value_lag=lag, chunk_size=chunk)
+        wanted = run(inputs, borders, weights, backend="torch", dtype=torch.float64, device="cuda", **options)
+        found = errors(run(inputs, borders, weights, backend="triton", dtype=dtype, device="cuda", **options), wanted)
+        worst = max(found, key=found.get)
+        assert found[worst] <= BOUND[dtype], (power, lag, documents, worst, found)

@@ -1,0 +1,186 @@
+"""Studies really run: with Ray, as processes, killed and run again; nothing twice, nothing lost; the record in MLflow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from echo_lm.models.errors import UserError
+from echo_lm.orchestration import study as study_module
+from echo_lm.orchestration.study import StudyFolder, failed_cells, find_study, run_study
+from echo_lm.orchestration.study_cell import result_file
+from echo_lm.orchestration.study_report import fit_and_report
+from echo_lm.orchestration.study_tables import status_view
+from echo_lm.orchestration.study_tracking import track_study
+from echo_lm.pipeline.events import read_events
+
+TINY = {
+    "families": ["transformer"],
+    "sizes": {"xs": {"preset": "1m", "model": {"d_model": 32}, "feedforward_width": 64}},
+    "budgets": {"tokens": [8192, 32768]},
+    "batch": {"value": 512},
+    "checkpoint_minutes": 0.01,
+    "hardware": {"memory_gib": 4, "tflops": 0.001, "devices": 2, "startup_seconds": 1},
+    "limits": {"min_steps": 4},
+    "fit": {"hold_out": [], "bootstrap": 100},
+}
+
+
+def losses(folder: StudyFolder) -> dict[str, float]:
+    return {result.cell.name: result.loss for result in folder.results(folder.load_plan())}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, data_root):
+    """The shared dataset, where a study may look at it."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "python-stdlib-sample").symlink_to(data_root / "python-stdlib-sample")
+    return root
+
+
+def test_killed_and_run_again_it_has_the_numbers_of_a_study_on_ray(study, study_file, data, tmp_path):
+    """A study under Ray, undisturbed; the same one as processes, its supervisor killed after the first cell's record."""
+    whole = run_study(study(**TINY), tmp_path / "ray", data, use_ray=True)
+    assert len(losses(whole)) == 2
+
+    file = study_file(**TINY)
+    command = [sys.executable, "-c", "from echo_lm.orchestration.cli import main; main()", "study", "run", str(file)]
+    command += ["--studies", str(tmp_path / "killed"), "--data", str(data)]
+    folder = StudyFolder(tmp_path / "killed" / "toy")
+    supervisor = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    slow = folder.runs / "transformer-xs-32.768k-s0"
+    deadline = time.monotonic() + 240
+    while not any(event["kind"] == "checkpoint" for event in read_events(slow / "events.jsonl")):
+        assert supervisor.poll() is None, supervisor.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(supervisor.pid, signal.SIGKILL)
+    supervisor.wait()
+    assert not result_file(slow).exists(), "the kill must come before the end"
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert losses(folder) == pytest.approx(losses(whole), rel=1e-6)
+    starts = [event["step"] for event in read_events(slow / "events.jsonl") if event["kind"] == "start"]
+    assert len(starts) == 2
+    assert starts[1] > 0, "it went on from its checkpoint"
+    assert (folder.path / "report.md").is_file()
+
+    before = {path: path.read_bytes() for path in folder.runs.rglob("*") if path.is_file() and path.name != ".lock"}
+    run_study(study(**TINY), tmp_path / "killed", data)
+    after = {path: path.read_bytes() for path in folder.runs.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before, "a finished study is not touched"
+    assert status_view(folder)[1] == 0
+
+    with pytest.raises(UserError, match="another learning_rate|another configuration"):
+        run_study(study(**TINY, learning_rate={"value": 1e-3}), tmp_path / "killed", data)
+    with pytest.raises(UserError, match="no longer plans"):
+        run_study(study(**TINY | {"budgets": {"tokens": [8192]}}), tmp_path / "killed", data)
+    check_record(folder)
+
+
+def check_record(folder: StudyFolder) -> None:
+    """One parent, a child a cell, and nothing more when it is replayed."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{folder.path.parent.parent / 'mlflow.db'}"
+    parent = track_study(folder)
+    client = MlflowClient(uri)
+
+    def state() -> tuple[set[str], dict[str, int]]:
+        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        counts = {}
+        for run in runs:
+            for key in run.data.metrics:
+                counts[f"{run.info.run_id}/{key}"] = len(client.get_metric_history(run.info.run_id, key))
+        return {run.info.run_id for run in runs}, counts
+
+    first = state()
+    assert len(first[0]) == 3
+    children = [client.get_run(run) for run in first[0] if run != parent]
+    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent}
+    names = {file.path for file in client.list_artifacts(parent)}
+    assert {"plan.json", "fit.json", "report.md", "report.html", "figures"} <= names
+    assert client.get_run(parent).info.status == "FINISHED"
+    assert track_study(folder) == parent
+    assert state() == first
+
+
+class Scripted:
+    """An executor whose cells end as a script says: a list of errors a cell, None for success."""
+
+    def __init__(self, script, record):
+        self._script, self._record, self._ended, self.started = script, record, [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def start(self, plan, cell, config, folder, dataset):
+        self.started.append(cell.name)
+        error = self._script[cell.budget].pop(0)
+        if error is None:
+            result = self._record(cell, 2.0).model_copy(update={"identity": config.identity()})
+            result_file(folder).parent.mkdir(parents=True)
+            result_file(folder).write_text(json.dumps(result.model_dump(mode="json")))
+        self._ended.append((cell.name, error))
+        return True
+
+    def ended(self):
+        ended, self._ended = self._ended, []
+        return ended
+
+
+def test_failures_are_retried_then_reported_and_the_others_done(study, record, data, tmp_path, monkeypatch):
+    executor = Scripted({"8.192k": ["out of memory", None], "32.768k": ["killed", "killed", "out of luck"]}, record)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.0)
+    with pytest.raises(UserError, match=r"1 of 2 cells failed 3 times, first transformer-xs-32\.768k-s0: out of luck"):
+        run_study(study(**TINY), tmp_path, data)
+    assert len(executor.started) == 5
+    folder = find_study("toy", tmp_path)
+    plan = folder.load_plan()
+    assert failed_cells(folder, plan.cells) == {"transformer-xs-32.768k-s0": "out of luck"}
+    assert list(losses(folder)) == ["transformer-xs-8.192k-s0"]
+    report = fit_and_report(folder).read_text()
+    assert "transformer-xs-32.768k-s0: failed: out of luck" in report
+    executor = Scripted({"32.768k": [None]}, record)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+    run_study(study(**TINY), tmp_path, data)
+    assert executor.started == ["transformer-xs-32.768k-s0"], "only what is missing is run"
+    assert failed_cells(folder, plan.cells) == {}
+
+
+def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data, tmp_path, monkeypatch):
+    sizes = {
+        size: {"preset": "1m", "model": {"d_model": d}, "feedforward_width": 64} for size, d in (("a", 32), ("b", 64))
+    }
+    rates = []
+
+    class Bowl(Scripted):
+        def start(self, plan, cell, config, folder, dataset):
+            rate = config.train.learning_rate
+            rates.append((cell.kind, cell.size, rate))
+            loss = 2 + (rate / {"a": 4e-3, "b": 2e-3}[cell.size] - 1) ** 2
+            result = self._record(cell, loss).model_copy(update={"identity": config.identity(), "learning_rate": rate})
+            result_file(folder).parent.mkdir(parents=True)
+            result_file(folder).write_text(json.dumps(result.model_dump(mode="json")))
+            self._ended.append((cell.name, None))
+            return True
+
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: Bowl({}, record))
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.0)
+    rule = {"value": 3e-3, "sweep": {"sizes": ["a", "b"], "factors": [0.5, 1, 2]}}
+    run_study(study(**TINY | {"sizes": sizes, "learning_rate": rule}), tmp_path, data)
+    assert [kind for kind, *_ in rates] == ["sweep"] * 6 + ["main"] * 4
+    main = {size: rate for kind, size, rate in rates if kind == "main"}
+    assert main["a"] > 1.4 * main["b"]
+    assert find_study("toy", tmp_path).rule_file.is_file()
+    assert Path(tmp_path / "toy" / "plan.json").is_file()
