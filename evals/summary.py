@@ -28,7 +28,9 @@ def write_summary(run_folder: Path) -> Path:
     if not results:
         sections.append("No checkpoint has been evaluated yet.")
     path = folder / "summary.md"
-    write_text(path, "\n\n".join(sections) + "\n")
+    text = "\n\n".join(sections) + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # what did not change is not new to MLflow
+        write_text(path, text)
     return path
 
 
