@@ -1,6 +1,6 @@
 """SKA: every PyTorch form against the token loop, output, states and all gradients."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -96,6 +96,16 @@ def test_long_rows(rank, width, power, size):
     assert error <= 1e-9, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["exact", "chunk", "prefix"])
+@pytest.mark.parametrize("length", [1, 7, 63, 64, 65, 500])
+def test_the_whole_grid_of_sizes(mode, length):
+    for rank, width, power, size in product((8, 24, 48, 56), (16, 64), range(4), (16, 64)):
+        inputs = draw(1, length, 1, rank, width, seed=rank + power, state=power % 2 == 1)
+        error, name = worst(inputs, mode=mode, power=power, chunk_size=size)
+        assert error <= 1e-9, (name, rank, width, power, size)
+
+
 BORDERS = torch.tensor([0, 1, 2, 3, 30, 48, 50, 67, 69, 80, 133, 134], dtype=torch.int32)  # documents of length 1 too
 
 
@@ -187,6 +197,13 @@ def test_first_chunk_is_refined_in_fp32():
     """Without the refinement y is off by 2e-4 and the gradients by 3e-3."""
     error, name = worst(draw(2, 64, 4, 24, 32), torch.float32, mode="exact", power=1, chunk_size=64)
     assert error <= 2e-4, name
+
+
+def test_documents_of_few_keys_keep_their_gradients_in_fp32():
+    inputs = draw(1, 53, 1, 24, 16)
+    borders = torch.tensor([0, 9, 12, 30, 41, 53])
+    error, name = worst(inputs, torch.float32, mode="chunk", power=1, chunk_size=16, cu_seqlens=borders)
+    assert error <= 1e-3, name
 
 
 def test_autocast_leaves_sums_and_solves_in_fp32():
