@@ -5,7 +5,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .recall import TASKS, RecallVocabulary
+from .recall import TASKS, RecallVocabulary, minimum_length
 from .tokenizer import SMALLEST_VOCABULARY
 
 LocalKind = Literal["text", "jsonl", "parquet"]
@@ -205,7 +205,9 @@ class RecallMixtureConfig(_Config):
             if not 1 <= pairs <= keys:
                 raise ValueError(f"recall: {pairs} pairs in a sequence: from 1 to {keys} are possible")
         for task in self.tasks:
-            shortest = TASKS[task].minimum_length(max(self.pairs), max(self.pairs))
+            if (needed := TASKS[task].num_keys(max(self.pairs))) > keys:
+                raise ValueError(f"recall: {max(self.pairs)} pairs of {task} need {needed} distinct keys, not {keys}")
+            shortest = minimum_length(task, pairs=max(self.pairs))
             if min(self.lengths) < shortest:
                 raise ValueError(
                     f"recall: {max(self.pairs)} pairs of {task} need a length of {shortest}, not {min(self.lengths)}"

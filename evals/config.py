@@ -2,13 +2,13 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..models.errors import UserError
-from ..models.files import sha256_json
+from ..models.files import sha256_file, sha256_json
 from ..models.validation import describe_validation_error
 
 SUITE_FOLDER = Path(__file__).parent / "suites"
@@ -21,23 +21,79 @@ class Frozen(BaseModel):
 
 
 class RecallGrid(Frozen):
-    """One recall task at every combination of `pairs` and `lengths` (tokens), at least `queries` answers each.
+    """One recall task at every combination of `pairs`, lengths and what `vary` lists, at least `queries` answers each.
 
-    `options` go to the task's generator as they are (`depth`, `decoys`, ...).
+    Attributes:
+        task: a name, or the path of a Python file that defines one (relative to the suite's file).
+        lengths: tokens of a sequence. Or `gaps`: tokens of noise beyond the shortest sequence that holds the pairs.
+        options: go to the task's generator as they are (`depth`, `decoys`, ...).
+        vary: lists of values of further options; each is an axis of the grid.
+        recurrent: read the context in segments with a state of constant size and answer token by token, instead of
+            in one parallel pass.
     """
 
     task: str
     pairs: PositiveInts
-    lengths: PositiveInts
+    lengths: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    gaps: tuple[Annotated[int, Field(ge=0)], ...] = ()
     queries: int = Field(gt=0)
     options: dict[str, Any] = {}
+    vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    recurrent: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_lengths_and_gaps(self) -> Self:
+        if bool(self.lengths) == bool(self.gaps):
+            raise ValueError(f"{self.task} needs lengths or gaps: one of the two")
+        return self
 
 
 class LanguageProtocol(Frozen):
-    """Held-out documents up to `tokens` tokens in all, in rows of `sequence_length` tokens."""
+    """Held-out documents up to `tokens` tokens in all, in rows of `sequence_length` tokens; of each source apart too."""
 
     tokens: int = Field(gt=1)
     sequence_length: int = Field(gt=1)
+
+
+class AdaptProtocol(Frozen):
+    """What a model that never saw recall gets before it is asked: a throw-away copy trained on SysPrompt and ToolTrace."""
+
+    steps: int = Field(default=500, gt=0)
+    batch_sequences: int = Field(default=32, gt=0)
+    length: int = Field(default=64, gt=0)
+    pairs: PositiveInts = (1, 2, 3, 4, 6, 8)
+    learning_rate: float = Field(default=1e-3, gt=0)
+
+
+class HarnessProtocol(Frozen):
+    """Tasks of lm-evaluation-harness.
+
+    Attributes:
+        local: those of the package on held-out text, and those of the YAML files in `folder`; never need a network.
+        hub: names of the harness's own tasks; left out, and said so, where the hub cannot be reached.
+        folder: of your own YAML tasks, relative to the suite's file.
+        limit: items of a task.
+    """
+
+    local: tuple[str, ...] = ()
+    hub: tuple[str, ...] = ()
+    folder: str | None = None
+    limit: int | None = Field(default=None, gt=0)
+
+
+class BigbenchProtocol(Frozen):
+    """Multiple-choice items of the PyPI package `bigbench`: folders or files below its `benchmark_tasks`."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    limit: int | None = Field(default=None, gt=0)
+
+
+class DecodeProtocol(Frozen):
+    """Decoding `tokens` tokens of `batch` sequences after each context."""
+
+    contexts: PositiveInts
+    tokens: int = Field(default=32, gt=0)
+    batch: int = Field(default=1, gt=0)
 
 
 class Suite(Frozen):
@@ -47,12 +103,29 @@ class Suite(Frozen):
     description: str = ""
     batch_tokens: int = Field(default=2048, gt=0)
     recall: tuple[RecallGrid, ...] = ()
+    adapt: AdaptProtocol | None = None
     language: LanguageProtocol | None = None
+    harness: HarnessProtocol | None = None
+    bigbench: BigbenchProtocol | None = None
+    decode: DecodeProtocol | None = None
 
     @property
     def sha256(self) -> str:
-        """Identity of what is measured: everything but the description."""
-        return sha256_json(self.model_dump(mode="json", exclude={"description"}))
+        """Identity of what is measured: everything but the description, and the contents of the files it names."""
+        # Without defaults, so that a field that is added later leaves the identity of older suites as it was.
+        values = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
+        for grid in values.get("recall", ()):
+            if grid["task"].endswith(".py"):
+                grid["task"] = [Path(grid["task"]).name, sha256_file(Path(grid["task"]))]
+        if self.harness and self.harness.folder:
+            files = sorted(path for path in Path(self.harness.folder).rglob("*") if path.is_file())
+            values["harness"]["folder"] = [[path.name, sha256_file(path)] for path in files]
+        return sha256_json(values)
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.recall or self.language or self.harness or self.bigbench or self.decode)
 
 
 def suite_names() -> list[str]:
@@ -82,6 +155,24 @@ def load_suite(name_or_path: str | Path) -> Suite:
         suite = Suite.model_validate(content)
     except ValidationError as error:
         raise UserError(f"suite {path}: {describe_validation_error(error, Suite)}") from error
-    if not suite.recall and suite.language is None:
-        raise UserError(f"suite {path} measures nothing: give it `recall` or `language`")
-    return suite
+    if not suite.measures:
+        raise UserError(f"suite {path} measures nothing: give it `recall`, `language` or another protocol")
+    return _with_paths_from(path.parent, suite)
+
+
+def _with_paths_from(folder: Path, suite: Suite) -> Suite:
+    """The files that a suite names, found from the suite's own folder."""
+    recall = tuple(
+        grid.model_copy(update={"task": str((folder / grid.task).resolve())}) if grid.task.endswith(".py") else grid
+        for grid in suite.recall
+    )
+    harness = suite.harness
+    if harness and harness.folder:
+        found = (folder / harness.folder).resolve()
+        if not found.is_dir():
+            raise UserError(f"suite {suite.name}: harness.folder {found} is not a folder: name one of YAML tasks")
+        harness = harness.model_copy(update={"folder": str(found)})
+    for grid in recall:
+        if grid.task.endswith(".py") and not Path(grid.task).is_file():
+            raise UserError(f"suite {suite.name}: task file {grid.task} does not exist")
+    return suite.model_copy(update={"recall": recall, "harness": harness})

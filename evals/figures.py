@@ -43,10 +43,11 @@ STYLE = {
 
 
 @contextmanager
-def figure(path: Path, title: str, x: str, y: str) -> Iterator[Axes]:
-    """Axes in the project's style; saved as PNG to `path`, completely or not at all, when the block ends."""
+def figure(path: Path, title: str, x: str, y: str, *, height: float | None = None) -> Iterator[Axes]:
+    """Axes in the project's style, `height` inches high; saved as PNG to `path`, completely or not at all, at the end."""
     with plt.rc_context(STYLE):
-        drawing, axes = plt.subplots()
+        size = plt.rcParams["figure.figsize"]
+        drawing, axes = plt.subplots(figsize=(size[0], height or size[1]))
         try:
             axes.set(title=title, xlabel=x, ylabel=y)
             yield axes
@@ -99,7 +100,7 @@ def recall_by_length(path: Path, results: Sequence[Mapping[str, Any]], label: st
             lengths = sorted({row["length"] for rows in curves.values() for row in rows})
             chance = next(iter(curves.values()))[0]["chance"]
             axes.axhline(chance, color=BASELINE, linestyle="--", linewidth=1.2, label=f"chance {chance:.1%}")
-            _log2_axis(axes, lengths)
+            log2_axis(axes, lengths)
             # Beside the plot, where no curve can be; last checkpoint on top, chance at the bottom, as curves lie.
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
         axes.set_ylim(-0.02, 1.03)
@@ -152,7 +153,7 @@ def state_bytes_by_context(path: Path, contexts: Sequence[int], curves: Mapping[
             axes.plot(contexts, values, color=color, marker="o", label=label)
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
-        _log2_axis(axes, contexts)
+        log2_axis(axes, contexts)
         axes.legend()
     return path
 
@@ -188,10 +189,11 @@ def _spread(items: list[Any], most: int) -> list[Any]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _log2_axis(axes: Axes, ticks: Sequence[int]) -> None:
-    """A log2 x axis with a tick at every value, written as 64, 1k, 1M."""
+def log2_axis(axes: Axes, ticks: Sequence[int]) -> None:
+    """A log2 x axis with ticks at the values, at most eight, written as 64, 1k, 1M."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(ticks), [_short(tick) for tick in ticks])
+    shown = _spread(sorted(ticks), 8)
+    axes.set_xticks(shown, [_short(tick) for tick in shown])
     axes.xaxis.set_minor_locator(plt.NullLocator())
 
 
@@ -200,3 +202,12 @@ def _short(number: int) -> str:
         if number >= size and number % size == 0:
             return f"{number // size}{unit}"
     return str(number)
+
+
+def short_number(number: float) -> str:
+    """Powers of two as 64, 1k, 1M; other numbers with at most three digits: 4.1M."""
+    number = int(number)
+    if number < 1000 or number % 1024 == 0:
+        return _short(number)
+    size, unit = (1_000_000, "M") if number >= 1_000_000 else (1000, "k")
+    return f"{number / size:.3g}{unit}"

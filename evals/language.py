@@ -104,6 +104,7 @@ def evaluate_language(
     batch_tokens: int,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    source: str | None = None,
 ) -> dict[str, float]:
     """Bits per byte and perplexity on held-out documents, and the baselines.
 
@@ -113,6 +114,7 @@ def evaluate_language(
 
     Args:
         model: maps tokens int64 `[B, T]` and `cu_seqlens` to logits `[B, T, V]`.
+        source: documents of this source only, the unigram model's too.
 
     Returns:
         `bits_per_byte`, `perplexity` (per token), `unigram_bits_per_byte`, `gzip_bits_per_byte`, `tokens` (scored),
@@ -121,7 +123,7 @@ def evaluate_language(
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    text = heldout_text(dataset.split("heldout"), tokens=protocol.tokens, seed=seed)
+    text = heldout_text(dataset.split("heldout", source), tokens=protocol.tokens, seed=seed)
     texts = token_texts(dataset.tokenizer())
     labels = text.tokens[text.scored]
     scored_bytes = int(np.array([len(item) for item in texts])[labels].sum())
@@ -134,7 +136,7 @@ def evaluate_language(
     if not np.isfinite(perplexity(nats, len(labels))):
         raise FloatingPointError("held-out text")
 
-    unigram = unigram_nats(_token_counts(dataset.split("train"), len(texts)), labels)
+    unigram = unigram_nats(_token_counts(dataset.split("train", source), len(texts)), labels)
     return {
         "bits_per_byte": bits_per_byte(nats, scored_bytes),
         "perplexity": perplexity(nats, len(labels)),

@@ -5,17 +5,21 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
 
 from ..data_prep.dataset import Dataset
-from ..data_prep.recall import RecallVocabulary
+from ..data_prep.recall import RecallVocabulary, task_of
 from ..data_prep.tokenizer import reserved_start
-from ..models import from_pretrained
+from ..models import EchoLM, count_parameters, from_pretrained
+from ..models.accounting import state_bytes
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file, sha256_json, write_json
+from .adaptation import adapted_copy, trained_on_recall
+from .bigbench import evaluate_bigbench
 from .config import Suite, load_suite
+from .decode import evaluate_decode
 from .language import evaluate_language
-from .recall import evaluate_recall, recall_cells
+from .recall import RecallCell, evaluate_recall, recall_cells
 
 OnProgress = Callable[[int, int], None]
 
@@ -30,6 +34,7 @@ def run_suite(
     tokens: int,
     device: str = "cpu",
     seed: int = 0,
+    recall_trained: bool = True,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Evaluate one checkpoint and write the result to `output`, completely or not at all.
@@ -41,11 +46,14 @@ def run_suite(
         suite: a suite, its name, or a YAML file.
         dataset_folder: the prepared dataset, for the tokenizer and the held-out text.
         step, tokens: where in training the checkpoint was taken; written into the result.
+        recall_trained: whether the training mixture held recall; if not, a suite with `adapt` measures an adapted copy.
         on_progress: called with tokens done and tokens in all.
 
     Returns:
-        `suite`, `suite_sha256`, `model_sha256`, `dataset_sha256`, `seed`, `step`, `tokens`, `started` and `ended` (unix
-        seconds), `rows` (one per recall cell, see `evaluate_recall`), `metrics` (flat names to numbers).
+        `suite`, `suite_sha256`, `model_sha256`, `dataset_sha256`, `seed`, `adapted`, `step`, `tokens`, `started` and `ended`
+        (unix seconds), `model` (see `describe_model`), and what was measured: `rows` (one per recall cell, see
+        `evaluate_recall`), `tasks` (one per task of harness or bigbench), `skipped` (tasks left out, and why), `decode`
+        (see `evaluate_decode`), `metrics` (flat names to numbers).
 
     Raises:
         UserError: unknown suite, unusable checkpoint or dataset, a vocabulary that does not fit, or a model whose
@@ -60,6 +68,7 @@ def run_suite(
         "model_sha256": model_sha256(model_folder),
         "dataset_sha256": sha256_file(dataset.folder / "manifest.json"),
         "seed": seed,
+        "adapted": suite.adapt is not None and not recall_trained,
     }
     if (done := _finished(output, identity)) is not None:
         return done
@@ -68,13 +77,15 @@ def run_suite(
     model = from_pretrained(model_folder, device=device).eval()
     check_vocabulary(model_folder, model.config.vocab_size, dataset)
     try:
-        rows, metrics = _measure(model, suite, dataset, device, seed, on_progress or (lambda done, total: None))
+        measured = measure(
+            model, suite, dataset, device=device, seed=seed, adapt=identity["adapted"], on_progress=on_progress
+        )
     except FloatingPointError as error:
         raise UserError(
             f"{model_folder} gives numbers that are not finite ({error}): it diverged, evaluate an earlier checkpoint"
         ) from error
     result = identity | {"step": step, "tokens": tokens, "started": started, "ended": time.time()}
-    result |= {"rows": rows, "metrics": metrics}
+    result |= {"model": describe_model(model)} | measured
     write_json(output, result)
     return result
 
@@ -95,13 +106,8 @@ def evaluate_run(
         UserError: no such checkpoint, or whatever `run_suite` refuses.
     """
     suites = [suite if isinstance(suite, Suite) else load_suite(suite) for suite in suites]
-    found = list(complete_checkpoints(run_folder))
-    if not found:
-        raise UserError(f"{run_folder} has no complete checkpoint: train it until the first one is written")
-    wanted = [(checkpoint, record) for checkpoint, record in found if step in (None, record["step"])]
-    if not wanted:
-        have = ", ".join(str(record["step"]) for _, record in found)
-        raise UserError(f"{run_folder} has no complete checkpoint of step {step}: it has {have}")
+    recall_trained = trained_on_recall(run_folder)
+    wanted = chosen_checkpoints(run_folder, step)
     return [
         run_suite(
             checkpoint / "model",
@@ -112,6 +118,7 @@ def evaluate_run(
             tokens=record["tokens"],
             device=device,
             seed=seed,
+            recall_trained=recall_trained,
             on_progress=on_progress,
         )
         for checkpoint, record in wanted
@@ -123,6 +130,22 @@ def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any
     """Folders of the complete checkpoints, by step, each with its `complete.json`."""
     for path in sorted(Path(run_folder).glob("checkpoints/*/complete.json")):
         yield path.parent, read_json(path)
+
+
+def chosen_checkpoints(run_folder: Path, step: int | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """All complete checkpoints, or that of `step`.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = list(complete_checkpoints(run_folder))
+    if not found:
+        raise UserError(f"{run_folder} has no complete checkpoint: train it until the first one is written")
+    wanted = [(checkpoint, record) for checkpoint, record in found if step in (None, record["step"])]
+    if not wanted:
+        have = ", ".join(str(record["step"]) for _, record in found)
+        raise UserError(f"{run_folder} has no complete checkpoint of step {step}: it has {have}")
+    return wanted
 
 
 def result_path(run_folder: Path, checkpoint: str, suite: str) -> Path:
@@ -160,27 +183,96 @@ def check_vocabulary(model_folder: Path, vocab_size: int, dataset: Dataset) -> N
         )
 
 
-def _measure(
-    model: nn.Module, suite: Suite, dataset: Dataset, device: str, seed: int, report: OnProgress
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measure(
+    model: EchoLM,
+    suite: Suite,
+    dataset: Dataset,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    adapt: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """What a suite measures on a model in memory: `rows`, `tasks`, `skipped`, `decode`, `metrics` of `run_suite`.
+
+    Raises:
+        UserError: a task or its data is not there.
+        FloatingPointError: the model's numbers are not finite.
+    """
+    report = on_progress or (lambda done, total: None)
     cells = recall_cells(suite)
     done, total = 0, sum(cell.tokens for cell in cells) + (suite.language.tokens if suite.language else 0)
-    settings = {"batch_tokens": suite.batch_tokens, "device": device, "seed": seed}
+    settings: dict[str, Any] = {"batch_tokens": suite.batch_tokens, "device": device}
     rows: list[dict[str, Any]] = []
+    tasks: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
     metrics: dict[str, float] = {}
     if cells:
         vocabulary = RecallVocabulary(reserved_start(dataset.tokenizer()))
+        asked = (
+            adapted_copy(model, vocabulary, suite.adapt, device=device, seed=seed) if adapt and suite.adapt else model
+        )
+        text = haystack_text(dataset, cells)
         for cell in cells:
-            row = evaluate_recall(model, cell, vocabulary, **settings)
+            row = evaluate_recall(asked, cell, vocabulary, **settings, seed=seed, text=text)
             rows.append(row)
             metrics[f"recall/{row['label']}/length-{row['length']}"] = row["accuracy"]
             done += cell.tokens
             report(done, total)
+        for task in dict.fromkeys(row["task"] for row in rows):
+            some = [row["accuracy"] for row in rows if row["task"] == task]
+            metrics[f"recall/mean/{task}"] = sum(some) / len(some)
     if suite.language is not None:
-        language = evaluate_language(model, dataset, suite.language, **settings)
-        metrics |= {f"language/{name}": value for name, value in language.items()}
+        sources = [source.name for source in dataset.manifest.sources]
+        for source in [None, *(sources if len(sources) > 1 else ())]:
+            language = evaluate_language(model, dataset, suite.language, **settings, seed=seed, source=source)
+            prefix = f"language/{source}/" if source else "language/"
+            metrics |= {f"{prefix}{name}": value for name, value in language.items()}
         report(total, total)
-    return rows, metrics
+    if suite.harness is not None:
+        from .harness import evaluate_harness  # needs lm_eval, which training machines do not have
+
+        found, skipped = evaluate_harness(model, dataset, suite.harness, **settings, seed=seed)
+        tasks += found
+        metrics |= {f"harness/{row['task']}/{name}": value for row in found for name, value in row["values"].items()}
+    if suite.bigbench is not None:
+        folder = bigbench_folder(dataset.folder)
+        found = evaluate_bigbench(model, dataset.tokenizer(), suite.bigbench, folder, **settings)
+        tasks += found
+        metrics |= {f"bigbench/{row['task']}": row["accuracy"] for row in found}
+    decode = evaluate_decode(model, suite.decode, device=device, seed=seed) if suite.decode else []
+    for row in decode:
+        for name in ("tokens_per_second", "state_bytes", "peak_bytes"):
+            if row[name] is not None:
+                metrics[f"decode/{name}/context-{row['context']}"] = row[name]
+    return {"rows": rows, "tasks": tasks, "skipped": skipped, "decode": decode, "metrics": metrics}
+
+
+def haystack_text(dataset: Dataset, cells: Iterable[RecallCell]) -> np.ndarray | None:
+    """Held-out text for the cells whose haystack is text, at most as long as the longest of them; None if there are none."""
+    lengths = [cell.length for cell in cells if task_of(cell.task).needs_text(**cell.options)]
+    if not lengths:
+        return None
+    stream = dataset.split("heldout")
+    return stream.read(0, min(stream.num_tokens, max(lengths)))
+
+
+def describe_model(model: EchoLM) -> dict[str, Any]:
+    """What tables and figures say of a model: `name`, `parameters` (without embeddings), `layers`, `rank` (None without
+    SKA), `state_bytes` of one sequence at 1,024 tokens (all there ever are, without attention)."""
+    config = model.config
+    return {
+        "name": config.name,
+        "parameters": count_parameters(config).non_embedding,
+        "layers": list(config.layers),
+        "rank": config.ska.rank if config.ska else None,
+        "state_bytes": state_bytes(config, 1024),
+    }
+
+
+def bigbench_folder(dataset_folder: Path) -> Path:
+    """Where the items of bigbench lie: beside the datasets."""
+    return Path(dataset_folder).resolve().parent / "bigbench"
 
 
 def _finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,12 +1,10 @@
-"""Echo in `transformers`: importing this module registers it. `to_huggingface` wraps a model, `load_as_huggingface` one
-of our folders; what the wrapped model saves, `AutoModelForCausalLM.from_pretrained` opens. `echo_lm.models` never
-imports this module.
+"""Echo in `transformers`: importing this module registers it, and `AutoModelForCausalLM.from_pretrained` then opens
+the folders of `save_pretrained`, ours and its own. `to_huggingface` wraps a model. `echo_lm.models` never imports this
+module.
 
 The state of a constant-memory model is not a key-value cache: `generate` of `transformers` runs without one here, at
 the cost of the whole context a token. `echo_lm.models.generate` decodes with it.
 """
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,14 +13,14 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from .config import ModelConfig
 from .loss import language_model_loss
-from .pretrained import from_pretrained
+from .pretrained import MODEL_TYPE
 from .stack import EchoLM
 
 
 class EchoHFConfig(PretrainedConfig):
     """A `transformers` config that carries a `ModelConfig` as the dict `echo`."""
 
-    model_type = "echo_lm"
+    model_type = MODEL_TYPE
 
     def __init__(self, echo: dict | None = None, **options):
         options.setdefault("tie_word_embeddings", False)  # ties are inside the stack
@@ -79,15 +77,6 @@ def to_huggingface(model: EchoLM) -> EchoForCausalLM:
         wrapped = EchoForCausalLM(EchoHFConfig(echo=model.config.model_dump(mode="json")))
     wrapped.model = model
     return wrapped
-
-
-def load_as_huggingface(folder: str | Path) -> EchoForCausalLM:
-    """Read a folder written by `echo_lm.models.save_pretrained`.
-
-    Raises:
-        UserError: as `echo_lm.models.from_pretrained`.
-    """
-    return to_huggingface(from_pretrained(folder))
 
 
 AutoConfig.register(EchoHFConfig.model_type, EchoHFConfig)

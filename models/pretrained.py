@@ -15,6 +15,7 @@ from .stack import EchoLM, build_model
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+MODEL_TYPE = "echo_lm"  # by which `transformers` finds the class, see huggingface.py
 
 
 def save_pretrained(model: EchoLM, folder: str | Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -30,7 +31,7 @@ def save_pretrained(model: EchoLM, folder: str | Path, *, state_dict: Mapping[st
     tensors = {name: t.detach().cpu().contiguous() for name, t in (state_dict or model.state_dict()).items()}
     with write_aside(folder / WEIGHTS) as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
-    write_json(folder / CONFIG, model.config.model_dump(mode="json"))
+    write_json(folder / CONFIG, {"model_type": MODEL_TYPE, "echo": model.config.model_dump(mode="json")})
 
 
 def from_pretrained(
@@ -67,7 +68,9 @@ def read_config(folder: str | Path) -> ModelConfig:
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a model config but a JSON {type(values).__name__}")
-    return ModelConfig.from_dict(values, where=str(path))
+    if not isinstance(values.get("echo"), dict):
+        raise UserError(f'{path} is not a config of ours: it has no "echo" with the model in it')
+    return ModelConfig.from_dict(values["echo"], where=str(path))
 
 
 def load_state(model: EchoLM, tensors: Mapping[str, Tensor], *, where: str = "the state") -> None:

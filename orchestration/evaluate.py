@@ -2,30 +2,61 @@
 
 from pathlib import Path
 
+from ..evals.adaptation import trained_on_recall
+from ..evals.bigbench import fetch
 from ..evals.config import load_suite
-from ..evals.run import evaluate_run
+from ..evals.run import bigbench_folder, chosen_checkpoints, result_path
+from ..evals.summary import write_summary
 from ..models.errors import UserError
 from ..pipeline.run_folder import RunFolder
+from .evaluation_jobs import EvaluationJob, run_job
 from .progress import console, stage
 
 
-def evaluate_by_hand(run_path: Path, suites: list[str] | None, step: int | None, device: str) -> None:
+def evaluate_by_hand(
+    run_path: Path, suites: list[str] | None, step: int | None, device: str, *, fetch_bigbench: bool = False
+) -> None:
     """Run `suites` (default: those of the run's configuration) on the checkpoint of `step` (default: on all).
+
+    What another process is evaluating at the moment is left to it. Where the run has a record in MLflow, it is brought up to
+    date.
 
     Raises:
         UserError: no such run, checkpoint or suite, or no suite to run.
     """
     run = RunFolder(run_path)
-    chosen = [load_suite(name) for name in suites or run.load_config().evaluation.suites]
-    if not chosen:
+    names = list(suites or run.load_config().evaluation.suites)
+    if not names:
         raise UserError(f"{run.path} names no suites of its own: give one with --suite, e.g. --suite recall-quick")
-    with stage("evaluate", total=1, unit="tokens") as progress:
-        evaluate_run(
-            run.path,
-            chosen,
+    if fetch_bigbench:
+        console.print(f"bigbench: {fetch(bigbench_folder(run.data_folder()))}")
+    recall_trained = trained_on_recall(run.path)
+    jobs = [
+        EvaluationJob(
+            name,
+            folder / "model",
             run.data_folder(),
-            step=step,
-            device=device,
-            on_progress=lambda done, total: progress.update(done, total=total),
+            result_path(run.path, folder.name, load_suite(name).name),
+            record["step"],
+            record["tokens"],
+            recall_trained,
+            device,
         )
-    console.print(f"results: {run.evals}")
+        for folder, record in chosen_checkpoints(run.path, step)
+        for name in names
+    ]
+    for number, job in enumerate(jobs, 1):
+        with stage(f"evaluate {job.name} ({number} of {len(jobs)})", total=1, unit="tokens") as progress:
+            done = run_job(job, lambda done, total, progress=progress: progress.update(done, total=total))
+        if not done:
+            console.print(f"{job.name} is being evaluated by another process: left to it")
+    console.print(f"results: {run.evals}, summary: {write_summary(run.path)}")
+    sync_record(run.path)
+
+
+def sync_record(run_path: Path) -> None:
+    """Bring the run's record in MLflow up to date, if it has one. Loads MLflow only then."""
+    from .tracking import Tracker, default_tracking_uri
+
+    if Path(default_tracking_uri(run_path).removeprefix("sqlite:///")).is_file():
+        Tracker(run_path).sync()

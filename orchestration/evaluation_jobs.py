@@ -1,16 +1,29 @@
-"""Evaluations of a run's checkpoints as Ray tasks beside the training, which they never block."""
+"""Evaluations of checkpoints as jobs: which are due, who does them, and what becomes of those that fail.
 
+A job is one suite on one checkpoint. It is done when its result file exists; while it is worked on a lease lies beside it, so
+that a scheduler, a watcher and a user at the prompt never do the same one. Nothing here is remembered but in files.
+"""
+
+import multiprocessing
 import os
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from ..evals.adaptation import trained_on_recall
 from ..evals.config import load_suite
-from ..evals.run import complete_checkpoints, result_path
+from ..evals.run import OnProgress, complete_checkpoints, result_path, run_suite
+from ..models.validation import first_line
 from ..pipeline.config import RunConfig
 from ..pipeline.run_folder import RunFolder
+from .leases import claim
 
 ATTEMPTS = 3
+# A job that somebody else holds is looked at again after so long.
+HELD_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -23,57 +36,114 @@ class EvaluationJob:
     output: Path
     step: int
     tokens: int
+    recall_trained: bool = True
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """`step_00000100/recall-quick`."""
+        return f"{self.output.parent.name}/{self.output.stem}"
 
 
-def wanted_jobs(run: RunFolder, config: RunConfig) -> list[EvaluationJob]:
-    """Every job that the run's complete checkpoints call for, done or not, oldest checkpoint first."""
-    jobs = []
-    for folder, record in complete_checkpoints(run.path):
-        step = record["step"]
-        if step % (config.run.checkpoint_every * config.evaluation.every) and step != config.train.steps:
-            continue
-        for suite in config.evaluation.suites:
-            output = result_path(run.path, folder.name, load_suite(suite).name)
-            jobs.append(EvaluationJob(suite, folder / "model", run.data_folder(), output, step, record["tokens"]))
-    return jobs
+def wanted_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = None) -> list[EvaluationJob]:
+    """Every job that the run's complete checkpoints call for, done or not, oldest checkpoint first.
+
+    Args:
+        suites: instead of the configuration's.
+    """
+    suites = {name: load_suite(name).name for name in (config.evaluation.suites if suites is None else suites)}
+    recall = trained_on_recall(run.path)
+    return [
+        EvaluationJob(
+            suite,
+            folder / "model",
+            run.data_folder(),
+            result_path(run.path, folder.name, name),
+            record["step"],
+            record["tokens"],
+            recall,
+        )
+        for folder, record in complete_checkpoints(run.path)
+        if _is_due(config, record["step"])
+        for suite, name in suites.items()
+    ]
 
 
-def missing_jobs(run: RunFolder, config: RunConfig) -> list[EvaluationJob]:
+def missing_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = None) -> list[EvaluationJob]:
     """The wanted jobs that have no result yet."""
-    return [job for job in wanted_jobs(run, config) if not job.output.is_file()]
+    return [job for job in wanted_jobs(run, config, suites) if not job.output.is_file()]
 
 
-class EvaluationScheduler:
-    """Keeps up to `config.evaluation.parallel` jobs in flight on a connected Ray cluster. Call `poll` now and then."""
+def _is_due(config: RunConfig, step: int) -> bool:
+    """Every so many checkpoints, or the first checkpoint after every so many tokens; the last one always."""
+    if step == config.train.steps:
+        return True
+    interval, batch = config.run.checkpoint_every, config.train.batch_tokens
+    if config.evaluation.every_tokens:
+        return step * batch % config.evaluation.every_tokens < interval * batch
+    return step % (interval * config.evaluation.every) == 0
 
-    def __init__(self, run: RunFolder, config: RunConfig):
-        self._run, self._config = run, config
-        self._flying: dict[Any, EvaluationJob] = {}
+
+def run_job(job: EvaluationJob, on_progress: OnProgress | None = None) -> bool:
+    """Do a job under its lease. False if somebody else is at it.
+
+    Raises:
+        UserError: whatever `run_suite` refuses.
+    """
+    lease = claim(job.output.with_suffix(".lease"))
+    if lease is None:
+        return False
+    with lease:
+        run_suite(
+            job.model,
+            job.suite,
+            job.dataset,
+            job.output,
+            step=job.step,
+            tokens=job.tokens,
+            device=job.device,
+            recall_trained=job.recall_trained,
+            on_progress=on_progress,
+        )
+    return True
+
+
+class Pool(Protocol):
+    """Where jobs run. `done` never blocks; what it returns was submitted before and is forgotten after."""
+
+    size: int
+
+    def submit(self, job: EvaluationJob) -> None: ...
+
+    def done(self) -> list[tuple[EvaluationJob, bool, str | None]]:
+        """Ended jobs, whether they did the work (False: held by another), and what went wrong."""
+        ...
+
+
+class Scheduler:
+    """Keeps a pool busy with the jobs that are due. Call `poll` now and then; it never blocks."""
+
+    def __init__(self, due: Callable[[], list[EvaluationJob]], pool: Pool):
+        self._due, self._pool = due, pool
+        self._flying: dict[Path, EvaluationJob] = {}
         self._failures: dict[Path, list[str]] = {}
+        self._held: dict[Path, float] = {}
 
     def poll(self) -> int:
-        """Collect what ended, start what is due; returns the number of jobs still to be done."""
-        import ray
-
-        if self._flying:
-            ended, _ = ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
-            for reference in ended:
-                job = self._flying.pop(reference)
-                try:
-                    ray.get(reference)
-                except (
-                    Exception
-                ) as error:  # a failed evaluation is counted and reported, never a reason to stop training
-                    self._failures.setdefault(job.output, []).append(str(error).strip().splitlines()[-1])
-        flying = {job.output for job in self._flying.values()}
-        due = [
-            job for job in missing_jobs(self._run, self._config) if len(self._failures.get(job.output, ())) < ATTEMPTS
-        ]
+        """Collect what ended, start what is due; returns the number of jobs still to be done, given-up ones left out."""
+        for job, did, error in self._pool.done():
+            self._flying.pop(job.output, None)
+            if error is not None and job.model.is_dir():  # a checkpoint that was removed meanwhile is nobody's failure
+                self._failures.setdefault(job.output, []).append(error)
+            elif not did:
+                self._held[job.output] = time.monotonic() + HELD_SECONDS
+        due = [job for job in self._due() if len(self._failures.get(job.output, ())) < ATTEMPTS]
         for job in due:
-            if len(self._flying) >= self._config.evaluation.parallel:
+            if len(self._flying) >= self._pool.size:
                 break
-            if job.output not in flying:
-                self._flying[_remote_evaluate().remote(job)] = job
+            if job.output not in self._flying and time.monotonic() >= self._held.get(job.output, 0):
+                self._flying[job.output] = job
+                self._pool.submit(job)
         return len(due)
 
     def given_up(self) -> dict[str, str]:
@@ -85,21 +155,80 @@ class EvaluationScheduler:
         }
 
 
-def _remote_evaluate() -> Any:
-    import ray
+class RayPool:
+    """Jobs as tasks of the connected Ray cluster.
 
-    # No CPU is reserved: on a machine whose cores all train, a reserved core would never come free. `nice` yields instead.
-    return ray.remote(num_cpus=0, max_retries=ATTEMPTS, runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}})(
-        _evaluate
-    )
+    By default no CPU is reserved: on a machine whose cores all train, a reserved core would never come free, and the
+    evaluations' low priority yields instead. With `cpus` or `gpus` they wait for resources of their own.
+    """
+
+    def __init__(self, size: int, *, cpus: float = 0, gpus: float = 0):
+        self.size, self._cpus, self._gpus = size, cpus, gpus
+        self._flying: dict[Any, EvaluationJob] = {}
+
+    def submit(self, job: EvaluationJob) -> None:
+        import ray
+
+        hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if not self._gpus else {}
+        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=ATTEMPTS, runtime_env=hidden)
+        self._flying[remote(_run_niced).remote(job)] = job
+
+    def done(self) -> list[tuple[EvaluationJob, bool, str | None]]:
+        import ray
+
+        if not self._flying:
+            return []
+        ended, _ = ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
+        results = []
+        for reference in ended:
+            job = self._flying.pop(reference)
+            try:
+                results.append((job, ray.get(reference), None))
+            except Exception as error:  # a failed evaluation is counted and reported, never a reason to stop training
+                results.append((job, False, str(error).strip().splitlines()[-1]))
+        return results
 
 
-def _evaluate(job: EvaluationJob) -> None:
+class ProcessPool:
+    """Jobs as processes of this machine, without Ray. They die with this process."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._context = multiprocessing.get_context("spawn")
+        self._flying: list[tuple[EvaluationJob, Any, Connection]] = []
+
+    def submit(self, job: EvaluationJob) -> None:
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_run_and_tell, args=(job, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        self._flying.append((job, process, ours))
+
+    def done(self) -> list[tuple[EvaluationJob, bool, str | None]]:
+        ended = [entry for entry in self._flying if not entry[1].is_alive()]
+        self._flying = [entry for entry in self._flying if entry not in ended]
+        results = []
+        for job, process, ours in ended:
+            try:
+                did, error = ours.recv()
+            except EOFError:
+                did, error = False, f"its process ended with code {process.exitcode}"
+            ours.close()
+            results.append((job, did, error))
+        return results
+
+
+def _run_niced(job: EvaluationJob) -> bool:
     import torch
-
-    from ..evals.run import run_suite
 
     if os.nice(0) < 10:
         os.nice(10)
     torch.set_num_threads(1)
-    run_suite(job.model, job.suite, job.dataset, job.output, step=job.step, tokens=job.tokens, device="cpu")
+    return run_job(job)
+
+
+def _run_and_tell(job: EvaluationJob, connection: Connection) -> None:
+    try:
+        connection.send((_run_niced(job), None))
+    except Exception as error:
+        connection.send((False, first_line(error)))

@@ -4,8 +4,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from ..evals.summary import write_summary
 from ..models.errors import UserError
 from ..pipeline.config import RunConfig
 from ..pipeline.preflight import check_run
@@ -13,7 +15,7 @@ from ..pipeline.report import write_report
 from ..pipeline.run_folder import RunFolder
 from .cluster import ray_cluster
 from .data import print_mixture
-from .evaluation_jobs import EvaluationScheduler, missing_jobs
+from .evaluation_jobs import EvaluationJob, RayPool, Scheduler, missing_jobs
 from .gang import train_gang
 from .prepare import dataset_is_complete, prepare_dataset
 from .progress import console, stage
@@ -43,6 +45,7 @@ def run_pipeline(config: RunConfig, runs: Path, data: Path, address: str | None 
                 _train_and_evaluate(run, config)
         tracker = Tracker(run.path)
         report = write_report(run.path)
+        write_summary(run.path)
         tracker.sync()
     console.print(f"report: {report}")
     console.print(f"MLflow: {sys.executable} -m mlflow ui --backend-store-uri {tracker.uri}  (http://127.0.0.1:5000)")
@@ -61,7 +64,9 @@ def _complete(run: RunFolder, config: RunConfig, data: Path) -> bool:
 
 def _train_and_evaluate(run: RunFolder, config: RunConfig) -> None:
     """Train in one thread; in this one schedule evaluations, feed MLflow and show progress until all of it is done."""
-    scheduler, tracker = EvaluationScheduler(run, config), Tracker(run.path)
+    evaluation = config.evaluation
+    pool = RayPool(evaluation.parallel, cpus=evaluation.cpus, gpus=evaluation.gpus)
+    scheduler, tracker = Scheduler(lambda: _due(run, config), pool), Tracker(run.path)
     tracked = 0.0
     training = _Thread(lambda: train_gang(run, config)) if not run.finished() else None
     with TrainingProgress(run, config) as progress:
@@ -87,6 +92,11 @@ def _train_and_evaluate(run: RunFolder, config: RunConfig) -> None:
     if failed:
         name, reason = next(iter(failed.items()))
         raise UserError(f"{len(failed)} evaluations of {run.path} failed, first {name}: {reason}")
+
+
+def _due(run: RunFolder, config: RunConfig) -> list[EvaluationJob]:
+    device = "cuda" if config.evaluation.gpus else "cpu"
+    return [replace(job, device=device) for job in missing_jobs(run, config)]
 
 
 class _Thread(threading.Thread):

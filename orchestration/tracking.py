@@ -28,7 +28,7 @@ EXPERIMENT = "echo-lm"
 RUN_TAG = "echo_lm.run_id"
 # Limits of one `log_batch` call, and of a parameter's value, set by MLflow.
 METRICS_A_CALL, PARAMS_A_CALL, PARAM_CHARACTERS = 1000, 100, 6000
-ARTIFACTS = ("config.yaml", "environment.json", "report.md", "figures/*.png")
+ARTIFACTS = ("config.yaml", "environment.json", "report.md", "figures/*.png", "evals/summary.md", "evals/figures/*.png")
 EVALUATIONS = "evals/*/*.json"
 
 

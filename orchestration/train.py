@@ -32,4 +32,6 @@ def train_run(config: RunConfig, runs: Path, data: Path) -> None:
             with TrainingProgress(run, config) as progress:
                 progress.follow()
                 launch(run, config)
+            if not run.finished():
+                console.print(f"{run.path}: stopped before its end; the same command goes on")
         console.print(f"report: {write_report(run.path)}")

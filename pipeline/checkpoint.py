@@ -1,27 +1,33 @@
-"""Checkpoints that are complete or absent.
+"""Checkpoints on disk: names, which one counts, checks, retention.
 
-A checkpoint is written into a hidden folder, its files are hashed and flushed, and the folder is renamed; only then does
-`latest` name it. A crash at any moment leaves the previous `latest` valid.
+A checkpoint is complete or absent: `checkpoint_writer.py` writes it into a hidden folder, hashes and flushes the files and
+renames the folder; only then does `latest` name it. A crash at any moment leaves the previous `latest` valid.
+
+`engine/` holds one file a rank: the fp32 weights and AdamW moments that the rank kept, each piece named by its parameter
+and its place in it (`zero_state.py`). That form knows no topology, so it loads into any number of ranks, any ZeRO stage
+and any sequence parallelism, and bit for bit into the one that wrote it.
 """
 
-import os
 import shutil
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
 
 from ..evals.run import complete_checkpoints
-from ..models import save_pretrained
 from ..models.errors import UserError
-from ..models.files import read_json, sha256_file, sync_folder, write_json, write_text
+from ..models.files import read_json, sha256_file
 from .config import RunConfig
 from .run_folder import RunFolder
+
+FORMAT = 2  # of `engine/`
 
 
 def checkpoint_name(step: int) -> str:
     """Folder name of the checkpoint after `step` updates."""
     return f"step_{step:08d}"
+
+
+def piece_name(name: str, start: int, kind: str) -> str:
+    """The key of a fragment in `engine/rank_*.safetensors`."""
+    return f"{name}:{start}:{kind}"
 
 
 def latest_checkpoint(run: RunFolder) -> Path | None:
@@ -33,106 +39,35 @@ def latest_checkpoint(run: RunFolder) -> Path | None:
     return found[-1][0] if found else None
 
 
-def save_checkpoint(engine: Any, run: RunFolder, config: RunConfig, step: int, tokens: int) -> Path:
-    """Write the checkpoint after `step` updates; called by every rank together.
+def check_checkpoint(checkpoint: Path) -> None:
+    """Check a checkpoint's files before anything is loaded.
 
     Raises:
-        UserError: it does not fit on the disk; nothing that existed is touched.
-    """
-    final = run.checkpoints / checkpoint_name(step)
-    if final.exists():  # written just before a crash that lost its event: the same bytes, by determinism
-        return final
-    partial = run.checkpoints / f".{final.name}.partial"
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        _require_space(run.checkpoints, engine)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(partial), tag="engine", client_state={"step": step, "tokens": tokens}, save_latest=False)
-    _save_weights(engine, partial / "model", run.data_folder() / "tokenizer.json")
-    dist.barrier()
-    if dist.get_rank() == 0:
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        for path in files:
-            _flush(path)
-        write_json(
-            partial / "complete.json",
-            {
-                "step": step,
-                "tokens": tokens,
-                "workers": dist.get_world_size(),
-                "zero_stage": config.run.zero_stage,
-                "sha256": {str(path.relative_to(partial)): sha256_file(path) for path in files},
-            },
-        )
-        os.rename(partial, final)
-        sync_folder(run.checkpoints)
-        write_text(run.latest_file, final.name + "\n")
-        _retire(run, config.run.keep_checkpoints)
-    dist.barrier()
-    return final
-
-
-def load_checkpoint(engine: Any, checkpoint: Path) -> tuple[int, int]:
-    """Load weights and optimizer state; returns (step, tokens). Called by every rank after `check_checkpoint`."""
-    loaded, client_state = engine.load_checkpoint(str(checkpoint), tag="engine")
-    if loaded is None:
-        raise UserError(f"{checkpoint} holds no engine state: delete that folder to resume from the one before it")
-    return client_state["step"], client_state["tokens"]
-
-
-def check_checkpoint(checkpoint: Path, config: RunConfig) -> None:
-    """Check a checkpoint's files and topology before anything is loaded.
-
-    Raises:
-        UserError: a file is missing or damaged, or another world size or ZeRO stage wrote it.
+        UserError: a file is missing or damaged, or an earlier version of Echo-LM wrote it.
     """
     record = read_json(checkpoint / "complete.json")
-    for key, asked in (("workers", config.run.workers), ("zero_stage", config.run.zero_stage)):
-        if record[key] != asked:
-            raise UserError(
-                f"{checkpoint} was written with run.{key}={record[key]}, this run has {asked}: "
-                f"resume with run.{key}={record[key]}"
-            )
+    if record.get("format") != FORMAT:
+        raise UserError(
+            f"{checkpoint} was written by an earlier version of Echo-LM (format {record.get('format', 1)}, this one reads "
+            f"{FORMAT}): go on with that version, or start a run under another name"
+        )
     for name, expected in record["sha256"].items():
         path = checkpoint / name
         if not path.is_file() or sha256_file(path) != expected:
-            raise UserError(
-                f"{path} is missing or damaged (sha256 is not {expected[:12]}...): "
-                f"delete {checkpoint} to resume from the checkpoint before it"
-            )
+            retired = not (checkpoint / "engine").exists()
+            what = "holds weights only (see run.keep_checkpoints)" if retired else f"is damaged: {path} is missing or "
+            what += "" if retired else f"damaged (sha256 is not {expected[:12]}...)"
+            raise UserError(f"{checkpoint} {what}: delete {checkpoint} to resume from the checkpoint before it")
 
 
-def _save_weights(engine: Any, folder: Path, tokenizer: Path) -> None:
-    """Consolidated safetensors under every ZeRO stage, beside the tokenizer that the weights were trained with."""
-    from .quiet_deepspeed import deepspeed  # takes seconds; commands that only read checkpoints need not wait
+def retire(run: RunFolder, config: RunConfig) -> None:
+    """Delete the engine state of checkpoints that the retention rule lets go; weights stay, so that evaluations can follow.
 
-    sharded = list(engine.module.parameters()) if engine.zero_optimization_stage() == 3 else []
-    with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-        if dist.get_rank() == 0:
-            save_pretrained(engine.module, folder)
-            shutil.copyfile(tokenizer, folder / tokenizer.name)
-
-
-def _require_space(folder: Path, engine: Any) -> None:
-    """Refuse to start a checkpoint that cannot fit: weights, their copy, and two moments in fp32."""
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-    needed = parameters * 4 * 4
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"no space for a checkpoint in {folder}: it needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
-            "free some and run the same command again"
-        )
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _retire(run: RunFolder, keep: int | None) -> None:
-    """Delete the engine state of all but the newest `keep` checkpoints; weights stay, so that evaluations can follow."""
-    for checkpoint, _ in list(complete_checkpoints(run.path))[: -keep if keep else 0]:
-        shutil.rmtree(checkpoint / "engine", ignore_errors=True)
+    The newest `run.keep_checkpoints` and those of every `run.keep_every` steps stay resumable; the newest always does.
+    """
+    keep, every = config.run.keep_checkpoints, config.run.keep_every
+    if keep is None:
+        return
+    for checkpoint, record in list(complete_checkpoints(run.path))[:-keep]:
+        if not every or record["step"] % every:
+            shutil.rmtree(checkpoint / "engine", ignore_errors=True)

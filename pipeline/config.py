@@ -57,10 +57,15 @@ class TrainSection(Section):
     steps: int = Field(gt=0, description="the horizon of the learning-rate schedule, and where training ends")
     learning_rate: float = Field(gt=0)
     final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
+    schedule: Literal["cosine", "warmup-stable-decay"] = "cosine"
+    decay_fraction: float = Field(
+        default=0.2, gt=0, le=1, description="the share of the steps that warmup-stable-decay decays in"
+    )
     warmup_tokens: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clipping: float = Field(default=1.0, ge=0, description="0 turns it off")
+    z_loss: float = Field(default=0.0, ge=0, description="weight of log(Z)^2, which keeps the logits from drifting")
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
@@ -83,13 +88,28 @@ class TrainSection(Section):
 
 
 class RunSection(Section):
-    """How the run is carried out. Nothing here changes what is learned, up to rounding."""
+    """How the run is carried out. Nothing here changes what is learned, up to rounding; all of it may change on resume."""
 
     workers: int = Field(default=1, gt=0, description="processes, one a GPU")
+    sequence_parallel: int = Field(default=1, gt=0, description="workers that share each sequence")
     zero_stage: Literal[0, 1, 2, 3] = 2
-    microbatch_sequences: int | None = Field(default=None, gt=0, description="a rank's sequences per forward pass")
+    microbatch_sequences: int | None = Field(
+        default=None, gt=0, description="sequences of a forward pass; all that a worker has if unset"
+    )
+    activation_checkpointing: bool = Field(default=False, description="compute blocks again in the backward pass")
+    offload_optimizer: bool = Field(default=False, description="AdamW and its state on the CPU")
+    compile: bool = Field(default=False, description="torch.compile of every block")
+    prefetch: int = Field(default=2, gt=0, description="batches made ahead")
     checkpoint_every: int = Field(default=100, gt=0, description="steps")
-    keep_checkpoints: int | None = Field(default=None, gt=0, description="how many of the newest to keep; all if unset")
+    checkpoint_beside_training: bool = Field(default=True, description="write while the next steps train")
+    keep_checkpoints: int | None = Field(
+        default=None, gt=0, description="how many of the newest stay resumable; all if unset"
+    )
+    keep_every: int | None = Field(default=None, gt=0, description="those of every so many steps stay resumable too")
+    health_every: int = Field(default=100, ge=0, description="steps between looks at the SKA layers; 0 turns it off")
+    rollback_after: int = Field(
+        default=5, gt=0, description="steps in a row without a finite gradient before the last checkpoint is taken"
+    )
     stop_step: int | None = Field(default=None, gt=0, description="leave cleanly after this step")
     threads: int = Field(default=1, gt=0, description="CPU threads a worker")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -104,7 +124,14 @@ class EvaluationSection(Section):
 
     suites: tuple[str, ...] = ()
     every: int = Field(default=1, gt=0, description="every so many checkpoints; the last one always")
+    every_tokens: int | None = Field(
+        default=None, gt=0, description="instead: the first checkpoint after every so many tokens; the last one always"
+    )
     parallel: int = Field(default=1, gt=0, description="evaluation jobs at once")
+    cpus: float = Field(
+        default=0, ge=0, description="Ray CPUs that a job reserves; 0 shares the training's, at low priority"
+    )
+    gpus: float = Field(default=0, ge=0, description="Ray GPUs that a job reserves; with 0 it runs on the CPU")
 
 
 class RunConfig(Section):
@@ -121,15 +148,43 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "RunConfig":
-        per_rank, rest = divmod(self.train.batch_sequences, self.run.workers)
+        run, train = self.run, self.train
+        if run.workers % run.sequence_parallel:
+            raise ValueError(
+                f"run.workers={run.workers} is not a multiple of run.sequence_parallel={run.sequence_parallel}"
+            )
+        replicas = run.workers // run.sequence_parallel
+        rows, rest = divmod(train.batch_sequences, replicas)
+        if rest:
+            shared = f" / run.sequence_parallel={run.sequence_parallel}" if run.sequence_parallel > 1 else ""
+            raise ValueError(
+                f"a batch of {train.batch_sequences} sequences does not divide among run.workers={run.workers}{shared}"
+            )
+        if rows % (run.microbatch_sequences or rows):
+            raise ValueError(
+                f"a rank's {rows} sequences do not divide into run.microbatch_sequences={run.microbatch_sequences}"
+            )
+        segment, rest = divmod(train.sequence_length, run.sequence_parallel)
         if rest:
             raise ValueError(
-                f"a batch of {self.train.batch_sequences} sequences does not divide among run.workers={self.run.workers}"
+                f"train.sequence_length={train.sequence_length} is not a multiple of "
+                f"run.sequence_parallel={run.sequence_parallel}"
             )
-        if per_rank % (self.run.microbatch_sequences or per_rank):
+        ska = self.model.resolve(vocab_size=512).ska
+        if run.sequence_parallel > 1 and ska and ska.mode == "chunk" and segment % ska.grid:
             raise ValueError(
-                f"a rank's {per_rank} sequences do not divide into run.microbatch_sequences={self.run.microbatch_sequences}"
+                f"run.sequence_parallel={run.sequence_parallel} leaves {segment} tokens a worker, which is not a "
+                f"multiple of the {ska.grid} of a chunk (model.ska.mode=chunk)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _zero_fits(self) -> "RunConfig":
+        if self.run.zero_stage == 0:
+            if self.train.precision == "bf16":
+                raise ValueError("run.zero_stage=0 keeps no fp32 master weights for train.precision=bf16: use stage 1")
+            if self.run.offload_optimizer:
+                raise ValueError("run.zero_stage=0 cannot put the optimizer on the CPU: use stage 1, 2 or 3")
         return self
 
     def identity_fields(self) -> dict[str, Any]:

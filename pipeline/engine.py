@@ -2,14 +2,18 @@
 
 import os
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
 
-from ..models import build_model, parameter_groups
+from ..models import EchoLM, build_model, parameter_groups
 from ..models.errors import UserError
+from ..models.stack import Block
 from .config import RunConfig
+from .mesh import Mesh
 from .quiet_deepspeed import deepspeed
 
 
@@ -49,33 +53,52 @@ def join_process_group(device: torch.device) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def build_engine(config: RunConfig, vocab_size: int, device: torch.device) -> Any:
+def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh: Mesh) -> Any:
     """Model, AdamW and ZeRO engine of this rank.
 
-    The engine averages gradients over all ranks: the loop scales its local loss so that this mean is the gradient of
-    the whole batch's loss.
+    The engine averages gradients over all ranks, those that share a sequence too: the loop scales its local loss so that
+    this mean is the gradient of the whole batch's loss.
     """
+    run, train = config.run, config.train
     model = build_model(config.model.resolve(vocab_size), seed=config.seed).to(device)
+    if run.zero_stage == 3:
+        _announce_weights(model)
+    for block in model.blocks:
+        if run.activation_checkpointing:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        if run.compile:
+            block.compile()
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.train.weight_decay),
-        lr=config.train.learning_rate,
-        betas=config.train.betas,
-        eps=1e-8,
-        foreach=True,
+        parameter_groups(model, train.weight_decay), lr=train.learning_rate, betas=train.betas, eps=1e-8, foreach=True
     )
-    per_rank = config.train.batch_sequences // dist.get_world_size()
-    microbatch = config.run.microbatch_sequences or per_rank
+    rows = train.batch_sequences // mesh.replicas
+    microbatch = run.microbatch_sequences or rows
+    zero: dict[str, Any] = {"stage": run.zero_stage}
+    if run.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
         config={
             "train_micro_batch_size_per_gpu": microbatch,
-            "gradient_accumulation_steps": per_rank // microbatch,
-            "gradient_clipping": config.train.gradient_clipping,
-            "zero_optimization": {"stage": config.run.zero_stage},
-            "bf16": {"enabled": config.train.precision == "bf16"},
+            "gradient_accumulation_steps": rows // microbatch,
+            "gradient_clipping": train.gradient_clipping,
+            "zero_optimization": zero,
+            "bf16": {"enabled": train.precision == "bf16"},
             "steps_per_print": 10**9,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # ours is torch's: the same update wherever its state lies
         },
     )
     return engine
+
+
+def _announce_weights(model: EchoLM) -> None:
+    """Tell ZeRO-3, which gathers a module's weights around its `forward`, which weights are read elsewhere.
+
+    A block gathers its weights at once: the convolution's, a Koopman readout's and others are read by the module around
+    them. The stack itself reads the matrix of the logits.
+    """
+    deepspeed.utils.set_z3_leaf_modules(model, [Block])
+    head = model.embedding if model.head is None else model.head
+    deepspeed.zero.register_external_parameter(model, head.weight)

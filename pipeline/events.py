@@ -2,11 +2,17 @@
 
 Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 
-- `start`: `step` (the step that training goes on from), `world_size`
-- `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where a batch has both, `grad_norm`,
-  `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `data_stall_seconds`
-- `checkpoint`: `step`, `path`, `seconds`
-- `skip`: `step`, `reason`; the step's loss or gradient was not finite
+- `start`: `step` (the step that training goes on from), `tokens`, `pid` (of rank 0), `world_size`, `zero_stage`,
+  `sequence_parallel`, `device`
+- `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where a batch has both, `bits_per_byte` (of
+  the text), `grad_norm` (before clipping), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null
+  without a known peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`
+- `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
+- `warning`: `step`, `message`; a SKA layer left its range
+- `checkpoint`: `step`, `path`, `seconds` (until complete), `stall_seconds` (training stood still)
+- `skip`: `step`, `reason`; the step's gradient was not finite and no weight was changed
+- `rollback`: `step` (that training goes on from), `from_step`, `reason`
+- `stop`: `step`, `tokens`, `reason`; left before the end
 - `finish`: `step`, `tokens`
 """
 

@@ -1,9 +1,13 @@
 """Start the processes of a run on this machine, without Ray, and start the gang again when one of them dies."""
 
+import contextlib
 import os
 import socket
+import threading
 from pathlib import Path
+from typing import Any
 
+import psutil
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -11,6 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ..models.errors import UserError
 from .config import RunConfig
 from .run_folder import RunFolder
+from .stop_signal import StopSignal
 from .train import train
 
 
@@ -20,6 +25,8 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     The processes are spawned by torch's elastic agent, which restarts the gang up to `config.run.max_restarts` times;
     their output goes to `logs/` in the run folder. One worker is spawned too: DeepSpeed keeps process groups in module
     globals, so a process can train only once.
+
+    SIGTERM is passed on to the workers, which save a checkpoint and leave.
 
     Raises:
         UserError: what a worker recorded as such, a port in use, or a gang that kept dying.
@@ -40,12 +47,16 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         local_addr="127.0.0.1",
         max_restarts=config.run.max_restarts,
         monitor_interval=0.5,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # at SIGTERM it would give the workers 30 s to leave
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
     try:
-        elastic_launch(agent, _worker)(str(run.path))
+        with _PassOn() as stop:
+            elastic_launch(agent, _worker)(str(run.path))
     except ChildFailedError as error:
         run.raise_recorded_error()
+        if stop.received:  # it came before a worker could catch it: nothing had been trained
+            return
         raise UserError(
             f"a training process of {run.path} failed {config.run.max_restarts + 1} times "
             f"(see {logs}); the last complete checkpoint is kept, the same command goes on from it"
@@ -54,6 +65,29 @@ def launch(run: RunFolder, config: RunConfig) -> None:
 
 def _worker(run_path: str) -> None:
     train(Path(run_path))
+
+
+class _PassOn(StopSignal):
+    """Passes a SIGTERM on to the worker processes, once to each, those of a gang that is started again too."""
+
+    def __enter__(self) -> "_PassOn":
+        super().__enter__()
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._over.set()
+        super().__exit__(*exception)
+
+    def _watch(self) -> None:
+        told: set[int] = set()
+        while not self._over.wait(0.2):
+            for child in psutil.Process().children() if self.received else ():
+                with contextlib.suppress(psutil.Error):
+                    if child.pid not in told and any("spawn_main" in word for word in child.cmdline()):
+                        told.add(child.pid)
+                        child.terminate()
 
 
 def _free_port(wanted: int | None) -> int:

@@ -4,7 +4,8 @@ from ..data_prep.dataset import Dataset
 from ..evals.config import load_suite
 from ..models import ModelConfig
 from ..models.errors import UserError
-from ..models.files import read_json, sha256_file
+from ..models.files import sha256_file
+from ..models.pretrained import read_config
 from .checkpoint import check_checkpoint, latest_checkpoint
 from .config import RunConfig
 from .run_folder import RunFolder
@@ -15,7 +16,7 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
 
     Raises:
         UserError: a suite that does not exist; a shard or tokenizer that is damaged or does not belong to the data; a
-            checkpoint that is damaged, of another architecture, of another tokenizer, or of another topology.
+            checkpoint that is damaged, of another architecture, or of another tokenizer.
     """
     for suite in config.evaluation.suites:
         load_suite(suite)
@@ -24,8 +25,8 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         return
-    check_checkpoint(checkpoint, config)
-    stored = ModelConfig.model_validate(read_json(checkpoint / "model" / "config.json"))
+    check_checkpoint(checkpoint)
+    stored = read_config(checkpoint / "model")
     wanted = config.model.resolve(vocab_size)
     if stored != wanted:
         field = next(name for name in ModelConfig.model_fields if getattr(stored, name) != getattr(wanted, name))

@@ -3,6 +3,8 @@
 
 import os
 import sys
+from contextlib import AbstractContextManager
+from typing import Any
 
 # Named, it does not probe for accelerators and warn that it found none.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
@@ -22,4 +24,11 @@ from deepspeed.utils import logger
 __compatible_ops__["deepspeed_shm_comm"] = False
 logger.setLevel("WARNING")
 
-__all__ = ["deepspeed"]
+__all__ = ["deepspeed", "gathered"]
+
+
+def gathered(engine: Any, parameters: list, *, write: bool = False) -> AbstractContextManager:
+    """Parameters whole on every rank, for this context; only ZeRO-3 has them in parts. With `write`, rank 0's values stay."""
+    return deepspeed.zero.GatheredParameters(
+        parameters, modifier_rank=0 if write else None, enabled=engine.zero_optimization_stage() == 3
+    )

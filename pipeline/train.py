@@ -2,8 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +9,24 @@ import torch
 import torch.distributed as dist
 
 from ..data_prep.dataset import Dataset
-from ..data_prep.loader import Batch, BatchLoader
-from ..models import language_model_loss
+from ..data_prep.loader import BatchLoader
 from ..models.errors import UserError
 from ..models.files import write_json
-from .checkpoint import check_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from .agreement import raise_together
+from .checkpoint import check_checkpoint, latest_checkpoint
+from .checkpoint_reader import load_checkpoint
+from .checkpoint_writer import CheckpointWriter
 from .config import RunConfig
 from .engine import build_engine, choose_device, join_process_group
 from .events import EventLog
+from .health_watch import HealthWatch
+from .mesh import Mesh, make_mesh
+from .metrics import Meter
+from .prefetch import Prefetcher
 from .run_folder import RunFolder
 from .schedule import learning_rate_at
-
-COMPONENTS = ("text", "recall")  # of a batch; their losses are reported apart
+from .stop_signal import StopSignal
+from .update import Update, update
 
 
 def train(run_path: Path | str) -> None:
@@ -32,11 +36,12 @@ def train(run_path: Path | str) -> None:
         UserError: also recorded in the run's `error.json`, since this may be a process of a gang.
     """
     run = RunFolder(run_path)
-    try:
-        _train(run, run.load_config())
-    except UserError as error:
-        write_json(run.error_file, {"message": str(error)})
-        raise
+    with StopSignal() as stop:
+        try:
+            _train(run, run.load_config(), stop)
+        except UserError as error:
+            write_json(run.error_file, {"message": str(error)})
+            raise
 
 
 def make_loader(dataset: Dataset, config: RunConfig) -> BatchLoader:
@@ -50,92 +55,143 @@ def make_loader(dataset: Dataset, config: RunConfig) -> BatchLoader:
     )
 
 
-def _train(run: RunFolder, config: RunConfig) -> None:
+def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
     torch.set_num_threads(config.run.threads)
     device = choose_device(config)
     join_process_group(device)
+    mesh = make_mesh(config.run.sequence_parallel)
     dataset = Dataset.open(run.data_folder())
-    loader = make_loader(dataset, config)
-    engine = build_engine(config, dataset.tokenizer().get_vocab_size(), device)
-
-    step, tokens = 0, 0
-    checkpoint = latest_checkpoint(run)
-    if checkpoint is not None:
-        check_checkpoint(checkpoint, config)
-        step, tokens = load_checkpoint(engine, checkpoint)
-    log = EventLog(run.events_file) if dist.get_rank() == 0 else None
-    if log:
-        log.write(
-            "start", step=step, tokens=tokens, pid=os.getpid(), world_size=dist.get_world_size(), device=str(device)
-        )
-
-    last = min(config.train.steps, config.run.stop_step or config.train.steps)
-    for batch, stall in _prefetched(loader, step, last):
-        started = time.perf_counter()
-        metrics = _update(engine, batch, learning_rate_at(step, config.train), device)
-        step, tokens = step + 1, tokens + config.train.batch_tokens
-        seconds = time.perf_counter() - started + stall
-        if log:
-            rate = config.train.batch_tokens / seconds
-            log.write("step", step=step, tokens=tokens, tokens_per_second=rate, data_stall_seconds=stall, **metrics)
-        if not torch.isfinite(torch.tensor(metrics["loss"])):
-            raise UserError(
-                f"the loss of {run.path} is not finite at step {step}: lower train.learning_rate and start again "
-                "under another name"
-            )
-        if step % config.run.checkpoint_every == 0 or step == last:
-            started = time.perf_counter()
-            path = save_checkpoint(engine, run, config, step, tokens)
-            if log:
-                log.write("checkpoint", step=step, path=path.name, seconds=time.perf_counter() - started)
-    if log and step == config.train.steps:
-        log.write("finish", step=step, tokens=tokens)
-        write_json(run.finished_file, {"step": step, "tokens": tokens})
+    vocab_size = dataset.tokenizer().get_vocab_size()
+    engine = build_engine(config, vocab_size, device, mesh)
+    loop = _Loop(run, config, engine, mesh, make_loader(dataset, config), dataset)
+    loop.run_to_the_end(stop)
     dist.barrier()  # a rank that leaves early can abort the others' exit
     engine.destroy()
     dist.destroy_process_group()
 
 
-def _prefetched(loader: BatchLoader, first: int, last: int) -> Iterator[tuple[Batch, float]]:
-    """Batches of steps `first` to `last - 1`, the next one made while this one trains; with the seconds waited for it."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
-        upcoming = pool.submit(loader.batch, first) if first < last else None
-        for step in range(first, last):
-            started = time.perf_counter()
-            batch = upcoming.result()
-            stall = time.perf_counter() - started
-            upcoming = pool.submit(loader.batch, step + 1) if step + 1 < last else None
-            yield batch, stall
+class _Loop:
+    """Step after step, with checkpoints; every decision is taken by all ranks together."""
 
+    def __init__(
+        self, run: RunFolder, config: RunConfig, engine: Any, mesh: Mesh, loader: BatchLoader, dataset: Dataset
+    ):
+        self.run, self.config, self.engine, self.mesh, self.loader = run, config, engine, mesh, loader
+        self.step, self.tokens = self._resume()
+        self.writer = CheckpointWriter(engine, run, config, step=self.step)
+        self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
+        self.health = HealthWatch(engine, config)
+        self.log = EventLog(run.events_file) if mesh.rank == 0 else None
+        self._event("start", **self._where(), pid=os.getpid(), **self._topology())
+        self._not_finite = 0  # steps in a row
+        self._went_back_from = 0
 
-def _update(engine: Any, batch: Batch, learning_rate: float, device: torch.device) -> dict[str, float | None]:
-    """One optimizer update on the whole batch; this rank computes its rows. Returns the metrics of the whole batch."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
-    world, accumulation = dist.get_world_size(), engine.gradient_accumulation_steps()
-    count = batch.loss_mask.sum().item()
-    rows = batch.rows(dist.get_rank(), world)
-    sums = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64)  # nats and labels of each
-    for index in range(accumulation):
-        micro = rows.rows(index, accumulation).to(device)
-        counts = micro.loss_mask > 0  # logits are made only where a label counts: recall rows have few
-        logits = engine(micro.tokens, cu_seqlens=micro.cu_seqlens, at=counts)
-        is_recall = micro.is_recall[:, None].expand_as(counts)[counts]
-        labels, weights = micro.labels[counts], micro.loss_mask[counts]
-        total = torch.zeros((), device=device)
-        for number, chosen in enumerate((~is_recall, is_recall)):
-            nats, weight = language_model_loss(logits[chosen], labels[chosen], weights[chosen])
-            total = total + nats
-            sums[number] += torch.stack([nats.detach(), weight]).double().cpu()
-        # The engine averages over ranks and micro-batches: undo both, divide by the whole batch's labels.
-        engine.backward(total * (world * accumulation / count))
-        engine.step()
-    sums = sums.to(device)
-    dist.all_reduce(sums)
-    metrics = {"loss": (sums[:, 0].sum() / sums[:, 1].sum()).item(), "learning_rate": learning_rate}
-    norm = engine.get_global_grad_norm()
-    metrics["grad_norm"] = None if norm is None else float(norm)
-    for name, (nats, labels) in zip(COMPONENTS, sums.tolist(), strict=True):
-        if labels:
-            metrics[f"loss_{name}"] = nats / labels
-    return metrics
+    def run_to_the_end(self, stop: StopSignal) -> None:
+        config = self.config
+        last = min(config.train.steps, config.run.stop_step or config.train.steps)
+        leave = False
+        with Prefetcher(self.loader.batch, last, depth=config.run.prefetch) as batches:
+            while self.step < last and not leave:
+                started = time.perf_counter()
+                batch, stall = batches.batch(self.step)
+                rate = learning_rate_at(self.step, config.train)
+                flags = [stop.received, self.writer.failed()]
+                done = update(self.engine, batch, rate, config, self.mesh, flags=flags)
+                self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens
+                self._record(done, time.perf_counter() - started, stall)
+                if self.health.due(self.step):
+                    for kind, fields in self.health.look(batch, self.mesh, self.step):
+                        self._event(kind, step=self.step, **fields)
+                leave, write_failed = bool(done.flags[0]), bool(done.flags[1])
+                if write_failed:
+                    self.writer.finish()  # raises, on every rank
+                if not done.applied:
+                    self._not_finite += 1
+                    if self._not_finite >= config.run.rollback_after:
+                        self._go_back()
+                    continue  # no checkpoint of a state that may be broken
+                self._not_finite = 0
+                if self.step % config.run.checkpoint_every == 0 and self.step < last:
+                    self.writer.begin(self.step, self.tokens)
+                self._report_checkpoints()
+            self.writer.begin(self.step, self.tokens)
+            self.writer.finish()
+            self._report_checkpoints()
+        if self.step == config.train.steps:
+            self._event("finish", **self._where())
+            if self.log:
+                write_json(self.run.finished_file, self._where())
+        elif leave:
+            self._event("stop", **self._where(), reason="SIGTERM")
+
+    def _resume(self) -> tuple[int, int]:
+        """Load the last complete checkpoint, if there is one."""
+        checkpoint = latest_checkpoint(self.run)
+        if checkpoint is None:
+            return 0, 0
+        error = None
+        if self.mesh.rank == 0:  # it reads every byte: once is enough
+            try:
+                check_checkpoint(checkpoint)
+            except UserError as problem:
+                error = problem
+        raise_together(error, self.engine.device)
+        return load_checkpoint(self.engine, checkpoint)
+
+    def _go_back(self) -> None:
+        """Return to the last complete checkpoint; a second time without having come further is no accident.
+
+        Raises:
+            UserError: the gradients are not finite again where they were not before.
+        """
+        self.writer.finish()
+        failed = self.step
+        count, self._not_finite = self._not_finite, 0
+        if failed <= self._went_back_from or latest_checkpoint(self.run) is None:
+            again = (
+                " again, after going back"
+                if failed <= self._went_back_from
+                else ", and there is no checkpoint to go back to"
+            )
+            raise UserError(
+                f"the gradients of {self.run.path} are not finite at steps {failed - count + 1} to {failed}{again}: "
+                "lower train.learning_rate and start again under another name"
+            )
+        self._went_back_from = failed
+        self.step, self.tokens = self._resume()
+        self._event("rollback", **self._where(), from_step=failed, reason=f"{count} steps in a row were not finite")
+
+    def _record(self, done: Update, seconds: float, stall: float) -> None:
+        if not self.log:
+            return
+        if not done.applied:
+            self._event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
+        measured = self.meter.measure(done.metrics, seconds)
+        self._event("step", **self._where(), **done.metrics, **measured, data_stall_seconds=stall)
+
+    def _report_checkpoints(self) -> None:
+        written = self.writer.written()
+        if written:
+            self._event(
+                "checkpoint",
+                step=written.step,
+                path=written.path.name,
+                seconds=written.seconds,
+                stall_seconds=written.stall_seconds,
+            )
+
+    def _where(self) -> dict[str, int]:
+        return {"step": self.step, "tokens": self.tokens}
+
+    def _topology(self) -> dict[str, Any]:
+        run = self.config.run
+        return {
+            "world_size": self.mesh.world,
+            "zero_stage": run.zero_stage,
+            "sequence_parallel": run.sequence_parallel,
+            "device": str(self.engine.device),
+        }
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        if self.log:
+            self.log.write(kind, **fields)

@@ -29,7 +29,7 @@ def data_root(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def smoke():
     """`smoke(*overrides)` is the small recipe's configuration."""
 
@@ -47,7 +47,7 @@ def kill_rank_0():
         while True:
             events = read_events(run.events_file)
             if any(event["kind"] == "step" and event["step"] >= step for event in events):
-                os.kill(next(event["pid"] for event in events if event["kind"] == "start"), signal.SIGKILL)
+                os.kill([event["pid"] for event in events if event["kind"] == "start"][-1], signal.SIGKILL)
                 return
             time.sleep(0.02)
 

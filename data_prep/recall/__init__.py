@@ -1,8 +1,20 @@
 """Generators of the synthetic recall tasks."""
 
-from .registry import TASKS, generate, minimum_length
+from .registry import TASKS, generate, minimum_length, num_queries, task_of
 from .seeds import seeded_generator
-from .sequences import RecallBatch
+from .sequences import Cell, RecallBatch
+from .task import Task
 from .vocabulary import RecallVocabulary
 
-__all__ = ["TASKS", "RecallBatch", "RecallVocabulary", "generate", "minimum_length", "seeded_generator"]
+__all__ = [
+    "TASKS",
+    "Cell",
+    "RecallBatch",
+    "RecallVocabulary",
+    "Task",
+    "generate",
+    "minimum_length",
+    "num_queries",
+    "seeded_generator",
+    "task_of",
+]

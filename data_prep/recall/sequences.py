@@ -1,6 +1,7 @@
 """What every recall task is made of: a background of noise, units placed on it, queries at the end."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -9,30 +10,35 @@ from .vocabulary import RecallVocabulary
 
 @dataclass(frozen=True)
 class RecallBatch:
-    """`N` sequences of `L` tokens that ask `Q` questions each.
+    """`N` sequences of `L` tokens that ask for `Q` answers each.
 
     Attributes:
         tokens: int64 `[N, L]`.
-        labels: int64 `[N, L]`; the right value at each query's key, 0 elsewhere.
-        loss_mask: float32 `[N, L]`; 1 where a label counts.
-        query_positions: int64 `[N, Q]`; where the labels are, in the order they are asked.
-        answers: int64 `[N, Q]`; `labels` at `query_positions`.
+        query_positions: int64 `[N, Q]`; where an answer is predicted, ascending.
+        answers: int64 `[N, Q]`; the right token after each of these positions.
     """
 
     tokens: np.ndarray
-    labels: np.ndarray
-    loss_mask: np.ndarray
     query_positions: np.ndarray
     answers: np.ndarray
 
-    @classmethod
-    def from_queries(cls, tokens: np.ndarray, query_positions: np.ndarray, answers: np.ndarray) -> "RecallBatch":
-        """Labels and loss mask from the positions and answers of the queries."""
-        labels = np.zeros_like(tokens)
-        loss_mask = np.zeros(tokens.shape, dtype=np.float32)
-        np.put_along_axis(labels, query_positions, answers, axis=1)
-        np.put_along_axis(loss_mask, query_positions, np.float32(1), axis=1)
-        return cls(tokens, labels, loss_mask, query_positions, answers)
+    def rows(self, start: int, stop: int) -> "RecallBatch":
+        """Sequences `start` to `stop`, `stop` excluded."""
+        return RecallBatch(self.tokens[start:stop], self.query_positions[start:stop], self.answers[start:stop])
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 `[N, L]`; the answer at each query position, 0 elsewhere."""
+        labels = np.zeros_like(self.tokens)
+        np.put_along_axis(labels, self.query_positions, self.answers, axis=1)
+        return labels
+
+    @cached_property
+    def loss_mask(self) -> np.ndarray:
+        """float32 `[N, L]`; 1 where a label counts."""
+        loss_mask = np.zeros(self.tokens.shape, dtype=np.float32)
+        np.put_along_axis(loss_mask, self.query_positions, np.float32(1), axis=1)
+        return loss_mask
 
 
 @dataclass(frozen=True)
@@ -98,4 +104,4 @@ def ask(
     first = cell.length - asked_length(cell.queries)
     tokens[:, first:] = units.reshape(cell.sequences, -1)[:, :-1]
     positions = np.broadcast_to(first + 1 + 3 * np.arange(cell.queries), asked.shape)
-    return RecallBatch.from_queries(tokens, positions, answers)
+    return RecallBatch(tokens, positions, answers)

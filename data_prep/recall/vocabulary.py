@@ -75,11 +75,30 @@ class RecallVocabulary:
         """Marker before the value that a tool call gave."""
         return self.noise.stop + 4
 
+    @property
+    def mine(self) -> int:
+        """Marker of an agent that gets something new."""
+        return self.noise.stop + 5
+
+    @property
+    def trade(self) -> int:
+        """Marker of an agent that gives something to another."""
+        return self.noise.stop + 6
+
+    @property
+    def build(self) -> int:
+        """Marker of an agent that uses something up."""
+        return self.noise.stop + 7
+
     def draw(self, ids: range, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
         """Ids drawn uniformly and independently from one of the ranges, int64 of `shape`."""
         return generator.integers(ids.start, ids.stop, size=shape)
 
     def draw_distinct_keys(self, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
         """Keys `[N, n]`, distinct within each row, in random order."""
-        order = generator.random((shape[0], self.num_keys), dtype=np.float32).argsort(axis=1)
-        return order[:, : shape[1]] + self.keys.start
+        return self.draw_distinct(self.keys, shape, generator)
+
+    def draw_distinct(self, ids: range, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+        """Ids `[N, n]` from one of the ranges, distinct within each row, in random order."""
+        order = generator.random((shape[0], len(ids)), dtype=np.float32).argsort(axis=1)
+        return order[:, : shape[1]] + ids.start

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
 from echo_lm.data_prep.prepare import prepare
+from echo_lm.data_prep.recall import TASKS, minimum_length
 from echo_lm.evals.config import LanguageProtocol, RecallGrid, Suite
 from echo_lm.evals.run import evaluate_run, run_suite
 from echo_lm.models.errors import UserError
@@ -57,8 +58,8 @@ def test_the_same_evaluation_gives_the_same_numbers_and_another_seed_others(data
 
 def test_a_model_with_random_weights_scores_within_its_interval_of_chance(dataset, model_folder, tmp_path):
     grids = tuple(
-        RecallGrid(task=task, pairs=(4,), lengths=(64,), queries=1000)
-        for task in ("sysprompt", "tooltrace", "mqar", "niah")
+        RecallGrid(task=task, pairs=(4,), lengths=(max(64, minimum_length(task, pairs=4)),), queries=1000)
+        for task in sorted(TASKS)
     )
     result = evaluate(model_folder, dataset, tmp_path / "chance.json", Suite(name="chance", recall=grids))
     for row in result["rows"]:

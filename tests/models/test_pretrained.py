@@ -44,7 +44,7 @@ def test_a_consolidated_state_is_saved_and_loaded(random_model, tmp_path):
 
 def _edit_config(folder, **changes):
     values = json.loads((folder / "config.json").read_text())
-    values.update(changes)
+    values["echo"].update(changes)
     (folder / "config.json").write_text(json.dumps(values))
 
 
@@ -60,6 +60,7 @@ def _edit_weights(folder, change):
         (lambda f: (f / "config.json").unlink(), "config.json is missing"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "not a model config"),
+        (lambda f: (f / "config.json").write_text("{}"), 'has no "echo"'),
         (lambda f: _edit_config(f, d_modle=3), "unknown key d_modle: did you mean 'd_model'"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "damaged"),
@@ -99,7 +100,7 @@ def test_transformers_takes_the_model(random_model, tmp_path):
     from transformers import AutoModelForCausalLM
 
     from echo_lm.models import generate
-    from echo_lm.models.huggingface import load_as_huggingface, to_huggingface
+    from echo_lm.models.huggingface import to_huggingface
 
     model = random_model("echo-1m")
     wrapped = to_huggingface(model)
@@ -114,7 +115,7 @@ def test_transformers_takes_the_model(random_model, tmp_path):
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert torch.equal(opened(TOKENS).logits, want)
     save_pretrained(model, tmp_path / "ours")
-    assert torch.equal(load_as_huggingface(tmp_path / "ours")(TOKENS).logits, want)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "ours")(TOKENS).logits, want)
 
     continued = opened.generate(TOKENS[:, :4], max_new_tokens=4, do_sample=False)
     assert continued[:, 4:].tolist() == generate(model, TOKENS[:, :4].tolist(), max_new_tokens=4)

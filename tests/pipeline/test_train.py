@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from echo_lm.evals.run import complete_checkpoints
 from echo_lm.models.errors import UserError
-from echo_lm.pipeline.checkpoint import check_checkpoint, latest_checkpoint
+from echo_lm.pipeline.checkpoint import latest_checkpoint
 from echo_lm.pipeline.config import load_config
 from echo_lm.pipeline.events import read_events, steps
 from echo_lm.pipeline.launch import launch
@@ -133,8 +133,6 @@ def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(undisturbed, tmp
     copy.prepare(config, data_root / config.data.name)
     check_run(copy, config)
 
-    with pytest.raises(UserError, match="was written with run.workers=2, this run has 1: resume with run.workers=2"):
-        check_checkpoint(latest_checkpoint(copy), smoke("run.workers=1"))
     with pytest.raises(UserError, match=r"holds a run with another model.d_model \(stored 32, asked 64\)"):
         copy.prepare(smoke("model.d_model=64"), data_root / config.data.name)
 

@@ -5,8 +5,9 @@ Units `CALL k RES v` in noise, `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
 
 import numpy as np
 
-from .sequences import Cell, RecallBatch, ask, asked_length, place, scatter
-from .vocabulary import RecallVocabulary
+from ..sequences import Cell, RecallBatch, ask, asked_length, place, scatter
+from ..task import Task
+from ..vocabulary import RecallVocabulary
 
 UNIT = 4
 
@@ -45,3 +46,6 @@ def generate(
     tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
     place(tokens, scatter(called.shape, UNIT, cell.length - asked_length(cell.queries), generator), units)
     return ask(tokens, keys, values, cell, vocabulary, generator)
+
+
+TASK = Task(generate, minimum_length)

@@ -5,8 +5,9 @@
 
 import numpy as np
 
-from .sequences import Cell, RecallBatch, ask, asked_length, draw_pairs, place, scatter
-from .vocabulary import RecallVocabulary
+from ..sequences import Cell, RecallBatch, ask, asked_length, draw_pairs, place, scatter
+from ..task import Task
+from ..vocabulary import RecallVocabulary
 
 
 def minimum_length(pairs: int, queries: int, *, decoys: int = 0) -> int:
@@ -33,3 +34,6 @@ def generate(
     starts = scatter((cell.sequences, decoys), 2, gap, generator)
     place(tokens, starts + prompt + 2, units[:, cell.pairs :])
     return ask(tokens, keys, values, cell, vocabulary, generator)
+
+
+TASK = Task(generate, minimum_length, num_keys=lambda pairs, decoys=0: pairs + decoys)

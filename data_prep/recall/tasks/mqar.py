@@ -5,8 +5,9 @@
 
 import numpy as np
 
-from .sequences import Cell, RecallBatch, choose_queries, draw_pairs
-from .vocabulary import RecallVocabulary
+from ..sequences import Cell, RecallBatch, choose_queries, draw_pairs
+from ..task import Task
+from ..vocabulary import RecallVocabulary
 
 
 def minimum_length(pairs: int, queries: int) -> int:
@@ -23,4 +24,7 @@ def generate(cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Gene
     first = cell.length - cell.queries
     tokens[:, first:] = np.take_along_axis(keys, asked, axis=1)
     positions = np.broadcast_to(first + np.arange(cell.queries), asked.shape)
-    return RecallBatch.from_queries(tokens, positions, np.take_along_axis(values, asked, axis=1))
+    return RecallBatch(tokens, positions, np.take_along_axis(values, asked, axis=1))
+
+
+TASK = Task(generate, minimum_length)

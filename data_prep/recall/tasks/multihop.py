@@ -1,0 +1,41 @@
+"""MultiHop: chains `k1 k2`, `k2 v` in any order in noise, then questions `Q k1` about the end of the chain.
+
+Echo, arXiv 2605.06997, §4.1, with two hops. Links are two tokens wide and noise is neither key nor value, so the tokens between
+two stretches of noise fall into links in one way only.
+"""
+
+import numpy as np
+
+from ....models.errors import UserError
+from ..sequences import Cell, RecallBatch, ask, asked_length, place, scatter
+from ..task import Task
+from ..vocabulary import RecallVocabulary
+
+UNIT = 2
+
+
+def minimum_length(pairs: int, queries: int, *, hops: int = 2) -> int:
+    """Tokens of a sequence without any noise."""
+    return UNIT * pairs * hops + asked_length(queries)
+
+
+def generate(cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, hops: int = 2) -> RecallBatch:
+    """Sequences of `pairs` chains of `hops` links each, all links scattered in random order.
+
+    Args:
+        hops: links of a chain, the one to the value included; 1 is plain recall.
+    """
+    if hops < 1:
+        raise UserError(f"multihop: hops is {hops}: a chain has at least one link")
+    shape = (cell.sequences, cell.pairs, hops)
+    keys = vocabulary.draw_distinct_keys((cell.sequences, cell.pairs * hops), generator).reshape(shape)
+    values = vocabulary.draw(vocabulary.values, (cell.sequences, cell.pairs), generator)
+    targets = np.concatenate([keys[:, :, 1:], values[:, :, None]], axis=2)
+    links = np.stack([keys, targets], axis=3).reshape(cell.sequences, -1, UNIT)
+    links = np.take_along_axis(links, generator.random(links.shape[:2]).argsort(axis=1)[:, :, None], axis=1)
+    tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
+    place(tokens, scatter(links.shape[:2], UNIT, cell.length - asked_length(cell.queries), generator), links)
+    return ask(tokens, keys[:, :, 0], values, cell, vocabulary, generator)
+
+
+TASK = Task(generate, minimum_length, num_keys=lambda pairs, hops=2: pairs * hops)

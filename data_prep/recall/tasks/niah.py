@@ -1,0 +1,97 @@
+"""NIAH: needles `k v` in a haystack, then questions `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
+
+Four haystacks: noise that training shows ("seen"), noise that it never shows ("unseen"), pairs `k' v'` of other keys that
+are never asked and fill the state ("decoys"), and real text in which only needles and questions are reserved tokens ("text").
+"""
+
+import numpy as np
+
+from ....models.errors import UserError
+from ..sequences import Cell, RecallBatch, ask, asked_length, draw_pairs, place, scatter
+from ..task import Task
+from ..vocabulary import RecallVocabulary
+
+UNIT = 2
+HAYSTACKS = ("seen", "unseen", "decoys", "text")
+
+
+def minimum_length(pairs: int, queries: int, *, depth: float | None = None, haystack: str = "seen") -> int:
+    """Tokens of a sequence without any hay."""
+    return UNIT * pairs + asked_length(queries)
+
+
+def generate(
+    cell: Cell,
+    vocabulary: RecallVocabulary,
+    generator: np.random.Generator,
+    *,
+    depth: float | None = None,
+    haystack: str = "seen",
+    text: np.ndarray | None = None,
+) -> RecallBatch:
+    """Sequences whose haystack takes the room that needles and questions leave.
+
+    Args:
+        depth: where the needles lie, side by side, as a share of the hay before them: 0 at the start, 1 right before
+            the questions. None scatters them.
+        haystack: one of `HAYSTACKS`.
+        text: token ids `[n]` for the haystack "text". Each sequence takes them from a random place on, and from the
+            beginning again where they end.
+    """
+    if depth is not None and not 0 <= depth <= 1:
+        raise UserError(f"niah: depth is {depth}: it is a share of the haystack, from 0 to 1")
+    if haystack not in HAYSTACKS:
+        raise UserError(f"niah: haystack is {haystack!r}: choose one of {', '.join(HAYSTACKS)}")
+    space = cell.length - asked_length(cell.queries)
+
+    if haystack == "decoys":
+        keys = vocabulary.draw_distinct_keys((cell.sequences, vocabulary.num_keys), generator)
+        values = vocabulary.draw(vocabulary.values, (cell.sequences, cell.pairs), generator)
+        tokens = _decoys(cell, keys[:, cell.pairs :], vocabulary, generator)
+        keys, grid = keys[:, : cell.pairs], UNIT  # a needle between two decoys, not inside one
+    else:
+        keys, values = draw_pairs(cell, vocabulary, generator)
+        grid = 1
+        if haystack == "text":
+            tokens = _text(cell, text, vocabulary, generator)
+        else:
+            hay = vocabulary.seen_noise if haystack == "seen" else vocabulary.unseen_noise
+            tokens = vocabulary.draw(hay, (cell.sequences, cell.length), generator)
+
+    if depth is None:
+        starts = grid * scatter(keys.shape, UNIT // grid, space // grid, generator)
+    else:
+        first = grid * round(depth * (space // grid - UNIT // grid * cell.pairs))
+        starts = np.broadcast_to(first + UNIT * np.arange(cell.pairs), keys.shape)
+    place(tokens, starts, np.stack([keys, values], axis=2))
+    return ask(tokens, keys, values, cell, vocabulary, generator)
+
+
+def _decoys(cell: Cell, others: np.ndarray, vocabulary: RecallVocabulary, generator: np.random.Generator) -> np.ndarray:
+    """A haystack of pairs whose keys are among `others` `[N, n]`; a key that comes again may have another value."""
+    tokens = vocabulary.draw(vocabulary.values, (cell.sequences, cell.length), generator)
+    shape = tokens[:, 0::2].shape
+    tokens[:, 0::2] = np.take_along_axis(others, generator.integers(0, others.shape[1], size=shape), axis=1)
+    if (cell.length - asked_length(cell.queries)) % 2:  # no room for the value of the last key
+        tokens[:, cell.length - asked_length(cell.queries) - 1] = vocabulary.seen_noise.start
+    return tokens
+
+
+def _text(
+    cell: Cell, text: np.ndarray | None, vocabulary: RecallVocabulary, generator: np.random.Generator
+) -> np.ndarray:
+    if text is None or len(text) == 0:
+        raise UserError('niah: haystack "text" needs text: evaluate on a dataset that holds some out')
+    if ((text >= vocabulary.first_id) & (text < vocabulary.first_id + vocabulary.size)).any():
+        raise UserError("niah: the text of the haystack holds reserved tokens, so a needle could be in it by accident")
+    starts = generator.integers(0, len(text), size=(cell.sequences, 1))
+    return text[(starts + np.arange(cell.length)) % len(text)].astype(np.int64)
+
+
+TASK = Task(
+    generate,
+    minimum_length,
+    # Decoys need at least one key that no needle has.
+    num_keys=lambda pairs, depth=None, haystack="seen": pairs + (haystack == "decoys"),
+    needs_text=lambda depth=None, haystack="seen": haystack == "text",
+)

@@ -1,0 +1,107 @@
+"""One optimizer update on a whole batch: what a rank computes of it, and what all ranks learn together."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..data_prep.batch import Batch
+from ..kernels.sequence import SequenceContext
+from ..models import language_model_loss, squared_log_partition
+from .config import RunConfig
+from .mesh import Mesh
+
+COMPONENTS = ("text", "recall")  # of a batch; their losses are reported apart
+
+
+class Update(NamedTuple):
+    """The same on every rank.
+
+    Attributes:
+        metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`.
+        applied: False if a gradient was not finite: then no weight and no moment changed.
+        flags: how many ranks raised each flag.
+    """
+
+    metrics: dict[str, float | None]
+    applied: bool
+    flags: list[int]
+
+
+def update(
+    engine: Any, batch: Batch, learning_rate: float, config: RunConfig, mesh: Mesh, *, flags: list[bool]
+) -> Update:
+    """Forward, backward and step on this rank's part of the whole batch; flags travel with the losses."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    accumulation = engine.gradient_accumulation_steps()
+    # The engine averages over all ranks and micro-batches: undo both, divide by the whole batch's labels. The ranks of a
+    # sequence group hold parts of one sum over its tokens, so the mean over the world is the true gradient for them too.
+    scale = mesh.world * accumulation / batch.loss_mask.sum().item()
+    rows = mesh.rows(batch)
+    sums = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64, device=engine.device)  # nats and labels of each
+    for index in range(accumulation):
+        nats, objective = _losses(engine, rows.rows(index, accumulation), config.train.z_loss, mesh)
+        sums += nats
+        engine.backward(objective * scale)
+        norm = _replicated_gradient_norm(engine)
+        if norm is None or math.isfinite(norm):
+            engine.step()
+        else:
+            _drop_step(engine)
+    shared = torch.cat([sums.flatten(), torch.tensor(flags, dtype=torch.float64, device=engine.device)])
+    dist.all_reduce(shared)
+    totals = shared.tolist()
+    metrics: dict[str, float | None] = {"loss": sum(totals[:4:2]) / sum(totals[1:4:2])}
+    for number, name in enumerate(COMPONENTS):
+        if totals[2 * number + 1]:
+            metrics[f"loss_{name}"] = totals[2 * number] / totals[2 * number + 1]
+    if norm is None:
+        norm = float(engine.get_global_grad_norm())
+    applied = math.isfinite(norm) and engine.was_step_applied()
+    metrics |= {"grad_norm": norm if applied else None, "learning_rate": learning_rate}
+    return Update(metrics, applied, [int(count) for count in totals[4:]])
+
+
+def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """Of one micro-batch: nats and labels by component, `[2, 2]`, and the sum to descend on."""
+    micro = micro.to(engine.device)
+    if mesh.group is None:
+        options, part = {"cu_seqlens": micro.cu_seqlens}, lambda tensor: tensor
+    else:
+        context = SequenceContext(mesh.group, mesh.segment, mesh.sequence_parallel, micro.cu_seqlens)
+        options, part = {"context": context}, context.segment
+    weights = part(micro.loss_mask)
+    counts = weights > 0  # logits are made only where a label counts: recall rows have few
+    logits = engine(part(micro.tokens), at=counts, **options)
+    labels, weights = part(micro.labels)[counts], weights[counts]
+    is_recall = micro.is_recall[:, None].expand_as(counts)[counts]
+    found = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64, device=engine.device)
+    objective = torch.zeros((), device=engine.device)
+    for number, chosen in enumerate((~is_recall, is_recall)):
+        nats, weight = language_model_loss(logits[chosen], labels[chosen], weights[chosen])
+        objective = objective + nats
+        found[number] += torch.stack([nats.detach(), weight])
+    if z_loss:
+        objective = objective + z_loss * squared_log_partition(logits, weights)
+    return found, objective
+
+
+def _replicated_gradient_norm(engine: Any) -> float | None:
+    """The norm before clipping of gradients that every rank holds whole, after the last micro-batch without ZeRO.
+
+    ZeRO 1 to 3 measure it themselves, and skip a step whose gradient is not finite.
+    """
+    if engine.zero_optimization_stage() or not engine.is_gradient_accumulation_boundary():
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients).item()  # the same on every rank: reduced already
+
+
+def _drop_step(engine: Any) -> None:
+    """Forget the gradients without a step, as ZeRO 1 to 3 do; the engine still has to count the micro-batch."""
+    for parameter in engine.module.parameters():
+        parameter.grad = None
+    engine.micro_steps += 1

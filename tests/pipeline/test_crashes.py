@@ -1,0 +1,239 @@
+"""Killed, stopped, out of disk space, out of range: nothing is lost but what was trained since the last checkpoint."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from echo_lm.evals.run import complete_checkpoints
+from echo_lm.models.errors import UserError
+from echo_lm.pipeline.checkpoint import check_checkpoint, latest_checkpoint
+from echo_lm.pipeline.config import RunConfig
+from echo_lm.pipeline.events import read_events, steps
+from echo_lm.pipeline.launch import launch
+from echo_lm.pipeline.run_folder import RunFolder
+
+EVERY = 10  # recipe `smoke` writes a checkpoint every so many steps
+# Larger than the default, so that rounding is not multiplied from step to step where topologies are compared.
+STEADY = ("model.ska.ridge=0.1", "train.learning_rate=1e-3")
+
+
+def set_up(config: RunConfig, folder: Path, data_root: Path) -> RunFolder:
+    run = RunFolder(folder)
+    run.prepare(config, data_root / config.data.name)
+    return run
+
+
+def losses(run: RunFolder) -> torch.Tensor:
+    return torch.tensor([event["loss"] for event in steps(read_events(run.events_file))], dtype=torch.float64)
+
+
+def of_kind(run: RunFolder, kind: str) -> list[dict]:
+    return [event for event in read_events(run.events_file) if event["kind"] == kind]
+
+
+def alone(run: RunFolder, code: str = "") -> subprocess.CompletedProcess:
+    """Train `run` in one process that runs `code` before."""
+    code = f"import sys\nif True:\n    pass\n{code}\nfrom echo_lm.pipeline.train import train\ntrain(sys.argv[1])"
+    return subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data_root, smoke):
+    """A run of one process to its end: its losses by step."""
+    run = set_up(smoke(*STEADY, "run.workers=1"), tmp_path_factory.mktemp("undisturbed") / "run", data_root)
+    assert alone(run).returncode == 0
+    return losses(run)
+
+
+def test_one_run_in_three_topologies_lies_on_the_undisturbed_curve(
+    undisturbed, tmp_path, data_root, smoke, kill_rank_0
+):
+    """dp4 with ZeRO 2, killed; dp2 x sp2 with ZeRO 3, killed; one rank with ZeRO 1."""
+    topologies = [
+        ("run.workers=4", "run.zero_stage=2"),
+        ("run.workers=4", "run.zero_stage=3", "run.sequence_parallel=2"),
+        ("run.workers=1", "run.zero_stage=1"),
+    ]
+    for topology, killed_after in zip(topologies, (12, 22, None), strict=True):
+        config = smoke(*STEADY, *topology, "run.max_restarts=0", "run.checkpoint_beside_training=false")
+        run = set_up(config, tmp_path / "run", data_root)
+        if killed_after is None:
+            launch(run, config)
+        else:
+            kill_rank_0(run, killed_after)
+            with pytest.raises(UserError, match="the last complete checkpoint is kept"):
+                launch(run, config)
+    starts = of_kind(run, "start")
+    assert [(start["step"], start["world_size"], start["zero_stage"]) for start in starts] == [
+        (0, 4, 2),
+        (10, 4, 3),
+        (20, 1, 1),
+    ]
+    torch.testing.assert_close(losses(run), undisturbed, rtol=1e-4, atol=0)
+
+
+def kill_when_writing(run: RunFolder, step: int, delay: float) -> None:
+    """`kill -9` all workers a moment after the checkpoint of `step` has begun; in a thread."""
+
+    def watch() -> None:
+        partial = run.checkpoints / f".step_{step:08d}.partial"
+        while not partial.exists():
+            time.sleep(0.001)
+        time.sleep(delay)
+        kill_workers()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def kill_workers() -> None:
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any("spawn_main" in word for word in child.cmdline()):
+                child.kill()
+
+
+def check_after_crash(run: RunFolder, expected: torch.Tensor, beside: bool) -> None:
+    """No checkpoint is damaged, no batch was skipped or doubled, no more was repeated than the rule allows."""
+    assert torch.equal(losses(run), expected)
+    assert (run.checkpoints / "latest").read_text().strip() == latest_checkpoint(run).name
+    for checkpoint, _ in complete_checkpoints(run.path):
+        check_checkpoint(checkpoint)
+    assert not list(run.checkpoints.glob(".*.partial"))
+    reached = begun = 0
+    for event in read_events(run.events_file):
+        if event["kind"] == "step":
+            assert event["step"] == reached + 1, "steps follow each other"
+            reached = event["step"]
+            begun = max(begun, reached // EVERY * EVERY)
+        elif event["kind"] == "start":
+            # Beside the training one more checkpoint may have begun and not be complete.
+            oldest = reached - EVERY if not beside else begun - EVERY
+            assert oldest <= event["step"] <= reached
+            reached = event["step"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_kill_while_a_checkpoint_is_written(beside, undisturbed, tmp_path, data_root, smoke):
+    config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(beside).lower()}")
+    run = set_up(config, tmp_path / "run", data_root)
+    kill_when_writing(run, 20, 0.005)
+    launch(run, config)
+    assert len(of_kind(run, "start")) == 2
+    check_after_crash(run, undisturbed, beside)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(30))
+def test_a_kill_at_a_random_moment(trial, undisturbed, tmp_path, data_root, smoke):
+    """The long form: half of the trials while a checkpoint is written, half at any time after the first step."""
+    generator = random.Random(trial)
+    beside = trial % 2 == 0
+    config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(beside).lower()}")
+    run = set_up(config, tmp_path / "run", data_root)
+    if trial % 4 < 2:
+        kill_when_writing(run, generator.choice([10, 20, 30]), generator.uniform(0, 0.05))
+    else:
+
+        def watch() -> None:
+            while not steps(read_events(run.events_file)):
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, 1.5))
+            kill_workers()
+
+        threading.Thread(target=watch, daemon=True).start()
+    launch(run, config)
+    check_after_crash(run, undisturbed, beside)
+
+
+FULL_DISK = """
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # The first file of the second checkpoint stops in its middle, as on a disk that is full.
+    import echo_lm.pipeline.checkpoint_writer as writer
+    begin = writer.CheckpointWriter.begin
+    def limited(self, step, tokens):
+        if step == 20:
+            self.finish()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        begin(self, step, tokens)
+    writer.CheckpointWriter.begin = limited
+"""
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(undisturbed, tmp_path, data_root, smoke):
+    run = set_up(smoke(*STEADY, "run.workers=1"), tmp_path / "run", data_root)
+    done = alone(run, FULL_DISK)
+    assert done.returncode != 0
+    with pytest.raises(UserError, match="could not be written .*the checkpoint before it is kept"):
+        run.raise_recorded_error()
+    assert latest_checkpoint(run).name == "step_00000010"
+    check_checkpoint(latest_checkpoint(run))
+    assert alone(run).returncode == 0
+    check_after_crash(run, undisturbed, beside=True)
+
+
+def test_sigterm_saves_and_leaves(undisturbed, tmp_path, data_root, smoke):
+    """To the process that starts the gang; the workers finish their step and write a checkpoint of it."""
+    config = smoke(*STEADY, "run.workers=2")
+    run = set_up(config, tmp_path / "run", data_root)
+
+    def watch() -> None:
+        while len(of_kind(run, "step")) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    launch(run, config)
+    assert not run.finished()
+    reached = of_kind(run, "step")[-1]["step"]
+    assert of_kind(run, "stop")[0]["step"] == reached < 30
+    assert latest_checkpoint(run).name == f"step_{reached:08d}"
+    # `echo-lm train RUN` goes on by itself; other seeds of the global generators change nothing.
+    assert alone(run, "    import torch, random; torch.manual_seed(7); random.seed(7)\n").returncode == 0
+    assert of_kind(run, "start")[-1]["step"] == reached
+    torch.testing.assert_close(losses(run), undisturbed, rtol=1e-4, atol=0)
+
+
+NOT_FINITE = """
+    import echo_lm.pipeline.update as update
+    real, calls = update._losses, []
+    def broken(engine, *arguments):
+        found, objective = real(engine, *arguments)
+        calls.append(0)
+        return found, objective * (float("nan") if len(calls) in {bad} else 1.0)
+    update._losses = broken
+"""
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_gradient_that_is_not_finite_is_skipped_and_a_row_of_them_goes_back(
+    stage, undisturbed, tmp_path, data_root, smoke
+):
+    config = smoke(*STEADY, "run.workers=1", f"run.zero_stage={stage}", "run.rollback_after=3")
+    run = set_up(config, tmp_path / "run", data_root)
+    assert alone(run, NOT_FINITE.format(bad=(13, 14, 15))).returncode == 0
+    assert [event["step"] for event in of_kind(run, "skip")] == [13, 14, 15]
+    (back,) = of_kind(run, "rollback")
+    assert (back["from_step"], back["step"]) == (15, 10)
+    torch.testing.assert_close(losses(run), undisturbed, rtol=1e-4, atol=0)
+
+
+def test_gradients_that_stay_not_finite_end_the_run_in_one_line(tmp_path, data_root, smoke):
+    config = smoke(*STEADY, "run.workers=1", "run.rollback_after=2")
+    run = set_up(config, tmp_path / "run", data_root)
+    assert alone(run, NOT_FINITE.format(bad="range(12, 99)")).returncode != 0
+    with pytest.raises(
+        UserError, match="not finite at steps 11 to 12 again, after going back: lower train.learning_rate"
+    ):
+        run.raise_recorded_error()
+    assert [event["step"] for event in of_kind(run, "skip")] == [12, 13, 11, 12]

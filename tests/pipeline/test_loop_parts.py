@@ -1,0 +1,74 @@
+"""The parts of the training loop that need no processes: schedule, prefetch, metrics, mesh, health ranges."""
+
+import threading
+
+import pytest
+import torch
+
+from echo_lm.models import LayerHealth, preset
+from echo_lm.models.accounting import training_flops
+from echo_lm.models.errors import UserError
+from echo_lm.pipeline.health_watch import out_of_range
+from echo_lm.pipeline.mesh import Mesh
+from echo_lm.pipeline.metrics import bits_per_byte, model_flops_utilization, peak_flops
+from echo_lm.pipeline.prefetch import Prefetcher
+from echo_lm.pipeline.schedule import learning_rate_at
+
+
+def test_warmup_stable_decay(smoke):
+    train = smoke("train.schedule=warmup-stable-decay", "train.decay_fraction=0.2", "train.learning_rate=1").train
+    rates = [learning_rate_at(step, train) for step in range(train.steps + 1)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]  # 2,048 tokens of warmup in batches of 512
+    assert rates[4:25] == [1.0] * 21
+    assert rates[27] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rates[30] == pytest.approx(0.1)
+
+
+def test_prefetch_gives_every_step_in_order_and_starts_over_where_asked():
+    made = []
+    with Prefetcher(lambda step: made.append(step) or step, 10, depth=3) as batches:
+        assert [batches.batch(step)[0] for step in (4, 5, 6)] == [4, 5, 6]
+        assert [batches.batch(step)[0] for step in (2, 3)] == [2, 3]
+        assert [batches.batch(step)[0] for step in (9,)] == [9]
+    assert max(made) == 9, "nothing is made beyond the end"
+
+
+def test_prefetch_works_ahead_and_measures_the_wait():
+    ready = threading.Event()
+    with Prefetcher(lambda step: ready.wait(5) and step, 3, depth=2) as batches:
+        threading.Timer(0.2, ready.set).start()
+        assert batches.batch(0)[1] > 0.1
+        assert batches.batch(1)[0] == 1
+
+
+def test_mfu_and_bits_per_byte_are_their_formulas():
+    model = preset("echo-1m", vocab_size=512)
+    assert model_flops_utilization(model, 128, 1e6, 1e12, 2) == training_flops(model, 128) * 1e6 / 2e12
+    assert model_flops_utilization(model, 128, 1e6, peak_flops(torch.device("cpu"), "bf16"), 2) is None
+    assert bits_per_byte(torch.log(torch.tensor(16.0)).item(), 2.0) == pytest.approx(2.0)
+
+
+def test_mesh_puts_neighbours_on_one_sequence():
+    places = [(mesh.replica, mesh.segment) for mesh in (Mesh(rank, 4, 2) for rank in range(4))]
+    assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_a_layer_out_of_range_is_named():
+    fine = LayerHealth(3, 2.0, 0.9, 0.5, 0.1, 0.2)
+    assert out_of_range(fine) == []
+    assert out_of_range(fine._replace(closed_gates=1.0)) == ["layer 3: closed_gates is 1, above 0.999"]
+    assert len(out_of_range(fine._replace(sigma_max=float("nan"), written_share=0.0))) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.workers=4", "run.sequence_parallel=3"], "run.workers=4 is not a multiple of run.sequence_parallel=3"),
+        (["run.workers=3", "run.sequence_parallel=3"], "train.sequence_length=64 is not a multiple"),
+        (["run.zero_stage=0", "train.precision=bf16"], "use stage 1"),
+        (["run.zero_stage=0", "run.offload_optimizer=true"], "use stage 1, 2 or 3"),
+    ],
+)
+def test_a_topology_that_does_not_fit(smoke, overrides, message):
+    with pytest.raises(UserError, match=message):
+        smoke(*overrides)

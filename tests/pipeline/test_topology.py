@@ -1,0 +1,71 @@
+"""The same training on any topology: ZeRO stages, data parallel and sequence parallel, in fp32 by gloo."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from echo_lm.pipeline.engine import build_engine
+from echo_lm.pipeline.mesh import make_mesh
+
+from .gang import Case, Result, collect, play, randomized
+
+ONE = [Case("echo", 0), Case("hybrid", 0)]
+FOUR = [Case(model, stage) for model in ("echo", "hybrid") for stage in (0, 1, 2, 3)]
+FOUR += [Case("echo", 1, 2), Case("echo", 3, 2), Case("echo", 0, 4), Case("hybrid", 2, 2), Case("hybrid", 3, 4)]
+
+FOUR += [
+    Case("echo", 3, 2, ("run.activation_checkpointing=true",)),
+    Case("echo", 2, 1, ("run.offload_optimizer=true",)),
+    Case("echo", 3, 1, ("run.microbatch_sequences=1",)),
+]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, data_root) -> dict[str, Result]:
+    """20 steps of each model on one rank without ZeRO."""
+    results = play(ONE, 1, data_root, tmp_path_factory.mktemp("one"))
+    return {case.model: result for case, result in zip(ONE, results, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory, data_root) -> dict[Case, Result]:
+    """The same on four ranks, in every topology."""
+    return dict(zip(FOUR, play(FOUR, 4, data_root, tmp_path_factory.mktemp("four")), strict=True))
+
+
+@pytest.mark.parametrize("case", FOUR, ids=str)
+def test_any_topology_gives_the_same_losses_and_weights(case, one, four):
+    expected, found = one[case.model], four[case]
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-5, atol=0)
+    for ours, theirs in zip(found.metrics, expected.metrics, strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)  # AdamW alone would not see its scale
+    assert found.weights.keys() == expected.weights.keys()
+    for name, weight in expected.weights.items():
+        assert (found.weights[name] - weight).norm() <= 1e-4 * weight.norm(), name
+
+
+def rank_gradients(stage: int, data: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A step in which rank r brings (r + 1) times one gradient g; AdamW's first moment, and g."""
+    case = Case("echo", stage, overrides=("train.gradient_clipping=0",))
+    config = case.config(dist.get_world_size())
+    tokens = torch.randint(0, 64, (2, 32), generator=torch.Generator().manual_seed(0))
+    alone = randomized(config.model.resolve(64), seed=config.seed)
+    alone(tokens).square().mean().backward()
+    engine = build_engine(config, 64, torch.device("cpu"), make_mesh(1))
+    engine.backward((dist.get_rank() + 1) * engine(tokens).square().mean())
+    engine.step()
+    moments = collect(engine, "exp_avg")
+    engine.destroy()
+    return {name: (moments[name], p.grad.flatten()) for name, p in alone.named_parameters() if p.requires_grad}
+
+
+def test_the_world_mean_is_the_gradient_in_every_stage(tmp_path, data_root):
+    """Gradients 1, 2, 3 and 4 have the mean 2.5, whatever DeepSpeed does with them in between."""
+    for stage, found in enumerate(play([0, 1, 2, 3], 4, data_root, tmp_path, rank_gradients)):
+        assert found
+        for name, (moment, gradient) in found.items():
+            torch.testing.assert_close(
+                moment, 0.1 * 2.5 * gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max(), msg=f"stage {stage} {name}"
+            )
