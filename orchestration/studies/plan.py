@@ -168,7 +168,7 @@ def cell_config(study: StudyConfig, cell: Cell, rule: LearningRateRule) -> RunCo
         ),
         run=dict(
             workers=1,
-            zero_stage=0,
+            zero_stage=_zero_stage(study),
             microbatch_sequences=microbatch,
             checkpoint_every=max(1, min(cell.steps, checkpoint_every)),
             keep_checkpoints=1,
@@ -178,6 +178,11 @@ def cell_config(study: StudyConfig, cell: Cell, rule: LearningRateRule) -> RunCo
         evaluation=dict(suites=list(study.evaluation.suites)),
     )
     return parse_config(values, f"cell {cell.name}")
+
+
+def _zero_stage(study: StudyConfig) -> int:
+    """On one device ZeRO shards nothing; its stage 1 keeps the fp32 master weights that bf16 needs."""
+    return 1 if study.train.precision == "bf16" else 0
 
 
 class _Planner:
@@ -279,7 +284,7 @@ class _Planner:
         sequences = _microbatch_sequences(study, batch_tokens)
         width = 2 if study.train.precision == "bf16" else 4
         kept = activation_bytes(config, sequences, study.train.sequence_length, bytes_per_number=width)
-        return PROCESS_GIB + (training_bytes_per_gpu(config, zero_stage=0, world_size=1) + kept) / GIB
+        return PROCESS_GIB + (training_bytes_per_gpu(config, zero_stage=_zero_stage(study), world_size=1) + kept) / GIB
 
     def _seconds(self, size: str, flops: float) -> float:
         speed = self.study.hardware.tflops

@@ -138,7 +138,8 @@ def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(undisturbed, tmp
 
     file = latest_checkpoint(copy) / "model" / "config.json"
     record = json.loads((latest_checkpoint(copy) / "complete.json").read_text())
-    other = json.loads(file.read_text()) | {"d_model": 64}
+    other = json.loads(file.read_text())
+    other["echo"]["d_model"] = 64
     file.write_text(json.dumps(other))
     with pytest.raises(UserError, match=r"config.json is missing or damaged"):
         check_run(copy, config)
