@@ -138,7 +138,6 @@ def test_a_pair_is_encoded_as_it_is_written(dataset):
 
 @pytest.fixture
 def harness(monkeypatch, tmp_path):
-    pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 

@@ -61,7 +61,7 @@ def skip(p_cold, i_n, LOCAL: tl.constexpr, REFINE: tl.constexpr):
     """Whether another launch has this chunk: cold ones are refined. Without local terms all are: a few products more,
     and no chunk of few keys loses its gradients to 1/ridge.
 
-    Two launches, not a branch: Triton 3.6 gives wrong numbers where one holds asynchronous products (docs/kernels.md).
+    Two launches, not a branch: the launch of the warm chunks then holds neither the gram nor the second solve.
     """
     result = False
     if LOCAL:
