@@ -3,6 +3,17 @@
 from .attention import ska_attention
 from .decode import DecodeState, ska_step, start_decoding, update_factor
 from .state import SKAState
-from .weigh import weigh
+from .weigh import WriteGate, unpack, weigh, write_gate
 
-__all__ = ["DecodeState", "SKAState", "ska_attention", "ska_step", "start_decoding", "update_factor", "weigh"]
+__all__ = [
+    "DecodeState",
+    "SKAState",
+    "WriteGate",
+    "ska_attention",
+    "ska_step",
+    "start_decoding",
+    "unpack",
+    "update_factor",
+    "weigh",
+    "write_gate",
+]

@@ -122,30 +122,25 @@ def ska_attention(
     if context is not None and context.world > 1:
         with torch.autocast(q.device.type, enabled=False):
             entering = enter_segment(k, v, value_lag=value_lag, context=context)
+    elif state is None and backend == "triton":
+        entering = None
     elif state is None:
         entering = SKAState.zeros(batch, heads, rank, v.shape[-1], dtype=dtype, device=q.device)
     else:
         entering = _check_state(state, batch, heads, rank, v.shape[-1], dtype)
 
+    options = dict(mode=mode, power=power, ridge=ridge, scale=scale.to(dtype), chunk_size=chunk_size)
+    options |= dict(value_lag=value_lag, starts=starts, state=entering)
+    if backend == "triton":
+        options["return_state"] = return_state
     # Autocast would work the products in half precision, and the ridge would drown.
     with torch.autocast(q.device.type, enabled=False):
-        y, final = IMPLEMENTATIONS[backend](
-            q,
-            k,
-            v,
-            mode=mode,
-            power=power,
-            ridge=ridge,
-            scale=scale.to(dtype),
-            chunk_size=chunk_size,
-            value_lag=value_lag,
-            starts=starts,
-            state=entering,
-        )
+        y, final = IMPLEMENTATIONS[backend](q, k, v, **options)
     y = y.to(out_dtype)
     if not return_state:
         return y
-    return y, final._replace(last_key=_last_real_key(k.to(dtype), entering.last_key, mask, starts))
+    previous = k.new_zeros(batch, heads, rank, dtype=dtype) if entering is None else entering.last_key
+    return y, final._replace(last_key=_last_real_key(k.to(dtype), previous, mask, starts))
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[int, int, int, int]:

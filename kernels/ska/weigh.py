@@ -5,31 +5,59 @@ On CUDA one kernel each way, as this is all memory traffic: six reads and writes
 
 import importlib.util
 import os
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST_NORM = 1e-6
+# The hard gate is this sigmoid, stretched to [LOW, HIGH] and cut to [0, 1].
+LOW, HIGH = -0.1, 1.1
+
+WriteGate = Literal["none", "sqrt-sigmoid", "hard"]
 
 
-def weigh(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """q / |q|, g k / |k| and g v, in the dtypes of q, k and v; norms below 1e-6 count as 1e-6.
+def write_gate(logits: Tensor, kind: WriteGate) -> Tensor | None:
+    """The gate in [0, 1] (None for "none"), at least in fp32: sqrt(sigmoid(.)), or clamp(1.2 sigmoid(.) - 0.1, 0, 1),
+    which can be exactly zero: what is not written does not leak into a long context."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if kind == "sqrt-sigmoid":
+        return torch.exp(0.5 * F.logsigmoid(logits))
+    if kind == "hard":
+        return (LOW + (HIGH - LOW) * torch.sigmoid(logits)).clamp(0.0, 1.0)
+    return None
+
+
+def unpack(packed: Tensor, heads: int, rank: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k `[..., H, R]`, v `[..., H, P]` and what stands behind them `[..., *]`: views of `packed`."""
+    keys = heads * rank
+    q, k, v, rest = packed.split((keys, keys, heads * width, packed.shape[-1] - 2 * keys - heads * width), -1)
+    return *(x.unflatten(-1, (heads, -1)) for x in (q, k, v)), rest
+
+
+def weigh(
+    packed: Tensor, bias: Tensor | None, *, heads: int, rank: int, width: int, kind: WriteGate = "none"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q / |q|, g k / |k| and g v with g = `write_gate(logits + bias, kind)`; norms below 1e-6 count as 1e-6.
 
     Args:
-        q, k: `[..., H, R]`; v: `[..., H, P]`.
-        gate: g `[..., H]`, or None for 1.
+        packed: `[..., N]`, the output of one projection for all: queries `H R`, keys `H R`, values `H P` and, unless
+            kind is "none", gate logits `H`; what is left over is padding.
+        bias: `[H]`, of the logits; None where kind is "none".
+
+    Returns:
+        `[..., H, R]`, `[..., H, R]`, `[..., H, P]`, in the dtype of `packed`.
     """
-    fused = q.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    if fused and q.dim() == 4 and q.dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
+    fused = packed.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    if fused and packed.dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
         from .fused.weigh import weigh_fused
 
-        if gate is None:
-            gate = q.new_ones(q.shape[:-1])
-        return weigh_fused(q, k, v, gate)
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    q_unit, z = (F.normalize(x.to(wide), dim=-1, eps=SMALLEST_NORM) for x in (q, k))
-    if gate is not None:
-        gate = gate.to(wide)[..., None]
-        z, v = z * gate, (v.to(wide) * gate).to(v.dtype)
-    return q_unit.to(q.dtype), z.to(k.dtype), v
+        return weigh_fused(packed, bias, heads, rank, width, kind)
+    q, k, v, logits = unpack(packed, heads, rank, width)
+    wide = torch.promote_types(packed.dtype, torch.float32)
+    q, k = (F.normalize(x.to(wide), dim=-1, eps=SMALLEST_NORM) for x in (q, k))
+    if kind != "none":
+        gate = write_gate(logits[..., :heads].to(wide) + bias, kind)[..., None]
+        k, v = k * gate, v.to(wide) * gate
+    return q.to(packed.dtype), k.to(packed.dtype), v.to(packed.dtype)

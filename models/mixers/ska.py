@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...kernels.documents import document_ids, inner_borders
 from ...kernels.sequence import SequenceContext
-from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, weigh
+from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, unpack, weigh, write_gate
 from ..config import SKAConfig
 from ..errors import UserError
 from ..initialization import normal_by_fan_in
@@ -29,8 +29,8 @@ class ScaledLinear(nn.Linear):
     """W (eta y), with one eta a head: the weight takes it, which is smaller than y."""
 
     def forward(self, y: Tensor, eta: Tensor) -> Tensor:
-        scale = eta.repeat_interleave(self.in_features // len(eta))
-        return F.linear(y, (self.weight * scale).to(y.dtype))
+        weight = self.weight.unflatten(1, (len(eta), -1)) * eta[:, None]
+        return F.linear(y, weight.flatten(1).to(y.dtype))
 
 
 class SKA(nn.Module):
@@ -62,11 +62,11 @@ class SKA(nn.Module):
 
     def keys(self, x: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`."""
-        q, k, v = self._project(x)
+        packed = self._project(x)
         longest = None
         if self.config.normalization == "sequence-max":
-            longest = longest_key(k, inner_borders(cu_seqlens, *x.shape[:2], x.device))
-        return self._weigh(x, q, k, v, longest)
+            longest = longest_key(self._unpack(packed)[1], inner_borders(cu_seqlens, *x.shape[:2], x.device))
+        return self._weigh(packed, longest)
 
     def empty_cache(self, batch: int, like: Tensor) -> SKACache:
         """The state of empty rows; `like` gives dtype and device."""
@@ -86,11 +86,12 @@ class SKA(nn.Module):
 
         In "chunk" mode the cache must stand on the chunk grid; "sequence-max" takes its maximum here.
         """
-        q, k, v = self._project(x)
+        packed = self._project(x)
         longest = cache.longest
         if longest is not None:
+            k = self._unpack(packed)[1]
             longest = torch.maximum(longest, longest_key(k * real[..., None, None], None)[:, 0])
-        q, k, v = self._weigh(x, q, k, v, None if longest is None else longest[:, None])
+        q, k, v = self._weigh(packed, None if longest is None else longest[:, None])
         old = cache.decode
         options = dict(self._options(), return_state=True)
         y, sums = ska_attention(q, k, v, **options, mode=self.config.mode, mask=real, state=old.sums)
@@ -106,7 +107,7 @@ class SKA(nn.Module):
 
     def step(self, x: Tensor, cache: SKACache) -> tuple[Tensor, SKACache]:
         """One token, `[B, d_model]`."""
-        q, k, v = self._weigh(x, *self._project(x), cache.longest)
+        q, k, v = self._weigh(self._project(x), cache.longest)
         y, decode = ska_step(q, k, v, cache.decode, **self._options())
         return self._read_out(y, x.dtype), SKACache(decode, cache.longest)
 
@@ -131,25 +132,39 @@ class SKA(nn.Module):
         """What multiplies keys and values before they are written: `[..., H]` in [0, 1], or None."""
         if self.gate_proj is None:
             return None
-        logits = at_least_fp32(self.gate_proj(x))
-        if self.config.write_gate == "sqrt-sigmoid":
-            return torch.exp(0.5 * F.logsigmoid(logits))
-        return (1.2 * torch.sigmoid(logits) - 0.1).clamp(0.0, 1.0)
+        return write_gate(self.gate_proj(x), self.config.write_gate)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Raw queries, keys and values, `[..., H, *]`."""
-        heads = (self.config.num_heads, -1)
-        return tuple(proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def _project(self, x: Tensor) -> Tensor:
+        """Raw queries, keys, values and gate logits side by side, as `weigh` takes them: one product for all, so that x
+        and its gradient are passed over once."""
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        if self.gate_proj is not None:
+            projections.append(self.gate_proj)
+        weights = [projection.weight for projection in projections]
+        if x.dim() == 2:  # decoding: the weights are larger than what they give
+            return torch.cat([F.linear(x, weight) for weight in weights], -1)
+        columns = sum(len(weight) for weight in weights)
+        # Rows of a multiple of 16 bytes keep the products fast.
+        padding = weights[0].new_zeros(-columns % 8, x.shape[-1])
+        return F.linear(x, torch.cat((*weights, padding)))
 
-    def _weigh(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, longest: Tensor | None) -> tuple[Tensor, ...]:
+    def _unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
+        config = self.config
+        return unpack(packed, config.num_heads, config.rank, self.v_proj.out_features // config.num_heads)
+
+    def _weigh(self, packed: Tensor, longest: Tensor | None) -> tuple[Tensor, ...]:
         """Normalised queries, normalised and gated keys, gated values, in the dtype of the projections: training and
         decoding round keys alike."""
-        gate = self.gate(x)
-        if self.config.normalization == "l2":
-            return weigh(q, k, v, gate)
+        config = self.config
+        bias = None if self.gate_proj is None else self.gate_proj.bias
+        if config.normalization == "l2":
+            sizes = dict(heads=config.num_heads, rank=config.rank, width=self.v_proj.out_features // config.num_heads)
+            return weigh(packed, bias, **sizes, kind=config.write_gate)
+        q, k, v, logits = self._unpack(packed)
         if longest is not None:
             q, k = ((at_least_fp32(t) / longest.clamp(min=SMALLEST_NORM)).to(t.dtype) for t in (q, k))
-        if gate is not None:
+        if bias is not None:
+            gate = write_gate(at_least_fp32(logits[..., : config.num_heads]) + bias, config.write_gate)
             k, v = ((at_least_fp32(t) * gate[..., None]).to(t.dtype) for t in (k, v))
         return q, k, v
 

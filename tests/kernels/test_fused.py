@@ -107,6 +107,9 @@ def test_the_kernels_under_the_interpreter_equal_the_loop(mode):
         (33, 16, 16, 32, mode, 2, True, False),
         (1, 8, 16, 16, mode, 1, False, False),
     ]
+    if mode == "chunk":
+        # Two segments of eight chunks; two tiles of a chunk, and three steps.
+        cases += [(150, 8, 16, 16, mode, 1, True, True), (130, 8, 16, 128, mode, 3, False, True)]
     done = interpreted(CASES.format(cases=cases))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
@@ -116,16 +119,21 @@ def test_weighing_under_the_interpreter_equals_pytorch():
         """
 import torch
 from echo_lm.kernels.ska import weigh
+heads, rank, width = 3, 24, 16
 generator = torch.Generator().manual_seed(0)
-shapes = (2, 7, 3, 24), (2, 7, 3, 24), (2, 7, 3, 16), (2, 7, 3)
-x = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-x[1][0, 0] = 0  # a key of no length
-def both(dtype):
-    leaves = [t.to(dtype).requires_grad_() for t in x]
-    out = weigh(*leaves)
-    return [*out, *torch.autograd.grad(sum((o * (1 + o)).sum() for o in out), leaves)]
-for a, b in zip(both(torch.float32), both(torch.float64), strict=True):
-    assert torch.allclose(a.double(), b, atol=1e-4, rtol=1e-4), (a.double() - b).abs().max()
+packed = torch.randn(2, 7, heads * (2 * rank + width + 1) + 5, generator=generator, dtype=torch.float64)
+packed[0, 0, heads * rank : (heads + 1) * rank] = 0  # a key of no length
+packed[0, 1:3, -8:-5] = torch.tensor([[-9.0, 9.0, 0.0], [-2.4, 2.4, 0.1]])  # a hard gate shut, open, near either edge
+bias = torch.tensor([0.5, -0.2, 0.0], dtype=torch.float64)
+def both(dtype, kind):
+    leaves = [t.to(dtype).requires_grad_() for t in (packed, bias)]
+    out = weigh(leaves[0], None if kind == "none" else leaves[1], heads=heads, rank=rank, width=width, kind=kind)
+    loss = sum((o * (1 + o)).sum() for o in out)
+    return [*out, *torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)]
+for kind in ("none", "sqrt-sigmoid", "hard"):
+    for a, b in zip(both(torch.float32, kind), both(torch.float64, kind), strict=True):
+        assert torch.allclose(a.double(), b, atol=1e-4, rtol=1e-4), (kind, (a.double() - b).abs().max())
+    assert both(torch.float32, kind)[3][..., -5:].abs().max() == 0  # padding
 """
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -152,11 +160,32 @@ def test_what_the_kernels_do_not_take_is_said():
 
 
 def test_weigh_does_not_touch_what_has_no_gate():
-    q, v = torch.randn(1, 3, 2, 8), torch.randn(1, 3, 2, 4)
-    unit, z, w = weigh(q, 2 * q, v, None)
+    packed = torch.randn(1, 3, 2 * (8 + 8 + 4))
+    packed[..., 16:32] = 2 * packed[..., :16]
+    unit, z, w = weigh(packed, None, heads=2, rank=8, width=4)
     torch.testing.assert_close(unit, z)
-    assert w is v
+    torch.testing.assert_close(w, packed[..., 32:].unflatten(-1, (2, 4)))
     torch.testing.assert_close(unit.norm(dim=-1), torch.ones(1, 3, 2))
+
+
+@pytest.mark.parametrize("mode", ["exact", "chunk"])
+def test_the_operators_are_fit_for_torch_compile(mode):
+    done = interpreted(
+        f"""
+import torch, test_fused as t
+from torch.library import opcheck
+import echo_lm.kernels.ska.fused.op, echo_lm.kernels.ska.fused.weigh
+inputs, *_ = t.draw(20, 8, 16, heads=1, batch=1)
+q, k, v, scale, *state = (x.float().requires_grad_() for x in inputs)
+initial, last = torch.cat(state[:3], 2).detach().requires_grad_(), state[3]
+exact = {mode == "exact"}
+arguments = (q, k, v, scale, initial, last, None, exact, 1, 1e-3, 16, False, True)
+opcheck(torch.ops.echo_lm.ska.default, arguments, atol=1e-4, rtol=1e-4)
+packed = torch.randn(2, 5, 2 * (8 + 8 + 4 + 1), requires_grad=True)
+opcheck(torch.ops.echo_lm.weigh.default, (packed, torch.zeros(2, requires_grad=True), 2, 8, 4, "hard"))
+"""
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
 BOUND = {torch.float32: 1e-3, torch.bfloat16: 8e-3}

@@ -1,12 +1,16 @@
 """Small Cholesky factorisations, one warp each, 16 rows at a time.
 
-`R R^T = A` itself is not wanted: the readers need `W = R^-1 B`. Row panels of 16 are worked from top to bottom, and a
-panel loads what earlier ones left (left-looking), so that a warp holds little, needs no other warp, and many matrices
-are under way on every multiprocessor. The published implementations spend their time in cuSOLVER here.
+`R R^T = A` itself is not wanted: the readers need `W = R^-1 B`, or the inverse `W^T W`. Row panels of 16 are worked from
+top to bottom, and a panel loads what earlier ones left (left-looking), so that a warp holds little, needs no other warp,
+and many matrices are under way on every multiprocessor. The published implementations spend their time in cuSOLVER here.
 """
 
 import triton
 import triton.language as tl
+
+# A chunk-causal read refines its solves where G may have lost digits: the largest element of G times that of G^-1, which
+# is at most the condition number. fp32 solves of better matrices are good to about 1e-5 as they are.
+REFINE_ABOVE_CONDITION = tl.constexpr(256.0)
 
 
 @triton.jit
@@ -39,7 +43,8 @@ def inverse_factor_16(d):
 def factor(
     p_states,  # [n, 2R + P, R] fp32: GRAM only
     p_a,  # [n, A, A] fp32, A a multiple of 16: in (unless GRAM), and overwritten
-    p_w,  # [n, W_ROWS, R] fp32: B in (unless GRAM), W out
+    p_w,  # [n, W_ROWS, R] fp32: B in and W out; GRAM: G^-1 out
+    p_cold,  # [n] int32, out, GRAM only: G is so badly conditioned that solves need a step of refinement
     ridge,
     A: tl.constexpr,
     W_ROWS: tl.constexpr,
@@ -49,13 +54,15 @@ def factor(
     BR: tl.constexpr,
     GRAM: tl.constexpr,
 ):
-    """W = R^-1 B with R R^T = A (only A's upper triangle is read). GRAM: A = ridge I + gram, B = I, so W = R^-1."""
+    """W = R^-1 B with R R^T = A (only A's upper triangle is read). GRAM: A = G = ridge I + gram, B = I, and the result
+    is G^-1 = W^T W."""
     i_n = tl.program_id(0).to(tl.int64)
     p_a += i_n * A * A
     p_w += i_n * W_ROWS * R
     o = tl.arange(0, 16)
     n = tl.arange(0, BA)
     r = tl.arange(0, BR)
+    largest = 0.0
     for i_p in range(0, A // 16):
         rows = i_p * 16 + o
         right = (n >= i_p * 16) & (n < A)
@@ -73,6 +80,7 @@ def factor(
                 p_g + rows[:, None] * R + n[None, :], mask=(rows < R)[:, None] & (right & (n < R))[None, :], other=0.0
             )
             w = tl.where(rows[:, None] == r[None, :], 1.0, 0.0)
+            largest = tl.maximum(largest, tl.max(tl.max(unit_d * d, 1), 0))
         else:
             d = tl.load(p_a + rows[:, None] * A + rows[None, :])
             a = tl.load(p_a + rows[:, None] * A + n[None, :], mask=right[None, :], other=0.0)
@@ -92,3 +100,23 @@ def factor(
         tl.store(p_w + rows[:, None] * R + r[None, :], w, mask=(rows < W_ROWS)[:, None] & (r < R)[None, :])
         # The next panel reads what other lanes stored.
         tl.debug_barrier()
+    if GRAM:
+        largest_inverse = 0.0
+        for i_p in range(0, A // 16):
+            rows = i_p * 16 + o
+            inverse = tl.zeros([16, BR], tl.float32)
+            for j in range(i_p, A // 16):
+                below = j * 16 + o
+                left = tl.load(
+                    p_w + below[None, :] * R + rows[:, None], mask=(below < R)[None, :] & (rows < R)[:, None], other=0.0
+                )
+                w = tl.load(
+                    p_w + below[:, None] * R + r[None, :], mask=(below < R)[:, None] & (r < R)[None, :], other=0.0
+                )
+                inverse += dot(left, w)
+            diagonal = tl.where(rows[:, None] == r[None, :], inverse, 0.0)
+            largest_inverse = tl.maximum(largest_inverse, tl.max(tl.max(diagonal, 1), 0))
+            # In place: the panels that follow read none of these rows.
+            tl.debug_barrier()
+            tl.store(p_w + rows[:, None] * R + r[None, :], inverse, mask=(rows < R)[:, None] & (r < R)[None, :])
+        tl.store(p_cold + i_n, (largest * largest_inverse > REFINE_ABOVE_CONDITION).to(tl.int32))

@@ -9,11 +9,11 @@ from .tiles import load_ids, load_matrix, load_rows, mul, place, split, store_ma
 REFINE_ABOVE = tl.constexpr(REFINE_ABOVE_GAIN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "N", "H"])
 def local_gram(
     p_k,  # [B, T, H, R]
     p_ids,  # [B, T] int32
-    p_inverse_factor,  # [n, R, R] fp32: R^-1 of the entering gram
+    p_inverse,  # [n, R, R] fp32: G^-1 of the entering state
     p_a,  # [n, S, S] fp32, out: I + Z G^-1 Z^T, cut at document borders
     p_base,  # [n, S, R] fp32, out: Z G^-1
     p_cold,  # [n] int32, out: the gain is so large that solves need a step of refinement
@@ -34,8 +34,8 @@ def local_gram(
     t = i_c * S + s
     z = load_rows(p_k, i_b, i_h, t, T, H, R, BR)
     z_p = split(z, INPUT_PARTS, INTERPRET)
-    factor = split(load_matrix(p_inverse_factor + i_n * R * R, R, R, BR, BR), 3, INTERPRET)
-    base = mul(split(mul(z_p, transpose(factor), 2), 3, INTERPRET), factor, 2)
+    inverse = split(load_matrix(p_inverse + i_n * R * R, R, R, BR, BR), 3, INTERPRET)
+    base = mul(z_p, inverse, 2)
     if DOCUMENTS:
         ids = load_ids(p_ids, i_b, t, T)
         base = tl.where((ids == load_ids(p_ids, i_b, i_c * S - 1, T))[:, None], base, z / ridge)

@@ -1,5 +1,6 @@
 """The kernels in order, as one operator that autograd, autocast, torch.compile and checkpointing see as a whole."""
 
+import functools
 import os
 
 import torch
@@ -8,11 +9,14 @@ from torch import Tensor
 
 from ...documents import document_ids
 from ..state import SKAState
+from .chunk_backward import chunk_backward
 from .factor import factor
+from .launch import Launcher
 from .local import local_gram
+from .operator import register
 from .read import read_forward
 from .read_backward import read_backward, step_backward
-from .sums import chunk_sums, scan_chunks
+from .sums import scan_chunks, walk_segments
 from .write_backward import write_backward
 
 # The interpreter, which CI runs, knows no bf16: it multiplies the parts as floats.
@@ -31,12 +35,19 @@ def ska_fused(
     chunk_size: int,
     value_lag: bool,
     starts: Tensor | None,
-    state: SKAState,
-) -> tuple[Tensor, SKAState]:
-    """The arguments and results of `ska_naive`; q, k and v may be in half precision, sums and solves are fp32."""
+    state: SKAState | None,
+    return_state: bool,
+) -> tuple[Tensor, SKAState | None]:
+    """The arguments and results of `ska_naive`; q, k and v may be in half precision, sums and solves are fp32.
+
+    `state` None is an empty one; the final state is None unless asked for: views take time on the host.
+    """
     rank, width = q.shape[-1], v.shape[-1]
     ids = None if starts is None else document_ids(starts).to(torch.int32)
-    initial = torch.cat(tuple(part.float() for part in state[:3]), 2)
+    initial = last_key = None
+    if state is not None:
+        initial = torch.cat(tuple(part.float() for part in state[:3]), 2)
+        last_key = state.last_key.float().contiguous()
     tile = min(64 if max(rank, width) <= 64 else 32, max(16, triton.next_power_of_2(q.shape[1])))
     y, final, *_ = torch.ops.echo_lm.ska(
         q.contiguous(),
@@ -44,7 +55,7 @@ def ska_fused(
         v.contiguous(),
         scale.float(),
         initial,
-        state.last_key.float().contiguous(),
+        last_key,
         ids,
         mode == "exact",
         power,
@@ -53,54 +64,86 @@ def ska_fused(
         value_lag,
         torch.is_grad_enabled(),
     )
-    return y, SKAState(*final.split((rank, rank, width), 2), k[:, -1].float())
+    return y, SKAState(*final.split((rank, rank, width), 2), k[:, -1].float()) if return_state else None
 
 
-class _Shape:
-    """Sizes, grids and constexprs that the launches of one call share."""
+SEGMENT = 8  # chunks that one program of `walk_segments` adds up
 
-    def __init__(self, q: Tensor, v: Tensor, ids: Tensor | None, exact: bool, chunk_size: int, lag: bool):
-        self.batch, self.length, self.heads, self.rank = q.shape
-        self.width = v.shape[-1]
-        self.size = chunk_size
-        self.chunks = triton.cdiv(self.length, chunk_size)
-        self.numbers = (2 * self.rank + self.width) * self.rank  # of a state
-        self.programs = self.batch * self.chunks * self.heads
-        self.padded_rank = 16 * triton.cdiv(self.rank, 16)
-        block_rank = max(16, triton.next_power_of_2(self.rank))
-        block_width = max(16, triton.next_power_of_2(self.width))
-        self.rows = min(chunk_size, 64 if max(block_rank, block_width) <= 64 else 32)
+
+class _Kernels:
+    """The launches of one kind of call: whatever does not depend on batch, length and heads is fixed here."""
+
+    def __init__(
+        self, dtype: torch.dtype, rank: int, width: int, size: int, exact: bool, power: int, lag: bool, documents: bool
+    ):
+        block_rank = max(16, triton.next_power_of_2(rank))
+        block_width = max(16, triton.next_power_of_2(width))
+        self.exact, self.power, self.size = exact, power, size
+        self.padded = 16 * triton.cdiv(rank, 16)
+        self.numbers = (2 * rank + width) * rank  # of a state
+        rows = min(size, 64 if max(block_rank, block_width) <= 64 else 32)
+        self.tiles = size // rows
         # bf16 is its own leading part, but the exact form's products of three parts by one come out wrong under
         # Triton 3.6 on Hopper (docs/kernels.md): it pays for parts that are zero.
-        whole = q.dtype == torch.bfloat16 and not exact
-        self.precision = dict(INPUT_PARTS=1 if whole else 3, INTERPRET=INTERPRET)
+        parts = 1 if dtype == torch.bfloat16 else 3
+        common = dict(R=rank, P=width, S=size, BR=block_rank, BP=block_width, DOCUMENTS=documents, INTERPRET=INTERPRET)
         # Where inputs are in half precision, plain products may be good to 2^-16.
-        self.level = dict(LEVEL=2 if q.dtype == torch.float32 else 1)
-        self.sizes = (self.length, self.chunks, self.heads)
-        self.common = dict(R=self.rank, P=self.width, S=chunk_size, BR=block_rank, BP=block_width, LAG=lag)
-        self.common |= dict(DOCUMENTS=ids is not None, BT=self.rows)
-        self.common |= self.precision
-        self.reading = self.common | self.level | dict(LOCAL=exact)
-        self.block_rank = block_rank
-        self.warps = 4 if block_rank <= 64 and block_width <= 64 else 8
+        level = dict(LEVEL=2 if dtype == torch.float32 else 1)
+        warps = dict(num_warps=4 if block_rank <= 64 and block_width <= 64 else 8)
 
-    def scan(self, x: Tensor, ends: Tensor, ids: Tensor | None, *, reverse: bool) -> None:
-        block = 256
-        grid = (self.batch * self.heads, triton.cdiv(self.numbers, block))
-        documents = ids is not None
-        scan_chunks[grid](
-            x, ends, ids, *self.sizes, self.numbers, S=self.size, BE=block, REVERSE=reverse, DOCUMENTS=documents
+        walking = common | dict(BT=rows, SEGMENT=SEGMENT, LAG=lag, INPUT_PARTS=parts)
+        self.add_segments = Launcher(walk_segments, STORE=False, num_warps=4, **walking)
+        self.enter_chunks = Launcher(walk_segments, STORE=True, num_warps=4, **walking)
+        scanning = dict(BE=256, DOCUMENTS=documents, num_warps=4)
+        self.scan_segments = Launcher(scan_chunks, S=size * SEGMENT, REVERSE=False, **scanning)
+        self.scan_back = Launcher(scan_chunks, S=size, REVERSE=True, **scanning)
+        factoring = dict(R=rank, E=self.numbers, BR=block_rank, num_warps=1)
+        self.invert = Launcher(factor, A=self.padded, W_ROWS=rank, BA=block_rank, GRAM=True, **factoring)
+        self.write_backward = Launcher(
+            write_backward, BT=rows, LAG=lag, LOCAL=exact, INPUT_PARTS=parts, **common, **level, **warps
         )
+        common |= dict(INPUT_PARTS=3 if exact else parts)
+        reading = common | level | warps
+        forward = reading | dict(BT=rows, POWER=power, LAG=lag, LOCAL=exact)
+        # The exact form refines cold chunks in a launch of its own.
+        self.read = {
+            save: [Launcher(read_forward, REFINE=refine, SAVE=save, **forward) for refine in (False, True)[: 1 + exact]]
+            for save in (False, True)
+        }
+        if exact:
+            self.local_gram = Launcher(
+                local_gram, num_warps=4, **{name: common[name] for name in local_gram.arg_names if name in common}
+            )
+            self.factor = Launcher(factor, A=size, W_ROWS=size, BA=size, GRAM=False, **factoring)
+            self.read_backward = Launcher(read_backward, LAG=lag, **reading)
+            self.step_backward = [
+                [
+                    Launcher(step_backward, LAG=lag, REFINE=refine, FIRST=j == power, FINAL=j == 0, **reading)
+                    for refine in (False, True)
+                ]
+                for j in range(power + 1)
+            ]
+        else:
+            self.chunk_backward = Launcher(chunk_backward, BT=rows, POWER=power, **reading)
 
 
-@torch.library.custom_op("echo_lm::ska", mutates_args=())
+@functools.cache
+def _kernels(device: int | None, *kind) -> _Kernels:
+    """One for each kind of call and device: what is compiled is loaded on the device that was current."""
+    return _Kernels(*kind)
+
+
+def _kernels_for(q: Tensor, v: Tensor, ids: Tensor | None, exact: bool, power: int, size: int, lag: bool) -> _Kernels:
+    return _kernels(q.device.index, q.dtype, q.shape[-1], v.shape[-1], size, exact, power, lag, ids is not None)
+
+
 def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     scale: Tensor,
-    initial: Tensor,
-    last_key: Tensor,
+    initial: Tensor | None,
+    last_key: Tensor | None,
     ids: Tensor | None,
     exact: bool,
     power: int,
@@ -108,104 +151,69 @@ def _forward(
     chunk_size: int,
     value_lag: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y and the final sums; for the backward pass the entering states, their inverse factors, W, which chunks are cold,
-    and (with `save`) every x_j."""
-    shape = _Shape(q, v, ids, exact, chunk_size, value_lag)
-    y, final, states, inverse_factor, w, cold, xs = _outputs(shape, v, initial, exact, power, save)
-    final.copy_(initial)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y and the final sums; for the backward pass the key before the first, the entering states, their G^-1, W, which
+    chunks are cold, and (with `save`) every x_j."""
+    kernels = _kernels_for(q, v, ids, exact, power, chunk_size, value_lag)
+    y, final, previous, states, inverse, w, cold, xs = _outputs(q, v, exact, power, chunk_size, save)
+    batch, chunks, heads = states.shape[:3]
+    sizes = q.shape[1], chunks, heads
+    segments = triton.cdiv(chunks, SEGMENT)
+    n, numbers = batch * chunks * heads, kernels.numbers
+    final.zero_() if initial is None else final.copy_(initial)
+    previous.zero_() if last_key is None else previous.copy_(last_key)
     with torch.cuda.device_of(q):
-        chunk_sums[(shape.programs,)](k, v, last_key, ids, states, *shape.sizes, **shape.common, num_warps=4)
-        shape.scan(states, final, ids, reverse=False)
-        padded = shape.padded_rank
-        scratch = states.new_empty(shape.programs, padded, padded)
-        factoring = dict(R=shape.rank, E=shape.numbers, BR=shape.block_rank, num_warps=1)
-        factor[(shape.programs,)](
-            states,
-            scratch,
-            inverse_factor,
-            ridge,
-            A=padded,
-            W_ROWS=shape.rank,
-            BA=shape.block_rank,
-            GRAM=True,
-            **factoring,
-        )
+        sums = states.new_empty(batch * segments * heads, numbers)
+        walk = k, v, previous, ids, sums, states, *sizes
+        kernels.add_segments((len(sums),), *walk)
+        scan = (batch * heads, triton.cdiv(numbers, 256))
+        kernels.scan_segments(scan, sums, final, ids, q.shape[1], segments, heads, numbers)
+        kernels.enter_chunks((len(sums),), *walk)
+        scratch = states.new_empty(n, max(kernels.padded, chunk_size if exact else 0) ** 2)
+        kernels.invert((n,), states, scratch, inverse, cold, ridge)
         if exact:
-            scratch = states.new_empty(shape.programs, chunk_size, chunk_size)
-            local_gram[(shape.programs,)](
-                k,
-                ids,
-                inverse_factor,
-                scratch,
-                w,
-                cold,
-                ridge,
-                *shape.sizes,
-                R=shape.rank,
-                S=chunk_size,
-                BR=shape.block_rank,
-                DOCUMENTS=ids is not None,
-                **shape.precision,
-                num_warps=4,
-            )
-            factor[(shape.programs,)](
-                states, scratch, w, ridge, A=chunk_size, W_ROWS=chunk_size, BA=chunk_size, GRAM=False, **factoring
-            )
-        for refine in (False, True) if exact else (True,):
-            read_forward[(shape.programs, chunk_size // shape.rows)](
-                q,
-                k,
-                v,
-                last_key,
-                ids,
-                scale,
-                states,
-                inverse_factor,
-                w,
-                cold,
-                y,
-                xs,
-                ridge,
-                *shape.sizes,
-                **shape.reading,
-                POWER=power,
-                REFINE=refine,
-                SAVE=save,
-                num_warps=shape.warps,
-            )
-    return y, final, states, inverse_factor, w, cold, xs
+            kernels.local_gram((n,), k, ids, inverse, scratch, w, cold, ridge, *sizes)
+            kernels.factor((n,), states, scratch, w, cold, ridge)
+        for read in kernels.read[save]:
+            read((n, kernels.tiles), q, k, v, previous, ids, scale, states, inverse, w, cold, y, xs, ridge, *sizes)
+    return y, final, previous, states, inverse, w, cold, xs
 
 
-def _outputs(shape: _Shape, v: Tensor, initial: Tensor, exact: bool, power: int, save: bool) -> tuple[Tensor, ...]:
+def _outputs(q: Tensor, v: Tensor, exact: bool, power: int, size: int, save: bool) -> tuple[Tensor, ...]:
+    batch, length, heads, rank = q.shape
+    chunks = triton.cdiv(length, size)
+    n = batch * chunks * heads
+    state = heads, 2 * rank + v.shape[-1], rank
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=q.device)
+
     return (
         torch.empty_like(v),
-        torch.empty_like(initial),
-        initial.new_empty(shape.batch, shape.chunks, shape.heads, 2 * shape.rank + shape.width, shape.rank),
-        initial.new_empty(shape.programs, shape.rank, shape.rank),
-        initial.new_empty(shape.programs if exact else 0, shape.size, shape.rank),
-        initial.new_empty(shape.programs if exact else 0, dtype=torch.int32),
-        initial.new_empty(power + 1 if save else 0, *v.shape[:3], shape.rank),
+        new(batch, *state),
+        new(batch, heads, rank),
+        new(batch, chunks, *state),
+        new(n, rank, rank),
+        new(n if exact else 0, size, rank),
+        new(n, dtype=torch.int32),
+        new(power + 1 if save else 0, *q.shape),
     )
 
 
-@_forward.register_fake
-def _(q, k, v, scale, initial, last_key, ids, exact, power, ridge, chunk_size, value_lag, save):
-    return _outputs(_Shape(q, v, ids, exact, chunk_size, value_lag), v, initial, exact, power, save)
+def _fake_forward(q, k, v, scale, initial, last_key, ids, exact, power, ridge, chunk_size, value_lag, save):
+    return _outputs(q, v, exact, power, chunk_size, save)
 
 
-@torch.library.custom_op("echo_lm::ska_backward", mutates_args=())
 def _backward(
     dy: Tensor,
-    dfinal: Tensor,
-    q: Tensor,
+    dfinal: Tensor | None,
     k: Tensor,
     v: Tensor,
     scale: Tensor,
-    last_key: Tensor,
     ids: Tensor | None,
+    previous: Tensor,
     states: Tensor,
-    inverse_factor: Tensor,
+    inverse: Tensor,
     w: Tensor,
     cold: Tensor,
     xs: Tensor,
@@ -215,102 +223,69 @@ def _backward(
     chunk_size: int,
     value_lag: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, scale, initial and last_key."""
-    shape = _Shape(q, v, ids, exact, chunk_size, value_lag)
-    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    a = torch.empty_like(xs[0])
-    dk_local, dk_prev = (torch.empty_like(a) if exact else a.new_empty(0) for _ in range(2))
-    dscale = states.new_empty(shape.programs)
+    """Gradients of q, k, v, scale (of each chunk), initial and last_key."""
+    kernels = _kernels_for(k, v, ids, exact, power, chunk_size, value_lag)
+    batch, chunks, heads = states.shape[:3]
+    sizes = k.shape[1], chunks, heads
+    n = batch * chunks * heads
+    dq, dk, dv = (torch.empty_like(x) for x in (k, k, v))
+    dscale = states.new_empty(n)
     dstates = torch.empty_like(states)
-    dinitial = dfinal.clone()
-    dlast = torch.empty_like(last_key)
-    with torch.cuda.device_of(q):
-        read_backward[(shape.programs,)](
-            k,
-            v,
-            dy,
-            xs[power],
-            last_key,
-            ids,
-            states,
-            a,
-            dk_local,
-            dk_prev,
-            dv,
-            dstates,
-            *shape.sizes,
-            **shape.reading,
-            num_warps=shape.warps,
+    dinitial = states.new_zeros(batch, *states.shape[2:]) if dfinal is None else dfinal.clone()
+    dlast = torch.empty_like(previous)
+    dk_local = dk_prev = None
+    with torch.cuda.device_of(k):
+        if exact:
+            a, dk_local, dk_prev = (torch.empty_like(xs[0]) for _ in range(3))
+            kernels.read_backward(
+                (n,), k, v, dy, xs[power], previous, ids, states, a, dk_local, dk_prev, dv, dstates, *sizes
+            )
+            for j in range(power, -1, -1):
+                solved = states, inverse, w, cold, xs[j], xs[max(j - 1, 0)]
+                for step in kernels.step_backward[j]:
+                    step(
+                        (n,), k, previous, ids, scale, *solved, a, dq, dk_local, dk_prev, dscale, dstates, ridge, *sizes
+                    )
+        else:
+            kernels.chunk_backward((n,), dy, xs, ids, scale, states, inverse, cold, dq, dscale, dstates, ridge, *sizes)
+        scan = (batch * heads, triton.cdiv(kernels.numbers, 256))
+        kernels.scan_back(scan, dstates, dinitial, ids, *sizes, kernels.numbers)
+        kernels.write_backward(
+            (n, kernels.tiles), k, v, previous, ids, dstates, dk_local, dk_prev, dk, dv, dlast, *sizes
         )
-        for j in range(power, -1, -1):
-            for refine in (False, True) if exact else (True,):
-                step_backward[(shape.programs,)](
-                    k,
-                    last_key,
-                    ids,
-                    scale,
-                    states,
-                    inverse_factor,
-                    w,
-                    cold,
-                    xs[j],
-                    xs[max(j - 1, 0)],
-                    a,
-                    dq,
-                    dk_local,
-                    dk_prev,
-                    dscale,
-                    dstates,
-                    ridge,
-                    *shape.sizes,
-                    **shape.reading,
-                    REFINE=refine,
-                    FIRST=j == power,
-                    FINAL=j == 0,
-                    num_warps=shape.warps,
-                )
-        shape.scan(dstates, dinitial, ids, reverse=True)
-        write_backward[(shape.programs, chunk_size // shape.rows)](
-            k,
-            v,
-            last_key,
-            ids,
-            dstates,
-            dk_local,
-            dk_prev,
-            dk,
-            dv,
-            dlast,
-            *shape.sizes,
-            **shape.reading,
-            num_warps=shape.warps,
-        )
-    dscale = dscale.view(shape.batch * shape.chunks, shape.heads).sum(0)
-    return dq, dk, dv, dscale, dinitial, dlast
+    return dq, dk, dv, dscale.view(batch * chunks, heads), dinitial, dlast
 
 
-@_backward.register_fake
-def _(dy, dfinal, q, k, v, scale, last_key, *_):
-    return tuple(torch.empty_like(x) for x in (q, k, v, scale, dfinal, last_key))
+def _fake_backward(dy, dfinal, k, v, scale, ids, previous, states, *_):
+    batch, chunks, *state = states.shape
+    dscale = states.new_empty(batch * chunks, state[0])
+    return (
+        *(torch.empty_like(x) for x in (k, k, v)),
+        dscale,
+        states.new_empty(batch, *state),
+        torch.empty_like(previous),
+    )
 
 
 def _save(ctx, inputs, output):
-    q, k, v, scale, _, last_key, ids, *options = inputs
-    ctx.save_for_backward(q, k, v, scale, last_key, ids, *output[2:])
+    _, k, v, scale, _, _, ids, *options = inputs
+    ctx.save_for_backward(k, v, scale, ids, *output[2:])
     ctx.options = options[:-1]
     # The saved outputs are large and get no gradient.
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.like = output[0].new_empty(()), output[1].new_empty(())
-    ctx.shapes = output[0].shape, output[1].shape
 
 
 def _differentiate(ctx, dy, dfinal, *_):
-    dy, dfinal = (
-        like.new_zeros(shape) if d is None else d.contiguous()
-        for d, like, shape in zip((dy, dfinal), ctx.like, ctx.shapes, strict=True)
-    )
-    dq, dk, dv, dscale, dinitial, dlast = torch.ops.echo_lm.ska_backward(dy, dfinal, *ctx.saved_tensors, *ctx.options)
-    return dq, dk, dv, dscale, dinitial, dlast, *[None] * 7
+    v = ctx.saved_tensors[1]
+    dy = torch.zeros_like(v) if dy is None else dy.contiguous()
+    dfinal = None if dfinal is None else dfinal.contiguous()
+    gradients = torch.ops.echo_lm.ska_backward(dy, dfinal, *ctx.saved_tensors, *ctx.options)
+    dq, dk, dv, dscale, dinitial, dlast = gradients
+    wanted = ctx.needs_input_grad
+    dscale = dscale.sum(0) if wanted[3] else None
+    return dq, dk, dv, dscale, dinitial if wanted[4] else None, dlast if wanted[5] else None, *[None] * 7
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+register("ska_backward", _backward, _fake_backward)
+register("ska", _forward, _fake_forward, _save, _differentiate)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .solve import causal_mul, document_masks, filter_step, keep_old, load_inverse, skip, solve
+from .solve import causal_mul, document_masks, filter_step, keep_old, skip, solve
 from .tiles import (
     load_matrix,
     load_previous_keys,
@@ -16,7 +16,7 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "N", "H"])
 def read_forward(
     p_q,  # [B, T, H, R]
     p_k,  # [B, T, H, R]
@@ -25,9 +25,9 @@ def read_forward(
     p_ids,  # [B, T] int32
     p_scale,  # [H] fp32
     p_states,  # [B, N, H, 2R + P, R] fp32: entering gram, transition, value map
-    p_inverse_factor,  # [n, R, R] fp32
+    p_inverse,  # [n, R, R] fp32: G^-1
     p_w,  # [n, S, R] fp32: LOCAL only
-    p_cold,  # [n] int32: LOCAL only
+    p_cold,  # [n] int32
     p_y,  # [B, T, H, P], out
     p_xs,  # [POWER + 1, B, T, H, R] fp32, out where SAVE: x_j = G^-1 (s M G^-1)^j q
     ridge,
@@ -52,11 +52,12 @@ def read_forward(
 ):
     i_b, i_c, i_h = place(N, H)
     i_n = tl.program_id(0).to(tl.int64)
-    if skip(p_cold, i_n, LOCAL, REFINE):
+    cold = tl.load(p_cold + i_n)
+    if skip(cold, LOCAL, REFINE):
         return
     t = i_c * S + tl.program_id(1) * BT + tl.arange(0, BT)
     p_states += i_n * ((2 * R + P) * R)
-    inverse, gram = load_inverse(p_states, p_inverse_factor + i_n * R * R, ridge, R, BR, INTERPRET)
+    inverse = split(load_matrix(p_inverse + i_n * R * R, R, R, BR, BR), 3, INTERPRET)
     old, causal = document_masks(p_ids, i_b, i_c, t, T, S, DOCUMENTS)
     # Stand-ins for what the form without local terms does not use; no code is made from them.
     z = inverse
@@ -70,13 +71,13 @@ def read_forward(
     scale = tl.load(p_scale + i_h)
     rows = tl.num_programs(0).to(tl.int64) // N * T
     x = load_rows(p_q, i_b, i_h, t, T, H, R, BR)
-    x = solve(x, inverse, w, gram, z, causal, old, ridge, LOCAL, REFINE, DOCUMENTS, INTERPRET)
+    x = solve(x, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, LOCAL, REFINE, DOCUMENTS, INTERPRET)
     for j in tl.static_range(POWER):
         if SAVE:
             store_rows(p_xs + j * (rows * R), x, i_b, i_h, t, T, H, R, BR)
         transition = split(load_matrix(p_states + R * R, R, R, BR, BR), 3, INTERPRET)
         x = scale * filter_step(x, transition, z, z_prev, causal, old, LOCAL, DOCUMENTS, INTERPRET)
-        x = solve(x, inverse, w, gram, z, causal, old, ridge, LOCAL, REFINE, DOCUMENTS, INTERPRET)
+        x = solve(x, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, LOCAL, REFINE, DOCUMENTS, INTERPRET)
     if SAVE:
         store_rows(p_xs + POWER * (rows * R), x, i_b, i_h, t, T, H, R, BR)
     value_map = split(load_matrix(p_states + 2 * R * R, P, R, BP, BR), LEVEL + 1, INTERPRET)

@@ -34,49 +34,51 @@ def solve(
     x,
     inverse,
     w,
-    gram,
     z,
+    p_gram,
     causal,
     old,
+    cold,
     ridge,
+    R: tl.constexpr,
+    BR: tl.constexpr,
     LOCAL: tl.constexpr,
     REFINE: tl.constexpr,
     DOCUMENTS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """`solve_once`; with REFINE one more step, against the operator itself. `gram` holds the ridge."""
+    """`solve_once`, and one more step against the operator itself where digits may be lost: in a launch of its own
+    for LOCAL (REFINE), where the chunk is `cold` otherwise."""
     y = solve_once(x, inverse, w, causal, old, ridge, LOCAL, DOCUMENTS, INTERPRET)
-    if REFINE:
-        product = mul(split(y, 3, INTERPRET), gram, 2)
-        if LOCAL:
+    if LOCAL:
+        if REFINE:
+            product = mul(split(y, 3, INTERPRET), load_operator(p_gram, ridge, R, BR, INTERPRET), 2)
             if DOCUMENTS:
                 product = tl.where(old[:, None], product, y * ridge)
             product += causal_mul(y, z, z, causal, 2, INTERPRET)
-        y += solve_once(x - product, inverse, w, causal, old, ridge, LOCAL, DOCUMENTS, INTERPRET)
+            y += solve_once(x - product, inverse, w, causal, old, ridge, LOCAL, DOCUMENTS, INTERPRET)
+    elif cold != 0:
+        product = mul(split(y, 3, INTERPRET), load_operator(p_gram, ridge, R, BR, INTERPRET), 2)
+        y += mul(split(x - product, 3, INTERPRET), inverse, 2)
     return y
 
 
 @triton.jit
-def skip(p_cold, i_n, LOCAL: tl.constexpr, REFINE: tl.constexpr):
-    """Whether another launch has this chunk: cold ones are refined. Without local terms all are: a few products more,
-    and no chunk of few keys loses its gradients to 1/ridge.
-
-    Two launches, not a branch: the launch of the warm chunks then holds neither the gram nor the second solve.
-    """
+def skip(cold, LOCAL: tl.constexpr, REFINE: tl.constexpr):
+    """Whether another launch has this chunk: with local terms, the warm chunks' launch holds neither the gram nor the
+    second solve, which is worth more than a branch."""
     result = False
     if LOCAL:
-        result = (tl.load(p_cold + i_n) != 0) != REFINE
+        result = (cold != 0) != REFINE
     return result
 
 
 @triton.jit
-def load_inverse(p_states, p_inverse_factor, ridge, R: tl.constexpr, BR: tl.constexpr, INTERPRET: tl.constexpr):
-    """G^-1 and G of an entering state, in parts."""
+def load_operator(p_gram, ridge, R: tl.constexpr, BR: tl.constexpr, INTERPRET: tl.constexpr):
+    """G = gram + ridge I of an entering state, in parts."""
     r = tl.arange(0, BR)
-    factor = split(load_matrix(p_inverse_factor, R, R, BR, BR), 3, INTERPRET)
-    inverse = split(mul(transpose(factor), factor, 2), 3, INTERPRET)
-    gram = load_matrix(p_states, R, R, BR, BR) + tl.where(r[:, None] == r[None, :], ridge, 0.0)
-    return inverse, split(gram, 3, INTERPRET)
+    gram = load_matrix(p_gram, R, R, BR, BR) + tl.where(r[:, None] == r[None, :], ridge, 0.0)
+    return split(gram, 3, INTERPRET)
 
 
 @triton.jit

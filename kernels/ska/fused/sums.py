@@ -1,61 +1,86 @@
-"""What each chunk adds to the state, and the state that each chunk enters with."""
+"""The state that each chunk enters with: sums over the chunks before it.
+
+Sequences are cut into segments of a few chunks. One pass adds up each segment, a scan over segments follows, and a
+second pass walks each segment again from the state it enters with: reading keys and values twice costs less than
+writing each chunk's sums and reading them back.
+"""
 
 import triton
 import triton.language as tl
 
-from .tiles import load_ids, load_previous_keys, load_rows, mul, place, split, store_matrix, transpose
+from .tiles import load_ids, load_matrix, load_previous_keys, load_rows, mul, place, split, store_matrix, transpose
 
 
-@triton.jit
-def chunk_sums(
+@triton.jit(do_not_specialize=["T", "N", "H"])
+def walk_segments(
     p_k,  # [B, T, H, R]
     p_v,  # [B, T, H, P]
     p_last,  # [B, H, R] fp32
     p_ids,  # [B, T] int32
-    p_sums,  # [B, N, H, 2R + P, R] fp32, out
+    p_segments,  # [B, segments, H, 2R + P, R] fp32: STORE in, what each segment enters with; else out, its sums
+    p_states,  # [B, N, H, 2R + P, R] fp32, out, STORE only: what each chunk enters with
     T,
     N,
     H,
     R: tl.constexpr,
     P: tl.constexpr,
     S: tl.constexpr,
+    SEGMENT: tl.constexpr,
     BT: tl.constexpr,
     BR: tl.constexpr,
     BP: tl.constexpr,
+    STORE: tl.constexpr,
     LAG: tl.constexpr,
     DOCUMENTS: tl.constexpr,
     INPUT_PARTS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """sum z z^T, sum z z_prev^T and sum v z^T of a chunk: of its last document, where it holds a border."""
-    i_b, i_c, i_h = place(N, H)
+    """Sums of z z^T, z z_prev^T and v z^T over SEGMENT chunks: of the last document, where there is a border."""
+    i_b, i_s, i_h = place(tl.cdiv(N, SEGMENT), H)
+    p_segments += tl.program_id(0).to(tl.int64) * ((2 * R + P) * R)
     b_gram = tl.zeros([BR, BR], tl.float32)
     b_transition = tl.zeros([BR, BR], tl.float32)
     b_values = tl.zeros([BP, BR], tl.float32)
-    for i_s in tl.static_range(S // BT):
-        t = i_c * S + i_s * BT + tl.arange(0, BT)
-        z = load_rows(p_k, i_b, i_h, t, T, H, R, BR)
-        z_prev = load_previous_keys(p_k, p_last, p_ids, i_b, i_h, t, T, H, R, BR, DOCUMENTS)
-        v = load_rows(p_v, i_b, i_h, t, T, H, P, BP)
-        z_kept = z
+    if STORE:
+        b_gram = load_matrix(p_segments, R, R, BR, BR)
+        b_transition = load_matrix(p_segments + R * R, R, R, BR, BR)
+        b_values = load_matrix(p_segments + 2 * R * R, P, R, BP, BR)
+    for i_c in range(i_s * SEGMENT, tl.minimum(i_s * SEGMENT + SEGMENT, N)):
+        if STORE:
+            p_state = p_states + ((i_b * N + i_c) * H + i_h) * ((2 * R + P) * R)
+            store_matrix(p_state, b_gram, R, R, BR, BR)
+            store_matrix(p_state + R * R, b_transition, R, R, BR, BR)
+            store_matrix(p_state + 2 * R * R, b_values, P, R, BP, BR)
         if DOCUMENTS:
-            tail = load_ids(p_ids, i_b, t, T) == load_ids(p_ids, i_b, i_c * S + S - 1, T)
-            z_kept = tl.where(tail[:, None], z, 0.0)
-            v = tl.where(tail[:, None], v, 0.0)
-        z_kept = transpose(split(z_kept, INPUT_PARTS, INTERPRET))
-        v = transpose(split(v, INPUT_PARTS, INTERPRET))
-        z = split(z, INPUT_PARTS, INTERPRET)
-        z_prev = split(z_prev, INPUT_PARTS, INTERPRET)
-        b_gram += mul(z_kept, z, 2)
-        b_transition += mul(z_kept, z_prev, 2)
-        b_values += mul(v, z_prev if LAG else z, 2)
-    p_sums += ((i_b * N + i_c) * H + i_h) * ((2 * R + P) * R)
-    store_matrix(p_sums, b_gram, R, R, BR, BR)
-    store_matrix(p_sums + R * R, b_transition, R, R, BR, BR)
-    store_matrix(p_sums + 2 * R * R, b_values, P, R, BP, BR)
+            document = load_ids(p_ids, i_b, i_c * S + S - 1, T)
+            keep = tl.where(document == load_ids(p_ids, i_b, i_c * S - 1, T), 1.0, 0.0)
+            b_gram *= keep
+            b_transition *= keep
+            b_values *= keep
+        for i_t in tl.static_range(S // BT):
+            t = i_c * S + i_t * BT + tl.arange(0, BT)
+            z = load_rows(p_k, i_b, i_h, t, T, H, R, BR)
+            z_prev = load_previous_keys(p_k, p_last, p_ids, i_b, i_h, t, T, H, R, BR, DOCUMENTS)
+            v = load_rows(p_v, i_b, i_h, t, T, H, P, BP)
+            z_kept = z
+            if DOCUMENTS:
+                tail = load_ids(p_ids, i_b, t, T) == document
+                z_kept = tl.where(tail[:, None], z, 0.0)
+                v = tl.where(tail[:, None], v, 0.0)
+            z_kept = transpose(split(z_kept, INPUT_PARTS, INTERPRET))
+            v = transpose(split(v, INPUT_PARTS, INTERPRET))
+            z = split(z, INPUT_PARTS, INTERPRET)
+            z_prev = split(z_prev, INPUT_PARTS, INTERPRET)
+            b_gram += mul(z_kept, z, 2)
+            b_transition += mul(z_kept, z_prev, 2)
+            b_values += mul(v, z_prev if LAG else z, 2)
+    if not STORE:
+        store_matrix(p_segments, b_gram, R, R, BR, BR)
+        store_matrix(p_segments + R * R, b_transition, R, R, BR, BR)
+        store_matrix(p_segments + 2 * R * R, b_values, P, R, BP, BR)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "N", "H", "E"])
 def scan_chunks(
     p_x,  # [B, N, H, E] fp32, in and out
     p_ends,  # [B, H, E] fp32: in, what the scan starts from; out, what it ends with

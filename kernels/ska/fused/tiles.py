@@ -128,3 +128,24 @@ def load_previous_keys(
     if DOCUMENTS:
         x = tl.where((load_ids(p_ids, i_b, t, T) == load_ids(p_ids, i_b, t - 1, T))[:, None], x, 0.0)
     return x
+
+
+@triton.jit
+def add_matrix(p_m, x, OVERWRITE: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
+    """Accumulate in memory: registers are worth more."""
+    if not OVERWRITE:
+        x += load_matrix(p_m, M, D, BM, BD)
+    store_matrix(p_m, x, M, D, BM, BD)
+
+
+@triton.jit
+def add_transposed(
+    p_m, x, OVERWRITE: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
+):
+    """Accumulate a `[M, D]` tile into a `[D, M]` matrix in memory."""
+    m, d = tl.arange(0, BM), tl.arange(0, BD)
+    p_m += d[None, :] * M + m[:, None]
+    inside = (m < M)[:, None] & (d < D)[None, :]
+    if not OVERWRITE:
+        x += tl.load(p_m, mask=inside, other=0.0)
+    tl.store(p_m, x, mask=inside)

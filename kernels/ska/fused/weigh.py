@@ -1,26 +1,54 @@
 """Unit queries, gated unit keys and gated values in one pass, and back (kernels/ska/weigh.py)."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..weigh import HIGH as GATE_HIGH
+from ..weigh import LOW as GATE_LOW
 from ..weigh import SMALLEST_NORM as SMALLEST
+from .launch import Launcher
+from .operator import register
 
 SMALLEST_NORM = tl.constexpr(SMALLEST)
+LOW, HIGH = tl.constexpr(GATE_LOW), tl.constexpr(GATE_HIGH)
 ROWS = 32
+KINDS = {"none": 0, "sqrt-sigmoid": 1, "hard": 2}
 
 
 @triton.jit
-def _load(p, n, N, D: tl.constexpr, BD: tl.constexpr):
-    d = tl.arange(0, BD)
-    return tl.load(p + n[:, None] * D + d[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+def _gate(p_packed, p_bias, i_t, i_h, inside, stride, first: tl.constexpr, KIND: tl.constexpr):
+    """The gate of each row and its derivative by the logit."""
+    if KIND == 0:
+        gate = tl.full([i_t.shape[0]], 1.0, tl.float32)
+        slope = tl.zeros([i_t.shape[0]], tl.float32)
+    else:
+        logits = tl.load(p_packed + i_t * stride + first + i_h, mask=inside, other=0.0).to(tl.float32)
+        share = tl.sigmoid(logits + tl.load(p_bias + i_h).to(tl.float32))
+        if KIND == 1:
+            gate = tl.sqrt(share)
+            slope = 0.5 * gate * (1.0 - share)
+        else:
+            gate = LOW + (HIGH - LOW) * share
+            slope = tl.where((gate >= 0.0) & (gate <= 1.0), (HIGH - LOW) * share * (1.0 - share), 0.0)
+            gate = tl.minimum(tl.maximum(gate, 0.0), 1.0)
+    return gate, slope
 
 
 @triton.jit
-def _store(p, x, n, N, D: tl.constexpr, BD: tl.constexpr):
+def _load(p_rows, inside, D: tl.constexpr, BD: tl.constexpr):
     d = tl.arange(0, BD)
-    tl.store(p + n[:, None] * D + d[None, :], x.to(p.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
+    return tl.load(p_rows[:, None] + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(p_rows, x, inside, D: tl.constexpr, BD: tl.constexpr):
+    d = tl.arange(0, BD)
+    x = x.to(p_rows.dtype.element_ty)
+    tl.store(p_rows[:, None] + d[None, :], x, mask=inside[:, None] & (d < D)[None, :])
 
 
 @triton.jit
@@ -28,29 +56,34 @@ def _inverse_norm(x):
     return 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, 1)), SMALLEST_NORM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def weigh_forward(
-    p_q,
-    p_k,
-    p_v,
-    p_gate,
-    p_unit,
-    p_z,
-    p_w,
-    N,
+    p_packed,  # [tokens, COLUMNS]
+    p_bias,  # [H]
+    p_unit,  # [tokens, H, R], out
+    p_z,  # [tokens, H, R], out
+    p_w,  # [tokens, H, P], out
+    N,  # tokens * H
+    H: tl.constexpr,
     R: tl.constexpr,
     P: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BN: tl.constexpr,
     BR: tl.constexpr,
     BP: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    gate = tl.load(p_gate + n, mask=n < N, other=0.0).to(tl.float32)
-    q = _load(p_q, n, N, R, BR)
-    _store(p_unit, q * _inverse_norm(q)[:, None], n, N, R, BR)
-    k = _load(p_k, n, N, R, BR)
-    _store(p_z, k * (_inverse_norm(k) * gate)[:, None], n, N, R, BR)
-    _store(p_w, _load(p_v, n, N, P, BP) * gate[:, None], n, N, P, BP)
+    inside = n < N
+    i_t, i_h = n // H, n % H
+    gate, _ = _gate(p_packed, p_bias, i_t, i_h, inside, COLUMNS, H * (2 * R + P), KIND)
+    p_q = p_packed + i_t * COLUMNS + i_h * R
+    q = _load(p_q, inside, R, BR)
+    _store(p_unit + n * R, q * _inverse_norm(q)[:, None], inside, R, BR)
+    k = _load(p_q + H * R, inside, R, BR)
+    _store(p_z + n * R, k * (_inverse_norm(k) * gate)[:, None], inside, R, BR)
+    v = _load(p_packed + i_t * COLUMNS + 2 * H * R + i_h * P, inside, P, BP)
+    _store(p_w + n * P, v * gate[:, None], inside, P, BP)
 
 
 @triton.jit
@@ -61,77 +94,111 @@ def _through_norm(x, dy):
     return (dy - x * along[:, None]) * inverse[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def weigh_backward(
-    p_q,
-    p_k,
-    p_v,
-    p_gate,
-    p_dunit,
-    p_dz,
-    p_dw,
-    p_dq,
-    p_dk,
-    p_dv,
-    p_dgate,
+    p_packed,  # [tokens, COLUMNS]
+    p_bias,  # [H]
+    p_dunit,  # [tokens, H, R]
+    p_dz,  # [tokens, H, R]
+    p_dw,  # [tokens, H, P]
+    p_dpacked,  # [tokens, COLUMNS], out
     N,
+    H: tl.constexpr,
     R: tl.constexpr,
     P: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BN: tl.constexpr,
     BR: tl.constexpr,
     BP: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    gate = tl.load(p_gate + n, mask=n < N, other=0.0).to(tl.float32)
-    _store(p_dq, _through_norm(_load(p_q, n, N, R, BR), _load(p_dunit, n, N, R, BR)), n, N, R, BR)
-    k = _load(p_k, n, N, R, BR)
-    dz = _load(p_dz, n, N, R, BR)
+    inside = n < N
+    i_t, i_h = n // H, n % H
+    gate, slope = _gate(p_packed, p_bias, i_t, i_h, inside, COLUMNS, H * (2 * R + P), KIND)
+    q_at = i_t * COLUMNS + i_h * R
+    k_at = q_at + H * R
+    v_at = i_t * COLUMNS + 2 * H * R + i_h * P
+    dq = _through_norm(_load(p_packed + q_at, inside, R, BR), _load(p_dunit + n * R, inside, R, BR))
+    _store(p_dpacked + q_at, dq, inside, R, BR)
+    k = _load(p_packed + k_at, inside, R, BR)
+    dz = _load(p_dz + n * R, inside, R, BR)
     dgate = tl.sum(k * dz, 1) * _inverse_norm(k)
-    _store(p_dk, _through_norm(k, dz * gate[:, None]), n, N, R, BR)
-    v = _load(p_v, n, N, P, BP)
-    dw = _load(p_dw, n, N, P, BP)
+    _store(p_dpacked + k_at, _through_norm(k, dz * gate[:, None]), inside, R, BR)
+    v = _load(p_packed + v_at, inside, P, BP)
+    dw = _load(p_dw + n * P, inside, P, BP)
     dgate += tl.sum(v * dw, 1)
-    _store(p_dv, dw * gate[:, None], n, N, P, BP)
-    tl.store(p_dgate + n, dgate.to(p_dgate.dtype.element_ty), mask=n < N)
+    _store(p_dpacked + v_at, dw * gate[:, None], inside, P, BP)
+    p_rest = p_dpacked + i_t * COLUMNS + H * (2 * R + P)
+    if KIND != 0:
+        tl.store(p_rest + i_h, (dgate * slope).to(p_dpacked.dtype.element_ty), mask=inside)
+        p_rest += H
+    PADDING: tl.constexpr = COLUMNS - H * (2 * R + P) - (H if KIND != 0 else 0)
+    for i in tl.static_range(PADDING):
+        tl.store(p_rest + i, tl.zeros([BN], tl.float32).to(p_dpacked.dtype.element_ty), mask=inside & (i_h == 0))
 
 
-def _launch(kernel, q: Tensor, v: Tensor, *tensors: Tensor) -> None:
-    rows = q.shape[:-1].numel()
-    sizes = dict(R=q.shape[-1], P=v.shape[-1], BN=ROWS)
-    blocks = dict(BR=triton.next_power_of_2(q.shape[-1]), BP=triton.next_power_of_2(v.shape[-1]))
-    with torch.cuda.device_of(q):
-        kernel[(triton.cdiv(rows, ROWS),)](*tensors, rows, **sizes, **blocks)
+@functools.cache
+def _launchers(
+    device: int | None, dtypes: tuple[torch.dtype, ...], heads: int, rank: int, width: int, columns: int, kind: str
+):
+    sizes = dict(H=heads, R=rank, P=width, COLUMNS=columns, KIND=KINDS[kind])
+    blocks = dict(BR=triton.next_power_of_2(rank), BP=triton.next_power_of_2(width), BN=ROWS)
+    return [Launcher(kernel, num_warps=4, **sizes, **blocks) for kernel in (weigh_forward, weigh_backward)]
 
 
-@torch.library.custom_op("echo_lm::weigh", mutates_args=())
-def weigh_fused(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, gate = (x.contiguous() for x in (q, k, v, gate))
-    outputs = tuple(torch.empty_like(x) for x in (q, k, v))
-    _launch(weigh_forward, q, v, q, k, v, gate, *outputs)
+def _launch(which: int, sizes: tuple, packed: Tensor, bias: Tensor | None, *tensors: Tensor) -> None:
+    dtypes = packed.dtype, None if bias is None else bias.dtype
+    rows = packed.shape[:-1].numel() * sizes[0]
+    with torch.cuda.device_of(packed):
+        launch = _launchers(packed.device.index, dtypes, *sizes[:3], packed.shape[-1], sizes[3])[which]
+        launch((triton.cdiv(rows, ROWS),), packed, bias, *tensors, rows)
+
+
+def _outputs(packed: Tensor, bias: Tensor | None, heads: int, rank: int, width: int, kind: str) -> tuple[Tensor, ...]:
+    return tuple(packed.new_empty(*packed.shape[:-1], heads, d) for d in (rank, rank, width))
+
+
+def _forward(
+    packed: Tensor, bias: Tensor | None, heads: int, rank: int, width: int, kind: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _outputs(packed, bias, heads, rank, width, kind)
+    _launch(0, (heads, rank, width, kind), packed.contiguous(), bias, *outputs)
     return outputs
 
 
-@weigh_fused.register_fake
-def _(q, k, v, gate):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-
-
-@torch.library.custom_op("echo_lm::weigh_backward", mutates_args=())
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tensors = tuple(x.contiguous() for x in (q, k, v, gate, dq, dk, dv))
-    outputs = tuple(torch.empty_like(x) for x in tensors[:4])
-    _launch(weigh_backward, q, v, *tensors, *outputs)
-    return outputs
+    packed: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    rank: int,
+    width: int,
+    kind: str,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+) -> Tensor:
+    packed = packed.contiguous()
+    dpacked = torch.empty_like(packed)
+    _launch(1, (heads, rank, width, kind), packed, bias, *(x.contiguous() for x in (dq, dk, dv)), dpacked)
+    return dpacked
 
 
-@_backward.register_fake
-def _(q, k, v, gate, dq, dk, dv):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, gate))
+def _save(ctx, inputs, output):
+    packed, bias, *ctx.options = inputs
+    ctx.save_for_backward(packed, bias)
 
 
-weigh_fused.register_autograd(
-    lambda ctx, *grads: _backward(*ctx.saved_tensors, *grads),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
+def _differentiate(ctx, *gradients):
+    packed, bias = ctx.saved_tensors
+    dpacked = torch.ops.echo_lm.weigh_backward(packed, bias, *ctx.options, *gradients)
+    dbias = None
+    if bias is not None:
+        heads, rank, width, _ = ctx.options
+        first = heads * (2 * rank + width)
+        dbias = dpacked[..., first : first + heads].flatten(0, -2).sum(0, dtype=torch.float32).to(bias.dtype)
+    return dpacked, dbias, None, None, None, None
+
+
+register("weigh_backward", _backward, lambda packed, *_: torch.empty_like(packed))
+weigh_fused = register("weigh", _forward, _outputs, _save, _differentiate)

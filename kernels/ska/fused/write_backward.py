@@ -16,7 +16,7 @@ from .tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "N", "H"])
 def write_backward(
     p_k,  # [B, T, H, R]
     p_v,  # [B, T, H, P]
