@@ -2,7 +2,8 @@
 
 Needs a CUDA device; mamba-ssm if its rows are wanted. Checks the kernels against float64 first and measures nothing if
 they are wrong. Times are medians of CUDA events over whole layers in bf16; forward + backward gives gradients of the
-input and of every weight. Peak memory is what the layer adds to an empty device, input and weights included.
+input and of every weight. `graph_ms` is the same forward + backward replayed as a CUDA graph: what the device needs, where
+a slow host does not hold it up. Peak memory is what the layer adds to an empty device, input and weights included.
 
     python benchmarks/ska.py --out benchmarks/results
 """
@@ -131,7 +132,7 @@ def errors(mode: str, dtype: torch.dtype) -> float:
 
 
 def measure(layer: nn.Module, batch: int, length: int) -> dict[str, float]:
-    """Median milliseconds of forward and of forward + backward, and peak memory in GiB."""
+    """Median milliseconds of forward, of forward + backward, and of the latter as a CUDA graph; peak memory in GiB."""
     x = torch.randn(batch, length, D_MODEL, device="cuda", dtype=torch.bfloat16).requires_grad_()
     dy = torch.randn_like(x)
     wanted = [x, *layer.parameters()]
@@ -143,24 +144,47 @@ def measure(layer: nn.Module, batch: int, length: int) -> dict[str, float]:
     def both() -> None:
         torch.autograd.grad(layer(x), wanted, dy, allow_unused=True)
 
-    found = {}
-    for name, step in (("forward_ms", forward), ("forward_backward_ms", both)):
-        for _ in range(3):
-            step()
-        times = []
-        for _ in range(15):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            step()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(end))
-        found[name] = round(median(times), 4)
+    found = {"forward_ms": time(forward), "forward_backward_ms": time(both)}
     torch.cuda.reset_peak_memory_stats()
     both()
     torch.cuda.synchronize()
-    found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-    return found
+    peak = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return found | {"peak_gib": peak, "graph_ms": None}
+
+
+def measure_graph(layer: nn.Module, batch: int, length: int) -> float:
+    """Median milliseconds of forward + backward as a CUDA graph."""
+    x = torch.randn(batch, length, D_MODEL, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    dy = torch.randn_like(x)
+    wanted = [x, *layer.parameters()]
+
+    def both() -> None:
+        torch.autograd.grad(layer(x), wanted, dy, allow_unused=True)
+
+    side = torch.cuda.Stream()  # a capture wants its warm-up beside the default stream
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        both()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        both()
+    return time(graph.replay)
+
+
+def time(step) -> float:
+    """Median milliseconds of 15 calls after 3."""
+    for _ in range(3):
+        step()
+    times = []
+    for _ in range(15):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return round(median(times), 4)
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -198,10 +222,21 @@ def main() -> int:
         return 1
 
     rows = []
-    device = torch.cuda.get_device_name().split()[-1].lower()
+    device = torch.cuda.get_device_name().split()[1].lower()
     name = f"ska_{device}_{date.today()}"
     options.out.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+    def write() -> None:
+        record = {
+            "hardware": torch.cuda.get_device_name(),
+            "date": str(date.today()),
+            "commit": commit,
+            "shape": {"d_model": D_MODEL, "heads": HEADS, "rank": RANK, "value_width": 64, "chunk": 64, "power": 1},
+            "rows": rows,
+        }
+        (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
     for (layer, mode, backend), module in layers().items():
         module = randomise(module)
         lengths = [2048, 8192, 32_768]
@@ -217,16 +252,19 @@ def main() -> int:
             row = {"layer": layer, "mode": mode, "backend": backend, "tokens": tokens, "length": length, **found}
             rows.append(row)
             print(" ".join(f"{value:>10}" for value in row.values()), flush=True)
-            record = {
-                "hardware": torch.cuda.get_device_name(),
-                "date": str(date.today()),
-                "commit": commit,
-                "shape": {"d_model": D_MODEL, "heads": HEADS, "rank": RANK, "value_width": 64, "chunk": 64, "power": 1},
-                "rows": rows,
-            }
-            (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+            write()
         del module
         torch.cuda.empty_cache()
+    # After all else, for graphs and their streams keep memory. MAGMA, under plain PyTorch, cannot be captured.
+    for (layer, mode, backend), module in layers().items():
+        mine = [row for row in rows if (row["layer"], row["mode"], row["backend"]) == (layer, mode, backend)]
+        if backend == "torch" or not mine:
+            continue
+        module = randomise(module)
+        for row in mine:
+            row["graph_ms"] = measure_graph(module, row["tokens"] // row["length"], row["length"])
+            print(" ".join(f"{value:>10}" for value in row.values()), flush=True)
+            write()
     draw(rows, options.out / f"{name}.png")
     return 0
 

@@ -134,6 +134,7 @@ def load_previous_keys(
 def add_matrix(p_m, x, OVERWRITE: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
     """Accumulate in memory: registers are worth more."""
     if not OVERWRITE:
+        tl.debug_barrier()  # other lanes may have stored what this one loads
         x += load_matrix(p_m, M, D, BM, BD)
     store_matrix(p_m, x, M, D, BM, BD)
 
@@ -147,5 +148,6 @@ def add_transposed(
     p_m += d[None, :] * M + m[:, None]
     inside = (m < M)[:, None] & (d < D)[None, :]
     if not OVERWRITE:
+        tl.debug_barrier()
         x += tl.load(p_m, mask=inside, other=0.0)
     tl.store(p_m, x, mask=inside)
