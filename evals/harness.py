@@ -7,6 +7,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer
@@ -176,9 +177,11 @@ def write_heldout_tasks(dataset: Dataset, folder: Path, *, items: int, seed: int
 
 def _run(lm: EchoHarness, task: str, manager: TaskManager, limit: int | None) -> dict[str, Any]:
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))  # leave global state alone
-    result = lm_eval.simple_evaluate(
-        lm, tasks=[task], task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False, **seeds
-    )
+    # It asks git for the commit of the working folder, and outside of a repository git complains on the screen.
+    with patch("lm_eval.evaluator.get_git_commit_hash", lambda: None):
+        result = lm_eval.simple_evaluate(
+            lm, tasks=[task], task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False, **seeds
+        )
     assert result is not None
     found = result["results"][task]
     values = {

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import numpy as np
-from statsmodels.stats.proportion import proportion_confint
 
 
 def accuracy(correct: int, queries: int, *, chance: float) -> dict[str, Any]:
@@ -19,6 +18,9 @@ def accuracy(correct: int, queries: int, *, chance: float) -> dict[str, Any]:
     """
     if not 0 <= correct <= queries or queries == 0:
         raise ValueError(f"{correct} right answers out of {queries} queries is not a share")
+    # Here, for it brings pandas: over a second at the start of every process, those that train too.
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(correct, queries, alpha=0.05, method="wilson")
     return {
         "queries": queries,

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from ...kernels.documents import document_ids, inner_borders
 from ...kernels.sequence import SequenceContext, gather_segments
@@ -58,6 +57,8 @@ class Attention(nn.Module):
             seen = (ids[:, first:, None] == ids[:, None, :]).tril(first)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
         else:
+            from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler: a second at each start
+
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(length, k.shape[2]))
         return self._read_out(y)
 

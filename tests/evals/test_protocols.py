@@ -155,7 +155,10 @@ metric_list: [{metric: exact_match}]
 """
 
 
-def test_the_harness_runs_offline_on_local_tasks_and_says_what_it_left_out(harness, dataset, model, tmp_path):
+def test_the_harness_runs_offline_on_local_tasks_and_says_what_it_left_out(
+    harness, dataset, model, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)  # no repository: git must not complain on the screen
     own = tmp_path / "own"
     own.mkdir()
     (own / "capitals.yaml").write_text(OWN_TASK.replace("FOLDER", str(own)))
@@ -166,6 +169,7 @@ def test_the_harness_runs_offline_on_local_tasks_and_says_what_it_left_out(harne
     before = torch.get_rng_state()
     found = measure(model, Suite(name="h", harness=protocol, batch_tokens=4096), dataset)
     assert torch.equal(before, torch.get_rng_state())
+    assert "fatal" not in capfd.readouterr().err
     rows = {row["task"]: row for row in found["tasks"]}
     assert rows["heldout_continuation"]["low"] <= 0.25 <= rows["heldout_continuation"]["high"]
     assert rows["heldout_last_word"]["values"]["perplexity"] > 1

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -184,7 +183,8 @@ class Head:
         self.address = f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", f"--port={self.port}", "--num-cpus=2"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head"]
+        command += [f"--port={self.port}", "--num-cpus=2"]
         command += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--object-store-memory=100000000"]
         command += ["--disable-usage-stats", "--block"]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
