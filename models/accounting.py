@@ -203,7 +203,7 @@ def _layer_state_bytes(config: ModelConfig, kind: MixerKind, context: int, bytes
     ska = config.ska
     rank, width = ska.rank, d // ska.num_heads
     sums = 2 * rank * rank + width * rank + rank
-    numbers = sums + rank * rank  # the factor
+    numbers = sums + rank * rank  # the inverse factor
     if ska.mode == "chunk":
         numbers += sums  # as of the last border of the grid
     if ska.normalization == "sequence-max":

@@ -4,6 +4,7 @@ Parallel forward, prefill and steps compute one function: prefill returns the st
 step's logits are those that the parallel forward gives at that position.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,6 +24,10 @@ class Cache(list):
     def nbytes(self) -> int:
         """Bytes that the states take, all sequences of the batch together."""
         return sum(t.nbytes for t in _tensors(self))
+
+    def clone(self) -> "Cache":
+        """A copy to go on from in another direction: `step` updates SKA's entries in place."""
+        return copy.deepcopy(self)
 
 
 @torch.no_grad()
@@ -68,7 +73,10 @@ def prefill(
 
 @torch.no_grad()
 def step(model: EchoLM, tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-    """Read one token a row: int64 `[B]` -> logits `[B, vocab_size]` of the next, and the new cache."""
+    """Read one token a row: int64 `[B]` -> logits `[B, vocab_size]` of the next, and the new cache.
+
+    SKA's states are updated in place, so the old cache is spent: `Cache.clone` first to branch.
+    """
     x = model.embedding(tokens)
     new = Cache()
     for block, old in zip(model.blocks, cache, strict=True):

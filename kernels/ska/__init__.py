@@ -1,7 +1,7 @@
 """Spectral Koopman Attention: the operation, its state and its forms."""
 
 from .attention import ska_attention
-from .decode import DecodeState, ska_step, start_decoding, update_factor
+from .decode import DecodeState, ska_step, start_decoding, update_inverse
 from .state import SKAState
 from .weigh import WriteGate, unpack, weigh, write_gate
 
@@ -13,7 +13,7 @@ __all__ = [
     "ska_step",
     "start_decoding",
     "unpack",
-    "update_factor",
+    "update_inverse",
     "weigh",
     "write_gate",
 ]

@@ -1,6 +1,7 @@
-"""SKA one token at a time: O(R^2 + P R) by a rank-one update of the Cholesky factor of G (docs/models.md, "Decoding").
+"""SKA one token at a time: O(R^2 + P R) by a rank-one update of a triangular factor (docs/kernels.md, "Decoding").
 
-Updating G^-1 itself would be as cheap and fails in fp32 on keys of low rank; the factor does not.
+The state carries W = L^-1, the inverse of the Cholesky factor of G: solves are two matrix-vector products then, and the
+update has a closed form. Updating G^-1 itself would be as cheap and fails in fp32 on keys of low rank; W does not.
 """
 
 from typing import NamedTuple
@@ -8,32 +9,44 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .fused import ska_step_fused, why_not_fused_step
 from .state import SKAState
 
 
 class DecodeState(NamedTuple):
     """What decoding carries: `3 R^2 + P R + R` numbers a head; chunk mode reads from a second, older set of sums.
 
+    `ska_step` updates every tensor in place: `clone` before going on in two directions.
+
     Attributes:
         sums: over all tokens so far.
-        factor: `[B, H, R, R]`, the lower Cholesky factor of the gram that is read from, ridge included.
+        inverse: `[B, H, R, R]`, W with W G W^T = I, lower triangular, of the gram that is read from, ridge included.
         visible: chunk mode only: the sums at the last border of the chunk grid, which are read from.
         position: chunk mode only: int64 `[B]`, tokens so far.
     """
 
     sums: SKAState
-    factor: Tensor
+    inverse: Tensor
     visible: SKAState | None = None
     position: Tensor | None = None
+
+    def clone(self) -> "DecodeState":
+        """A copy that shares no memory with this one."""
+        visible = None if self.visible is None else _copy(self.visible)
+        position = None if self.position is None else self.position.clone()
+        return DecodeState(_copy(self.sums), self.inverse.clone(), visible, position)
 
 
 def start_decoding(
     sums: SKAState, *, ridge: float, visible: SKAState | None = None, position: Tensor | None = None
 ) -> DecodeState:
-    """Factor the sums that a prefill returned. `visible` and `position` select chunk mode."""
-    return DecodeState(sums, _factor(sums if visible is None else visible, ridge), visible, position)
+    """Factor the sums that a prefill returned; they are copied. `visible` and `position` select chunk mode."""
+    inverse = _inverse_factor(sums if visible is None else visible, ridge)
+    # Copies: the steps write in place, and callers pass one tensor for both sets of sums, or views of activations.
+    return DecodeState(sums, inverse, visible, position).clone()
 
 
+@torch.no_grad()
 def ska_step(
     q: Tensor,
     k: Tensor,
@@ -45,74 +58,94 @@ def ska_step(
     scale: float | Tensor = 1.0,
     chunk_size: int = 64,
     value_lag: bool = False,
-) -> tuple[Tensor, DecodeState]:
+    backend: str = "auto",
+) -> Tensor:
     """Write one token, then read: what `ska_attention` gives at this position, in the mode of the state.
+
+    Updates `state` in place and gives no gradients. One Triton kernel where it runs, else PyTorch.
 
     Args:
         q, k: `[B, H, R]`; v: `[B, H, P]`.
         power, ridge, scale, chunk_size, value_lag: as in `ska_attention`.
+        backend: "triton", "torch", or "auto" for the faster that runs here.
 
     Returns:
-        y `[B, H, P]`, in the dtype of `v`, and the new state.
+        y `[B, H, P]`, in the dtype of `v`.
+
+    Raises:
+        ValueError: no such backend, or the kernel does not take these arguments.
     """
-    dtype = state.factor.dtype
-    q, k, out_dtype, v = q.to(dtype), k.to(dtype), v.dtype, v.to(dtype)
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(f"backend must be auto, torch or triton, not {backend!r}")
     if state.visible is not None:
-        state = _refresh(state, ridge, chunk_size)
-    gram, transition, value_map, previous = state.sums
-    sums = SKAState(
-        gram + k[..., :, None] * k[..., None, :],
-        transition + k[..., :, None] * previous[..., None, :],
-        value_map + v[..., :, None] * (previous if value_lag else k)[..., None, :],
-        k,
-    )
-    if state.visible is None:
-        new = DecodeState(sums, update_factor(state.factor, k))
-        read = sums
-    else:
-        new = state._replace(sums=sums, position=state.position + 1)
-        read = state.visible
+        _refresh(state, ridge, chunk_size)
+    if backend != "torch":
+        obstacle = why_not_fused_step(q, k, v, state.inverse, power=power)
+        if backend == "triton" and obstacle:
+            raise ValueError(f'backend "triton" needs {obstacle}; backend "torch" takes any')
+        backend = "torch" if obstacle else "triton"
+    step = ska_step_fused if backend == "triton" else _step
+    y = step(q, k, v, state.sums, state.inverse, state.visible, power=power, scale=scale, value_lag=value_lag)
+    if state.position is not None:
+        state.position.add_(1)
+    return y
+
+
+def _step(q, k, v, sums, inverse, visible, *, power, scale, value_lag) -> Tensor:
+    dtype = inverse.dtype
+    q, k, out_dtype, v = q.to(dtype), k.to(dtype), v.dtype, v.to(dtype)
+    sums.gram.add_(k[..., :, None] * k[..., None, :])
+    sums.transition.add_(k[..., :, None] * sums.last_key[..., None, :])
+    sums.value_map.add_(v[..., :, None] * (sums.last_key if value_lag else k)[..., None, :])
+    sums.last_key.copy_(k)
+    if visible is None:
+        inverse.copy_(update_inverse(inverse, k))
+    read = sums if visible is None else visible
     if isinstance(scale, Tensor):
         scale = scale.to(dtype)[:, None, None]
-    x = torch.cholesky_solve(q[..., None], new.factor)
+    x = inverse.mT @ (inverse @ q[..., None])
     for _ in range(power):
-        x = torch.cholesky_solve(scale * (read.transition @ x), new.factor)
-    return (read.value_map @ x).squeeze(-1).to(out_dtype), new
+        x = inverse.mT @ (inverse @ (scale * (read.transition @ x)))
+    return (read.value_map @ x).squeeze(-1).to(out_dtype)
 
 
-def update_factor(factor: Tensor, key: Tensor) -> Tensor:
-    """The Cholesky factor of L L^T + z z^T from L, `[..., R, R]`, and z `[..., R]`.
+def update_inverse(inverse: Tensor, key: Tensor) -> Tensor:
+    """The inverse Cholesky factor of G + z z^T from that of G, W `[..., R, R]`, and z `[..., R]`.
 
-    L L^T + z z^T = L (I + p p^T) L^T with p = L^-1 z, and I + p p^T has a factor in closed form: with
-    a_j = 1 + p_1^2 + ... + p_j^2 its diagonal is sqrt(a_j / a_{j-1}), and below it p_i p_j / sqrt(a_j a_{j-1}).
-    Column j of the product needs the sum of L_i p_i over i > j: a suffix sum, so no loop over columns
-    (Gill, Golub, Murray and Saunders 1974, method C1).
+    W (G + z z^T) W^T = I + p p^T with p = W z. With a_i = 1 + p_1^2 + ... + p_i^2 the inverse factor of I + p p^T has
+    the diagonal sqrt(a_{i-1} / a_i) and, below it, -p_i p_j / sqrt(a_i a_{i-1}). Row i of its product with W needs the
+    sum of p_j W_j over j < i: a prefix sum, so no loop over columns (the inverse of Gill, Golub, Murray and Saunders
+    1974, method C1).
     """
-    p = torch.linalg.solve_triangular(factor, key[..., None], upper=False).squeeze(-1)
-    a = 1 + (p * p).cumsum(-1)
-    before = torch.cat((torch.ones_like(a[..., :1]), a[..., :-1]), -1)
-    weighted = factor * p[..., None, :]
-    after = weighted.flip(-1).cumsum(-1).flip(-1) - weighted
-    # The change is added to L, not L multiplied by a factor near 1: rounding that factor would add up over the tokens.
-    grow = torch.expm1(0.5 * torch.log1p(p * p / before))
-    return factor + (factor * grow[..., None, :] + after * (p / (a * before).sqrt())[..., None, :])
+    p = (inverse @ key[..., None]).squeeze(-1)
+    # Sums over j < i: taken from shifted rows, as subtracting row i's own large part would cancel.
+    shifted = torch.cat((torch.zeros_like(p[..., :1]), p[..., :-1]), -1)
+    rows = torch.cat((torch.zeros_like(inverse[..., :1, :]), inverse[..., :-1, :]), -2)
+    before = 1 + (shifted * shifted).cumsum(-1)
+    after = before + p * p
+    # The change is added to W, not W multiplied by a factor near 1: rounding that factor would add up over the tokens.
+    shrink = torch.expm1(-0.5 * torch.log1p(p * p / before))
+    earlier = (shifted[..., None] * rows).cumsum(-2)
+    return inverse + (shrink[..., None] * inverse - (p / (before * after).sqrt())[..., None] * earlier)
 
 
-def _factor(sums: SKAState, ridge: float) -> Tensor:
+def _copy(sums: SKAState) -> SKAState:
+    return SKAState(*(part.clone(memory_format=torch.contiguous_format) for part in sums))
+
+
+def _inverse_factor(sums: SKAState, ridge: float) -> Tensor:
     gram = sums.gram.clone()
     gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    return torch.linalg.cholesky_ex(gram)[0]
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(gram)[0], eye, upper=False).contiguous()
 
 
-def _refresh(state: DecodeState, ridge: float, chunk_size: int) -> DecodeState:
+def _refresh(state: DecodeState, ridge: float, chunk_size: int) -> None:
     """At a border of the chunk grid, read from all sums so far."""
     border = state.position % chunk_size == 0
     if not bool(border.any()):
-        return state
-    visible = SKAState(
-        *(
-            torch.where(border.view(-1, *[1] * (new.dim() - 1)), new, old)
-            for new, old in zip(state.sums, state.visible, strict=True)
-        )
-    )
-    return state._replace(visible=visible, factor=_factor(visible, ridge))
+        return
+    for new, old in zip(state.sums, state.visible, strict=True):
+        old.copy_(torch.where(border.view(-1, *[1] * (new.dim() - 1)), new, old))
+    fresh = _inverse_factor(state.visible, ridge)
+    state.inverse.copy_(torch.where(border[:, None, None, None], fresh, state.inverse))

@@ -19,7 +19,7 @@ GAMMA_RANGE = (1.0, 1.5)
 
 
 class SKACache(NamedTuple):
-    """decode: the sums and their factor; longest: `[B, H, 1]`, of the prompt's raw keys, for "sequence-max" only."""
+    """decode: the sums and their inverse factor; longest: `[B, H, 1]`, of the prompt's raw keys, for "sequence-max" only."""
 
     decode: DecodeState
     longest: Tensor | None
@@ -106,10 +106,10 @@ class SKA(nn.Module):
         return self._read_out(y, x.dtype), SKACache(decode, longest)
 
     def step(self, x: Tensor, cache: SKACache) -> tuple[Tensor, SKACache]:
-        """One token, `[B, d_model]`."""
+        """One token, `[B, d_model]`; the cache is updated in place and returned."""
         q, k, v = self._weigh(self._project(x), cache.longest)
-        y, decode = ska_step(q, k, v, cache.decode, **self._options())
-        return self._read_out(y, x.dtype), SKACache(decode, cache.longest)
+        y = ska_step(q, k, v, cache.decode, **self._options())
+        return self._read_out(y, x.dtype), cache
 
     def _options(self) -> dict:
         config = self.config

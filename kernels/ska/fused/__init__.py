@@ -36,3 +36,17 @@ def ska_fused(q: Tensor, k: Tensor, v: Tensor, **options) -> tuple[Tensor, SKASt
     from .op import ska_fused  # triton is not there on every machine
 
     return ska_fused(q, k, v, **options)
+
+
+def why_not_fused_step(q: Tensor, k: Tensor, v: Tensor, inverse: Tensor, *, power: int) -> str | None:
+    """What the decode kernel would need to take these arguments; None if it does."""
+    if inverse.dtype != torch.float32:
+        return f"a state in fp32, not {inverse.dtype}"
+    return why_not_fused(q, k, v, mode="exact", power=power, chunk_size=64)
+
+
+def ska_step_fused(*args, **options) -> Tensor:
+    """See `decode.py`."""
+    from .decode import ska_step_fused
+
+    return ska_step_fused(*args, **options)
