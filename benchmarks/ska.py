@@ -251,7 +251,7 @@ def main() -> int:
                 break
             row = {"layer": layer, "mode": mode, "backend": backend, "tokens": tokens, "length": length, **found}
             rows.append(row)
-            print(" ".join(f"{value:>10}" for value in row.values()), flush=True)
+            print(" ".join(f"{value!s:>10}" for value in row.values()), flush=True)
             write()
         del module
         torch.cuda.empty_cache()
@@ -263,7 +263,7 @@ def main() -> int:
         module = randomise(module)
         for row in mine:
             row["graph_ms"] = measure_graph(module, row["tokens"] // row["length"], row["length"])
-            print(" ".join(f"{value:>10}" for value in row.values()), flush=True)
+            print(" ".join(f"{value!s:>10}" for value in row.values()), flush=True)
             write()
     draw(rows, options.out / f"{name}.png")
     return 0

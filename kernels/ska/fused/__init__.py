@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..state import SKAState
 
+# A chunk of wider ranks does not fit the shared memory of a Hopper multiprocessor.
+LARGEST_RANK = 64
 LARGEST_WIDTH = 128
 LARGEST_POWER = 4
 
@@ -22,8 +24,9 @@ def why_not_fused(q: Tensor, k: Tensor, v: Tensor, *, mode: str, power: int, chu
         return f"q, k and v all in fp32, bf16 or fp16, not {q.dtype}, {k.dtype} and {v.dtype}"
     if mode == "prefix":
         return 'mode "exact" or "chunk"'
-    if max(q.shape[-1], v.shape[-1]) > LARGEST_WIDTH:
-        return f"a rank and a value width of at most {LARGEST_WIDTH}, not {q.shape[-1]} and {v.shape[-1]}"
+    if q.shape[-1] > LARGEST_RANK or v.shape[-1] > LARGEST_WIDTH:
+        widths = f"{q.shape[-1]} and {v.shape[-1]}"
+        return f"a rank of at most {LARGEST_RANK} and a value width of at most {LARGEST_WIDTH}, not {widths}"
     if power > LARGEST_POWER:
         return f"a power of at most {LARGEST_POWER}, not {power}"
     if mode == "chunk" and (chunk_size < 16 or chunk_size & (chunk_size - 1)):
@@ -42,7 +45,11 @@ def why_not_fused_step(q: Tensor, k: Tensor, v: Tensor, inverse: Tensor, *, powe
     """What the decode kernel would need to take these arguments; None if it does."""
     if inverse.dtype != torch.float32:
         return f"a state in fp32, not {inverse.dtype}"
-    return why_not_fused(q, k, v, mode="exact", power=power, chunk_size=64)
+    if q.shape[-1] > LARGEST_WIDTH:
+        return f"a rank of at most {LARGEST_WIDTH}, not {q.shape[-1]}"
+    # The step holds no chunk: it takes ranks as wide as values.
+    narrow = q[..., :LARGEST_RANK], k[..., :LARGEST_RANK]
+    return why_not_fused(*narrow, v, mode="exact", power=power, chunk_size=64)
 
 
 def ska_step_fused(*args, **options) -> Tensor:
