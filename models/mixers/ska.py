@@ -100,7 +100,10 @@ class SKA(nn.Module):
             position = old.position + real.sum(1)
             on_grid = position - position % self.config.grid
             seen = real & (old.position[:, None] + torch.arange(x.shape[1], device=x.device) < on_grid[:, None])
-            visible = ska_attention(q, k, v, **options, mode="chunk", mask=seen, state=old.visible)[1]
+            # Steps move the visible sums on only when the next one comes: at a border those of the cache are a chunk old.
+            border = old.position % self.config.grid == 0
+            past = SKAState(*(_where_rows(border, *parts) for parts in zip(old.sums, old.visible, strict=True)))
+            visible = ska_attention(q, k, v, **options, mode="chunk", mask=seen, state=past)[1]
             chunked = dict(visible=visible, position=position)
         decode = start_decoding(sums, ridge=self.config.ridge, **chunked)
         return self._read_out(y, x.dtype), SKACache(decode, longest)
@@ -185,6 +188,11 @@ class SKA(nn.Module):
             low, high = GAMMA_RANGE
             share = (self.config.gamma - low) / (high - low)
             nn.init.constant_(self.gamma_logit, torch.logit(torch.tensor(share)).item())
+
+
+def _where_rows(rows: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """x where `rows` `[B]` is True, `other` elsewhere."""
+    return torch.where(rows.view(-1, *[1] * (x.dim() - 1)), x, other)
 
 
 def longest_key(k: Tensor, starts: Tensor | None) -> Tensor:

@@ -5,7 +5,9 @@ import torch
 
 from echo_lm.models import UserError, generate, prefill, preset, step
 from echo_lm.models.accounting import state_bytes
+from echo_lm.models.config import SKAConfig
 from echo_lm.models.decoding import sample
+from echo_lm.models.mixers.ska import SKA
 
 FAMILIES = ["echo-1m", "mamba2-1m", "hybrid-1m", "transformer-1m", "mamba2-ska-swiglu-1m", "paper-1m-l2"]
 
@@ -61,6 +63,25 @@ def test_every_option_of_ska(change, mode, random_model):
     for t in range(40, 90):
         logits, cache = step(model, tokens[:, t], cache)
         assert (logits[0] - want[t]).abs().max() <= 1e-8
+
+
+@pytest.mark.parametrize("mode", ["exact", "chunk"])
+def test_ska_is_extended_after_steps(mode):
+    """On the chunk grid's border, where chunk mode has yet to move the sums that it reads from."""
+    steps = 64
+    generator = torch.Generator().manual_seed(0)
+    mixer = SKA(32, SKAConfig(num_heads=2, rank=8, mode=mode)).double()
+    for weight in mixer.parameters():
+        torch.nn.init.normal_(weight, std=0.3, generator=generator)
+    x = torch.randn(1, steps + 6, 32, dtype=torch.float64, generator=generator)
+    with torch.no_grad():
+        wanted = mixer(x)[:, -1]
+        cache = mixer.empty_cache(1, x)
+        for t in range(steps):
+            _, cache = mixer.step(x[:, t], cache)
+        _, cache = mixer.extend(x[:, steps:-1], cache, torch.ones(1, 5, dtype=torch.bool))
+        y, _ = mixer.step(x[:, -1], cache)
+    torch.testing.assert_close(y, wanted, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
