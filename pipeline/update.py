@@ -69,7 +69,9 @@ def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tenso
     """Of one micro-batch: nats and labels by component, `[2, 2]`, and the sum to descend on."""
     micro = micro.to(engine.device)
     if mesh.group is None:
-        options, part = {"cu_seqlens": micro.cu_seqlens}, lambda tensor: tensor
+        # Rows that are one document each need no borders: attention takes its causal kernel instead of a mask.
+        bordered = len(micro.cu_seqlens) > len(micro.tokens) + 1
+        options, part = {"cu_seqlens": micro.cu_seqlens if bordered else None}, lambda tensor: tensor
     else:
         context = SequenceContext(mesh.group, mesh.segment, mesh.sequence_parallel, micro.cu_seqlens)
         options, part = {"context": context}, context.segment
