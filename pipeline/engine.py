@@ -66,7 +66,8 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
     for block in model.blocks:
         if run.compile:
             block.forward = torch.compile(block.forward)
-        if run.activation_checkpointing:  # around what is compiled, which may be in several pieces
+        # Outermost: a region that is computed again must not be one that the compiler may have to cut.
+        if run.activation_checkpointing:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, train.weight_decay), lr=train.learning_rate, betas=train.betas, eps=1e-8, foreach=True
