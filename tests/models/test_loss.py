@@ -49,7 +49,8 @@ def test_bf16_keeps_the_objective_in_fp32():
     x, weight, labels, mask = (t.bfloat16() if t.is_floating_point() else t for t in inputs())
     objective, nats = projected_loss(x.requires_grad_(), weight, labels, mask.float(), rows=10)
     objective.backward()
-    assert objective.dtype == nats.dtype == torch.float32 and x.grad.dtype == torch.bfloat16
+    assert objective.dtype == nats.dtype == torch.float32
+    assert x.grad.dtype == torch.bfloat16
     plain = language_model_loss(x.detach() @ weight.T, labels, mask.float())[0]
     torch.testing.assert_close(objective, plain, rtol=1e-2, atol=0)
 
