@@ -316,8 +316,8 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300, help="seconds of a case")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.step_tokens = options.step_tokens or (512 if options.tiny else STEP_TOKENS)
-    options.microbatch_tokens = options.microbatch_tokens or (256 if options.tiny else MICROBATCH_TOKENS)
+    options.step_tokens = options.step_tokens or (256 if options.tiny else STEP_TOKENS)
+    options.microbatch_tokens = options.microbatch_tokens or (128 if options.tiny else MICROBATCH_TOKENS)
     options.longest = TINY["longest"] if options.tiny else LONGEST
     if options.case:
         model, length = options.case[0], int(options.case[1])

@@ -25,6 +25,11 @@ class Batch:
     cu_seqlens: torch.Tensor
     is_recall: torch.Tensor
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether no document begins inside a row."""
+        return len(self.cu_seqlens) == len(self.tokens) + 1
+
     def rows(self, rank: int, world_size: int) -> "Batch":
         """The `rank`-th of `world_size` equal groups of consecutive rows, with its own `cu_seqlens` from 0.
 

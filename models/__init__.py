@@ -5,7 +5,7 @@ from .config import AttentionConfig, FeedForwardConfig, Mamba2Config, ModelConfi
 from .decoding import Cache, generate, prefill, step
 from .errors import UserError
 from .health import LayerHealth, ska_health
-from .loss import language_model_loss, squared_log_partition
+from .loss import language_model_loss, projected_loss, squared_log_partition
 from .optimizer_groups import parameter_groups
 from .parameters import ParameterCount, count_parameters
 from .presets import preset, preset_names
@@ -34,6 +34,7 @@ __all__ = [
     "prefill",
     "preset",
     "preset_names",
+    "projected_loss",
     "read_config",
     "save_pretrained",
     "ska_health",

@@ -1,8 +1,20 @@
-"""The one loss: training, held-out evaluation and studies all call it."""
+"""The one loss: training, held-out evaluation and studies all call it.
+
+`language_model_loss` and `squared_log_partition` take logits; `projected_loss` is the same function of what the logits
+are made from, for training on more tokens than there is room for logits.
+"""
+
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .norm import at_least_fp32
+
+# Logits that exist at once in `projected_loss`: 4,096 tokens of a vocabulary of 32,768, 256 MiB in bf16.
+LOGITS_AT_ONCE = 2**27
 
 
 def language_model_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,3 +44,74 @@ def squared_log_partition(logits: Tensor, loss_mask: Tensor) -> Tensor:
         an fp32 scalar.
     """
     return (torch.logsumexp(logits.float(), -1).square() * loss_mask.float()).sum()
+
+
+def projected_loss(
+    x: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, *, z_loss: float = 0.0, rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of the logits `x weight^T`, of which only a part exists at a time, forward and backward.
+
+    The gradient is taken in the forward pass, where the logits are: nothing is computed twice.
+
+    Args:
+        x: `[n, d]`, what the head reads: `model(..., read_out=...)` hands it out with the weight.
+        weight: `[V, d]`.
+        labels: int64 `[n]`; loss_mask: `[n]`, the weight of each label.
+        z_loss: the factor of `squared_log_partition`.
+        rows: how many rows of logits exist at once; default by `LOGITS_AT_ONCE`.
+
+    Returns:
+        The objective, `language_model_loss` + z_loss * `squared_log_partition`, fp32, through which gradients go to x
+        and weight; and the nats of each label before its weight, fp32 `[n]`, which has none.
+    """
+    rows = rows or max(1, LOGITS_AT_ONCE // len(weight))
+    return _ProjectedLoss.apply(x, weight, labels, loss_mask, z_loss, rows, torch.is_grad_enabled())
+
+
+class _ProjectedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, mask: Tensor, z_loss: float, rows: int, gradients: bool
+    ) -> tuple[Tensor, Tensor]:
+        of_logits = _compiled_loss() if x.is_cuda else _loss_of_logits
+        mask = at_least_fp32(mask)
+        wide = at_least_fp32(x[:0]).dtype
+        nats = x.new_empty(len(x), dtype=wide)
+        objective = x.new_zeros((), dtype=wide)
+        dx = torch.empty_like(x) if gradients else None
+        dweight = torch.zeros_like(weight, dtype=wide) if gradients else None
+        for start in range(0, len(x), rows):
+            part = slice(start, start + rows)
+            logits = F.linear(x[part], weight)
+            nats[part], found, dlogits = of_logits(logits, labels[part], mask[part], z_loss)
+            objective += found
+            if gradients:
+                torch.mm(dlogits, weight, out=dx[part])
+                dweight += dlogits.T @ x[part]
+        if gradients:
+            ctx.save_for_backward(dx, dweight.to(weight.dtype))
+        ctx.mark_non_differentiable(nats)
+        return objective, nats
+
+    @staticmethod
+    def backward(ctx: Any, dobjective: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dweight = ctx.saved_tensors
+        # fp32 factors: a bf16 one would bend every gradient of the step by up to 2^-9.
+        return (dx * dobjective).to(dx.dtype), (dweight * dobjective).to(dweight.dtype), None, None, None, None, None
+
+
+def _loss_of_logits(logits: Tensor, labels: Tensor, mask: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats `[n]`, the objective, and its gradient `[n, V]` in the dtype of the logits."""
+    wide = at_least_fp32(logits)
+    log_z = wide.logsumexp(-1)
+    nats = log_z - wide.gather(1, labels[:, None])[:, 0]
+    share = (wide - log_z[:, None]).exp() * (1 + 2 * z_loss * log_z)[:, None]
+    is_label = torch.arange(logits.shape[-1], device=logits.device) == labels[:, None]
+    gradient = torch.where(is_label, share - 1, share) * mask[:, None]
+    return nats, (mask * (nats + z_loss * log_z.square())).sum(), gradient.to(logits.dtype)
+
+
+@cache
+def _compiled_loss() -> Any:
+    """On a GPU the many passes over the logits are most of the loss's time; compiled they are three."""
+    return torch.compile(_loss_of_logits, dynamic=True)

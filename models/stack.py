@@ -1,5 +1,6 @@
 """EchoLM: embeddings, blocks, logits. One stack for Echo and every baseline; the config says which."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,22 +58,26 @@ class EchoLM(nn.Module):
         cu_seqlens: Tensor | None = None,
         at: Tensor | None = None,
         context: SequenceContext | None = None,
-    ) -> Tensor:
-        """Logits of the next token.
+        read_out: Callable[[Tensor, Tensor], Any] = F.linear,
+    ) -> Any:
+        """Logits of the next token, or what else `read_out` makes.
 
         Args:
             tokens: int64 `[B, T]`.
             cu_seqlens: int32 or int64 `[documents + 1]`, document borders in the flattened `B * T` tokens; every row
                 start is a border. Nothing passes a border.
-            at: bool `[B, T]`, the n positions whose logits are wanted; default all. Where few labels count this saves
-                most of the head, a third of a small model's work.
+            at: the n positions whose logits are wanted, as bool `[B, T]` or as int64 `[n]` of the flattened tokens
+                (which a GPU needs not count first); default all. Where few labels count this saves most of the head,
+                a third of a small model's work.
             context: tokens and `at` are this rank's segments of longer rows; the context holds the borders of the
                 whole rows, so `cu_seqlens` must be None. Gradients of parameters are this rank's share: their sum
                 over the group is the gradient. See `kernels/sequence.py`.
+            read_out: what is made of the normed residual stream, `[B, T, d_model]` or `[n, d_model]`, and the matrix of
+                the logits `[vocab_size, d_model]`. Training takes the loss here, without ever having all logits.
 
         Returns:
-            `[B, T, vocab_size]`, or `[n, vocab_size]` in the order of the flattened tokens, as wide as
-            the weights.
+            `[B, T, vocab_size]`, or `[n, vocab_size]` in the order of `at`, as wide as the weights; or what `read_out`
+            returns.
 
         Raises:
             ValueError: borders are given twice, or do not fit the tokens.
@@ -85,12 +90,14 @@ class EchoLM(nn.Module):
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, cu_seqlens=cu_seqlens, context=context)
-        return self.logits(x if at is None else x[at])
+        if at is not None:
+            x = x[at] if at.dtype == torch.bool else x.flatten(0, 1).index_select(0, at)
+        return self.logits(x, read_out)
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, read_out: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
         """Residual stream `[..., d_model]` to logits `[..., vocab_size]`."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(self.final_norm(x), weight)
+        return read_out(self.final_norm(x), weight)
 
     def initialize(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.embedding.weight, std=0.02, generator=generator)

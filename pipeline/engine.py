@@ -64,10 +64,11 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
     if run.zero_stage == 3:
         _announce_weights(model)
     for block in model.blocks:
+        if run.compile:
+            block.forward = torch.compile(block.forward)
+        # Outermost: a region that is computed again must not be one that the compiler may have to cut.
         if run.activation_checkpointing:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-        if run.compile:
-            block.compile()
     optimizer = torch.optim.AdamW(
         parameter_groups(model, train.weight_decay), lr=train.learning_rate, betas=train.betas, eps=1e-8, foreach=True
     )

@@ -1,15 +1,18 @@
 """What a step is measured by. Formulas here, names and units in `events.py`."""
 
 import math
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
-from ..data_prep.dataset import Dataset
-from ..data_prep.loader import BatchLoader
 from ..models import ModelConfig
 from ..models.accounting import GIB, training_flops
 from .config import RunConfig
+
+if TYPE_CHECKING:  # they bring a tokenizer, which benchmarks on a bare machine lack
+    from ..data_prep.dataset import Dataset
+    from ..data_prep.loader import BatchLoader
 
 # Dense peak in FLOP/s of bf16 products, and of fp32 ones (tf32 is off), by a part of the device's name; from the makers'
 # data sheets, SXM where there are several.
@@ -51,7 +54,7 @@ def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
     return nats_per_token / (math.log(2) * bytes_per_token)
 
 
-def bytes_per_token(dataset: Dataset, shares: dict[str, float]) -> float:
+def bytes_per_token(dataset: "Dataset", shares: dict[str, float]) -> float:
     """UTF-8 bytes of text for each token of training text, sources weighed by their share of the text rows.
 
     An average of the dataset: a step's bits per byte uses it for every batch, so that the curve is a rescaled loss.
@@ -76,7 +79,7 @@ def memory_gib(device: torch.device) -> float:
 class Meter:
     """What every step of a run is measured by."""
 
-    def __init__(self, config: RunConfig, dataset: Dataset, loader: BatchLoader, device: torch.device, world: int):
+    def __init__(self, config: RunConfig, dataset: "Dataset", loader: "BatchLoader", device: torch.device, world: int):
         self._train, self._device, self._world = config.train, device, world
         self._model = config.model.resolve(dataset.tokenizer().get_vocab_size())
         self._peak = peak_flops(device, config.train.precision)

@@ -1,6 +1,7 @@
 """One optimizer update on a whole batch: what a rank computes of it, and what all ranks learn together."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..data_prep.batch import Batch
 from ..kernels.sequence import SequenceContext
-from ..models import language_model_loss, squared_log_partition
+from ..models import projected_loss
 from .config import RunConfig
 from .mesh import Mesh
 
@@ -67,26 +68,27 @@ def update(
 
 def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tensor, Tensor]:
     """Of one micro-batch: nats and labels by component, `[2, 2]`, and the sum to descend on."""
-    micro = micro.to(engine.device)
+    device = engine.device
+    borders = None if micro.whole_rows else micro.cu_seqlens
     if mesh.group is None:
-        options, part = {"cu_seqlens": micro.cu_seqlens}, lambda tensor: tensor
+        options, part = {"cu_seqlens": None if borders is None else borders.to(device)}, lambda tensor: tensor
     else:
-        context = SequenceContext(mesh.group, mesh.segment, mesh.sequence_parallel, micro.cu_seqlens)
+        context = SequenceContext(
+            mesh.group, mesh.segment, mesh.sequence_parallel, None if borders is None else borders.to(device)
+        )
         options, part = {"context": context}, context.segment
-    weights = part(micro.loss_mask)
-    counts = weights > 0  # logits are made only where a label counts: recall rows have few
-    logits = engine(part(micro.tokens), at=counts, **options)
-    labels, weights = part(micro.labels)[counts], weights[counts]
-    is_recall = micro.is_recall[:, None].expand_as(counts)[counts]
-    found = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64, device=engine.device)
-    objective = torch.zeros((), device=engine.device)
-    for number, chosen in enumerate((~is_recall, is_recall)):
-        nats, weight = language_model_loss(logits[chosen], labels[chosen], weights[chosen])
-        objective = objective + nats
-        found[number] += torch.stack([nats.detach(), weight])
-    if z_loss:
-        objective = objective + z_loss * squared_log_partition(logits, weights)
-    return found, objective
+    # The loss is taken only where a label counts: recall rows have few. Chosen on the CPU, so that a GPU need not wait.
+    weights = part(micro.loss_mask).flatten()
+    at = weights.nonzero()[:, 0]
+    is_recall = micro.is_recall[:, None].expand_as(part(micro.loss_mask)).flatten()[at].to(device, non_blocking=True)
+    labels = part(micro.labels).flatten()[at].to(device, non_blocking=True)
+    weights = weights[at].to(device, non_blocking=True)
+    loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=z_loss)
+    tokens = part(micro.tokens).to(device, non_blocking=True)
+    objective, nats = engine(tokens, at=at.to(device, non_blocking=True), read_out=loss, **options)
+    both = torch.stack([nats * weights, weights]).double()
+    of_recall = (both * is_recall).sum(1)
+    return torch.stack([both.sum(1) - of_recall, of_recall]), objective
 
 
 def _replicated_gradient_norm(engine: Any) -> float | None:

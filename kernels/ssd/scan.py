@@ -93,6 +93,7 @@ def mamba_ssm_kernel() -> Callable | None:
     return mamba_chunk_scan_combined
 
 
+@torch.compiler.disable  # what it launches are kernels already; traced, its autograd function is refused or taken apart
 def _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state) -> tuple[Tensor, Tensor]:
     kernel = mamba_ssm_kernel()
     if kernel is None or not x.is_cuda:
