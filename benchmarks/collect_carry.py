@@ -27,6 +27,7 @@ PURE = (
     "tenacity",
     "hjson",
     "einops",
+    "yaml",
 )
 
 

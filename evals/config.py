@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -55,14 +55,25 @@ class LanguageProtocol(Frozen):
     sequence_length: int = Field(gt=1)
 
 
-class AdaptProtocol(Frozen):
-    """What a model that never saw recall gets before it is asked: a throw-away copy trained on SysPrompt and ToolTrace."""
+class RecallTraining(Frozen):
+    """Training on recall alone. The defaults are what a model that never saw recall gets, as a throw-away copy, before it
+    is asked.
+
+    Attributes:
+        tasks: in equal parts in every batch; options: of each, by its name.
+        lengths: tokens of a sequence, one after the other step by step; pairs: likewise.
+        schedule: of the learning rate after the warmup; "cosine" ends at a tenth.
+    """
 
     steps: int = Field(default=500, gt=0)
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("sysprompt", "tooltrace")
+    options: dict[str, dict[str, Any]] = {}
     batch_sequences: int = Field(default=32, gt=0)
-    length: int = Field(default=64, gt=0)
+    lengths: PositiveInts = (64,)
     pairs: PositiveInts = (1, 2, 3, 4, 6, 8)
     learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = Field(default=0.01, ge=0)
 
 
 class HarnessProtocol(Frozen):
@@ -103,7 +114,7 @@ class Suite(Frozen):
     description: str = ""
     batch_tokens: int = Field(default=2048, gt=0)
     recall: tuple[RecallGrid, ...] = ()
-    adapt: AdaptProtocol | None = None
+    adapt: RecallTraining | None = None
     language: LanguageProtocol | None = None
     harness: HarnessProtocol | None = None
     bigbench: BigbenchProtocol | None = None

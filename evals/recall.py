@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ class RecallCell:
     def tokens(self) -> int:
         """What the cell costs."""
         return self.sequences * self.length
+
+    def described(self) -> dict[str, Any]:
+        """The fields of a result row that say what was asked."""
+        names = ("label", "pairs", "length", "options", "recurrent")
+        return {"task": self.name, **{name: getattr(self, name) for name in names}}
 
 
 def recall_cells(suite: Suite) -> list[RecallCell]:
@@ -142,7 +147,6 @@ def answer_logits(
     return found
 
 
-@torch.inference_mode()
 def evaluate_recall(
     model: nn.Module,
     cell: RecallCell,
@@ -171,9 +175,37 @@ def evaluate_recall(
         FloatingPointError: a logit is not finite.
     """
     task = task_of(cell.task)
-    choices = task.choices(vocabulary)
+    batches = recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed, text=text)
+    counted = count_answers(model, cell, vocabulary, batches, device=device)
+    chance = 1 / len(task.choices(vocabulary))
+    return {
+        **cell.described(),
+        **accuracy(counted["correct"], counted["queries"], chance=chance),
+        "ceiling": task.ceiling,
+        "open_accuracy": counted["open_correct"] / counted["queries"],
+    }
+
+
+@torch.inference_mode()
+def count_answers(
+    model: nn.Module,
+    cell: RecallCell,
+    vocabulary: RecallVocabulary,
+    batches: Iterable[RecallBatch],
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, int]:
+    """The bare counts of `evaluate_recall` on sequences that are there already.
+
+    Returns:
+        `queries`, `correct` among the task's choices, `open_correct` among all tokens.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
+    choices = task_of(cell.task).choices(vocabulary)
     queries = correct = open_correct = 0
-    for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed, text=text):
+    for batch in batches:
         logits = answer_logits(model, batch, recurrent=cell.recurrent, device=device)
         if not torch.isfinite(logits).all():
             raise FloatingPointError(f"{cell.label} at {cell.length} tokens")
@@ -181,17 +213,7 @@ def evaluate_recall(
         queries += answers.numel()
         correct += int((logits[..., choices.start : choices.stop].argmax(-1) + choices.start == answers).sum())
         open_correct += int((logits.argmax(-1) == answers).sum())
-    return {
-        "task": cell.name,
-        "label": cell.label,
-        "pairs": cell.pairs,
-        "length": cell.length,
-        "options": cell.options,
-        "recurrent": cell.recurrent,
-        **accuracy(correct, queries, chance=1 / len(choices)),
-        "ceiling": task.ceiling,
-        "open_accuracy": open_correct / queries,
-    }
+    return {"queries": queries, "correct": correct, "open_correct": open_correct}
 
 
 def _plain(value: Any) -> str:

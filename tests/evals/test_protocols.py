@@ -12,11 +12,11 @@ from echo_lm.data_prep.tokenizer import reserved_start
 from echo_lm.evals.adaptation import adapted_copy, trained_on_recall
 from echo_lm.evals.bigbench import Item, encode_pair, evaluate_bigbench, extract, items
 from echo_lm.evals.config import (
-    AdaptProtocol,
     BigbenchProtocol,
     DecodeProtocol,
     HarnessProtocol,
     RecallGrid,
+    RecallTraining,
     Suite,
 )
 from echo_lm.evals.decode import evaluate_decode
@@ -217,7 +217,7 @@ def test_an_adapted_copy_learns_and_the_checkpoint_stays_as_it_was(dataset):
     vocabulary = RecallVocabulary(reserved_start(dataset.tokenizer()))
     model = build_model(preset("echo-1m", vocab_size=dataset.manifest.vocab_size), seed=0).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    protocol = AdaptProtocol(steps=30, batch_sequences=16, length=16, pairs=(1,), learning_rate=3e-3)
+    protocol = RecallTraining(steps=30, batch_sequences=16, lengths=(16,), pairs=(1,), learning_rate=3e-3)
     adapted = adapted_copy(model, vocabulary, protocol)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     cell = RecallCell("sysprompt", 1, 16, 100, {})
@@ -232,7 +232,7 @@ def test_a_suite_adapts_only_where_training_held_no_recall(dataset, model, tmp_p
     asked = []
     monkeypatch.setattr("echo_lm.evals.run.adapted_copy", lambda model, *_, **__: asked.append(model) or model)
     grid = RecallGrid(task="sysprompt", pairs=(1,), lengths=(16,), queries=4)
-    suite = Suite(name="s", recall=(grid,), adapt=AdaptProtocol(steps=1))
+    suite = Suite(name="s", recall=(grid,), adapt=RecallTraining(steps=1))
     measure(model, suite, dataset, adapt=False)
     assert not asked
     measure(model, suite, dataset, adapt=True)
