@@ -16,6 +16,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -224,7 +225,7 @@ def prewarm(cases: list[tuple[str, int]], options: argparse.Namespace) -> None:
     for model, process in running.items():
         try:
             output, _ = process.communicate(timeout=max(1.0, started + options.timeout - time.perf_counter()))
-            state = "ready" if process.returncode == 0 else "failed: " + last_line(output)
+            state = "ready" if process.returncode == 0 else "failed: " + reason_of(output)
         except subprocess.TimeoutExpired:
             process.kill()
             state = "did not get ready in time"
@@ -249,6 +250,12 @@ def last_line(output: str) -> str:
     return lines[-1][:300] if lines else "it printed nothing"
 
 
+def reason_of(output: str) -> str:
+    """The line that names the error: libraries print warnings after it."""
+    errors = [line for line in output.splitlines() if re.search(r"\b\w*(Error|Exception)\b.*:", line)]
+    return errors[-1][:300] if errors else last_line(output)
+
+
 def run_case(model: str, length: int, options: argparse.Namespace) -> dict:
     """The row of a case, or one that says in `failed` why there is none."""
     one_sequence = ["--step-tokens", str(length), "--steps", "2"] if (model, length) == options.longest else []
@@ -262,8 +269,10 @@ def run_case(model: str, length: int, options: argparse.Namespace) -> dict:
     if process.returncode == 0:
         with contextlib.suppress(ValueError):
             return json.loads(last_line_whole(output))
-    reason = OUT_OF_MEMORY if process.returncode == NO_PLAN else last_line(output)
-    print("\n".join(output.strip().splitlines()[-25:]), flush=True)
+    reason = OUT_OF_MEMORY if process.returncode == NO_PLAN else reason_of(output)
+    log = options.out / f"failed_{model}_{length}.log"
+    log.write_text(output)
+    print(f"{log} holds what it printed", flush=True)
     return {"model": model, "length": length, "failed": reason}
 
 

@@ -82,13 +82,23 @@ def ssd_scan(
 @cache
 def mamba_ssm_kernel() -> Callable | None:
     """`mamba_chunk_scan_combined`, or None where mamba-ssm or Triton is not installed."""
-    if importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("triton") is None:
+    package = importlib.util.find_spec("mamba_ssm")
+    if package is None or importlib.util.find_spec("triton") is None:
         return None
     # Without its CUDA build mamba-ssm fails to import this module, which only Mamba-1 needs.
     name = "selective_scan_cuda"
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.modules[name] = types.ModuleType(name)
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    # Its __init__ imports language models and with them transformers: seconds, and an error where that is broken. The
+    # kernels need none of it, so the package is entered without running it.
+    bare = "mamba_ssm" not in sys.modules
+    if bare:
+        sys.modules["mamba_ssm"] = importlib.util.module_from_spec(package)
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    finally:
+        if bare:
+            del sys.modules["mamba_ssm"]
 
     return mamba_chunk_scan_combined
 
