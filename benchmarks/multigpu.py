@@ -35,8 +35,8 @@ REFERENCE = "parity: 1 GPU"
 NOISE_FACTOR = 3.0  # of the largest difference among the repeats on one GPU: still called noise
 FULL = dict(
     parity=dict(model="echo-50m", length=2048, rows=16, compile=False),
-    weak=[("echo-180m", 2048, 64, 32), ("echo-880m", 2048, 32, 8)],  # rows of a GPU in a step, in a micro-batch
-    strong=[("echo-180m", 262_144), ("echo-180m", 1_048_576), ("echo-880m", 262_144)],
+    weak=[("echo-180m", 2048, 64, 16), ("echo-880m", 2048, 32, 8)],  # rows of a GPU in a step, in a micro-batch
+    strong=[("echo-180m", 262_144), ("echo-50m", 1_048_576), ("echo-180m", 1_048_576), ("echo-880m", 262_144)],
     messages=dict(lengths=(4096, 65_536, 1_048_576), echo="echo-180m", hybrid="hybrid-180m", repeats=20),
     speed=dict(warmup=2, steps=3, compile=True),
     vocabulary=32_000,
@@ -107,6 +107,7 @@ class Gang:
             port = probe.getsockname()[1]
         shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | NO_MULTICAST
         if device == "cuda":
+            shared["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # models of all sizes follow each other
             shared["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + rank) for rank in range(world))
         else:
             shared["GLOO_SOCKET_IFNAME"] = "lo"
