@@ -74,7 +74,7 @@ def _recall(folder: Path, suite: str, results: list[dict[str, Any]]) -> list[str
         sizes = {"rank": model.get("rank"), "KiB of state": model.get("state_bytes", 0) / 1024}
         for unit, size in sizes.items():
             if size:
-                path = figures / f"{suite}-capacity-{unit.split()[-1]}.png"
+                path = figures / f"{suite}-pairs-per-{unit.split()[-1]}.png"
                 arm = {model["name"]: (rows, size)}
                 drawn.append(recall_figures.capacity_curve(path, arm, CAPACITY_TASK, unit))
     if len(results) > 1:

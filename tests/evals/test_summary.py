@@ -28,7 +28,7 @@ def test_the_page_and_its_figures(tmp_path):
     write_result(tmp_path, 10, 300)
     write_result(tmp_path, 20, 950)
     page = write_summary(tmp_path).read_text()
-    names = {"mqar", "niah", "length", "depth", "capacity-rank", "capacity-state", "training"}
+    names = {"mqar", "niah", "length", "depth", "pairs-per-rank", "pairs-per-state", "training"}
     figures = {path.name: path.read_bytes() for path in (tmp_path / "evals" / "figures").iterdir()}
     assert set(figures) == {f"mine-{name}.png" for name in names}
     assert all(f"figures/{name})" in page for name in figures)
