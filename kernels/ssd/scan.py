@@ -13,6 +13,7 @@ from torch import Tensor
 from ..documents import document_ids, inner_borders
 from .chunked import ssd_chunked
 from .naive import ssd_naive
+from .shortlist import shorten
 
 Backend = Literal["auto", "naive", "torch", "mamba-ssm"]
 
@@ -95,12 +96,12 @@ def mamba_ssm_kernel() -> Callable | None:
     if bare:
         sys.modules["mamba_ssm"] = importlib.util.module_from_spec(package)
     try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+        from mamba_ssm.ops.triton import ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing
     finally:
         if bare:
             del sys.modules["mamba_ssm"]
-
-    return mamba_chunk_scan_combined
+    shorten([ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing])
+    return ssd_combined.mamba_chunk_scan_combined
 
 
 @torch.compiler.disable  # what it launches are kernels already; traced, its autograd function is refused or taken apart
