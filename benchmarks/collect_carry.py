@@ -3,7 +3,8 @@
     python benchmarks/collect_carry.py            # then take the checkout and carry/ to the machine
     source benchmarks/use_carry.sh                # on that machine: PYTHONPATH with the packages and echo_lm
 
-Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment.
+Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment. Kernels that
+`compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them.
 """
 
 import shutil
@@ -11,6 +12,8 @@ import subprocess
 import sys
 from importlib import util
 from pathlib import Path
+
+from compile_kernels import STORE
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRY = ROOT / "carry"
@@ -69,8 +72,15 @@ def main() -> None:
             f"{package.replace('-', '_')}-*.dist-info"
         ):
             shutil.copytree(metadata, site / metadata.name, dirs_exist_ok=True)
-    size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
-    print(f"{site.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
+    kernels = CARRY / "triton_cache"
+    shutil.rmtree(kernels, ignore_errors=True)
+    for compiled in STORE.glob("triton-*.*.*[0-9]/*/*.cubin"):
+        for file in (compiled, *compiled.parent.glob("*.json")):
+            (kernels / compiled.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, kernels / compiled.parent.name / file.name)
+    for folder in (site, kernels):
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        print(f"{folder.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":
