@@ -27,7 +27,6 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     environment = {name: value for name, value in WORKER_ENVIRONMENT.items() if value}
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster listens on loopback only
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
     import ray
 
     local = {

@@ -91,6 +91,9 @@ class RunSection(Section):
     """How the run is carried out. Nothing here changes what is learned, up to rounding; all of it may change on resume."""
 
     workers: int = Field(default=1, gt=0, description="processes, one a GPU")
+    min_workers: int | None = Field(
+        default=None, gt=0, description="go on with as few when nodes are lost, and grow back; wait for all if unset"
+    )
     sequence_parallel: int = Field(default=1, gt=0, description="workers that share each sequence")
     zero_stage: Literal[0, 1, 2, 3] = 2
     microbatch_sequences: int | None = Field(
@@ -113,7 +116,18 @@ class RunSection(Section):
     stop_step: int | None = Field(default=None, gt=0, description="leave cleanly after this step")
     threads: int = Field(default=1, gt=0, description="CPU threads a worker")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_restarts: int = Field(default=3, ge=0, description="how often a gang that lost a worker is started again")
+    max_restarts: int = Field(
+        default=3, ge=0, description="how often in a row what died is started again without a new checkpoint"
+    )
+    hang_seconds: float = Field(
+        default=600, gt=0, description="a worker that is silent, or a gang that makes no step, for so long is replaced"
+    )
+    straggler_factor: float = Field(
+        default=2.0, ge=0, description="a worker that computes so many times longer than the median is named; 0: never"
+    )
+    cluster_wait_seconds: float = Field(
+        default=1800, gt=0, description="how long `run --address` waits for a cluster that does not answer"
+    )
     master_port: int | None = Field(
         default=None, gt=0, lt=65536, description="rendezvous of `train`; a free one if unset"
     )
@@ -153,6 +167,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"run.workers={run.workers} is not a multiple of run.sequence_parallel={run.sequence_parallel}"
             )
+        if (run.min_workers or 1) > run.workers:
+            raise ValueError(f"run.min_workers={run.min_workers} is more than run.workers={run.workers}")
         replicas = run.workers // run.sequence_parallel
         rows, rest = divmod(train.batch_sequences, replicas)
         if rest:
@@ -186,6 +202,18 @@ class RunConfig(Section):
             if self.run.offload_optimizer:
                 raise ValueError("run.zero_stage=0 cannot put the optimizer on the CPU: use stage 1, 2 or 3")
         return self
+
+    def worker_counts(self) -> list[int]:
+        """Numbers of workers that the run may go on with, ascending: those that the batch can be dealt out to."""
+        run, sequences = self.run, self.train.batch_sequences
+        counts = []
+        for workers in range(run.min_workers or run.workers, run.workers + 1):
+            replicas, rest = divmod(workers, run.sequence_parallel)
+            if rest == 0 and replicas and sequences % replicas == 0:
+                rows = sequences // replicas
+                if rows % (run.microbatch_sequences or rows) == 0:
+                    counts.append(workers)
+        return counts
 
     def identity_fields(self) -> dict[str, Any]:
         """Plain values of the sections that say what is trained."""

@@ -37,6 +37,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.latest_file = self.checkpoints / "latest"
         self.evals = self.path / "evals"
+        self.heartbeats = self.path / "heartbeats"
+        self.gang_file = self.heartbeats / "gang"
 
     def exists(self) -> bool:
         """Whether a run was ever set up here."""
