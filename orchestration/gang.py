@@ -62,7 +62,7 @@ def train_gang(run: RunFolder, config: RunConfig) -> None:
             failure_config=failures,
             callbacks=[HangCallback(absolute, config.run.hang_seconds)],
         ),
-        failure_policy=Patience(failures, absolute, config.run.max_restarts),
+        failure_policy=Patience(failures, absolute, config.run.max_restarts, config.run.cluster_wait_seconds),
         scaling_policy=GrowAtCheckpoints(scaling, absolute, counts) if len(counts) > 1 else None,
     )
     try:

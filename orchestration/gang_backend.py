@@ -49,6 +49,9 @@ class GangBackend(_TorchBackend):
             write_json(run.error_file, {"message": str(error)})
             raise
 
+    def on_shutdown(self, worker_group: Any, backend_config: GangConfig) -> None:
+        """Nothing: `train` takes its process group down, and a gang that failed is killed. Ray would wait for hung workers."""
+
 
 def gang_of(worker_group: Any) -> Gang:
     """The gang of Ray Train's worker group; ranks are by node already, within a node by GPU."""

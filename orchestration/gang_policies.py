@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -68,17 +68,25 @@ class HangCallback(WorkerGroupCallback):
 class Patience(FailurePolicy):
     """Start a gang again as long as it gets anywhere: `max_restarts` in a row without a new checkpoint are enough.
 
-    The pause before it grows from one second to a minute. A mistake of the user ends the run at once.
+    The pause before it grows from one second to a minute. A gang that finds no room, because a node is away, waits for it up
+    to `wait_seconds`. A mistake of the user ends the run at once.
     """
 
-    def __init__(self, failure_config: Any, run: RunFolder, max_restarts: int):
+    def __init__(self, failure_config: Any, run: RunFolder, max_restarts: int, wait_seconds: float):
         super().__init__(failure_config)
-        self._run, self._max = run, max_restarts
+        self._run, self._max, self._wait = run, max_restarts, wait_seconds
         self._checkpoint, self._in_vain = _latest(run), 0
+        self._no_room_since: float | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if self._run.error_file.is_file():
             return FailureDecision.RAISE
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            self._no_room_since = self._no_room_since or time.monotonic()
+            waited = time.monotonic() - self._no_room_since
+            return FailureDecision.RETRY if waited < self._wait else FailureDecision.RAISE
+        self._no_room_since = None
         alive = {node["NodeName"] for node in ray.nodes() if node["Alive"]}
         for what, name, message in losses(training_failed_error, read_beats(self._run), alive):
             tell(self._run, "lost", what=what, name=name, message=message)

@@ -5,6 +5,7 @@ Sections that say *what* is trained (`seed`, `data`, `mixture`, `model`, `train`
 """
 
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -259,9 +260,26 @@ def apply_overrides(values: Any, overrides: list[str], origin: str) -> Any:
             raise UserError(f"override {override!r} has no value: write it as section.key=value, e.g. train.steps=200")
     try:
         merged = OmegaConf.merge(OmegaConf.create(values or {}), OmegaConf.from_dotlist(overrides))
+        _refuse_resolvers(OmegaConf.to_container(merged, resolve=False), origin)
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"overrides {' '.join(overrides)} do not fit {origin}: {first_line(error)}") from error
+
+
+def _refuse_resolvers(value: Any, origin: str) -> None:
+    """A configuration is data: `${train.steps}` may point into it, `${oc.env:...}` and its like would run code of others.
+
+    Raises:
+        UserError: a string calls a resolver of OmegaConf, whether built in or registered by some library.
+    """
+    if isinstance(value, dict):
+        for item in value.values():
+            _refuse_resolvers(item, origin)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_resolvers(item, origin)
+    elif isinstance(value, str) and re.search(r"\$\{[^}]*:", value):
+        raise UserError(f"{origin}: {value!r} calls a resolver, which a configuration may not: write the value itself")
 
 
 def parse_config(values: Any, origin: str) -> RunConfig:

@@ -130,8 +130,8 @@ class HangWatch:
             now: by any clock that only goes forward, in seconds.
         """
         beats = list(beats)
-        if beats and beats[0].gang != self._gang:
-            self._gang, self._seen = beats[0].gang, {}
+        if not beats or beats[0].gang != self._gang:  # a gang that was just started has none
+            self._gang, self._seen = beats[0].gang if beats else "", {}
         for beat in beats:
             before, came, moved = self._seen.get(beat.rank, (None, now, now))
             came = came if before and before.time == beat.time else now

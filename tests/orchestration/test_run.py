@@ -52,8 +52,13 @@ def test_mlflow_mirrors_the_files(disturbed):
     _, run, _ = disturbed
     tracker = Tracker(run.path)
     client = MlflowClient(tracker.uri)
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    runs = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     assert len(runs) == 1
+    assert sorted(run.info.run_name for run in found) == [
+        "smoke",
+        *(f"step_{step:08d}/language" for step in (20, 40, 60)),
+    ]
     history = client.get_metric_history(runs[0].info.run_id, "train/loss")
     wanted = {event["step"]: event["loss"] for event in steps(read_events(run.events_file))}
     assert {point.step: point.value for point in history} == pytest.approx(wanted)

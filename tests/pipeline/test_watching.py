@@ -42,6 +42,14 @@ def test_a_gang_that_moves_or_has_not_begun_is_left_alone():
         assert watch.stuck([beat(0, None, second), beat(1, None, second)], now=second) == []
 
 
+def test_a_hung_gang_that_was_replaced_is_forgotten():
+    watch = HangWatch(10)
+    for second in range(5):
+        watch.stuck([beat(0, 5, 1.0), beat(1, 5, 1.0)], now=second)
+    assert watch.stuck([], now=30) == [], "the next gang has not begun to beat"
+    assert watch.stuck([beat(0, None, 40.0), beat(1, None, 40.0)], now=41) == []
+
+
 def test_a_heart_beats_and_a_replaced_gang_ends_itself(tmp_path):
     """In a process whose training thread is stuck, as in a collective that never returns."""
     run = RunFolder(tmp_path)
