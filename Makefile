@@ -9,7 +9,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint test-gpu test-netns soak clean help
+.PHONY: quickstart test lint test-gpu test-netns soak chromium clean help
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -17,7 +17,7 @@ help:
 quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model and its report (about 9 minutes on 2 cores)
 	$(BIN)/echo-lm run quickstart
 
-test: $(VENV)/.dev lint ## everything a change must pass (CPU, about 11 minutes on 2 cores)
+test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, about 11 minutes on 2 cores)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not netns and not slow"
 	@echo "not run here: gpu (needs a CUDA device: make test-gpu), netns (needs root: make test-netns), slow (make soak)"
 
@@ -36,6 +36,17 @@ test-netns: $(VENV)/.dev ## `echo-lm run` over two hosts, network namespaces of 
 
 soak: $(VENV)/.dev ## long trials
 	$(BIN)/pytest -m slow
+
+# The dashboard's tests look at it in a browser. Without root, name one that is there in ECHO_LM_CHROMIUM.
+CHROMIUM := $(firstword $(ECHO_LM_CHROMIUM) $(foreach name,chromium-headless-shell chromium chromium-browser google-chrome,\
+	$(shell command -v $(name))))
+chromium: ## a headless browser for the dashboard's tests, from Debian's or Ubuntu's packages where there is none
+ifeq ($(CHROMIUM),)
+	@echo "installing a headless Chromium (half a minute) ..."
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium-headless-shell >/dev/null \
+		|| DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+endif
 
 clean: ## remove the environment; data, runs and the record stay
 	rm -rf $(VENV)

@@ -1,23 +1,30 @@
-"""Data preparation against the `tokenizers` library alone: same text, same cores, same run, taking turns.
+"""Data preparation against the `tokenizers` library alone: same text, same cores, same run.
 
-    python benchmarks/tokenization.py [--kind linux-doc] [--data data] [--rounds 3] [--out results.json]
+    python benchmarks/tokenization.py benchmarks/results/tokenization_HARDWARE_DATE.json [--kind linux-doc] [--data data]
 
-The rival encodes documents that lie in memory, one process a core, and writes nothing: once as most scripts do (`encode`),
-once with the library's fastest call (`encode_batch_fast`). Ours runs `prepare` with a tokenizer that exists: it reads the
-files, decodes JSON, normalises, hashes, looks for copies and 13-word overlaps, tokenizes, writes and hashes shards. Not
-counted: the start of Ray and of its workers, fetching, planning, and training the tokenizer. Each figure is the best of the
-rounds, since anything else on the machine only slows things down.
+Two cores, about fifteen minutes if nothing else runs. The rival encodes documents that lie in memory, one process a core,
+and writes nothing: once as most scripts do (`encode`), once with the library's fastest call (`encode_batch_fast`). Ours runs
+`prepare` with a tokenizer that exists: it reads the files, decodes JSON, normalises, hashes, looks for copies and 13-word
+overlaps, tokenizes, writes and hashes shards. Not counted: the start of Ray and of its workers, fetching, planning, and
+training the tokenizer. A sample counts only if nothing else on the machine took more than a tenth of a core meanwhile; what
+was disturbed is taken again. A rate is the best of the samples that count. CPU time is of the loop alone for the rival, of
+every process, Ray's too, for ours.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import shutil
+import platform
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -32,135 +39,185 @@ from echo_lm.orchestration.units import ray_data_map
 
 VOCABULARY = 8192
 STORE = 80 * 2**20  # of each node; documents never enter it
+OTHERS_SHARE = 0.1  # of a core
+CALLS = ("encode", "encode_batch_fast")
+
+Measured = tuple[int, float, float]  # tokens, seconds, seconds of CPU time
 
 
-def rival(jsonl: Path, tokenizer: Path, part: int, parts: int, fast: bool, start, results) -> None:
-    """Encode every `parts`-th document; put (tokens, seconds)."""
-    loaded = load_tokenizer(tokenizer)
+def read_texts(jsonl: Path) -> list[str]:
     with open(jsonl, encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for i, line in enumerate(file) if i % parts == part]
+        return [json.loads(line)["text"] for line in file]
+
+
+def rival(jsonl: Path, tokenizer: Path, part: int, parts: int, call: str, start, results) -> None:
+    """Encode every `parts`-th document; put (tokens, seconds, seconds of CPU time)."""
+    loaded = load_tokenizer(tokenizer)
+    texts = read_texts(jsonl)[part::parts]
     start.wait()
-    begun, tokens = time.perf_counter(), 0
+    begun, cpu, tokens = time.perf_counter(), time.process_time(), 0
     for text in texts:
-        if fast:
+        if call == "encode_batch_fast":
             tokens += len(loaded.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         else:
             tokens += len(loaded.encode(text, add_special_tokens=False).ids)
-    results.put((tokens, time.perf_counter() - begun))
+    results.put((tokens, time.perf_counter() - begun, time.process_time() - cpu))
 
 
-def run_rival(jsonl: Path, tokenizer: Path, cores: int, fast: bool) -> float:
-    """Tokens a second of the library alone."""
+def run_rival(jsonl: Path, tokenizer: Path, cores: int, call: str) -> Measured:
+    """The library alone."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(cores), context.Queue()
-    work = [(jsonl, tokenizer, i, cores, fast, start, results) for i in range(cores)]
+    work = [(jsonl, tokenizer, i, cores, call, start, results) for i in range(cores)]
     processes = [context.Process(target=rival, args=arguments) for arguments in work]
     for process in processes:
         process.start()
     found = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    return sum(tokens for tokens, _ in found) / max(seconds for _, seconds in found)
+    tokens, seconds, cpu = zip(*found, strict=True)
+    return sum(tokens), max(seconds), sum(cpu)
 
 
-def run_ours(config: DatasetConfig, workers: int | None) -> float:
-    """Tokens a second of the whole preparation, from the first slice to the manifest."""
-    begun: list[float] = []
+def run_ours(config: DatasetConfig, workers: int | None) -> Measured:
+    """The whole preparation, from the first slice to the manifest."""
+    begun: list[tuple[float, float]] = []
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "clean" and not begun:
-            begun.append(time.perf_counter())
+            begun.append((time.perf_counter(), own_seconds()))
 
     with tempfile.TemporaryDirectory() as root:
         folder = prepare(config, Path(root), map_units=partial(ray_data_map, workers=workers), on_progress=progress)
-        seconds = time.perf_counter() - begun[0]
-        return sum(shard.tokens for shard in read_manifest(folder).shards) / seconds
+        seconds, cpu = time.perf_counter() - begun[0][0], own_seconds() - begun[0][1]
+        return sum(shard.tokens for shard in read_manifest(folder).shards), seconds, cpu
 
 
-def cpu_rates(jsonl: Path, tokenizer: Path, config: DatasetConfig) -> dict[str, float]:
-    """Tokens a second of this process's CPU time, without Ray: what other work on the machine disturbs least."""
-    loaded = load_tokenizer(tokenizer)
-    with open(jsonl, encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
-    calls = {
-        "encode": lambda text: loaded.encode(text, add_special_tokens=False),
-        "encode_batch_fast": lambda text: loaded.encode_batch_fast([text], add_special_tokens=False)[0],
-    }
-    rates = {}
-    for name, call in calls.items():
-        begun = time.process_time()
-        tokens = sum(len(call(text).ids) for text in texts)
-        rates[f"CPU time: tokenizers {name}"] = tokens / (time.process_time() - begun)
-    marks: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as root:
-        folder = prepare(config, Path(root), on_progress=lambda stage, *_: marks.setdefault(stage, time.process_time()))
-        seconds = time.process_time() - marks["clean"]
-        tokens = sum(shard.tokens for shard in read_manifest(folder).shards)
-    return {**rates, "CPU time: prepare": tokens / seconds}
+def own_seconds() -> float:
+    """CPU time of this process and all it started so far, also of what has ended."""
+    found = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            found += sum(process.cpu_times()[:4])
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
-def on_cluster(nodes: int, cpus: int, config: DatasetConfig, workers: list[int | None], rounds: int) -> list[float]:
-    """Best of `rounds` for each number of workers, after a first run that starts the worker processes."""
+def machine_seconds() -> float:
+    """CPU time of everything on the machine so far."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system
+
+
+def sample(case: str, work: Callable[[], Measured]) -> dict:
+    """One measurement, and the share of a core that other programs had meanwhile."""
+    begun, own, machine = time.perf_counter(), own_seconds(), machine_seconds()
+    tokens, seconds, cpu = work()
+    others = (machine_seconds() - machine) - (own_seconds() - own)
+    share = max(0.0, others / (time.perf_counter() - begun))
+    row = {"case": case, "tokens": tokens, "seconds": seconds, "cpu_seconds": cpu, "others_share": share}
+    print(
+        f"{case:42}{tokens / seconds:12,.0f} tokens/s{tokens / cpu:12,.0f} a CPU second, others {share:.2f}", flush=True
+    )
+    return row
+
+
+def take(cases: dict[str, Callable[[], Measured]], samples: int, minutes: float) -> list[dict]:
+    """Samples of all cases, in turns, until `samples` of each count or the time is over."""
+    rows: list[dict] = []
+    deadline = time.monotonic() + 60 * minutes
+    while missing := [case for case in cases if len(counting(rows, case)) < samples]:
+        for case in missing:
+            if time.monotonic() > deadline:
+                sys.exit(f"not a measurement: other programs were at work for {minutes:g} minutes")
+            rows.append(sample(case, cases[case]))
+    return rows
+
+
+def counting(rows: list[dict], case: str) -> list[dict]:
+    return [row for row in rows if row["case"] == case and row["others_share"] <= OTHERS_SHARE]
+
+
+@contextmanager
+def cluster(nodes: int, cpus: int) -> Iterator[None]:
+    """Nodes on this machine, and this process connected to them."""
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "object_store_memory": STORE})
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "object_store_memory": STORE})
     for _ in range(nodes - 1):
-        cluster.add_node(num_cpus=cpus, object_store_memory=STORE)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        found.add_node(num_cpus=cpus, object_store_memory=STORE)
+    ray.init(address=found.address, log_to_driver=False, logging_level="error")
     try:
-        run_ours(config, None)
-        return [max(run_ours(config, count) for _ in range(rounds)) for count in workers]
+        yield
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        found.shutdown()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kind", default="linux-doc")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kind", action="append", help="of a source; may be given several times")
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--rounds", type=int, default=3, help="0: only the CPU time of one process")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--samples", type=int, default=2, help="of each case")
+    parser.add_argument("--minutes", type=float, default=20, help="of each of the three parts, at most")
     arguments = parser.parse_args()
-    (jsonl,) = find_source(SourceConfig(kind=arguments.kind), arguments.data / DOWNLOADS_FOLDER).files
+    kinds = arguments.kind or ["linux-doc", "gcide"]
+    files = [find_source(SourceConfig(kind=kind), arguments.data / DOWNLOADS_FOLDER).files[0] for kind in kinds]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with open(jsonl, encoding="utf-8") as file:
-            texts = [json.loads(line)["text"] for line in file]
+        text = folder / "text.jsonl"
+        text.write_bytes(b"".join(file.read_bytes() for file in files))
+        texts = read_texts(text)
+        size = sum(len(one.encode()) for one in texts)
         save_tokenizer(train_tokenizer(texts[::4], VOCABULARY), folder)
-        shutil.copy(jsonl, folder / "text.jsonl")
+        del texts
         config = DatasetConfig(
             name="benchmark",
-            sources=(SourceConfig(kind="jsonl", paths=(str(folder / "text.jsonl"),)),),
+            sources=(SourceConfig(kind="jsonl", paths=(str(text),)),),
             tokenizer=TokenizerConfig(load=str(folder)),
             exact_duplicates="keep",
         )
-        rates: dict[str, float] = {}
-        for _ in range(arguments.rounds):
-            for cores in (1, 2):
-                for name, fast in (("encode", False), ("encode_batch_fast", True)):
-                    key = f"tokenizers {name}, {cores} core(s)"
-                    rates[key] = max(rates.get(key, 0), run_rival(jsonl, folder, cores, fast))
-        for _ in range(max(arguments.rounds, 1)):
-            for key, rate in cpu_rates(jsonl, folder, config).items():
-                rates[key] = max(rates.get(key, 0), rate)
-        if arguments.rounds:
-            one, two = on_cluster(1, 2, config, [1, 2], arguments.rounds)
-            (four,) = on_cluster(4, 1, config, [None], arguments.rounds)
-            rates |= {"prepare, 1 core": one, "prepare, 2 cores": two, "prepare, 4 nodes of 1 on 2 cores": four}
-    for name, rate in rates.items():
-        print(f"{name:40} {rate:12,.0f} tokens/s")
-    for name in ("encode", "encode_batch_fast"):
-        share = rates["CPU time: prepare"] / rates[f"CPU time: tokenizers {name}"]
-        print(f"CPU time: prepare / {name}: {share:.0%}")
-    if arguments.rounds:
-        for cores, ours in ((1, one), (2, two)):
-            for name in ("encode", "encode_batch_fast"):
-                print(f"prepare / {name}, {cores} core(s): {ours / rates[f'tokenizers {name}, {cores} core(s)']:.0%}")
-        print(f"1 -> 2 cores: {two / one:.2f}x; 4 nodes / 1 node: {four / two:.0%}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"kind": arguments.kind, "rates": rates}, indent=2) + "\n")
+        alone = {
+            f"tokenizers {call}, {cores} core(s)": partial(run_rival, text, folder, cores, call)
+            for cores in (1, 2)
+            for call in CALLS
+        }
+        rows = take(alone, arguments.samples, arguments.minutes)
+        ours = {f"prepare, {cores} core(s)": partial(run_ours, config, cores) for cores in (1, 2)}
+        for nodes, cpus, cases in (
+            (1, 2, ours),
+            (4, 1, {"prepare, 4 nodes of 1 on 2 cores": partial(run_ours, config, None)}),
+        ):
+            with cluster(nodes, cpus):
+                run_ours(config, None)  # starts the workers
+                rows += take(cases, arguments.samples, arguments.minutes)
+    report = {"kinds": kinds, "text_bytes": size, "machine": platform.machine(), "cores": os.cpu_count()}
+    report |= {"rates": summarise(rows), "samples": rows}
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def summarise(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Tokens a second of each case, by the clock and by CPU time; prints what they come to."""
+    rates = {
+        case: {
+            "tokens_per_second": max(row["tokens"] / row["seconds"] for row in counting(rows, case)),
+            "tokens_per_cpu_second": max(row["tokens"] / row["cpu_seconds"] for row in counting(rows, case)),
+        }
+        for case in dict.fromkeys(row["case"] for row in rows)
+    }
+    for cores in (1, 2):
+        for call in CALLS:
+            ours, alone = rates[f"prepare, {cores} core(s)"], rates[f"tokenizers {call}, {cores} core(s)"]
+            clock, cpu = (ours[key] / alone[key] for key in alone)
+            print(f"prepare / {call}, {cores} core(s): {clock:.0%} by the clock, {cpu:.0%} by CPU time")
+    one, two, four = (
+        rates[f"prepare, {case}"]["tokens_per_second"] for case in ("1 core(s)", "2 core(s)", "4 nodes of 1 on 2 cores")
+    )
+    print(f"1 -> 2 cores: {two / one:.2f}x; 4 nodes / 1 node: {four / two:.0%}")
+    return rates
 
 
 if __name__ == "__main__":

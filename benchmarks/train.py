@@ -16,6 +16,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -42,13 +43,32 @@ def plans(length: int, tokens: int, largest: int, only_checkpointed: bool) -> li
     return plain + [(size, True) for size in sizes[:4]]
 
 
-def make_config(model: str, length: int, tokens: int, rows: int, checkpointed: bool, options: argparse.Namespace):
+def make_config(
+    model: str,
+    length: int,
+    tokens: int,
+    rows: int,
+    *,
+    checkpointed: bool = False,
+    compile: bool = True,
+    device: str = "auto",
+    workers: int = 1,
+    sequence_parallel: int = 1,
+    zero_stage: int = 1,
+    vocabulary: int = 32_000,
+    precision: str = "bf16",
+):
+    """A run of `model` on rows of `length` tokens, `tokens` a step over all workers, `rows` of them in a micro-batch."""
     from echo_lm.pipeline.config import RunConfig
 
     return RunConfig.model_validate(
         {
             "name": "benchmark",
-            "data": {"name": "none", "sources": [{"kind": "python-stdlib"}]},
+            "data": {
+                "name": "none",
+                "sources": [{"kind": "python-stdlib"}],
+                "tokenizer": {"vocab_size": vocabulary},
+            },
             "mixture": {"recall": None},
             "model": {"preset": model},
             "train": {
@@ -56,14 +76,16 @@ def make_config(model: str, length: int, tokens: int, rows: int, checkpointed: b
                 "batch_tokens": tokens,
                 "steps": 1000,
                 "learning_rate": 1e-4,
-                "precision": "bf16",
+                "precision": precision,
             },
             "run": {
-                "zero_stage": 1,
+                "workers": workers,
+                "sequence_parallel": sequence_parallel,
+                "zero_stage": zero_stage,
                 "microbatch_sequences": rows,
                 "activation_checkpointing": checkpointed,
-                "compile": options.compile,
-                "device": options.device,
+                "compile": compile,
+                "device": device,
             },
         }
     )
@@ -86,9 +108,9 @@ def random_batch(rows: int, length: int, vocabulary: int):
 
 
 class Case:
-    """A model, ready to step."""
+    """A model on this rank, ready to step. Every rank of the process group makes it together."""
 
-    def __init__(self, model: str, length: int, tokens: int, plan: tuple[int, bool], options: argparse.Namespace):
+    def __init__(self, config, batch=None):
         import torch
 
         from echo_lm.models import preset
@@ -96,15 +118,17 @@ class Case:
         from echo_lm.pipeline.mesh import make_mesh
 
         torch._dynamo.reset()
-        self.config = make_config(model, length, tokens, *plan, options)
-        self.device = choose_device(self.config)
+        self.config = config
+        self.device = choose_device(config)
         join_process_group(self.device)
-        self.mesh = make_mesh(1)
-        self.model = preset(model)
-        self.batch = random_batch(tokens // length, length, self.model.vocab_size)
-        self.engine = build_engine(self.config, self.model.vocab_size, self.device, self.mesh)
+        self.mesh = make_mesh(config.run.sequence_parallel)
+        self.model = preset(config.model.preset, vocab_size=config.data.tokenizer.vocab_size)
+        self.batch = batch or random_batch(
+            config.train.batch_sequences, config.train.sequence_length, self.model.vocab_size
+        )
+        self.engine = build_engine(config, self.model.vocab_size, self.device, self.mesh)
 
-    def step(self) -> tuple[float, float]:
+    def step(self, batch=None, learning_rate: float = 1e-4) -> tuple[float, float]:
         """Seconds and loss of one step."""
         import torch
 
@@ -112,7 +136,7 @@ class Case:
 
         self.wait()
         started = time.perf_counter()
-        done = update(self.engine, self.batch, 1e-4, self.config, self.mesh, flags=[])
+        done = update(self.engine, batch or self.batch, learning_rate, self.config, self.mesh, flags=[])
         self.wait()
         loss = done.metrics["loss"]
         if not done.applied or not torch.tensor(loss).isfinite():
@@ -134,7 +158,18 @@ def fit(model: str, length: int, tokens: int, options: argparse.Namespace) -> tu
     for plan in tried:
         case = None
         try:
-            case = Case(model, length, tokens, plan, options)
+            rows, checkpointed = plan
+            config = make_config(
+                model,
+                length,
+                tokens,
+                rows,
+                checkpointed=checkpointed,
+                compile=options.compile,
+                device=options.device,
+                vocabulary=options.vocabulary,
+            )
+            case = Case(config)
             loss = case.step()[1]
             for _ in range(options.warmup - 1):
                 case.step()
@@ -224,7 +259,7 @@ def prewarm(cases: list[tuple[str, int]], options: argparse.Namespace) -> None:
     for model, process in running.items():
         try:
             output, _ = process.communicate(timeout=max(1.0, started + options.timeout - time.perf_counter()))
-            state = "ready" if process.returncode == 0 else "failed: " + last_line(output)
+            state = "ready" if process.returncode == 0 else "failed: " + reason_of(output)
         except subprocess.TimeoutExpired:
             process.kill()
             state = "did not get ready in time"
@@ -234,6 +269,7 @@ def prewarm(cases: list[tuple[str, int]], options: argparse.Namespace) -> None:
 def start(model: str, length: int, options: argparse.Namespace, tail: list[str]) -> subprocess.Popen:
     """A process that measures one case and prints its row as the last line. Options in `tail` win."""
     command = [sys.executable, __file__, "--case", model, str(length), "--device", options.device]
+    command += ["--tiny"] * options.tiny
     command += ["--step-tokens", str(options.step_tokens), "--microbatch-tokens", str(options.microbatch_tokens)]
     command += ["--warmup", str(options.warmup), "--steps", str(options.steps)]
     command += ["--compile" if options.compile else "--no-compile", *tail]
@@ -249,6 +285,12 @@ def last_line(output: str) -> str:
     return lines[-1][:300] if lines else "it printed nothing"
 
 
+def reason_of(output: str) -> str:
+    """The line that names the error: libraries print warnings after it."""
+    errors = [line for line in output.splitlines() if re.search(r"\b\w*(Error|Exception)\b.*:", line)]
+    return errors[-1][:300] if errors else last_line(output)
+
+
 def run_case(model: str, length: int, options: argparse.Namespace) -> dict:
     """The row of a case, or one that says in `failed` why there is none."""
     one_sequence = ["--step-tokens", str(length), "--steps", "2"] if (model, length) == options.longest else []
@@ -260,15 +302,13 @@ def run_case(model: str, length: int, options: argparse.Namespace) -> dict:
         output = process.communicate()[0]
         return {"model": model, "length": length, "failed": f"not done in {options.timeout} s: {last_line(output)}"}
     if process.returncode == 0:
-        with contextlib.suppress(ValueError):
-            return json.loads(last_line_whole(output))
-    reason = OUT_OF_MEMORY if process.returncode == NO_PLAN else last_line(output)
-    print("\n".join(output.strip().splitlines()[-25:]), flush=True)
+        with contextlib.suppress(ValueError, StopIteration):
+            return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
+    reason = OUT_OF_MEMORY if process.returncode == NO_PLAN else reason_of(output)
+    log = options.out / f"failed_{model}_{length}.log"
+    log.write_text(output)
+    print(f"{log} holds what it printed", flush=True)
     return {"model": model, "length": length, "failed": reason}
-
-
-def last_line_whole(output: str) -> str:
-    return output.strip().splitlines()[-1] if output.strip() else ""
 
 
 def hardware(device: str) -> str:
@@ -318,6 +358,7 @@ def main() -> int:
     options = parser.parse_args()
     options.step_tokens = options.step_tokens or (256 if options.tiny else STEP_TOKENS)
     options.microbatch_tokens = options.microbatch_tokens or (128 if options.tiny else MICROBATCH_TOKENS)
+    options.vocabulary = 512 if options.tiny else 32_000
     options.longest = TINY["longest"] if options.tiny else LONGEST
     if options.case:
         model, length = options.case[0], int(options.case[1])

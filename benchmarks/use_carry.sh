@@ -6,3 +6,4 @@ for folder in kernels models data_prep evals pipeline orchestration; do
 done
 export PYTHONPATH="$root/carry/echo:$root/carry/site${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$root/carry/triton_cache}"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$root/carry/inductor_cache}"

@@ -9,18 +9,9 @@ import numpy as np
 _TABLE = bytes(ord(chr(i).lower()) if i > 127 or chr(i).isalnum() else ord(" ") for i in range(128))
 _TABLE += bytes(range(128, 256))
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, hence invertible modulo 2^64
-_MOST_WORDS = 500_000
-
-
-class _Words(dict[bytes, int]):
-    """64-bit hash by word; computed when asked for the first time."""
-
-    def __missing__(self, word: bytes) -> int:
-        if len(self) >= _MOST_WORDS:
-            self.clear()
-        value = int.from_bytes(hashlib.blake2b(word, digest_size=8).digest(), "little")
-        self[word] = value
-        return value
+_BLOCK = 8  # bytes of a word that are looked at together
+_MASKS = np.array([(1 << 8 * count) - 1 for count in range(_BLOCK + 1)], dtype=np.uint64)  # the first `count` bytes
+_LONGEST = 1024  # bytes; the few words that are longer are hashed one by one
 
 
 class _Powers:
@@ -42,7 +33,7 @@ def _powers(base: int, count: int) -> np.ndarray:
     return np.multiply.accumulate(factors)
 
 
-_words, _power_tables = _Words(), _Powers()
+_power_tables = _Powers()
 
 
 def split_words(document: bytes) -> list[bytes]:
@@ -57,25 +48,50 @@ def word_runs(documents: Sequence[bytes], length: int) -> tuple[np.ndarray, np.n
         The hashes, uint64 `[runs]`, and the number of the document each belongs to, int64 `[runs]`. A document of
         fewer words has none.
     """
-    words: list[bytes] = []
-    counts = []
-    for document in documents:
-        before = len(words)
-        words += split_words(document)
-        counts.append(len(words) - before)
-    count = len(words) - length + 1
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    starts, values = _word_hashes(b" ".join(documents).translate(_TABLE))
+    count = len(values) - length + 1
     if count < 1:
         return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
-    values = np.fromiter(map(_words.__getitem__, words), dtype=np.uint64, count=len(words))
     # A run's hash is a polynomial in the multiplier modulo 2^64; differences of one prefix sum give them all.
-    up, down = _power_tables(len(words))
+    up, down = _power_tables(len(values))
     prefix = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(values * up)])
-    runs = (prefix[length:] - prefix[:-length]) * down[:count]
-    # A last mixing: without it, runs that differ in their first word alone would differ in few places.
-    runs = (runs ^ (runs >> np.uint64(32))) * np.uint64(_MULTIPLIER)
-    owners = np.repeat(np.arange(len(counts)), counts)
+    runs = _mixed((prefix[length:] - prefix[:-length]) * down[:count])
+    owners = np.searchsorted(np.cumsum(lengths + 1), starts, side="right")
     inside = owners[:count] == owners[length - 1 :]
     return runs[inside], owners[:count][inside]
+
+
+def _word_hashes(text: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Where the words of text begin, int64 `[n]`, and a 64-bit hash of each, uint64 `[n]`: words of up to eight bytes never
+    collide, longer ones as good as never.
+
+    Args:
+        text: in which only spaces separate words.
+    """
+    text = b" " + text + b" " * _BLOCK
+    inside = np.frombuffer(text, dtype=np.uint8) != ord(" ")
+    borders = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    starts, ends = borders[::2], borders[1::2]
+    lengths = ends - starts
+    blocks = np.ndarray(len(text) - _BLOCK + 1, dtype="<u8", buffer=text, strides=(1,))  # from every position on
+    hashes = blocks[starts] & _MASKS[np.minimum(lengths, _BLOCK)]
+    for done in range(_BLOCK, _LONGEST, _BLOCK):
+        longer = np.flatnonzero(lengths > done)
+        if not len(longer):
+            break
+        block = blocks[starts[longer] + done] & _MASKS[np.minimum(lengths[longer] - done, _BLOCK)]
+        hashes[longer] = _mixed(hashes[longer]) + block
+    for word in np.flatnonzero(lengths > _LONGEST):
+        digest = hashlib.blake2b(text[starts[word] : ends[word]], digest_size=8).digest()
+        hashes[word] = int.from_bytes(digest, "little")
+    return starts - 1, _mixed(hashes)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """A permutation of the 64-bit numbers, so that what differs in few bits differs in many."""
+    values = (values ^ (values >> np.uint64(32))) * np.uint64(_MULTIPLIER)
+    return values ^ (values >> np.uint64(29))
 
 
 class RunIndex:

@@ -148,8 +148,10 @@ def _write_shards(unit: Unit, tokenizer: Tokenizer, overlaps: list[Overlap]) -> 
         shard = open_shards[split]
         # The fast call leaves out offsets, which nobody needs. One document a call: more are no faster on one core.
         (encoded,) = tokenizer.encode_batch_fast([document.decode("utf-8")], add_special_tokens=False)
-        shard.add([*encoded.ids, separator], len(document))
-        total += len(encoded) + 1
+        ids = encoded.ids  # a new list
+        ids.append(separator)
+        shard.add(ids, len(document))
+        total += len(ids)
         if shard.tokens >= unit.shard_tokens:
             yield shard.write()
             open_shards[split] = _Shard(unit, split, shard.part + 1)

@@ -1,17 +1,21 @@
 """Speed and memory of decoding after contexts of any length: flat where the state is constant, growing with attention."""
 
+import os
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any, TypeVar
 
-import psutil
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from ..models import Cache, EchoLM, step
 from ..models.mixers.attention import AttentionCache
 from .config import DecodeProtocol
 
 WARMUP = 3
+
+T = TypeVar("T")
 
 
 @torch.inference_mode()
@@ -25,18 +29,23 @@ def evaluate_decode(
 
     Returns:
         a row a context: `context` (tokens), `batch`, `tokens_per_second` (all sequences together), `state_bytes` (of one
-        sequence), `peak_bytes` (of the device; on a CPU what the process grew by, None where the system does not tell).
+        sequence), `peak_bytes` (of tensors, at the worst moment: the weights, the states and what a step makes on its way).
     """
     rows = []
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(model.config.vocab_size, (WARMUP + protocol.tokens, protocol.batch), generator=generator)
     tokens = tokens.to(device)
     on_gpu = torch.device(device).type == "cuda"
-    for context in protocol.contexts:
-        before = _start_peak(on_gpu, device)
+
+    def warm_up(context: int) -> Cache:
         cache = cache_after(model, context, protocol.batch)
         for at in range(WARMUP):
             _, cache = step(model, tokens[at], cache)
+        return cache
+
+    for context in protocol.contexts:
+        cache, peak = with_peak_bytes(lambda context=context: warm_up(context), device)
         if on_gpu:
             torch.cuda.synchronize(device)
         started = time.perf_counter()
@@ -51,7 +60,7 @@ def evaluate_decode(
                 "batch": protocol.batch,
                 "tokens_per_second": protocol.tokens * protocol.batch / seconds,
                 "state_bytes": cache.nbytes() // protocol.batch,
-                "peak_bytes": _peak(on_gpu, device, before),
+                "peak_bytes": weights + peak,
             }
         )
         del cache
@@ -71,23 +80,20 @@ def cache_after(model: EchoLM, context: int, batch: int) -> Cache:
     return cache
 
 
-def _start_peak(on_gpu: bool, device: torch.device | str) -> int:
-    if on_gpu:
+def with_peak_bytes(work: Callable[[], T], device: torch.device | str) -> tuple[T, int]:
+    """What `work` returns, and the most bytes of tensors it held at any moment, beyond those that were there before.
+
+    As PyTorch's own allocators count them: a process's resident memory says little, since freed memory stays with it.
+    """
+    if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return 0
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
-    except OSError:
-        return 0
-    return psutil.Process().memory_info().rss
-
-
-def _peak(on_gpu: bool, device: torch.device | str, before: int) -> int | None:
-    if on_gpu:
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    high = next((line for line in status.splitlines() if line.startswith("VmHWM")), None)
-    return max(0, int(high.split()[1]) * 1024 - before) if high and before else None
+        before = torch.cuda.memory_allocated(device)
+        result = work()
+        return result, torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes on the screen when it starts and stops
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        result = work()
+    # Every allocation and every free of what was allocated in there, in the order of time.
+    changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return result, max(accumulate((event.nbytes() for event in changes), initial=0))

@@ -111,7 +111,8 @@ class RecallTrainer:
         )
         self._rate = self._rates[0].clone()
         groups = parameter_groups(model, training.weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), fused=True)
+        options = dict(fused=True, capturable=self.device.type == "cuda")
+        self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), **options)
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.losses = torch.zeros(training.steps, device=self.device)
         self.done = 0

@@ -70,9 +70,13 @@ def _recall(folder: Path, suite: str, results: list[dict[str, Any]]) -> list[str
         drawn.append(recall_figures.accuracy_by_length(figures / f"{suite}-length.png", arm, long))
     if len({row["options"]["depth"] for row in rows if "depth" in row.get("options", {})}) > 1:
         drawn.append(recall_figures.depth_by_length(figures / f"{suite}-depth.png", rows))
-    if model.get("rank") and len({row["pairs"] for row in rows if row["task"] == CAPACITY_TASK}) > 2:
-        arm = {model["name"]: (rows, model["rank"])}
-        drawn.append(recall_figures.capacity_curve(figures / f"{suite}-capacity.png", arm, CAPACITY_TASK, "rank"))
+    if len({row["pairs"] for row in rows if row["task"] == CAPACITY_TASK}) > 2:
+        sizes = {"rank": model.get("rank"), "KiB of state": model.get("state_bytes", 0) / 1024}
+        for unit, size in sizes.items():
+            if size:
+                path = figures / f"{suite}-capacity-{unit.split()[-1]}.png"
+                arm = {model["name"]: (rows, size)}
+                drawn.append(recall_figures.capacity_curve(path, arm, CAPACITY_TASK, unit))
     if len(results) > 1:
         first = list(dict.fromkeys(next(row["label"] for row in rows if row["task"] == task) for task in tasks))
         drawn.append(recall_figures.recall_by_tokens(figures / f"{suite}-training.png", results, first[:CURVES]))

@@ -55,12 +55,17 @@ class SequenceContext:
                     f"rank and world are {self.rank} and {self.world}, but in the group they are {place[0]} and {place[1]}"
                 )
 
-    def starts(self, batch: int, length: int, device: torch.device) -> Tensor:
+    @torch.compiler.disable
+    def starts(self, batch: int, length: int, device: torch.device) -> Tensor | None:
         """Mark the tokens that start a document, on all ranks: bool `[batch, world, length]`, `length` of a segment.
+
+        None where every row is one document.
 
         Raises:
             ValueError: `cu_seqlens` does not fit rows of `world` segments of `length` tokens.
         """
+        if self.cu_seqlens is None:
+            return None
         key = ("starts", batch, length, device)
         if key not in self._derived:
             starts = inner_borders(self.cu_seqlens, batch, self.world * length, device)
@@ -70,9 +75,33 @@ class SequenceContext:
             self._derived[key] = starts.view(batch, self.world, length)
         return self._derived[key]
 
-    def local_cu_seqlens(self, batch: int, length: int, device: torch.device) -> Tensor:
+    @torch.compiler.disable
+    def edges(self, batch: int, length: int, device: torch.device, reach: int = 1) -> tuple[Tensor, Tensor]:
+        """What combining needs to know of the borders in all segments.
+
+        Returns:
+            reached: bool `[batch, world, reach]`, the first tokens that no border cuts off from the segment before.
+            unbroken: bool `[batch, world]`, no border behind the first token.
+        """
+        key = ("edges", batch, length, device, reach)
+        if key not in self._derived:
+            starts = self.starts(batch, length, device)
+            if starts is None:
+                unbroken = torch.ones(batch, self.world, dtype=torch.bool, device=device)
+                reached = torch.ones(batch, self.world, reach, dtype=torch.bool, device=device)
+                reached[:, 0] = False
+            else:
+                unbroken = ~starts[:, :, 1:].any(-1)
+                reached = starts[:, :, :reach].cumsum(-1) == 0
+            self._derived[key] = reached, unbroken
+        return self._derived[key]
+
+    @torch.compiler.disable
+    def local_cu_seqlens(self, batch: int, length: int, device: torch.device) -> Tensor | None:
         """The borders of this rank's segments as offsets into its `batch * length` tokens, each row's first included:
-        what an operation takes beside the state that the rows continue from."""
+        what an operation takes beside the state that the rows continue from. None where every row is one document."""
+        if self.cu_seqlens is None:
+            return None
         key = ("local", batch, length, device)
         if key not in self._derived:
             starts = self.starts(batch, length, device)[:, self.rank].clone()
@@ -80,6 +109,11 @@ class SequenceContext:
             offsets = starts.flatten().nonzero().squeeze(1)
             self._derived[key] = torch.cat((offsets, offsets.new_tensor([batch * length])))
         return self._derived[key]
+
+    def own_starts(self, batch: int, length: int, device: torch.device) -> Tensor | None:
+        """`starts` of this rank's segments, bool `[batch, length]`, or None where every row is one document."""
+        starts = self.starts(batch, length, device)
+        return None if starts is None else starts[:, self.rank]
 
     def segment(self, rows: Tensor, dim: int = 1) -> Tensor:
         """This rank's part of a tensor over whole rows.
@@ -92,6 +126,7 @@ class SequenceContext:
         return rows.chunk(self.world, dim)[self.rank]
 
 
+@torch.compiler.disable  # collectives and small tensors: nothing to fuse
 def entering_state(
     summary: Sequence[Tensor], initial: Sequence[Tensor], combine: Combine, context: SequenceContext, length: int
 ) -> tuple[Tensor, ...]:
@@ -176,11 +211,12 @@ def _check_lengths(lengths: Tensor, context: SequenceContext) -> None:
 def all_gather(x: Tensor, context: SequenceContext) -> Tensor:
     """`x` of every rank: `[world, *x.shape]`. gloo sends what lies on a GPU through the host."""
     sent = _for_backend(x, context)
-    gathered = sent.new_empty(context.world, *sent.shape)
-    dist.all_gather(list(gathered.unbind(0)), sent, group=context.group)
-    return gathered.to(x.device)
+    gathered = sent.new_empty(context.world * sent.numel())
+    dist.all_gather_into_tensor(gathered, sent.flatten(), group=context.group)
+    return gathered.view(context.world, *sent.shape).to(x.device)
 
 
+@torch.compiler.disable
 def gather_segments(x: Tensor, context: SequenceContext) -> Tensor:
     """`x` of every rank, `[world, *x.shape]`, with gradients: what grows with the length, for attention.
 

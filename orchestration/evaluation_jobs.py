@@ -71,7 +71,14 @@ def wanted_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None 
             recall,
         )
         for folder, record in complete_checkpoints(run.path)
-        if _is_due(config, record["step"])
+        if is_due(
+            record["step"],
+            steps=config.train.steps,
+            batch_tokens=config.train.batch_tokens,
+            checkpoint_every=config.run.checkpoint_every,
+            every=config.evaluation.every,
+            every_tokens=config.evaluation.every_tokens,
+        )
         for suite, name in suites.items()
     ]
 
@@ -81,14 +88,15 @@ def missing_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None
     return [job for job in wanted_jobs(run, config, suites) if not job.output.is_file()]
 
 
-def _is_due(config: RunConfig, step: int) -> bool:
+def is_due(
+    step: int, *, steps: int, batch_tokens: int, checkpoint_every: int, every: int, every_tokens: int | None
+) -> bool:
     """Every so many checkpoints, or the first checkpoint after every so many tokens; the last one always."""
-    if step == config.train.steps:
+    if step == steps:
         return True
-    interval, batch = config.run.checkpoint_every, config.train.batch_tokens
-    if config.evaluation.every_tokens:
-        return step * batch % config.evaluation.every_tokens < interval * batch
-    return step % (interval * config.evaluation.every) == 0
+    if every_tokens:
+        return step * batch_tokens % every_tokens < checkpoint_every * batch_tokens
+    return step % (checkpoint_every * every) == 0
 
 
 def run_job(job: EvaluationJob, on_progress: OnProgress | None = None) -> bool:

@@ -35,7 +35,7 @@ def test_wheel_holds_every_source_file_and_imports(tmp_path):
     wanted = {
         f"echo_lm/{path.relative_to(ROOT)}"
         for folder in FOLDERS
-        for pattern in ("*.py", "*.yaml")
+        for pattern in ("*.py", "*.yaml", "*.html", "*.css", "*.js", "*.svg")
         for path in (ROOT / folder).rglob(pattern)
         if "__pycache__" not in path.parts
     }

@@ -23,9 +23,11 @@ def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceCon
         an `SKAState` with gradients for k and v, those of the ranks before included.
     """
     batch, length, heads, rank = k.shape
-    starts = context.starts(batch, length, k.device)
-    goes_on = (~starts[:, :, 0]).to(k.dtype)  # [B, world]
-    unbroken = (~starts[:, :, 1:].any(-1)).to(k.dtype)
+    # Sums of half-precision keys are in fp32, as those of the operation: the ridge is far below their rounding.
+    dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
+    k, v = k.to(dtype), v.to(dtype)
+    goes_on, unbroken = (mask.to(k.dtype) for mask in context.edges(batch, length, k.device))
+    goes_on = goes_on[..., 0]  # [B, world]
 
     def combine(entering: tuple[Tensor, ...], summary: tuple[Tensor, ...], i: int) -> tuple[Tensor, ...]:
         gram, transition, value_map, previous = entering
@@ -44,23 +46,25 @@ def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceCon
         )
 
     initial = SKAState.zeros(batch, heads, rank, v.shape[-1], dtype=k.dtype, device=k.device)
-    summary = summarise(k, v, starts[:, context.rank], value_lag=value_lag)
+    summary = summarise(k, v, context.own_starts(batch, length, k.device), value_lag=value_lag)
     return SKAState(*entering_state(summary, initial, combine, context, length))
 
 
-def summarise(k: Tensor, v: Tensor, starts: Tensor, *, value_lag: bool) -> tuple[Tensor, ...]:
+def summarise(k: Tensor, v: Tensor, starts: Tensor | None, *, value_lag: bool) -> tuple[Tensor, ...]:
     """The sums over the segment's rows after its last border, its first and its last key, and its first value if lagged.
 
     Args:
-        starts: bool `[B, T]`, the first tokens of documents.
+        starts: bool `[B, T]`, the first tokens of documents; None if there are none, or the segment's own first alone.
 
     Returns:
         gram, transition `[B, H, R, R]`, value_map `[B, H, P, R]`, first and last key `[B, H, R]` (, value `[B, H, P]`).
     """
-    ids = document_ids(starts)
-    tail = (ids == ids[:, -1:])[..., None, None]
     previous = previous_keys(k, torch.zeros_like(k[:, 0]), starts)
-    kept, kept_values = k * tail, v * tail
+    kept, kept_values = k, v
+    if starts is not None:
+        ids = document_ids(starts)
+        tail = (ids == ids[:, -1:])[..., None, None]
+        kept, kept_values = k * tail, v * tail
     firsts = (k[:, 0], k[:, -1], *((v[:, 0],) if value_lag else ()))
     return (_outer(kept, k), _outer(kept, previous), _outer(kept_values, previous if value_lag else k), *firsts)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..documents import document_ids, inner_borders
 from .chunked import ssd_chunked
 from .naive import ssd_naive
+from .shortlist import shorten
 
 Backend = Literal["auto", "naive", "torch", "mamba-ssm"]
 
@@ -82,15 +83,25 @@ def ssd_scan(
 @cache
 def mamba_ssm_kernel() -> Callable | None:
     """`mamba_chunk_scan_combined`, or None where mamba-ssm or Triton is not installed."""
-    if importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("triton") is None:
+    package = importlib.util.find_spec("mamba_ssm")
+    if package is None or importlib.util.find_spec("triton") is None:
         return None
     # Without its CUDA build mamba-ssm fails to import this module, which only Mamba-1 needs.
     name = "selective_scan_cuda"
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.modules[name] = types.ModuleType(name)
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
-    return mamba_chunk_scan_combined
+    # Its __init__ imports language models and with them transformers: seconds, and an error where that is broken. The
+    # kernels need none of it, so the package is entered without running it.
+    bare = "mamba_ssm" not in sys.modules
+    if bare:
+        sys.modules["mamba_ssm"] = importlib.util.module_from_spec(package)
+    try:
+        from mamba_ssm.ops.triton import ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing
+    finally:
+        if bare:
+            del sys.modules["mamba_ssm"]
+    shorten([ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing])
+    return ssd_combined.mamba_chunk_scan_combined
 
 
 @torch.compiler.disable  # what it launches are kernels already; traced, its autograd function is refused or taken apart

@@ -14,8 +14,7 @@ from torch import Tensor
 from ..documents import document_ids
 from ..sequence import SequenceContext, entering_state
 from .convolution import causal_convolution
-
-CHUNK = 256  # tokens summed in one product: sums of sums keep fp32 accurate over long segments
+from .outer_products import sum_of_outer_products
 
 
 def enter_segment(
@@ -52,15 +51,15 @@ def enter_segment(
     dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
     heads, inner = dt.shape[-1], channels - 2 * groups * d_state
     shape = (batch, heads, inner // heads, d_state)
-    starts = context.starts(batch, length, inputs.device)
-    goes_on = (~starts[:, :, 0]).to(dtype)  # [B, world]
-    reached = (starts[..., : taps - 1].cumsum(-1) == 0).to(dtype)  # [B, world, W - 1]: no border up to there
+    starts = context.own_starts(batch, length, inputs.device)
+    reached, unbroken = context.edges(batch, length, inputs.device, taps - 1)
+    reached = reached.to(dtype)  # [B, world, W - 1]
 
     def written(convolved: Tensor, weights: Tensor) -> Tensor:
         """sum_t weights_t x_t b_t^T: `[B, T, C]`, `[B, T, H]` -> `[B, H, P, N]`."""
         x, b = F.silu(convolved).split((inner, groups * d_state), -1)
-        x = x.unflatten(-1, (heads, -1)) * weights[..., None]
-        return _outer(x, b.unflatten(-1, (groups, d_state)))
+        x = (x.unflatten(-1, (heads, -1)) * weights[..., None]).to(x.dtype)
+        return sum_of_outer_products(x, b.unflatten(-1, (groups, d_state)))
 
     def combine(entering: tuple[Tensor, ...], summary: tuple[Tensor, ...], i: int) -> tuple[Tensor, ...]:
         overlap, state = entering
@@ -68,53 +67,53 @@ def enter_segment(
         state = (
             decay[..., None, None] * state + own_state + written(first + overlap[..., : first.shape[-1]], first_weights)
         )
-        cut = goes_on[:, i + 1]
+        cut = reached[:, i + 1, 0]
         return own_overlap * reached[:, i + 1, :, None], cut[:, None, None, None] * state
 
     with torch.autocast(inputs.device.type, enabled=False):
         steps = dt.to(dtype) * a.to(dtype)
-        decay, to_end = _decay_to_end(steps, starts[:, context.rank])
+        decay, to_end = _decay_to_end(steps, starts)
+        # An entering state is cut by a border behind the first token; one on it cuts it in the combination.
+        decay = decay * unbroken[:, context.rank, None]
         weights = dt.to(dtype) * to_end
-        keys = convolved[..., : inner + groups * d_state].to(dtype)
+        keys = convolved[..., : inner + groups * d_state]
+        # The many tokens are multiplied in their own precision and added in fp32, as the scan itself does.
         own_state = written(keys[:, taps - 1 :], weights[:, taps - 1 :])
-        own_overlap = _overlap(inputs.to(dtype), weight.to(dtype), starts[:, context.rank])
+        own_overlap = _overlap(inputs, weight, starts)
         summary = (own_overlap, own_state, decay, keys[:, : taps - 1], weights[:, : taps - 1])
-        initial = (own_overlap.new_zeros(own_overlap.shape), own_state.new_zeros(shape))
+        summary = tuple(part.to(dtype) for part in summary)
+        initial = (own_overlap.new_zeros(own_overlap.shape, dtype=dtype), own_state.new_zeros(shape))
         overlap, state = entering_state(summary, initial, combine, context, length)
     return overlap.to(convolved.dtype), state
 
 
-def _decay_to_end(steps: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of the entering state and of each token's write is left after the segment.
+def _decay_to_end(steps: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """How much of what enters the segment and of each token's write is left after it, borders inside it aside.
 
     Args:
-        steps: `[B, T, H]`, log of each token's decay; starts: bool `[B, T]`.
+        steps: `[B, T, H]`, log of each token's decay; starts: bool `[B, T]`, or None.
 
     Returns:
-        `[B, H]` and `[B, T, H]`, zero where a border follows.
+        `[B, H]`, and `[B, T, H]`, zero where a border follows.
     """
     # Summed from the end, so that the tokens that still count do not carry the rounding of those that do not.
     to_end = steps.flip(1).cumsum(1).flip(1)
-    ids = document_ids(starts)
-    last = (ids == ids[:, -1:])[..., None]
     kept = torch.cat((to_end[:, 1:], torch.zeros_like(to_end[:, :1])), 1).exp()
-    # A border on the first token cuts the entering state too, but that is zero already.
-    unbroken = ~starts[:, 1:].any(1, keepdim=True)
-    return to_end[:, 0].exp() * unbroken, kept * last
+    return to_end[:, 0].exp(), kept if starts is None else kept * _in_last_document(starts)
 
 
-def _overlap(inputs: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
-    """What the last W - 1 inputs add to the convolution of the next segment's first W - 1 tokens: `[B, W - 1, C]`."""
-    reach = weight.shape[-1] - 1
+def _in_last_document(starts: Tensor) -> Tensor:
+    """bool `[B, T, 1]`: no border follows."""
     ids = document_ids(starts)
-    last = (inputs * (ids == ids[:, -1:])[..., None])[:, inputs.shape[1] - reach :]
-    return causal_convolution(F.pad(last, (0, 0, 0, reach)), weight)[:, reach:]
+    return (ids == ids[:, -1:])[..., None]
 
 
-def _outer(x: Tensor, b: Tensor) -> Tensor:
-    """sum_t x_t b_t^T, each group serving H / G heads: `[B, T, H, P]`, `[B, T, G, N]` -> `[B, H, P, N]`."""
-    size = min(CHUNK, x.shape[1])
-    fill = -x.shape[1] % size
-    x, b = (F.pad(t, (0, 0, 0, 0, 0, fill)).unflatten(1, (-1, size)) for t in (x, b))
-    x = x.unflatten(3, (b.shape[3], -1))
-    return torch.einsum("bctgkp,bctgn->bcgkpn", x, b).sum(1).flatten(1, 2)
+def _overlap(inputs: Tensor, weight: Tensor, starts: Tensor | None) -> Tensor:
+    """What the last W - 1 inputs add to the convolution of the next segment's first W - 1 tokens: `[B, W - 1, C]`, in
+    fp32 or better."""
+    reach = weight.shape[-1] - 1
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    last = inputs[:, inputs.shape[1] - reach :].to(dtype)
+    if starts is not None:
+        last = last * _in_last_document(starts)[:, inputs.shape[1] - reach :]
+    return causal_convolution(F.pad(last, (0, 0, 0, reach)), weight.to(dtype))[:, reach:]

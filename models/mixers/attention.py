@@ -1,5 +1,6 @@
 """Causal softmax attention with rotary positions (arXiv 2104.09864), for the hybrid and transformer baselines."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ class Attention(nn.Module):
         if context is not None:
             return self._forward_segment(x, context)
         batch, length, _ = x.shape
-        q, k, v = self._project(x, torch.arange(length, device=x.device)[None])
+        q, k, v = self._project(x, self._rotation(x, 0))
         starts = inner_borders(cu_seqlens, batch, length, x.device)
         if starts is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -48,12 +49,12 @@ class Attention(nn.Module):
         """Queries of this rank's segment, keys and values of all segments up to it."""
         batch, length, _ = x.shape
         first = context.rank * length
-        q, *kv = self._project(x, torch.arange(first, first + length, device=x.device)[None])
+        q, *kv = self._project(x, self._rotation(x, first))
         gathered = gather_segments(torch.stack(kv), context)[: context.rank + 1]
         k, v = gathered.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)  # [B, H, T so far, D]
-        starts = context.starts(batch, length, x.device)[:, : context.rank + 1].flatten(1)
-        if bool(starts[:, 1:].any()):
-            ids = document_ids(starts)
+        starts = context.starts(batch, length, x.device)
+        if starts is not None:
+            ids = document_ids(starts[:, : context.rank + 1].flatten(1))
             seen = (ids[:, first:, None] == ids[:, None, :]).tril(first)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
         else:
@@ -72,7 +73,9 @@ class Attention(nn.Module):
     def extend(self, x: Tensor, cache: AttentionCache, real: Tensor) -> tuple[Tensor, AttentionCache]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
         length, past = x.shape[1], cache.real.shape[1]
-        q, k, v = self._project(x, cache.position[:, None] + torch.arange(length, device=x.device))
+        positions = cache.position[:, None] + torch.arange(length, device=x.device)
+        half = x.shape[-1] // self.num_heads // 2
+        q, k, v = self._project(x, rotation_table(positions, half, self.rope_base, x.dtype))
         cache = AttentionCache(
             torch.cat((cache.k, k), 2),
             torch.cat((cache.v, v), 2),
@@ -90,19 +93,15 @@ class Attention(nn.Module):
         y, cache = self.extend(x[:, None], cache, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
         return y[:, 0], cache
 
-    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, `[B, H, T, D]`; positions `[1 or B, T]`."""
+    def _project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, `[B, H, T, D]`; `rotation` as `rotation_table` gives it."""
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self._rotate(q, positions), self._rotate(k, positions), v
+        return _rotate(q, *rotation), _rotate(k, *rotation), v
 
-    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotate the pairs (i, i + D/2). Angles in float64: in fp32 they are off by 0.05 at a million tokens."""
-        half = x.shape[-1] // 2
-        frequency = self.rope_base ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
-        angle = positions[:, None, :, None] * frequency
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        first, second = x.chunk(2, -1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    def _rotation(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """For the tokens `[B, T, d_model]` of rows at positions `first`, `first` + 1, ..."""
+        half = x.shape[-1] // self.num_heads // 2
+        return _rotation_of_row(first, x.shape[1], half, self.rope_base, x.dtype, x.device)
 
     def _read_out(self, y: Tensor) -> Tensor:
         return self.out_proj(y.transpose(1, 2).flatten(-2))
@@ -110,3 +109,31 @@ class Attention(nn.Module):
     def initialize(self, generator: torch.Generator) -> None:
         normal_by_fan_in(self.qkv_proj.weight, generator)
         normal_by_fan_in(self.out_proj.weight, generator, gain=self.num_layers**-0.5)
+
+
+def rotation_table(positions: Tensor, half: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles by which rotary positions turn each pair: `[1 or B, T]` -> `[1 or B, 1, T, half]` each.
+
+    Angles in float64: in fp32 they are off by 0.05 at a million tokens.
+    """
+    frequency = base ** (-torch.arange(half, device=positions.device, dtype=torch.float64) / half)
+    angle = positions[:, None, :, None] * frequency
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+@torch.compiler.disable  # traced, every element of queries and keys would work out its own cosine in float64
+@lru_cache(maxsize=8)
+def _rotation_of_row(
+    first: int, length: int, half: int, base: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # it is kept, and training may want it next
+        table = rotation_table(torch.arange(first, first + length, device=device)[None], half, base, dtype)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # other streams may read it
+    return table
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + D/2)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)

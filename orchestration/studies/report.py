@@ -10,6 +10,7 @@ import numpy as np
 from markdown_it import MarkdownIt
 
 from ...models.files import write_text
+from .captions import CAPTIONS
 from .config import StudyConfig
 from .fit import Comparison, Interval, StudyFit
 from .learning_rate import LearningRateRule
@@ -17,16 +18,6 @@ from .plan import Plan
 from .plots import draw_all
 from .results import CellResult
 
-CAPTIONS = {
-    "loss_against_compute": "Every cell; lines: the lowest loss that each fitted law gives over its sizes.",
-    "arms": "Loss against parameters at each budget.",
-    "isoflop": "Loss against size at equal training cost; stars: the best size.",
-    "residuals": "What the laws leave unexplained.",
-    "extrapolation": "Sizes that no fit saw.",
-    "recall_against_state": "Recall against the bytes that one sequence carries while decoding.",
-    "recall_against_parameters": "Recall against parameters.",
-    "throughput": "Median speed of each cell while others ran beside it.",
-}
 STYLE = "body{font:16px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}"
 STYLE += "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #ddd;padding:.2em .6em}"
 

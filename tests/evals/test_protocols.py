@@ -19,11 +19,19 @@ from echo_lm.evals.config import (
     RecallTraining,
     Suite,
 )
-from echo_lm.evals.decode import evaluate_decode
+from echo_lm.evals.decode import evaluate_decode, with_peak_bytes
 from echo_lm.evals.likelihood import continuation_scores
 from echo_lm.evals.recall import RecallCell, evaluate_recall
 from echo_lm.evals.run import measure
-from echo_lm.models import AttentionConfig, FeedForwardConfig, ModelConfig, build_model, from_pretrained, preset
+from echo_lm.models import (
+    AttentionConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    build_model,
+    count_parameters,
+    from_pretrained,
+    preset,
+)
 from echo_lm.models.accounting import state_bytes
 from echo_lm.models.errors import UserError
 
@@ -182,15 +190,20 @@ def test_the_harness_runs_offline_on_local_tasks_and_says_what_it_left_out(
 
 @pytest.mark.slow
 def test_a_random_model_of_the_size_of_gpt2_scores_chance(harness, bigbench, dataset):
-    """12 layers of attention, 768 wide."""
+    """12 layers of attention, 768 wide, 50,257 ids: 124M parameters, every one of them random."""
     config = ModelConfig(
-        vocab_size=dataset.manifest.vocab_size,
+        vocab_size=50_257,
         d_model=768,
         layers=("attention",) * 12,
         attention=AttentionConfig(num_heads=12),
         feedforward=FeedForwardConfig(kind="swiglu", width=2048),
     )
+    assert 120e6 < count_parameters(config).total < 130e6
     model = build_model(config, seed=0).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
     suite = Suite(name="h", batch_tokens=1024, harness=HarnessProtocol(local=("heldout_continuation",)))
     rows = measure(model, suite, dataset)["tasks"]
     assert rows[0]["low"] <= 0.25 <= rows[0]["high"]
@@ -201,16 +214,38 @@ def test_a_random_model_of_the_size_of_gpt2_scores_chance(harness, bigbench, dat
 
 def test_decoding_is_flat_for_echo_and_grows_with_attention(dataset):
     protocol = DecodeProtocol(contexts=(64, 1024), tokens=2)
-    sizes = {}
+    sizes, peaks = {}, {}
     for name in ("echo-1m", "hybrid-1m"):
         config = preset(name, vocab_size=500)
-        rows = evaluate_decode(build_model(config).eval(), protocol)
+        model = build_model(config).eval()
+        rows = evaluate_decode(model, protocol)
         assert all(row["tokens_per_second"] > 0 for row in rows)
         # What is measured is after the steps that were decoded.
         assert [row["state_bytes"] for row in rows] == [state_bytes(config, context + 5) for context in (64, 1024)]
         sizes[name] = [row["state_bytes"] for row in rows]
+        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        peaks[name] = [row["peak_bytes"] - weights for row in rows]
+        assert all(peak > size for peak, size in zip(peaks[name], sizes[name], strict=True))
     assert sizes["echo-1m"][0] == sizes["echo-1m"][1]
     assert sizes["hybrid-1m"][1] > 5 * sizes["hybrid-1m"][0]
+    assert peaks["echo-1m"][0] == peaks["echo-1m"][1]
+    assert peaks["hybrid-1m"][1] - peaks["hybrid-1m"][0] >= sizes["hybrid-1m"][1] - sizes["hybrid-1m"][0]
+
+
+def test_the_peak_of_memory_is_that_of_the_worst_moment(capfd):
+    """4 MB that stay, 4 that come and go before, 8 at once after; of what the process holds besides nothing."""
+    outside = torch.ones(2**22)
+
+    def work() -> torch.Tensor:
+        torch.ones(2**20).sum()
+        kept = torch.ones(2**20)
+        (kept + 1).sum()
+        return outside[:1] + kept
+
+    kept, peak = with_peak_bytes(work, "cpu")
+    assert kept.nbytes == 4 * 2**20
+    assert 8 * 2**20 <= peak < 8 * 2**20 + 1000
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_adapted_copy_learns_and_the_checkpoint_stays_as_it_was(dataset):

@@ -16,7 +16,7 @@ def write_result(folder, step: int, correct: int) -> None:
     rows = [row("mqar", pairs, length, correct) for pairs in (2, 8, 32) for length in (64, 256)]
     rows += [row("niah", 1, length, correct, depth=depth) for depth in (0, 0.5, 1) for length in (64, 1024)]
     result = {"suite": "mine", "step": step, "tokens": step * 100, "rows": rows, "metrics": {}, "adapted": step == 20}
-    result |= {"model": {"name": "small", "rank": 8}, "skipped": {"hellaswag": "the hub is away"}}
+    result |= {"model": {"name": "small", "rank": 8, "state_bytes": 2048}, "skipped": {"hellaswag": "the hub is away"}}
     result["tasks"] = [{"task": "agreement"} | accuracy(600, 1000, chance=0.5)]
     result["decode"] = [{"context": 1024, "tokens_per_second": 500.0, "state_bytes": 2048, "peak_bytes": None}]
     write_json(folder / "evals" / f"step_{step:08d}" / "mine.json", result)
@@ -27,7 +27,7 @@ def test_the_page_and_its_figures(tmp_path):
     write_result(tmp_path, 10, 300)
     write_result(tmp_path, 20, 950)
     page = write_summary(tmp_path).read_text()
-    names = {"mqar", "niah", "length", "depth", "capacity", "training"}
+    names = {"mqar", "niah", "length", "depth", "capacity-rank", "capacity-state", "training"}
     figures = {path.name: path.read_bytes() for path in (tmp_path / "evals" / "figures").iterdir()}
     assert set(figures) == {f"mine-{name}.png" for name in names}
     assert all(f"figures/{name})" in page for name in figures)

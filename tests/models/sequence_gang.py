@@ -219,7 +219,7 @@ def counted():
     def watch(name, function):
         def watched(*arguments, **options):
             if not running:  # some are made of others
-                part = {"all_gather": 1, "reduce_scatter": 0}.get(name)
+                part = {"all_gather_into_tensor": 1, "reduce_scatter": 0}.get(name)
                 calls.append([name, None if part is None else arguments[part].nbytes])
             running.append(name)
             try:

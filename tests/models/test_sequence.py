@@ -72,8 +72,8 @@ def expected_calls(stack, length):
     """One collective a layer, forward and backward, of the bytes that the accounting gives."""
     config = gang.make_model(stack, torch.float32).config
     messages = segment_messages(config, length // gang.WORLD)
-    back = ["reduce_scatter" if kind == "attention" else "all_gather" for kind in config.layers]
-    forward = [["all_gather", message.forward] for message in messages]
+    back = ["reduce_scatter" if kind == "attention" else "all_gather_into_tensor" for kind in config.layers]
+    forward = [["all_gather_into_tensor", message.forward] for message in messages]
     return forward + [[name, message.backward] for name, message in zip(back, messages, strict=True)][::-1]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from echo_lm.orchestration.cli import main
 
-COMMANDS = ("run", "prepare", "data", "train", "eval", "generate", "status", "track", "models", "study")
+COMMANDS = ("run", "prepare", "data", "train", "eval", "generate", "status", "track", "models", "study", "serve")
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_help(echo_lm, command):
         (("models", "eco-50m"), "did you mean echo-50m"),
         (("prepare", "smoke", "--verify"), "manifest.json"),
         (("data", "show", "smoke"), "manifest.json"),
+        (("serve",), "there is no folder runs: name the one that holds the runs (--runs)"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(echo_lm, arguments, expected):

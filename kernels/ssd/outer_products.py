@@ -1,0 +1,52 @@
+"""A sum of outer products over many tokens: what a segment adds to the scan's state."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 1024  # tokens summed in one product: sums of sums keep fp32 accurate over long segments
+
+
+@torch.compiler.disable  # a product with its own precision, on factors that exist: nothing to fuse
+def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
+    """sum_t x_t b_t^T, each group serving H / G heads.
+
+    Args:
+        x: `[B, T, H, P]`; b: `[B, T, G, N]`, in the dtype of x.
+
+    Returns:
+        `[B, H, P, N]` in fp32 (float64 for float64 inputs), whatever the precision of the factors.
+    """
+    batch, length, heads, width = x.shape
+    groups = b.shape[2]
+    size = min(CHUNK, length)
+    # The heads of a group are one matrix: chunks are the only batch dimension, so that nothing is copied.
+    x = x.unflatten(2, (groups, -1)).flatten(3)
+    x, b = (F.pad(t, (0, 0, 0, 0, 0, -length % size)) if length % size else t for t in (x, b))
+    x, b = (t.reshape(-1, size, *t.shape[2:]).unbind(2) for t in (x, b))
+    sums = [_Products.apply(one.transpose(1, 2), other) for one, other in zip(x, b, strict=True)]
+    return torch.cat(sums, 1).unflatten(0, (batch, -1)).sum(1).unflatten(1, (heads, width))
+
+
+class _Products(torch.autograd.Function):
+    """Batched product `[n, M, S]`, `[n, S, N]` -> `[n, M, N]`: factors as they are, sums in fp32 or better.
+
+    `torch.bmm` would round each result of half-precision factors to half precision.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
+            return torch.bmm(a, b, out_dtype=torch.float32)
+        if a.dtype in (torch.float16, torch.bfloat16):
+            return torch.bmm(a.float(), b.float())
+        return torch.bmm(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, dproducts: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        dproducts = dproducts.to(a.dtype)
+        return torch.bmm(dproducts, b.transpose(1, 2)), torch.bmm(a.transpose(1, 2), dproducts)

@@ -1,0 +1,92 @@
+"""Numbers as people read them. Whatever a file does not say is a dash."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+DASH = "–"
+
+
+def count(value: float | None) -> str:
+    """`12,345`."""
+    return DASH if value is None else f"{value:,.0f}"
+
+
+def decimals(value: float | None, places: int = 3) -> str:
+    """`2.065`."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.{places}f}"
+
+
+def significant(value: float | None) -> str:
+    """Three digits: `0.00193`, `1.2e-05`."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    """`97.4%`."""
+    return DASH if value is None else f"{value:.1%}"
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `5 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    seconds = max(0, round(seconds))
+    if seconds < 90:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def moment(time: float | None) -> str:
+    """`2026-11-24 13:05:12 UTC`."""
+    return DASH if not time else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def size(value: float | None) -> str:
+    """Bytes in the unit that reads best: `742 KiB`."""
+    if value is None:
+        return DASH
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"
+
+
+def fields(event: dict[str, Any]) -> str:
+    """What an event of any kind says, as words: its message or reason, or else its fields."""
+    said = event.get("message") or event.get("reason")
+    if said:
+        return str(said)
+    rest = {key: value for key, value in event.items() if key not in ("kind", "time", "step", "tokens")}
+    return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in rest.items())
+
+
+def _plain(value: Any) -> str:
+    return significant(value) if isinstance(value, float) else str(value)
+
+
+def language(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Name and value of the metrics of held-out text."""
+    shown = ((name.removeprefix("language/"), value) for name, value in metrics.items() if name.startswith("language/"))
+    return [(name.replace("/", ": ").replace("_", " "), value) for name, value in shown]
+
+
+FILTERS = {
+    "language": language,
+    "count": count,
+    "decimals": decimals,
+    "significant": significant,
+    "percent": percent,
+    "duration": duration,
+    "moment": moment,
+    "size": size,
+    "fields": fields,
+}

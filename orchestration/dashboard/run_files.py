@@ -1,0 +1,241 @@
+"""What the table of runs shows of one run, read from its folder as cheaply as can be."""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ...evals.config import load_suite
+from ...models.errors import UserError
+from .. import evaluation_jobs
+from .files import Cache, Stamp, last_events, parse_events, parse_json_object, parse_yaml_mapping, stamp
+from .state import run_state
+
+CHECKPOINT_PREFIX = "step_"
+SUPERVISION = "supervision.jsonl"
+HEARTBEAT = "heartbeats/rank_00000.json"
+# How many steps the end of a log must hold: enough to know the pace.
+PACE_STEPS = 3
+
+read_config = Cache(parse_yaml_mapping).get
+read_record = Cache(parse_json_object).get
+read_log = Cache(parse_events).get
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One row of the table of runs. What a file does not say is None.
+
+    Attributes:
+        name: of the folder.
+        state: see `state.run_state`.
+        step, steps: done, and the horizon.
+        loss: nats per masked token at the last step.
+        eta_seconds: of the training, at the speed of the last step; None unless it runs.
+        checkpoint: step of the last complete checkpoint; `checkpoint_time` in unix seconds.
+        done, pending, failed: evaluations.
+        updated: unix seconds of the last sign of life.
+        problem: why the run could not be read or what stopped it, one line.
+    """
+
+    name: str
+    state: str
+    model: str = ""
+    data: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    eta_seconds: float | None = None
+    checkpoint: int | None = None
+    checkpoint_time: float | None = None
+    done: int = 0
+    pending: int = 0
+    failed: int = 0
+    updated: float = 0.0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class RunReading:
+    """A run's files as they were; the summary follows from it and the time."""
+
+    name: str
+    config: dict[str, Any]
+    events: list[dict[str, Any]]
+    finished: bool
+    error: str | None
+    checkpoints: list[tuple[int, float]]
+    beat: float | None
+    done: int
+    failed: int
+    wanted: int
+    updated: float
+
+    def summary(self, now: float) -> RunSummary:
+        """The row at a time (unix seconds)."""
+        if not self.config:
+            return RunSummary(self.name, "crashed", problem="config.yaml is damaged", updated=self.updated)
+        last = next((event for event in reversed(self.events) if event["kind"] == "step"), {})
+        train, stop_step = section(self.config, "train"), section(self.config, "run").get("stop_step")
+        checkpoint, checkpoint_time = self.checkpoints[-1] if self.checkpoints else (None, None)
+        state = run_state(
+            self.events,
+            finished=self.finished,
+            error=self.error is not None,
+            reached_stop=stop_step is not None and checkpoint == stop_step,
+            beat=self.beat,
+            now=now,
+        )
+        step, steps, rate = last.get("step", 0), train.get("steps", 0), last.get("tokens_per_second")
+        running = state == "running" and rate
+        return RunSummary(
+            name=self.name,
+            state=state,
+            model=str(section(self.config, "model").get("preset", "")),
+            data=str(section(self.config, "data").get("name", "")),
+            step=step,
+            steps=steps,
+            loss=last.get("loss"),
+            tokens_per_second=rate,
+            mfu=last.get("mfu"),
+            eta_seconds=(steps - step) * train.get("batch_tokens", 0) / rate if running else None,
+            checkpoint=checkpoint,
+            checkpoint_time=checkpoint_time,
+            done=self.done,
+            pending=self.wanted - self.done - self.failed,
+            failed=self.failed,
+            updated=self.updated,
+            problem=self.error,
+        )
+
+
+def signature(folder: Path) -> tuple[Stamp, ...]:
+    """Changes whenever anything that `read_run` reads does."""
+    files = (
+        "config.yaml",
+        "events.jsonl",
+        SUPERVISION,
+        "finished.json",
+        "error.json",
+        HEARTBEAT,
+        "checkpoints",
+        "evals",
+    )
+    place = str(folder)
+    results = (stamp(entry) for entry in _entries(f"{place}/evals"))
+    return (*(stamp(f"{place}/{name}") for name in files), *results)
+
+
+def read_run(folder: Path) -> RunReading:
+    """Read what a run's row needs; missing files are as if empty."""
+    config = read_config(folder / "config.yaml") or {}
+    events = last_events(folder / "events.jsonl", _enough)
+    last_time = events[-1]["time"] if events else 0.0
+    error = stamp(folder / "error.json")
+    message = None
+    if error is not None and error[0] / 1e9 >= last_time:
+        message = str((read_record(folder / "error.json") or {}).get("message", "see error.json"))
+    checkpoints = complete_steps(folder)
+    wanted = wanted_results(config, [step for step, _ in checkpoints])
+    there = {name for entry in _entries(folder / "evals") for name in _names(entry)}
+    done = [name for name in wanted if f"{name}.json" in there]
+    failed = [name for name in failures(folder) if name in wanted and name not in done]
+    beat = stamp(folder / HEARTBEAT)
+    config_stamp = stamp(folder / "config.yaml")
+    return RunReading(
+        name=folder.name,
+        config=config,
+        events=events,
+        finished=(folder / "finished.json").is_file(),
+        error=message,
+        checkpoints=checkpoints,
+        beat=beat[0] / 1e9 if beat else None,
+        done=len(done),
+        failed=len(failed),
+        wanted=len(wanted),
+        updated=last_time or (config_stamp[0] / 1e9 if config_stamp else 0.0),
+    )
+
+
+def section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of a stored configuration; empty if it is not one."""
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name; none if it is missing."""
+    return [Path(entry) for entry in _entries(folder)]
+
+
+def _entries(folder: Path | str) -> list[str]:
+    """Paths of the folders in a folder, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.path for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+
+
+def complete_steps(folder: Path) -> list[tuple[int, float]]:
+    """Step and time (unix seconds) of the complete checkpoints, oldest first."""
+    found = []
+    for entry in _entries(folder / "checkpoints"):
+        number = os.path.basename(entry).removeprefix(CHECKPOINT_PREFIX)
+        complete = stamp(f"{entry}/complete.json")
+        if complete and number.isdigit():
+            found.append((int(number), complete[0] / 1e9))
+    return sorted(found)
+
+
+def failures(folder: Path) -> dict[str, str]:
+    """Message of every evaluation that was given up, by `step_00000100/language`; it may have been done since."""
+    given_up = (event for event in read_log(folder / SUPERVISION) or () if event["kind"] == "evaluation_failed")
+    return {f"{CHECKPOINT_PREFIX}{e.get('step', 0):08d}/{e.get('suite')}": str(e.get("message", "")) for e in given_up}
+
+
+def wanted_results(config: dict[str, Any], steps: list[int]) -> list[str]:
+    """`step_00000100/language` of every evaluation that the checkpoints call for."""
+    suites = dict.fromkeys(suite_name(name) for name in section(config, "evaluation").get("suites") or ())
+    due = [step for step in steps if is_due(config, step)]
+    return [f"{CHECKPOINT_PREFIX}{step:08d}/{suite}" for step in due for suite in suites]
+
+
+def is_due(config: dict[str, Any], step: int) -> bool:
+    """`evaluation_jobs.is_due` of a stored configuration."""
+    train, evaluation = section(config, "train"), section(config, "evaluation")
+    try:
+        return evaluation_jobs.is_due(
+            step,
+            steps=train["steps"],
+            batch_tokens=train["batch_tokens"],
+            checkpoint_every=section(config, "run")["checkpoint_every"],
+            every=evaluation["every"],
+            every_tokens=evaluation["every_tokens"],
+        )
+    except (KeyError, TypeError):  # of an older version
+        return False
+
+
+@lru_cache(maxsize=256)
+def suite_name(name: str) -> str:
+    """The name that a suite's results carry: that of the file for one given by path."""
+    try:
+        return load_suite(name).name
+    except UserError:  # a file that is gone, or of another machine
+        return Path(name).stem
+
+
+def _names(folder: str) -> list[str]:
+    """`step_00000100/language.json` of the files in `.../step_00000100`."""
+    try:
+        return [f"{os.path.basename(folder)}/{name}" for name in os.listdir(folder)]
+    except OSError:
+        return []
+
+
+def _enough(events: list[dict[str, Any]]) -> bool:
+    return sum(event["kind"] == "step" for event in events) >= PACE_STEPS

@@ -1,0 +1,230 @@
+"""Everything about one run: what its page shows, and the numbers of its curves."""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..leases import EXPIRY_SECONDS
+from .files import stamp
+from .history import COLUMNS, History
+from .run_files import (
+    CHECKPOINT_PREFIX,
+    RunSummary,
+    complete_steps,
+    failures,
+    is_due,
+    read_config,
+    read_record,
+    section,
+    subfolders,
+    suite_name,
+)
+
+HEADLINE_TASK = "sysprompt-4"
+MOST_EVENTS = 200
+MOST_VIEWS = 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation: `state` is done, failed, running, pending or none (not asked for); `text` its result in a word."""
+
+    state: str
+    text: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class RunDetail:
+    """What the page of a run shows.
+
+    Attributes:
+        suites: columns of `matrix`, whose rows are checkpoints, newest first.
+        latest: of each suite, the result of the newest evaluated checkpoint.
+        events: newest first, without checkpoints, done evaluations and health.
+        checkpoints: the `checkpoint` events.
+        curves: for the browser: columns of `history.COLUMNS`, held-out text, recall by label, marks.
+    """
+
+    summary: RunSummary
+    config_text: str
+    environment: dict[str, Any]
+    last_step: dict[str, Any]
+    suites: list[str]
+    matrix: list[tuple[int, list[Cell]]]
+    latest: list[dict[str, Any]]
+    heldout: float | None
+    events: list[dict[str, Any]]
+    checkpoints: list[dict[str, Any]]
+    health: dict[str, Any] | None
+    started: float | None
+    restarts: int
+    skips: int
+    rollbacks: int
+    problem: str | None
+    curves: dict[str, Any]
+
+
+class RunViews:
+    """Detailed views of the runs that were looked at last; their histories are kept in memory."""
+
+    def __init__(self) -> None:
+        self._histories: OrderedDict[Path, History] = OrderedDict()
+
+    def detail(self, folder: Path, summary: RunSummary) -> RunDetail:
+        """Read a run in full."""
+        history = self._histories.pop(folder, None) or History(folder / "events.jsonl")
+        self._histories[folder] = history
+        while len(self._histories) > MOST_VIEWS:
+            self._histories.popitem(last=False)
+        history.read()
+        return _detail(folder, summary, history)
+
+
+def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
+    config = read_config(folder / "config.yaml") or {}
+    results = read_results(folder)
+    starts = history.of_kind("start")
+    suites, matrix = _matrix(folder, config, results)
+    latest = {result["suite"]: result for result in results}
+    listed = [event for event in history.others if event["kind"] not in ("checkpoint", "evaluation")]
+    heldout = [result for result in results if "language/bits_per_byte" in result["metrics"]]
+    return RunDetail(
+        summary=summary,
+        config_text=_text(folder / "config.yaml"),
+        environment=read_record(folder / "environment.json") or {},
+        last_step=history.last_step,
+        suites=suites,
+        matrix=matrix,
+        latest=[latest[suite] for suite in sorted(latest)],
+        heldout=heldout[-1]["metrics"]["language/bits_per_byte"] if heldout else None,
+        events=_numbered(listed)[::-1][:MOST_EVENTS],
+        checkpoints=history.of_kind("checkpoint"),
+        health=history.health,
+        started=starts[0]["time"] if starts else None,
+        restarts=max(0, len(starts) - 1),
+        skips=len(history.of_kind("skip")),
+        rollbacks=len(history.of_kind("rollback")),
+        problem=history.problem,
+        curves=_curves(history, results, heldout),
+    )
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """All evaluation results of a run, by step; damaged ones are left out."""
+    found = []
+    for checkpoint in subfolders(folder / "evals"):
+        for path in sorted(checkpoint.glob("*.json")):
+            result = read_record(path)
+            if result and isinstance(result.get("metrics"), dict) and "suite" in result and "step" in result:
+                found.append(result)
+    return sorted(found, key=lambda result: result["step"])
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The result of a suite in a word."""
+    metrics = result["metrics"]
+    if "language/bits_per_byte" in metrics:
+        return f"{metrics['language/bits_per_byte']:.3f} bits/byte"
+    if result.get("rows"):
+        values = [row["accuracy"] for row in result["rows"]]
+        return f"{sum(values) / len(values):.1%} recalled"
+    scored = [row["accuracy"] for row in result.get("tasks") or () if "accuracy" in row]
+    if scored:
+        return f"{sum(scored) / len(scored):.1%} right"
+    if result.get("decode"):
+        return f"{result['decode'][-1]['tokens_per_second']:,.0f} tokens/s"
+    return "done"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _matrix(
+    folder: Path, config: dict[str, Any], results: list[dict[str, Any]]
+) -> tuple[list[str], list[tuple[int, list[Cell]]]]:
+    wanted = [suite_name(name) for name in section(config, "evaluation").get("suites") or ()]
+    suites = list(dict.fromkeys([*wanted, *(result["suite"] for result in results)]))
+    done = {(result["step"], result["suite"]): result for result in results}
+    steps = sorted({step for step, _ in complete_steps(folder)} | {step for step, _ in done}, reverse=True)
+    given_up, rows = failures(folder), []
+    for step in steps:
+        due = is_due(config, step)
+        name = f"{CHECKPOINT_PREFIX}{step:08d}"
+        cells = (
+            _cell(
+                done.get((step, suite)),
+                folder / "evals" / name / suite,
+                given_up.get(f"{name}/{suite}"),
+                due and suite in wanted,
+            )
+            for suite in suites
+        )
+        rows.append((step, list(cells)))
+    return suites, rows
+
+
+def _cell(result: dict[str, Any] | None, place: Path, failure: str | None, due: bool) -> Cell:
+    if result is not None:
+        return Cell("done", headline(result), f"took {result['ended'] - result['started']:.1f} s")
+    lease = stamp(place.with_suffix(".lease"))
+    if lease is not None and time.time() - lease[0] / 1e9 < EXPIRY_SECONDS:
+        return Cell("running", "running")
+    if failure is not None:
+        return Cell("failed", "failed", failure)
+    return Cell("pending", "waiting") if due else Cell("none")
+
+
+def _numbered(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events, with `attempt` in every `start`."""
+    attempt, out = 0, []
+    for event in events:
+        if event["kind"] == "start":
+            attempt += 1
+            event = event | {"attempt": attempt}
+        out.append(event)
+    return out
+
+
+def _curves(history: History, results: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> dict[str, Any]:
+    curves: dict[str, Any] = {name: curve for name in COLUMNS if (curve := history.curve(name))}
+    if heldout:
+        last = heldout[-1]["metrics"]
+        curves["heldout"] = {
+            "step": [result["step"] for result in heldout],
+            "value": [result["metrics"]["language/bits_per_byte"] for result in heldout],
+            "unigram": last.get("language/unigram_bits_per_byte"),
+            "gzip": last.get("language/gzip_bits_per_byte"),
+        }
+    curves["recall"] = _recall_curves(results)
+    curves["marks"] = [
+        {"step": event.get("step", 0), "kind": event["kind"]}
+        for event in _numbered(history.of_kind("start", "rollback"))
+        if event["kind"] != "start" or event["attempt"] > 1
+    ]
+    return curves
+
+
+def _recall_curves(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each label that was measured at several lengths: a curve for every checkpoint; the headline task first."""
+    keys = ("length", "accuracy", "low", "high", "queries", "chance")
+    labels: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for result in results:
+        for row in result.get("rows") or ():
+            point = {key: row[key] for key in keys}
+            labels.setdefault(row["label"], {}).setdefault(result["step"], []).append(point)
+    found = []
+    for label in sorted(labels, key=lambda label: (label != HEADLINE_TASK, label)):
+        curves = [
+            {"step": step, "points": sorted(points, key=lambda point: point["length"])}
+            for step, points in sorted(labels[label].items())
+        ]
+        if len({point["length"] for curve in curves for point in curve["points"]}) > 1:
+            found.append({"label": label, "checkpoints": curves})
+    return found

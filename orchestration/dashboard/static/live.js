@@ -1,0 +1,163 @@
+// Keeps an open page current: asks the server every few seconds for what changed, and puts the server's own HTML in place.
+"use strict";
+const EVERY_MS = 2000;
+const byId = (id) => document.getElementById(id);
+
+// ---- times, as "3 min ago"
+
+function ago(seconds) {
+  if (seconds < 5) return "just now";
+  if (seconds < 90) return `${Math.round(seconds)} s ago`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min ago`;
+  if (seconds < 172800) return `${Math.round(seconds / 3600)} h ago`;
+  return `${Math.round(seconds / 86400)} days ago`;
+}
+
+function showTimes(root = document) {
+  const now = Date.now() / 1000;
+  for (const time of root.querySelectorAll("time[data-at]")) {
+    const text = ago(now - Number(time.dataset.at));
+    if (time.textContent !== text) time.textContent = text;
+  }
+}
+
+// ---- asking
+
+function showPulse(works) {
+  const pulse = byId("pulse");
+  pulse.hidden = false;
+  pulse.classList.toggle("lost", !works);
+  pulse.lastElementChild.textContent = works ? "live" : "server gone";
+}
+
+async function ask(address) {
+  const answer = await fetch(address, { cache: "no-store" });
+  if (answer.status === 204) return null;
+  if (!answer.ok) throw new Error(answer.status);
+  return answer.json();
+}
+
+function poll(step) {
+  const again = async () => {
+    if (!document.hidden) {
+      try {
+        await step();
+        showPulse(true);
+      } catch {
+        showPulse(false);
+      }
+      showTimes();
+    }
+    setTimeout(again, EVERY_MS);
+  };
+  again();
+}
+
+function fromHtml(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html.trim();
+  return template.content.firstElementChild;
+}
+
+// ---- the table of runs: all rows are kept here, the first of those that are wanted are in the page
+
+const ORDER = ["running", "crashed", "stopped", "waiting", "finished"];
+
+function runsPage(table) {
+  const body = table.tBodies ? table.tBodies[0] : null;
+  const counts = byId("counts"), filter = byId("filter"), more = byId("more"), rest = byId("rest");
+  const rows = new Map(), states = new Set();
+  let version = table.dataset.version, column = null, descending = false, limit = Number(table.dataset.shown);
+
+  const value = (row) => {
+    const sort = row.cells[column].dataset.sort;
+    if (sort === undefined) return row.dataset.name;
+    return sort === "" ? null : isNaN(sort) ? sort : Number(sort);
+  };
+  const compare = (a, b) => {
+    if (column === null)
+      return ORDER.indexOf(a.dataset.state) - ORDER.indexOf(b.dataset.state) || b.dataset.updated - a.dataset.updated;
+    const x = value(a), y = value(b);
+    if (x === null || y === null) return (x === null) - (y === null); // what is not known stays below
+    return (x < y ? -1 : x > y ? 1 : 0) * (descending ? -1 : 1);
+  };
+  const wanted = (row, words) => {
+    if (states.size > 0 && !states.has(row.dataset.state)) return false;
+    const text = row.cells[0].textContent.toLowerCase();
+    return words.every((word) => text.includes(word));
+  };
+  const show = () => {
+    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const found = [...rows.values()].filter((row) => wanted(row, words)).sort(compare);
+    const shown = found.slice(0, limit);
+    if (body.rows.length !== shown.length || shown.some((row, i) => body.rows[i] !== row)) body.replaceChildren(...shown);
+    more.hidden = shown.length === found.length;
+    byId("shown").textContent = shown.length === rows.size ? "" : `${shown.length.toLocaleString("en")} of ${rows.size.toLocaleString("en")} runs shown`;
+    for (const chip of counts.children) chip.setAttribute("aria-pressed", states.has(chip.dataset.state));
+    showTimes(body);
+  };
+  if (body) {
+    for (const row of [...body.rows, ...(rest ? rest.content.querySelectorAll("tr") : [])]) rows.set(row.dataset.name, row);
+    show();
+    more.addEventListener("click", () => {
+      limit *= 4;
+      show();
+    });
+    counts.addEventListener("click", (event) => {
+      const state = event.target.closest("[data-state]")?.dataset.state;
+      if (!state) return;
+      if (!states.delete(state)) states.add(state);
+      show();
+    });
+    filter.addEventListener("input", show);
+    table.tHead.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-column]");
+      if (!button) return;
+      const chosen = Number(button.dataset.column);
+      descending = column === chosen ? !descending : chosen > 2;
+      column = chosen;
+      for (const other of table.tHead.querySelectorAll("th")) other.removeAttribute("aria-sort");
+      button.parentElement.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      show();
+    });
+  }
+  poll(async () => {
+    const found = await ask(`${table.dataset.live}?since=${version}`);
+    if (found.reload || (!body && Object.keys(found.rows).length)) return location.reload();
+    version = found.version;
+    if (!body || (!Object.keys(found.rows).length && !found.gone.length)) return;
+    for (const [name, html] of Object.entries(found.rows)) rows.set(name, fromHtml(html));
+    for (const name of found.gone) rows.delete(name);
+    counts.innerHTML = found.counts;
+    show();
+  });
+}
+
+// ---- the page of a run
+
+function runPage(page) {
+  let version = "";
+  poll(async () => {
+    const found = await ask(`${page.dataset.live}?since=${version}`);
+    if (found === null) return;
+    for (const [name, html] of Object.entries(found.parts)) {
+      const part = page.querySelector(`[data-part="${name}"]`);
+      // What a reader opened or closed stays so.
+      const open = new Map([...part.querySelectorAll("details")].map((one, i) => [one.dataset.suite ?? i, one.open]));
+      if (version !== "") part.innerHTML = html;
+      if (version !== "")
+        [...part.querySelectorAll("details")].forEach((one, i) => (one.open = open.get(one.dataset.suite ?? i) ?? one.open));
+    }
+    version = found.version;
+    drawRun(found.curves);
+  });
+}
+
+showTimes();
+if (byId("runs")) runsPage(byId("runs"));
+addEventListener("DOMContentLoaded", () => {
+  if (byId("run")) runPage(byId("run"));
+  const study = byId("study");
+  if (study) ask(study.dataset.curves).then(drawStudy);
+});
+if (!byId("runs") && !byId("run")) setInterval(showTimes, EVERY_MS);

@@ -1,0 +1,12 @@
+"""What the figures of a study show, by the names of their files, in the order of the report."""
+
+CAPTIONS = {
+    "loss_against_compute": "Every cell; lines: the lowest loss that each fitted law gives over its sizes.",
+    "arms": "Loss against parameters at each budget.",
+    "isoflop": "Loss against size at equal training cost; stars: the best size.",
+    "residuals": "What the laws leave unexplained.",
+    "extrapolation": "Sizes that no fit saw.",
+    "recall_against_state": "Recall against the bytes that one sequence carries while decoding.",
+    "recall_against_parameters": "Recall against parameters.",
+    "throughput": "Median speed of each cell while others ran beside it.",
+}
