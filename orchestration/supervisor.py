@@ -68,8 +68,9 @@ def supervise(
     reason = "start"
     while True:
         number += 1
-        tell(run, "attempt", number=number, reason=reason)
-        attempt = _Driver(drive, arguments).watch()
+        driver = _Driver(drive, arguments)
+        tell(run, "attempt", number=number, reason=reason, pid=driver.pid)
+        attempt = driver.watch()
         if attempt.lost is None:
             return
         name = address or socket.gethostname()
@@ -132,6 +133,7 @@ class _Driver:
         self._ours, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=_drive, args=(drive, arguments, self._beat, theirs), name="driver")
         self._process.start()
+        self.pid = self._process.pid
         theirs.close()
 
     def watch(self) -> Attempt:

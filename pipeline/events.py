@@ -19,7 +19,7 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 Those who watch over a run write to a log of their own beside it (`supervision.jsonl`, one writer at a time as here); readers of a
 log get both. Its kinds:
 
-- `attempt`: `number`, `reason`; the pipeline's process was started
+- `attempt`: `number`, `reason`, `pid`; the pipeline's process (the driver) was started
 - `lost`: `what` (worker, node, head, driver), `name`, `message`; something died, and training is started again
 - `hang`: `what` (worker, driver), `name`, `message`, and of a worker `rank`, `node`, `pid`; it was silent or stuck and is replaced
 - `evaluation`: `step`, `suite`, `node`, `seconds`; done

@@ -17,7 +17,7 @@ import psutil
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
 # A node that lost its head gives up after so many seconds, and its service starts it again.
-RECONNECT_SECONDS = 10
+RECONNECT_SECONDS = 20
 
 
 @dataclass

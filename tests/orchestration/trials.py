@@ -39,7 +39,7 @@ from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run_folder import RunFolder
 
 KINDS = ("worker", "node", "head", "mlflow", "hang")
-HANG_SECONDS = 15
+HANG_SECONDS = 30
 STEPS, EVERY = 60, 10
 OVERRIDES = [
     f"train.steps={STEPS}",
