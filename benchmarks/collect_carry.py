@@ -3,17 +3,22 @@
     python benchmarks/collect_carry.py            # then take the checkout and carry/ to the machine
     source benchmarks/use_carry.sh                # on that machine: PYTHONPATH with the packages and echo_lm
 
-Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment.
+Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment. Kernels that
+`compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them.
 """
 
+import json
 import shutil
 import subprocess
 import sys
 from importlib import util
 from pathlib import Path
 
+from compile_kernels import STORE
+
 ROOT = Path(__file__).resolve().parent.parent
 CARRY = ROOT / "carry"
+KERNELS_THERE = "/tmp/echo-lm-triton"  # TRITON_CACHE_DIR of use_carry.sh
 PYTHON_VERSION = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 COMPILED = ("pydantic-core",)
@@ -69,8 +74,24 @@ def main() -> None:
             f"{package.replace('-', '_')}-*.dist-info"
         ):
             shutil.copytree(metadata, site / metadata.name, dirs_exist_ok=True)
-    size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
-    print(f"{site.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
+    kernels = CARRY / "triton_cache"
+    copy_kernels(kernels)
+    for folder in (site, kernels):
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        print(f"{folder.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
+
+
+def copy_kernels(folder: Path) -> None:
+    """Compiled kernels as they shall lie in `KERNELS_THERE`: Triton notes absolute paths."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for compiled in STORE.glob("triton-*[0-9]/*/*.cubin"):
+        name, target = compiled.parent.name, folder / compiled.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (compiled, *compiled.parent.glob("*.json")):
+            shutil.copyfile(file, target / file.name)
+        (group,) = target.glob("__grp__*.json")
+        paths = {file: f"{KERNELS_THERE}/{name}/{file}" for file in json.loads(group.read_text())["child_paths"]}
+        group.write_text(json.dumps({"child_paths": paths}))
 
 
 if __name__ == "__main__":

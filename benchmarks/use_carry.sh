@@ -5,5 +5,8 @@ for folder in kernels models data_prep evals pipeline orchestration; do
     ln -sfn "$root/$folder" "$root/carry/echo/echo_lm/$folder"
 done
 export PYTHONPATH="$root/carry/echo:$root/carry/site${PYTHONPATH:+:$PYTHONPATH}"
-export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$root/carry/triton_cache}"
-export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$root/carry/inductor_cache}"
+# Outside of `carry`, which the next call may replace: what this one compiles stays.
+export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
+mkdir -p "$TRITON_CACHE_DIR"
+[ -d "$root/carry/triton_cache" ] && cp -rn "$root/carry/triton_cache/." "$TRITON_CACHE_DIR"
+export TRITON_CACHE_AUTOTUNING="${TRITON_CACHE_AUTOTUNING:-1}" PYTHONUNBUFFERED=1

@@ -5,6 +5,9 @@ import logging
 import os
 import tempfile
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,9 +27,11 @@ from .scores import accuracy
 
 os.environ.setdefault("HF_DATASETS_TRUST_REMOTE_CODE", "0")
 try:
+    import datasets
     import lm_eval
     from lm_eval.api.model import TemplateLM
     from lm_eval.tasks import TaskManager
+    from tqdm import tqdm
 except ImportError as error:
     raise UserError("suite harness needs lm-evaluation-harness: install echo-lm[hub]") from error
 
@@ -60,6 +65,9 @@ class EchoHarness(TemplateLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return encode_pair(self.tokens, context, continuation)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
@@ -177,8 +185,7 @@ def write_heldout_tasks(dataset: Dataset, folder: Path, *, items: int, seed: int
 
 def _run(lm: EchoHarness, task: str, manager: TaskManager, limit: int | None) -> dict[str, Any]:
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))  # leave global state alone
-    # It asks git for the commit of the working folder, and outside of a repository git complains on the screen.
-    with patch("lm_eval.evaluator.get_git_commit_hash", lambda: None):
+    with _quiet():
         result = lm_eval.simple_evaluate(
             lm, tasks=[task], task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False, **seeds
         )
@@ -195,6 +202,21 @@ def _run(lm: EchoHarness, task: str, manager: TaskManager, limit: int | None) ->
         row |= accuracy(round(values["acc"] * queries), queries, chance=0.0)
         row["chance"] = (CHANCE | LOCAL_CHANCE).get(task)
     return row
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm_eval from the screen: its progress bars, and git, which it asks for the commit of the working folder and which
+    complains outside of a repository."""
+    with (
+        patch("lm_eval.evaluator.get_git_commit_hash", lambda: None),
+        patch("lm_eval.api.task.tqdm", partial(tqdm, disable=True)),
+    ):
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            datasets.enable_progress_bars()
 
 
 def _hub_is_away() -> str | None:

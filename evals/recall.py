@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,7 @@ def evaluate_recall(
     device: torch.device | str = "cpu",
     seed: int = 0,
     text: np.ndarray | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Accuracy of one cell.
 
@@ -165,6 +166,7 @@ def evaluate_recall(
     Args:
         model: see `answer_logits`.
         text: token ids for haystacks of real text.
+        on_batch: called with the tokens of each batch when it is done.
 
     Returns:
         `task`, `label`, `pairs`, `length`, `options`, `recurrent`, the fields of `scores.accuracy`, `ceiling` and
@@ -176,6 +178,8 @@ def evaluate_recall(
     """
     task = task_of(cell.task)
     batches = recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed, text=text)
+    if on_batch:
+        batches = _told(batches, on_batch)
     counted = count_answers(model, cell, vocabulary, batches, device=device)
     chance = 1 / len(task.choices(vocabulary))
     return {
@@ -214,6 +218,12 @@ def count_answers(
         correct += int((logits[..., choices.start : choices.stop].argmax(-1) + choices.start == answers).sum())
         open_correct += int((logits.argmax(-1) == answers).sum())
     return {"queries": queries, "correct": correct, "open_correct": open_correct}
+
+
+def _told(batches: Iterable[RecallBatch], on_batch: Callable[[int], None]) -> Iterator[RecallBatch]:
+    for batch in batches:
+        yield batch
+        on_batch(batch.tokens.size)
 
 
 def _plain(value: Any) -> str:

@@ -65,6 +65,9 @@ def capacity_curve(path: Path, arms: Mapping[str, tuple[Sequence[Row], float]], 
             _errorbar(axes, [row["pairs"] / size for row in found], found, color, marker, name)
             chance = found[0]["chance"]
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}")
+        )
         _finish(axes, chance)
     return path
 

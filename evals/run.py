@@ -213,12 +213,16 @@ def measure(
             adapted_copy(model, vocabulary, suite.adapt, device=device, seed=seed) if adapt and suite.adapt else model
         )
         text = haystack_text(dataset, cells)
+
+        def advance(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            report(done, total)
+
         for cell in cells:
-            row = evaluate_recall(asked, cell, vocabulary, **settings, seed=seed, text=text)
+            row = evaluate_recall(asked, cell, vocabulary, **settings, seed=seed, text=text, on_batch=advance)
             rows.append(row)
             metrics[f"recall/{row['label']}/length-{row['length']}"] = row["accuracy"]
-            done += cell.tokens
-            report(done, total)
         for task in dict.fromkeys(row["task"] for row in rows):
             some = [row["accuracy"] for row in rows if row["task"] == task]
             metrics[f"recall/mean/{task}"] = sum(some) / len(some)

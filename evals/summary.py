@@ -48,7 +48,7 @@ def _suite(folder: Path, suite: str, results: list[dict[str, Any]]) -> str:
     if last.get("tasks"):
         parts.append(_table(("task", "queries", "accuracy", "95% interval", "chance"), map(_task_line, last["tasks"])))
     if last.get("skipped"):
-        parts.append("Left out: " + "; ".join(f"{task} ({reason})" for task, reason in last["skipped"].items()) + ".")
+        parts.append(f"Left out: {_by_reason(last['skipped'])}.")
     if last.get("decode"):
         parts.append(_table(("context", "tokens / s", "state", "peak memory"), map(_decode_line, last["decode"])))
     return "\n\n".join(parts)
@@ -74,7 +74,7 @@ def _recall(folder: Path, suite: str, results: list[dict[str, Any]]) -> list[str
         sizes = {"rank": model.get("rank"), "KiB of state": model.get("state_bytes", 0) / 1024}
         for unit, size in sizes.items():
             if size:
-                path = figures / f"{suite}-capacity-{unit.split()[-1]}.png"
+                path = figures / f"{suite}-pairs-per-{unit.split()[-1]}.png"
                 arm = {model["name"]: (rows, size)}
                 drawn.append(recall_figures.capacity_curve(path, arm, CAPACITY_TASK, unit))
     if len(results) > 1:
@@ -103,6 +103,13 @@ def _task_line(row: dict[str, Any]) -> tuple[str, ...]:
     chance = "" if row["chance"] is None else f"{row['chance']:.1%}"
     interval = f"{row['low']:.1%} to {row['high']:.1%}"
     return row["task"], f"{row['queries']:,}", f"{row['accuracy']:.1%}", interval, chance
+
+
+def _by_reason(skipped: dict[str, str]) -> str:
+    tasks: dict[str, list[str]] = {}
+    for task, reason in skipped.items():
+        tasks.setdefault(reason, []).append(task)
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in tasks.items())
 
 
 def _decode_line(row: dict[str, Any]) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def test_the_result_file_says_it_all(dataset, model_folder, tmp_path):
     assert result["metrics"]["language/bits_per_byte"] > 0
     assert progress[-1][0] == progress[-1][1]
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+    assert len(progress) > len(cells) + 1, "also within a cell"
 
 
 def test_the_same_evaluation_gives_the_same_numbers_and_another_seed_others(dataset, model_folder, tmp_path):

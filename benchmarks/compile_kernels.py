@@ -1,0 +1,204 @@
+"""Compile the Triton kernels of models for a GPU that is not here, so that time on a lent one is spent on running them.
+
+    python benchmarks/compile_kernels.py echo-180m:rows echo-180m:segment echo-50m:rows:documents
+    python benchmarks/collect_carry.py      # takes what was compiled along
+
+A layer has some 30 kernels, and the larger ones take a minute of one core each. What is compiled here lies in
+~/.cache/echo-lm/triton-<release>; `use_carry.sh` makes it TRITON_CACHE_DIR on the GPU machine, which then compiles nothing.
+`segment` continues from a state, as sequence parallelism does; `documents` has borders inside rows. Each layer's operation
+runs forward and backward on CPU tensors that nobody reads, and every launch only compiles. Compiled are the variants for
+fp32 or bf16 inputs (--dtype) in exact or chunk mode (the model's own).
+
+Triton names a compiled kernel by its source, the arguments' types and Triton's own files: so the wheel of the release
+that the GPU machine has is fetched, for this Python to run and for that machine's to take the name from.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+STORE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "echo-lm"
+LENGTH = 2048
+
+
+def triton_wheel(release: str, python: str) -> Path:
+    """The folder of an unpacked Triton wheel, fetched if it is not there."""
+    folder = STORE / f"triton-{release}-py{python}"
+    if not folder.is_dir():
+        platforms = [word for n in (28, 27, 17) for word in ("--platform", f"manylinux_2_{n}_x86_64")]
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", *platforms]
+        target = ["--python-version", python, "--implementation", "cp", "-d", str(folder) + ".wheel"]
+        subprocess.run([*pip, *target, f"triton=={release}"], check=True)
+        (wheel,) = Path(str(folder) + ".wheel").glob("*.whl")
+        zipfile.ZipFile(wheel).extractall(str(folder) + ".partial")
+        os.rename(str(folder) + ".partial", folder)
+        wheel.unlink()
+    return folder
+
+
+def key_of(package: Path) -> str:
+    """What Triton puts its own files into the names of compiled kernels by, for the wheel in `package`.
+
+    As `triton.runtime.cache.triton_key` does it; the Triton that is imported here is of the same release.
+    """
+    import triton
+
+    def digests(folder: str) -> list[str]:
+        found = pkgutil.walk_packages([str(package / folder)], prefix=f"triton.{folder}.")  # imports subpackages
+        return [digest(Path(library.module_finder.find_spec(library.name).origin)) for library in found]
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    own = [digest(package / "runtime" / "cache.py"), *digests("compiler"), *digests("backends")]
+    return triton.__version__ + "-".join([*own, digest(package / "_C" / "libtriton.so"), *digests("language")])
+
+
+def compile_only(share: int, shares: int, capability: int, wheel: Path) -> None:
+    """Let Triton compile for a GPU of that compute capability and launch nothing; every `shares`-th kernel is compiled here."""
+    import torch
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import cache, driver
+    from triton.runtime.autotuner import Autotuner
+    from triton.runtime.jit import JITFunction
+
+    from echo_lm.kernels.ska.fused.launch import Launcher
+
+    class NoGPU:
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", capability, 32))
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+
+    driver.set_active(NoGPU())
+    key = key_of(wheel / "triton")
+    cache.triton_key = lambda: key
+    launches, run = itertools.count(), JITFunction.run
+
+    def compile_kernel(self, *arguments, grid, warmup, **options):
+        started = time.perf_counter()
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        seconds = time.perf_counter() - started
+        if seconds > 1:  # else it was there
+            print(
+                f"{self.__name__:40} {seconds:6.1f} s {kernel.metadata.shared:>7,} bytes of shared memory", flush=True
+            )
+
+    def compile_every_configuration(self, *arguments, **options):
+        self.best_config = self.configs[0]
+        if next(launches) % shares == share:
+            for config in self.configs:
+                self.fn.run(*arguments, **options, **config.all_kwargs())
+
+    def compile_one(self, grid, *arguments):
+        if next(launches) % shares == share:
+            self._kernel[grid](*arguments, **self._constants)
+
+    JITFunction.run = compile_kernel
+    Autotuner.run = compile_every_configuration
+    Launcher.__call__ = compile_one
+    torch.cuda.device = torch.cuda.device_of = lambda *_: contextlib.nullcontext()
+    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
+
+
+def run_layer(name: str, kind: str, dtype: str, segment: bool, documents: bool) -> None:
+    """Forward and backward of the operation of one layer, with the sizes of the model `name`."""
+    import torch
+
+    from echo_lm.kernels.ska import SKAState
+    from echo_lm.kernels.ska.fused.op import ska_fused
+    from echo_lm.kernels.ssd.scan import mamba_ssm_kernel
+    from echo_lm.models import preset
+
+    config, batch = preset(name), 1 if segment else 2
+    starts = torch.zeros(batch, LENGTH, dtype=torch.bool)
+    starts[:, 100] = True
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.zeros(batch, LENGTH, *shape, dtype=getattr(torch, dtype)).requires_grad_()
+
+    if kind == "ska":
+        ska, heads = config.ska, config.ska.num_heads
+        width = config.d_model // heads
+        state = SKAState.zeros(batch, heads, ska.rank, width)
+        state = SKAState(*(part.requires_grad_() for part in state)) if segment else None
+        options = dict(
+            mode=ska.mode, power=ska.power, ridge=ska.ridge, chunk_size=ska.grid or 64, value_lag=ska.value_lag
+        )
+        y, _ = ska_fused(
+            empty(heads, ska.rank),
+            empty(heads, ska.rank),
+            empty(heads, width),
+            scale=torch.ones(heads),
+            starts=starts if documents else None,
+            state=state,
+            return_state=False,
+            **options,
+        )
+    else:
+        mamba = config.mamba2
+        heads, states = mamba.expand * config.d_model // mamba.headdim, (mamba.ngroups, mamba.d_state)
+        dt = torch.ones(batch, LENGTH, heads, requires_grad=True)
+        a, d = torch.ones(heads, requires_grad=True), torch.ones(heads, dtype=getattr(torch, dtype), requires_grad=True)
+        state = torch.zeros(batch, heads, mamba.headdim, mamba.d_state, requires_grad=True) if segment else None
+        y, _ = mamba_ssm_kernel()(
+            empty(heads, mamba.headdim),
+            dt,
+            a,
+            empty(*states),
+            empty(*states),
+            chunk_size=256,
+            D=d,
+            initial_states=state,
+            seq_idx=starts.cumsum(1).to(torch.int32) if documents else None,
+            return_final_states=True,
+        )
+    y.sum().backward()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("layers", nargs="+", metavar="MODEL:rows|segment[:documents]")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--kinds", nargs="+", choices=("ska", "mamba2"), default=("ska", "mamba2"))
+    parser.add_argument("--triton", default="3.6.0", help="the release on the GPU machine")
+    parser.add_argument("--python", default="3.12", help="the Python of the GPU machine")
+    parser.add_argument("--capability", type=int, default=90, help="compute capability of the GPU: 90 is Hopper")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.share is not None:
+        wheel = triton_wheel(options.triton, options.python)
+        compile_only(options.share, options.processes, options.capability, wheel)
+        for layer, kind in itertools.product(options.layers, options.kinds):
+            name, *rest = layer.split(":")
+            run_layer(name, kind, options.dtype, "segment" in rest, "documents" in rest)
+        return 0
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    runs = triton_wheel(options.triton, here)
+    triton_wheel(options.triton, options.python)
+    environment = dict(os.environ, TRITON_CACHE_DIR=str(STORE / f"triton-{options.triton}"), OMP_NUM_THREADS="1")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(runs), os.environ.get("PYTHONPATH")]))
+    started = time.perf_counter()
+    children = [
+        subprocess.Popen([sys.executable, "-W", "ignore", *sys.argv, "--share", str(i)], env=environment)
+        for i in range(options.processes)
+    ]
+    failed = sum(child.wait() != 0 for child in children)
+    folder = Path(environment["TRITON_CACHE_DIR"])
+    print(
+        f"{folder}: {len(list(folder.glob('*/*.cubin')))} kernels, {time.perf_counter() - started:.0f} s, {failed} failed"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
