@@ -32,7 +32,7 @@ test-gpu: $(VENV)/.dev ## the tests that need a CUDA device
 # Hosts are network namespaces, which only root can make; where the tool is missing it is installed.
 test-netns: $(VENV)/.dev ## `echo-lm run` over two hosts, network namespaces of this machine (root, Linux)
 	command -v ip >/dev/null || (apt-get update -qq && apt-get install -qq -y iproute2)
-	$(BIN)/pytest -m netns tests/orchestration
+	$(BIN)/pytest -m "netns and not slow" tests/orchestration
 
 soak: $(VENV)/.dev ## long trials
 	$(BIN)/pytest -m slow

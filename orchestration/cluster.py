@@ -23,12 +23,17 @@ OBJECT_STORE_BYTES = 256 * 2**20
 TOKEN = Path(".ray") / "auth_token"  # in the user's home, where Ray looks for it
 
 
+class ClusterAway(UserError):
+    """An existing cluster cannot be connected to: it may be starting, or be gone."""
+
+
 @contextmanager
 def ray_cluster(address: str | None = None) -> Iterator[None]:
     """Connect to the cluster at `address`, or start one on loopback that dies with this process.
 
     Raises:
-        UserError: no cluster answers at `address`, or it has another token.
+        ClusterAway: no cluster answers at `address`.
+        UserError: it has another token.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -56,14 +61,16 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
             runtime_env={"env_vars": environment},
             **({} if address else local),
         )
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
-        ) from error
     except AuthenticationError as error:
         raise UserError(
             f"the Ray cluster at {address} wants another token ({first_line(error)}): copy ~/{TOKEN} of its head to this "
             "machine, or set RAY_AUTH_MODE=disabled if it was started so"
+        ) from error
+    except Exception as error:  # a head that is just starting, or dying, answers in many ways
+        if address is None:
+            raise
+        raise ClusterAway(
+            f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
         ) from error
     try:
         yield

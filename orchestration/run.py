@@ -19,7 +19,7 @@ from .evaluation_jobs import EvaluationJob, RayPool, Scheduler, missing_jobs
 from .gang import train_gang
 from .prepare import dataset_is_complete, prepare_dataset
 from .progress import console, stage
-from .supervisor import supervise, wait_for_cluster
+from .supervisor import answers, supervise
 from .tracking import Tracker
 from .training_progress import TrainingProgress
 from .units import ray_data_map
@@ -53,8 +53,10 @@ def run_pipeline(
     run.check(config, trust=trust)
     with run.lock():
         if not _complete(run, config, data):
-            if address:
-                wait_for_cluster(address, config.run.cluster_wait_seconds)
+            if address and not answers(address):
+                raise UserError(
+                    f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
+                )
             dataset = data / config.data.name
             supervise(
                 run,

@@ -23,6 +23,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_exponenti
 from ..models.errors import UserError
 from ..pipeline.config import RunConfig
 from ..pipeline.run_folder import RunFolder
+from .cluster import ClusterAway
 from .progress import console
 from .supervision import tell
 
@@ -64,7 +65,7 @@ def supervise(
     Raises:
         UserError: the driver's own; or it was lost more than `run.max_restarts` times in a row without getting on.
     """
-    number, in_vain, before = 0, 0, progress()
+    number, in_vain, before, away_since = 0, 0, progress(), None
     reason = "start"
     while True:
         number += 1
@@ -73,21 +74,32 @@ def supervise(
         attempt = driver.watch()
         if attempt.lost is None:
             return
-        name = address or socket.gethostname()
+        reason, name = attempt.lost, address or socket.gethostname()
         tell(run, "lost", what=attempt.what, name=name, message=attempt.lost)
         console.print(f"{run.path}: {attempt.lost}; starting again from its files", markup=False)
         now = progress()
-        in_vain = 1 if now != before else in_vain + 1
-        before, reason = now, attempt.lost
+        if now != before:
+            before, in_vain, away_since = now, 0, None
+        if attempt.what == "head" and address:  # as often as it takes, but not for ever
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > config.run.cluster_wait_seconds:
+                raise UserError(_given_up(run, attempt))
+            time.sleep(FIRST_PAUSE)
+            wait_for_cluster(address, config.run.cluster_wait_seconds)
+            continue
+        in_vain += 1
         if in_vain > config.run.max_restarts:
-            raise UserError(
-                f"{run.path} was started {in_vain} times without getting on (last: {attempt.lost}); what it made is kept, "
-                f"the same command goes on from it" + (f"\n{attempt.trace}" if attempt.trace else "")
-            )
+            raise UserError(_given_up(run, attempt))
         if in_vain > 1:
             time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (in_vain - 2)))
-        if address:
-            wait_for_cluster(address, config.run.cluster_wait_seconds)
+
+
+def _given_up(run: RunFolder, attempt: Attempt) -> str:
+    trace = f"\n{attempt.trace}" if attempt.trace else ""
+    return (
+        f"{run.path} was started again and again without getting on (last: {attempt.lost}); what it made is kept, "
+        f"the same command goes on from it{trace}"
+    )
 
 
 def wait_for_cluster(address: str, seconds: float) -> None:
@@ -172,6 +184,8 @@ class _Driver:
             return Attempt()
         if kind == "user":
             raise UserError(message)
+        if kind == "away":
+            return Attempt(message, "head")
         return Attempt(f"the driver failed ({message})", trace=trace)
 
 
@@ -189,6 +203,8 @@ def _drive(drive: Drive, arguments: tuple, beat: Synchronized, connection: Conne
     pulse = _Pulse(beat)
     try:
         drive(*arguments, on_cluster=pulse.on_cluster)
+    except ClusterAway as error:
+        outcome = ("away", str(error), "")
     except UserError as error:
         outcome = ("user", str(error), "")
     except KeyboardInterrupt:

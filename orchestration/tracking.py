@@ -234,7 +234,9 @@ class Tracker:
         card = model_card(self.run_folder)
         if card is None:
             return
-        write_text(self.run_folder / MODEL_CARD, card)
+        path = self.run_folder / MODEL_CARD
+        if not path.is_file() or path.read_text(encoding="utf-8") != card:  # a finished run's files stay as they are
+            write_text(path, card)
         self._send_artifacts(client, self._changed(MODEL_CARD))
         if client.search_model_versions(f"run_id='{self._run_id}'"):
             return

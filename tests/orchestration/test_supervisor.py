@@ -12,6 +12,7 @@ import pytest
 
 from echo_lm.models.errors import UserError
 from echo_lm.orchestration import supervisor
+from echo_lm.orchestration.cluster import ClusterAway
 from echo_lm.orchestration.supervisor import supervise, wait_for_cluster
 from echo_lm.pipeline.events import read_events
 from echo_lm.pipeline.run_folder import RunFolder
@@ -65,10 +66,24 @@ def fails(folder: str, on_cluster) -> None:
 
 
 def test_a_driver_that_gets_nowhere_is_given_up_with_its_trace(run, smoke):
-    with pytest.raises(UserError, match=r"started 2 times without getting on") as raised:
+    with pytest.raises(UserError, match=r"again and again without getting on") as raised:
         start(run, smoke("run.max_restarts=1"), fails)
     assert "ZeroDivisionError: of no use" in str(raised.value)
     assert 'raise ZeroDivisionError("of no use")' in str(raised.value), "a traceback is our mistake, to be mended"
+
+
+def finds_no_cluster(folder: str, on_cluster) -> None:
+    Path(folder, f"tried-{len(list(Path(folder).glob('tried-*')))}").touch()
+    if len(list(Path(folder).glob("tried-*"))) < 3:
+        raise ClusterAway("no Ray cluster answers")
+
+
+def test_a_cluster_that_is_starting_is_tried_again_more_often_than_restarts_are_allowed(run, smoke):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        config = smoke("run.max_restarts=0")
+        supervise(run, config, finds_no_cluster, (str(run.path),), address=address, progress=lambda: 0)
+    assert [event["what"] for event in read_events(run.events_file) if event["kind"] == "lost"] == ["head"] * 2
 
 
 def is_told_off(folder: str, on_cluster) -> None:

@@ -40,10 +40,11 @@ from echo_lm.pipeline.run_folder import RunFolder
 
 KINDS = ("worker", "node", "head", "mlflow", "hang")
 HANG_SECONDS = 30
-STEPS, EVERY = 60, 10
+STEPS, EVERY, EVALUATED = 60, 10, 30
 OVERRIDES = [
     f"train.steps={STEPS}",
     f"run.checkpoint_every={EVERY}",
+    f"evaluation.every={EVALUATED // EVERY}",
     "run.workers=2",
     f"run.hang_seconds={HANG_SECONDS}",
 ]
@@ -175,7 +176,7 @@ def judge(run: RunFolder, config: RunConfig, row: dict, mlflow: MlflowServer) ->
         found |= {"detect": told[0] - killed if told else None, "recover": again[0] - killed if again else None}
         found["repeated"] = len(made) - len({event["step"] for event in made})
     results = {(path.parent.name, path.stem) for path in run.evals.glob("step_*/*.json")}
-    wanted = {(f"step_{step:08d}", "language") for step in range(EVERY, STEPS + 1, EVERY)}
+    wanted = {(f"step_{step:08d}", "language") for step in range(EVALUATED, STEPS + 1, EVALUATED)}
     done = [(event["step"], event["suite"]) for event in events if event["kind"] == "evaluation"]
     found |= {"evaluations_lost": len(wanted - results), "evaluations_doubled": len(done) - len(set(done))}
     found["losses"] = [event["loss"] for event in steps(events)]

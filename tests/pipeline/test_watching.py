@@ -4,13 +4,22 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from echo_lm.data_prep.dataset import Dataset
+from echo_lm.pipeline.engine import build_engine
 from echo_lm.pipeline.heartbeat import FENCED, Beat, HangWatch, Heart, read_beats, start_gang
-from echo_lm.pipeline.mesh import sequence_groups
+from echo_lm.pipeline.mesh import make_mesh, sequence_groups
 from echo_lm.pipeline.run_folder import RunFolder
-from echo_lm.pipeline.straggler import WINDOW, StragglerWatch
+from echo_lm.pipeline.straggler import WINDOW, Stopwatch, StragglerWatch
+from echo_lm.pipeline.train import make_loader
+from echo_lm.pipeline.update import update
+
+from .gang import Case, play
 
 
 def beat(rank: int, step: int | None, time: float, where: str = "torch/distributed/c10d.py:9 all_reduce") -> Beat:
@@ -112,3 +121,31 @@ def test_an_elastic_run_goes_on_with_what_the_batch_divides_by(smoke):
     assert smoke(*four, "run.min_workers=2", "run.sequence_parallel=2").worker_counts() == [2, 4]
     assert smoke("run.workers=4", "run.min_workers=2").worker_counts() == [2, 4], "8 sequences"
     assert smoke(*four, "run.min_workers=1", "run.microbatch_sequences=3").worker_counts() == [1, 2, 4]
+
+
+def find_stragglers(case: Case, data) -> list:
+    """Steps of a real gang whose rank 1 is slow; what rank 0 sees of it."""
+    config = case.config(dist.get_world_size())
+    mesh = make_mesh(1)
+    dataset = Dataset.open(data / config.data.name)
+    loader = make_loader(dataset, config)
+    engine = build_engine(config, dataset.tokenizer().get_vocab_size(), torch.device("cpu"), mesh)
+    if mesh.rank == 1:
+        engine.module.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    alone, watch, busy, found = Stopwatch(engine.device), StragglerWatch(2.0), 0.0, []
+    for step in range(WINDOW + 1):
+        started = time.perf_counter()
+        alone.start()
+        done = update(engine, loader.batch(step), 1e-4, config, mesh, flags=[], busy=busy, alone=alone)
+        busy = alone.seconds()
+        if step:  # the first number is told with the second step
+            found += watch.look(done.busy, time.perf_counter() - started)
+    engine.destroy()
+    return found
+
+
+def test_a_slow_rank_of_a_real_gang_is_named(data_root, tmp_path):
+    """All ranks end their steps together, so only what each does alone tells it."""
+    (found,) = play([Case("echo", 2)], 2, data_root, tmp_path, find_stragglers)
+    assert [straggler.rank for straggler in found] == [1]
+    assert found[0].seconds > 0.2
