@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,6 +133,15 @@ def test_runs_are_those_of_a_plain_loop(documents: list[str], length: int) -> No
     for (_, run), value in zip(naive, runs.tolist(), strict=True):
         assert by_words.setdefault(run, value) == value
     assert len(set(by_words.values())) == len(by_words)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 17, 1023, 1024, 1025, 3000])
+def test_a_word_is_the_same_anywhere_and_another_with_its_last_letter(size: int) -> None:
+    letters = random.Random(size).choices(b"abcdefgh", k=size)
+    word, other = bytes(letters), bytes([*letters[:-1], ord("z")])
+    runs, owners = word_runs([word, b"a longer beginning, " + word + b" and an end", other, word.upper()], 1)
+    assert owners.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 2, 3]
+    assert runs[0] == runs[4] == runs[-1] != runs[-2]
 
 
 def test_looking_up_runs() -> None:
