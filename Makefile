@@ -9,7 +9,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint test-gpu soak chromium reference clean help
+.PHONY: quickstart test lint test-gpu test-netns soak chromium reference clean help
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -19,7 +19,7 @@ quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model an
 
 test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, about 11 minutes on 2 cores)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not netns and not slow"
-	@echo "not run here: gpu (needs a CUDA device: make test-gpu), netns (needs root and network namespaces), slow (make soak)"
+	@echo "not run here: gpu (needs a CUDA device: make test-gpu), netns (needs root: make test-netns), slow (make soak)"
 
 lint: $(VENV)/.dev ## style, types of imports between folders
 	$(BIN)/ruff check .
@@ -28,6 +28,11 @@ lint: $(VENV)/.dev ## style, types of imports between folders
 
 test-gpu: $(VENV)/.dev ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+# Hosts are network namespaces, which only root can make; where the tool is missing it is installed.
+test-netns: $(VENV)/.dev ## `echo-lm run` over two hosts, network namespaces of this machine (root, Linux)
+	command -v ip >/dev/null || (apt-get update -qq && apt-get install -qq -y iproute2)
+	$(BIN)/pytest -m "netns and not slow" tests/orchestration
 
 soak: $(VENV)/.dev ## long trials
 	$(BIN)/pytest -m slow

@@ -30,6 +30,15 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, e
 RunPath = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/quickstart.")]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.", envvar="ECHO_LM_RUNS")]
 Data = Annotated[Path, typer.Option(help="Folder that holds the datasets.", envvar="ECHO_LM_DATA")]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        help="MLflow, a server or a sqlite file; mlflow.db beside the runs folder if left out.",
+        envvar="ECHO_LM_MLFLOW",
+    ),
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Go on with a run folder that belongs to another user.")]
 
 
 @app.command()
@@ -39,18 +48,42 @@ def run(
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to use; one of its own on loopback if left out.")
+        str | None, typer.Option(help="Ray cluster to use, host:port; one of its own on loopback if left out.")
     ] = None,
+    tracking_uri: Tracking = None,
+    trust: Trust = False,
 ) -> None:
     """The whole pipeline: prepare data, train, evaluate every checkpoint beside the training, record in MLflow, report.
 
-    Run it again after an interruption and it goes on where it stopped; finished stages are recognised.
+    What dies is started again. Run it again after an interruption and it goes on where it stopped; finished stages are
+    recognised.
     """
     from .run import run_pipeline
     from .target import resolve_target
 
     config, runs = resolve_target(target, overrides, runs)
-    run_pipeline(config, runs, data, address)
+    run_pipeline(config, runs, data, address, tracking_uri, trust=trust)
+
+
+@app.command()
+def submit(
+    target: Target,
+    overrides: Overrides = None,
+    address: Annotated[
+        str, typer.Option(help="Dashboard of the Ray cluster's head.", envvar="RAY_API_SERVER_ADDRESS")
+    ] = "http://127.0.0.1:8265",
+    runs: Runs = Path("runs"),
+    data: Data = Path("data"),
+    tracking_uri: Tracking = None,
+    follow: Annotated[bool, typer.Option(help="Show what it prints until it ends.")] = False,
+) -> None:
+    """Hand `echo-lm run` to a Ray cluster as a job: it goes on when this machine goes away.
+
+    Paths are those of the cluster's nodes, on storage that they share.
+    """
+    from .submit import submit_run
+
+    submit_run(target, overrides or [], address, runs, data, tracking_uri, follow)
 
 
 @app.command()
@@ -114,13 +147,14 @@ def train(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
+    trust: Trust = False,
 ) -> None:
     """Train in plain processes: no Ray, no MLflow. Resumes from the last complete checkpoint of its run folder."""
     from .target import resolve_target
     from .train import train_run
 
     config, runs = resolve_target(target, overrides, runs)
-    train_run(config, runs, data)
+    train_run(config, runs, data, trust=trust)
 
 
 @app.command("eval")
@@ -197,11 +231,16 @@ def models(
 def status(
     run: Annotated[list[Path] | None, typer.Argument(help="Run folders; every run if left out.")] = None,
     runs: Runs = Path("runs"),
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until interrupted.")] = False,
 ) -> None:
-    """Where runs stand: step, loss, tokens/s, ETA, checkpoints, evaluations. Reads files only."""
+    """Where runs stand: step, loss, tokens/s, MFU, ETA, checkpoints, evaluations, nodes, trouble. Reads files only."""
     from .status import find_runs, status_table
+    from .status import watch as watch_status
 
-    console.print(status_table(find_runs(run or [], runs)))
+    if watch:
+        watch_status(run or [], runs)
+    else:
+        console.print(status_table(find_runs(run or [], runs)))
 
 
 @app.command()
@@ -222,14 +261,12 @@ def serve(
 @app.command()
 def track(
     run: RunPath,
-    uri: Annotated[
-        str | None, typer.Option(help="MLflow tracking URI; mlflow.db beside the runs folder if left out.")
-    ] = None,
+    tracking_uri: Tracking = None,
 ) -> None:
     """Replay a run's files into MLflow. Run twice, it adds nothing twice."""
     from .tracking import track as replay
 
-    console.print(f"{run} is in MLflow as run {replay(run, uri)}")
+    console.print(f"{run} is in MLflow as run {replay(run, tracking_uri)}")
 
 
 def main() -> None:

@@ -18,8 +18,10 @@ from ..evals.config import load_suite
 from ..evals.run import OnProgress, complete_checkpoints, result_path, run_suite
 from ..models.validation import first_line
 from ..pipeline.config import RunConfig
+from ..pipeline.mesh import node_name
 from ..pipeline.run_folder import RunFolder
 from .leases import claim
+from .supervision import tell
 
 ATTEMPTS = 3
 # A job that somebody else holds is looked at again after so long.
@@ -43,6 +45,11 @@ class EvaluationJob:
     def name(self) -> str:
         """`step_00000100/recall-quick`."""
         return f"{self.output.parent.name}/{self.output.stem}"
+
+    @property
+    def run(self) -> RunFolder:
+        """The run that it belongs to."""
+        return RunFolder(self.output.parents[2])
 
 
 def wanted_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = None) -> list[EvaluationJob]:
@@ -123,8 +130,8 @@ class Pool(Protocol):
 
     def submit(self, job: EvaluationJob) -> None: ...
 
-    def done(self) -> list[tuple[EvaluationJob, bool, str | None]]:
-        """Ended jobs, whether they did the work (False: held by another), and what went wrong."""
+    def done(self) -> list[tuple[EvaluationJob, str | None, str | None]]:
+        """Ended jobs, the node that did the work (None: held by another), and what went wrong."""
         ...
 
 
@@ -133,24 +140,29 @@ class Scheduler:
 
     def __init__(self, due: Callable[[], list[EvaluationJob]], pool: Pool):
         self._due, self._pool = due, pool
-        self._flying: dict[Path, EvaluationJob] = {}
+        self._flying: dict[Path, tuple[EvaluationJob, float]] = {}
         self._failures: dict[Path, list[str]] = {}
         self._held: dict[Path, float] = {}
 
     def poll(self) -> int:
         """Collect what ended, start what is due; returns the number of jobs still to be done, given-up ones left out."""
-        for job, did, error in self._pool.done():
-            self._flying.pop(job.output, None)
+        for job, node, error in self._pool.done():
+            started = self._flying.pop(job.output, (job, 0.0))[1]
             if error is not None and job.model.is_dir():  # a checkpoint that was removed meanwhile is nobody's failure
                 self._failures.setdefault(job.output, []).append(error)
-            elif not did:
+                if len(self._failures[job.output]) == ATTEMPTS:
+                    tell(job.run, "evaluation_failed", step=job.step, suite=job.output.stem, message=error)
+            elif node is not None:
+                seconds = time.monotonic() - started
+                tell(job.run, "evaluation", step=job.step, suite=job.output.stem, node=node, seconds=seconds)
+            else:
                 self._held[job.output] = time.monotonic() + HELD_SECONDS
         due = [job for job in self._due() if len(self._failures.get(job.output, ())) < ATTEMPTS]
         for job in due:
             if len(self._flying) >= self._pool.size:
                 break
             if job.output not in self._flying and time.monotonic() >= self._held.get(job.output, 0):
-                self._flying[job.output] = job
+                self._flying[job.output] = job, time.monotonic()
                 self._pool.submit(job)
         return len(due)
 
@@ -178,22 +190,30 @@ class RayPool:
         import ray
 
         hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if not self._gpus else {}
-        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=ATTEMPTS, runtime_env=hidden)
-        self._flying[remote(_run_niced).remote(job)] = job
+        remote = ray.remote(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_retries=ATTEMPTS,
+            runtime_env=hidden,
+            scheduling_strategy="SPREAD",  # or those that reserve nothing would all crowd one node
+        )
+        self._flying[remote(_run_on_ray).remote(job)] = job
 
-    def done(self) -> list[tuple[EvaluationJob, bool, str | None]]:
+    def done(self) -> list[tuple[EvaluationJob, str | None, str | None]]:
         import ray
 
         if not self._flying:
             return []
         ended, _ = ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
         results = []
+        names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()} if ended else {}
         for reference in ended:
             job = self._flying.pop(reference)
             try:
-                results.append((job, ray.get(reference), None))
+                node = ray.get(reference)
+                results.append((job, node and names.get(node, node), None))
             except Exception as error:  # a failed evaluation is counted and reported, never a reason to stop training
-                results.append((job, False, str(error).strip().splitlines()[-1]))
+                results.append((job, None, str(error).strip().splitlines()[-1]))
         return results
 
 
@@ -212,7 +232,7 @@ class ProcessPool:
         theirs.close()
         self._flying.append((job, process, ours))
 
-    def done(self) -> list[tuple[EvaluationJob, bool, str | None]]:
+    def done(self) -> list[tuple[EvaluationJob, str | None, str | None]]:
         ended = [entry for entry in self._flying if not entry[1].is_alive()]
         self._flying = [entry for entry in self._flying if entry not in ended]
         results = []
@@ -222,7 +242,7 @@ class ProcessPool:
             except EOFError:
                 did, error = False, f"its process ended with code {process.exitcode}"
             ours.close()
-            results.append((job, did, error))
+            results.append((job, node_name() if did else None, error))
         return results
 
 
@@ -233,6 +253,13 @@ def _run_niced(job: EvaluationJob) -> bool:
         os.nice(10)
     torch.set_num_threads(1)
     return run_job(job)
+
+
+def _run_on_ray(job: EvaluationJob) -> str | None:
+    """The id of the node that did it, or None."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if _run_niced(job) else None
 
 
 def _run_and_tell(job: EvaluationJob, connection: Connection) -> None:

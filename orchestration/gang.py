@@ -1,46 +1,69 @@
 """The training gang as Ray Train workers: placed together, started again together when one dies."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+from ..models import build_model
 from ..models.errors import UserError
 from ..pipeline.config import RunConfig
 from ..pipeline.run_folder import RunFolder
+
+# Seconds; Ray Train's own are 2 and 60. A gang that a dead node leaves incomplete is placed again after the second.
+POLL_SECONDS, PLACE_SECONDS = 1.0, 30.0
+GROW_SECONDS = 10.0  # between looks whether an elastic gang could be larger
 
 
 def train_gang(run: RunFolder, config: RunConfig) -> None:
     """Train `run` to its end on `config.run.workers` Ray Train workers; blocks.
 
-    A lost worker restarts the gang up to `config.run.max_restarts` times; it resumes from the last complete checkpoint
-    in the run folder, which is on storage that all nodes share.
+    Ray packs them onto as few nodes as it can and numbers them node by node. A gang that loses a worker or hangs is started
+    again from the last complete checkpoint in the run folder, which is on storage that all nodes share; with
+    `run.min_workers` on as many workers as there is room for.
 
     Raises:
-        UserError: what a worker recorded as such, or a gang that kept dying.
+        UserError: what a worker recorded as such, too few GPUs, or a gang that kept dying.
     """
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from .gang_backend import GangConfig
+    from .gang_policies import GangTrainer, GrowAtCheckpoints, HangCallback, Patience
 
     run.error_file.unlink(missing_ok=True)
-    resources = ray.cluster_resources()
-    use_gpu = config.run.device != "cpu" and resources.get("GPU", 0) >= config.run.workers
-    cores = resources.get("CPU", 1) / config.run.workers
-    trainer = TorchTrainer(
+    os.environ |= {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.run.hang_seconds),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACE_SECONDS),
+    }
+    counts = config.worker_counts()
+    resources, use_gpu = worker_resources(config, ray.cluster_resources())
+    scaling = ScalingConfig(
+        num_workers=(counts[0], counts[-1]) if len(counts) > 1 else config.run.workers,
+        use_gpu=use_gpu,
+        resources_per_worker=resources,
+        placement_strategy="PACK",
+        elastic_resize_monitor_interval_s=GROW_SECONDS,
+    )
+    failures = FailureConfig(max_failures=-1)  # Patience counts them
+    absolute = RunFolder(run.path.resolve())
+    trainer = GangTrainer(
         _train_worker,
-        train_loop_config={"run_path": str(run.path.resolve())},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=config.run.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": min(1.0, cores)} | ({"GPU": 1} if use_gpu else {}),
+        train_loop_config={"run_path": str(absolute.path)},
+        torch_config=GangConfig(
+            backend="nccl" if use_gpu else "gloo", run_path=str(absolute.path), parameters=_parameters(config)
         ),
+        scaling_config=scaling,
         run_config=RayRunConfig(
             name=f"{config.name}-{time.time_ns()}",  # Ray would take a used name for a run to restore; ours resumes from files
-            storage_path=str((run.path / "ray").resolve()),
-            failure_config=FailureConfig(max_failures=config.run.max_restarts),
+            storage_path=str(absolute.path / "ray"),
+            failure_config=failures,
+            callbacks=[HangCallback(absolute, config.run.hang_seconds)],
         ),
+        failure_policy=Patience(failures, absolute, config.run.max_restarts, config.run.cluster_wait_seconds),
+        scaling_policy=GrowAtCheckpoints(scaling, absolute, counts) if len(counts) > 1 else None,
     )
     try:
         trainer.fit()
@@ -48,9 +71,33 @@ def train_gang(run: RunFolder, config: RunConfig) -> None:
         run.raise_recorded_error()
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"training of {run.path} failed {config.run.max_restarts + 1} times (last: {reason}); "
-            "the last complete checkpoint is kept, the same command goes on from it"
+            f"training of {run.path} failed {config.run.max_restarts + 1} times in a row without a new checkpoint "
+            f"(last: {reason}); the last complete checkpoint is kept, the same command goes on from it"
         ) from error
+
+
+def worker_resources(config: RunConfig, cluster: dict[str, float]) -> tuple[dict[str, float], bool]:
+    """What a worker asks of Ray, and whether that is a GPU: one each, if the cluster has any and `run.device` allows.
+
+    Raises:
+        UserError: fewer GPUs than workers.
+    """
+    run = config.run
+    gpus = int(cluster.get("GPU", 0))
+    use_gpu = run.device == "cuda" or (run.device == "auto" and gpus > 0)
+    least = config.worker_counts()[0]
+    if use_gpu and gpus < least:
+        raise UserError(
+            f"run.workers={run.workers} needs a GPU each, the cluster has {gpus}: "
+            "take fewer, set run.min_workers, or run.device=cpu"
+        )
+    cores = cluster.get("CPU", 1) / run.workers
+    return {"CPU": min(1.0, cores)} | ({"GPU": 1.0} if use_gpu else {}), use_gpu
+
+
+def _parameters(config: RunConfig) -> int:
+    vocab_size = config.data.tokenizer.vocab_size
+    return sum(p.numel() for p in build_model(config.model.resolve(vocab_size), device="meta").parameters())
 
 
 def _train_worker(settings: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ The files are the truth; MLflow is a view of them. What MLflow already has is as
 was cut anywhere goes on where it stopped, and a second one sends nothing.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock
 
+from ..evals.run import complete_checkpoints
 from ..models.errors import UserError
-from ..models.files import read_json
-from ..pipeline.events import EventTail
+from ..models.files import read_json, sha256_file, write_text
+from ..pipeline.events import SUPERVISION, EventTail
+from .model_card import FILE as MODEL_CARD
+from .model_card import manifest_path, model_card
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +34,8 @@ RUN_TAG = "echo_lm.run_id"
 METRICS_A_CALL, PARAMS_A_CALL, PARAM_CHARACTERS = 1000, 100, 6000
 ARTIFACTS = ("config.yaml", "environment.json", "report.md", "figures/*.png", "evals/summary.md", "evals/figures/*.png")
 EVALUATIONS = "evals/*/*.json"
+PARENT_TAG = "mlflow.parentRunId"
+EVALUATION_TAG = "echo_lm.evaluation"
 
 
 @dataclass(frozen=True)
@@ -122,13 +128,17 @@ class Tracker:
             if self._run_id is None:
                 self._run_id = self._find_or_create(client, events)
                 self._send_parameters(client)
+                self._send_data(client)
             self._send_points(client, [*self._event_points(events), *_evaluation_points(evaluations)])
             finished = self._send_status(client, events)
+            self._send_evaluations(client, evaluations)
             self._send_artifacts(client, evaluations)
             for pattern in ARTIFACTS:
                 self._send_artifacts(client, self._changed(pattern))
-            if finished:  # before that it grows all the time
+            if finished:  # before that they grow all the time
                 self._send_artifacts(client, self._changed("events.jsonl"))
+                self._send_artifacts(client, self._changed(SUPERVISION))
+                self._register(client)
             return self._run_id
 
     def _forget(self) -> None:
@@ -136,6 +146,7 @@ class Tracker:
         self._run_id: str | None = None
         self._tail = EventTail(self.run_folder / "events.jsonl")
         self._sent: dict[str, set[int]] = {}  # steps that MLflow has, by metric
+        self._children: dict[str, str] = {}  # ids of the runs of evaluations, by what they are of
         self._uploaded: dict[Path, tuple[int, int]] = {}  # time of change and size, by file
         self._skipped = 0
         self._starts = 0
@@ -167,6 +178,75 @@ class Tracker:
             client.log_batch(self._run_id, params=some)
         if commit := environment.get("git_commit"):
             client.log_batch(self._run_id, tags=[RunTag("mlflow.source.git.commit", commit)])
+
+    def _send_data(self, client: "MlflowClient") -> None:
+        """The manifest of the data: sources, licences, hashes; its own hash names the dataset."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        path = manifest_path(self.run_folder)
+        if path is None:
+            return
+        digest = sha256_file(path)[:12]
+        known = client.get_run(self._run_id).inputs.dataset_inputs
+        if not any(entry.dataset.digest == digest for entry in known):
+            source = json.dumps({"folder": str(path.parent)})
+            dataset = Dataset(name=path.parent.name, digest=digest, source_type="local", source=source)
+            client.log_inputs(self._run_id, [DatasetInput(dataset, [])])
+            client.log_artifact(self._run_id, str(path), "data")
+
+    def _send_evaluations(self, client: "MlflowClient", paths: Iterable[Path]) -> None:
+        """Each result as a run of its own below this one, with its values, its time and its file."""
+        from mlflow.entities import Metric
+
+        paths = list(paths)
+        if not paths:
+            return
+        experiment = experiment_id(client, self.uri)
+        if not self._children:
+            found = client.search_runs(
+                [experiment], filter_string=f"tags.`{PARENT_TAG}` = '{self._run_id}'", max_results=5000
+            )
+            self._children = {run.data.tags.get(EVALUATION_TAG, ""): run.info.run_id for run in found}
+        for path in paths:
+            result, name = read_json(path), f"{path.parent.name}/{path.stem}"
+            ended = int(result["ended"] * 1000)
+            if name not in self._children:
+                tags = {**self._tags, PARENT_TAG: self._run_id or "", EVALUATION_TAG: name}
+                started = int(result.get("started", result["ended"]) * 1000)
+                child = client.create_run(experiment, start_time=started, tags=tags, run_name=name)
+                self._children[name] = child.info.run_id
+            child_id = self._children[name]
+            known = client.get_run(child_id).data.metrics
+            values = [
+                Metric(key, value, ended, result["step"])
+                for key, value in result["metrics"].items()
+                if key not in known
+            ]
+            for some in chunks(values, METRICS_A_CALL):
+                client.log_batch(child_id, metrics=some)
+            client.log_artifact(child_id, str(path))
+            client.set_terminated(child_id, "FINISHED", end_time=ended)
+
+    def _register(self, client: "MlflowClient") -> None:
+        """The final weights with their model card, as a version of the registered model that is named like the run."""
+        from mlflow.exceptions import MlflowException
+
+        card = model_card(self.run_folder)
+        if card is None:
+            return
+        path = self.run_folder / MODEL_CARD
+        if not path.is_file() or path.read_text(encoding="utf-8") != card:  # a finished run's files stay as they are
+            write_text(path, card)
+        self._send_artifacts(client, self._changed(MODEL_CARD))
+        if client.search_model_versions(f"run_id='{self._run_id}'"):
+            return
+        folder, _ = list(complete_checkpoints(self.run_folder))[-1]
+        client.log_artifacts(self._run_id, str(folder / "model"), "model")
+        name = self.run_folder.resolve().name
+        with contextlib.suppress(MlflowException):  # it has earlier versions
+            client.create_registered_model(name)
+        source = f"{client.get_run(self._run_id).info.artifact_uri}/model"
+        client.create_model_version(name, source=source, run_id=self._run_id, description=card)
 
     def _event_points(self, events: Iterable[dict[str, Any]]) -> Iterator[Point]:
         for event in events:
@@ -229,6 +309,7 @@ def mlflow_client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)

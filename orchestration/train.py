@@ -13,18 +13,18 @@ from .progress import console
 from .training_progress import TrainingProgress
 
 
-def train_run(config: RunConfig, runs: Path, data: Path) -> None:
+def train_run(config: RunConfig, runs: Path, data: Path, *, trust: bool = False) -> None:
     """Prepare the data if need be, train to the end, write the report.
 
     Raises:
         UserError: bad input, a folder or port in use, no disk space, or a gang that kept dying.
     """
     run = RunFolder(runs / config.name)
-    run.check(config)
+    run.check(config, trust=trust)
     with run.lock():
         dataset = prepare_dataset(config.data, data)
         print_mixture(config, dataset)
-        run.prepare(config, dataset)
+        run.prepare(config, dataset, trust=trust)
         check_run(run, config)
         if run.finished():
             console.print(f"{run.path}: training is complete; nothing to do")

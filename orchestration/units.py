@@ -9,12 +9,14 @@ import multiprocessing
 import os
 import pickle
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
 from ..models.errors import UserError
+from .progress import console
 
 MAX_RETRIES = 3  # of a unit whose worker or node died
 
@@ -52,26 +54,34 @@ def ray_data_map(function: Callable[[Any], Any], units: Iterable[Any], workers: 
             compute=ray.data.TaskPoolStrategy(size=workers),
             max_retries=MAX_RETRIES,
         )
+    by_node: Counter[str] = Counter()
     try:
         for row in dataset.iter_rows():
             result = pickle.loads(row["result"])
             if isinstance(result, UserError):
                 raise result
+            by_node[row["node"]] += 1
             yield result
     except (WorkerCrashedError, OutOfMemoryError) as error:
         raise UserError(
             f"a worker died {MAX_RETRIES + 1} times at the same slice ({type(error).__name__}): if memory ran out, "
             "take fewer --workers or a smaller data.unit_bytes; the same command goes on with what is missing"
         ) from error
+    if len(by_node) > 1:
+        names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+        shares = ", ".join(f"{names.get(node, node)} {count}" for node, count in by_node.most_common())
+        console.print(f"slices by node: {shares}", markup=False)
 
 
-def _run(function: Callable[[Any], Any], row: dict[str, bytes]) -> dict[str, bytes]:
+def _run(function: Callable[[Any], Any], row: dict[str, bytes]) -> dict[str, Any]:
     """A user's mistake travels as a value: as an exception it would arrive wrapped, with its traceback on the screen."""
+    import ray
+
     try:
         result = function(pickle.loads(row["unit"]))
     except UserError as error:
         result = error
-    return {"result": pickle.dumps(result)}
+    return {"result": pickle.dumps(result), "node": ray.get_runtime_context().get_node_id()}
 
 
 def process_map(function: Callable[[Any], Any], units: Iterable[Any], workers: int | None = None) -> Iterator[Any]:

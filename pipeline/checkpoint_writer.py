@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +44,22 @@ class Written(NamedTuple):
 class CheckpointWriter:
     """Writes checkpoints of an engine, one at a time. `begin` and `finish` are called by every rank together."""
 
-    def __init__(self, engine: Any, run: RunFolder, config: RunConfig, *, step: int):
-        """`step` is that of the checkpoint that the engine holds already, 0 at the start."""
+    def __init__(
+        self,
+        engine: Any,
+        run: RunFolder,
+        config: RunConfig,
+        *,
+        step: int,
+        replaced: Callable[[], bool] = lambda: False,
+    ):
+        """
+        Args:
+            step: that of the checkpoint that the engine holds already, 0 at the start.
+            replaced: whether another gang trains the run by now: then nothing is made complete any more.
+        """
         self._engine, self._run, self._config = engine, run, config
+        self._replaced = replaced
         self._thread: threading.Thread | None = None
         self._rank_written, self._given_up = threading.Event(), threading.Event()
         self._error: Exception | None = None
@@ -204,6 +218,8 @@ class CheckpointWriter:
         topology = {"workers": dist.get_world_size(), "zero_stage": run.zero_stage}
         topology |= {"sequence_parallel": run.sequence_parallel}
         steps = {"step": state["step"], "tokens": state["tokens"]}
+        if self._replaced():
+            return False
         write_json(partial / "complete.json", {"format": FORMAT} | steps | topology | {"sha256": hashes})
         os.rename(partial, final)
         sync_folder(self._run.checkpoints)

@@ -5,6 +5,7 @@ Sections that say *what* is trained (`seed`, `data`, `mixture`, `model`, `train`
 """
 
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +92,9 @@ class RunSection(Section):
     """How the run is carried out. Nothing here changes what is learned, up to rounding; all of it may change on resume."""
 
     workers: int = Field(default=1, gt=0, description="processes, one a GPU")
+    min_workers: int | None = Field(
+        default=None, gt=0, description="go on with as few when nodes are lost, and grow back; wait for all if unset"
+    )
     sequence_parallel: int = Field(default=1, gt=0, description="workers that share each sequence")
     zero_stage: Literal[0, 1, 2, 3] = 2
     microbatch_sequences: int | None = Field(
@@ -113,7 +117,18 @@ class RunSection(Section):
     stop_step: int | None = Field(default=None, gt=0, description="leave cleanly after this step")
     threads: int = Field(default=1, gt=0, description="CPU threads a worker")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_restarts: int = Field(default=3, ge=0, description="how often a gang that lost a worker is started again")
+    max_restarts: int = Field(
+        default=3, ge=0, description="how often in a row what died is started again without a new checkpoint"
+    )
+    hang_seconds: float = Field(
+        default=600, gt=0, description="a worker that is silent, or a gang that makes no step, for so long is replaced"
+    )
+    straggler_factor: float = Field(
+        default=2.0, ge=0, description="a worker that computes so many times longer than the median is named; 0: never"
+    )
+    cluster_wait_seconds: float = Field(
+        default=1800, gt=0, description="how long `run --address` waits for a cluster that does not answer"
+    )
     master_port: int | None = Field(
         default=None, gt=0, lt=65536, description="rendezvous of `train`; a free one if unset"
     )
@@ -153,6 +168,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"run.workers={run.workers} is not a multiple of run.sequence_parallel={run.sequence_parallel}"
             )
+        if (run.min_workers or 1) > run.workers:
+            raise ValueError(f"run.min_workers={run.min_workers} is more than run.workers={run.workers}")
         replicas = run.workers // run.sequence_parallel
         rows, rest = divmod(train.batch_sequences, replicas)
         if rest:
@@ -186,6 +203,18 @@ class RunConfig(Section):
             if self.run.offload_optimizer:
                 raise ValueError("run.zero_stage=0 cannot put the optimizer on the CPU: use stage 1, 2 or 3")
         return self
+
+    def worker_counts(self) -> list[int]:
+        """Numbers of workers that the run may go on with, ascending: those that the batch can be dealt out to."""
+        run, sequences = self.run, self.train.batch_sequences
+        counts = []
+        for workers in range(run.min_workers or run.workers, run.workers + 1):
+            replicas, rest = divmod(workers, run.sequence_parallel)
+            if rest == 0 and replicas and sequences % replicas == 0:
+                rows = sequences // replicas
+                if rows % (run.microbatch_sequences or rows) == 0:
+                    counts.append(workers)
+        return counts
 
     def identity_fields(self) -> dict[str, Any]:
         """Plain values of the sections that say what is trained."""
@@ -231,9 +260,26 @@ def apply_overrides(values: Any, overrides: list[str], origin: str) -> Any:
             raise UserError(f"override {override!r} has no value: write it as section.key=value, e.g. train.steps=200")
     try:
         merged = OmegaConf.merge(OmegaConf.create(values or {}), OmegaConf.from_dotlist(overrides))
+        _refuse_resolvers(OmegaConf.to_container(merged, resolve=False), origin)
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"overrides {' '.join(overrides)} do not fit {origin}: {first_line(error)}") from error
+
+
+def _refuse_resolvers(value: Any, origin: str) -> None:
+    """A configuration is data: `${train.steps}` may point into it, `${oc.env:...}` and its like would run code of others.
+
+    Raises:
+        UserError: a string calls a resolver of OmegaConf, whether built in or registered by some library.
+    """
+    if isinstance(value, dict):
+        for item in value.values():
+            _refuse_resolvers(item, origin)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_resolvers(item, origin)
+    elif isinstance(value, str) and re.search(r"\$\{[^}]*:", value):
+        raise UserError(f"{origin}: {value!r} calls a resolver, which a configuration may not: write the value itself")
 
 
 def parse_config(values: Any, origin: str) -> RunConfig:

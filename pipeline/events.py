@@ -3,19 +3,30 @@
 Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 
 - `start`: `step` (the step that training goes on from), `tokens`, `pid` (of rank 0), `world_size`, `zero_stage`,
-  `sequence_parallel`, `device`
+  `sequence_parallel`, `device`, `nodes` (name of the node of each rank)
 - `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where a batch has both, `bits_per_byte` (of
   the text), `grad_norm` (before clipping), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null
   without a known peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`
 - `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
 - `warning`: `step`, `message`; a SKA layer left its range
 - `checkpoint`: `step`, `path`, `seconds` (until complete), `stall_seconds` (training stood still)
+- `straggler`: `step`, `rank`, `node`, `seconds` (that it computes a step), `median_seconds` (of all ranks), `message`
 - `skip`: `step`, `reason`; the step's gradient was not finite and no weight was changed
 - `rollback`: `step` (that training goes on from), `from_step`, `reason`
 - `stop`: `step`, `tokens`, `reason`; left before the end
 - `finish`: `step`, `tokens`
+
+Those who watch over a run write to a log of their own beside it (`supervision.jsonl`, one writer at a time as here); readers of a
+log get both. Its kinds:
+
+- `attempt`: `number`, `reason`, `pid`; the pipeline's process (the driver) was started
+- `lost`: `what` (worker, node, head, driver), `name`, `message`; something died, and training is started again
+- `hang`: `what` (worker, driver), `name`, `message`, and of a worker `rank`, `node`, `pid`; it was silent or stuck and is replaced
+- `evaluation`: `step`, `suite`, `node`, `seconds`; done
+- `evaluation_failed`: `step`, `suite`, `message`; given up
 """
 
+import heapq
 import json
 import math
 import time
@@ -24,6 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from ..models.errors import UserError
+
+SUPERVISION = "supervision.jsonl"
 
 
 class EventLog:
@@ -60,19 +73,31 @@ class EventLog:
 
 
 class EventTail:
-    """Reads a growing log: each `read` returns the events that were completed since the last one."""
+    """Reads a growing log, and what supervision wrote beside it: each `read` returns the events completed since the last."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self._offset = 0
-        self._lines = 0
+        self._files = [_Tail(Path(path)), _Tail(Path(path).with_name(SUPERVISION))]
 
     def read(self) -> list[dict[str, Any]]:
-        """The new events; none if the file does not exist yet. A last line without its newline waits for the next call.
+        """The new events, each log's in its own order; none if there is no file yet.
+
+        A last line without its newline waits for the next call.
 
         Raises:
             UserError: a whole line is not a JSON object.
         """
+        return list(heapq.merge(*(tail.read() for tail in self._files), key=lambda event: event.get("time", 0)))
+
+
+class _Tail:
+    """One file of events."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._offset = 0
+        self._lines = 0
+
+    def read(self) -> list[dict[str, Any]]:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self._offset)

@@ -1,5 +1,8 @@
 """Which rows of a batch, and which segment of them, a rank computes: data parallel x sequence parallel."""
 
+import os
+import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -9,7 +12,7 @@ from ..data_prep.batch import Batch
 
 @dataclass(frozen=True)
 class Mesh:
-    """The ranks as a grid: those of one sequence group are neighbours, and hold the segments of the same rows in order.
+    """The ranks as a grid: those of one sequence group hold the segments of the same rows in order.
 
     DeepSpeed knows nothing of it: ZeRO partitions over the whole world and averages gradients over the whole world.
 
@@ -17,12 +20,14 @@ class Mesh:
         rank, world: of the whole job.
         sequence_parallel: n, ranks that share a sequence.
         group: the process group of this rank's n; None if n is 1.
+        place: where this rank comes in `sequence_groups`, one group after the other; its rank unless given.
     """
 
     rank: int
     world: int
     sequence_parallel: int = 1
     group: dist.ProcessGroup | None = None
+    place: int | None = None
 
     @property
     def replicas(self) -> int:
@@ -32,22 +37,59 @@ class Mesh:
     @property
     def replica(self) -> int:
         """This rank's sequence group."""
-        return self.rank // self.sequence_parallel
+        return self._place // self.sequence_parallel
 
     @property
     def segment(self) -> int:
         """This rank's place in its sequence group."""
-        return self.rank % self.sequence_parallel
+        return self._place % self.sequence_parallel
+
+    @property
+    def _place(self) -> int:
+        return self.rank if self.place is None else self.place
 
     def rows(self, batch: Batch) -> Batch:
         """The rows that this rank's sequence group computes, at their whole length."""
         return batch.rows(self.replica, self.replicas)
 
 
-def make_mesh(sequence_parallel: int) -> Mesh:
-    """The mesh over the current process group; called by every rank together."""
+NODE_VARIABLE = "ECHO_LM_NODE"  # what a launcher that knows calls this machine
+
+
+def node_name() -> str:
+    """What this machine is called in messages, events and heartbeats."""
+    return os.environ.get(NODE_VARIABLE) or socket.gethostname()
+
+
+def sequence_groups(nodes: Sequence[str], size: int) -> list[list[int]]:
+    """The ranks that share a sequence, `size` each, inside one node wherever they fit.
+
+    Args:
+        nodes: name of the node that each rank is on.
+        size: divides their number. What is left on nodes that do not hold a multiple of it forms the last groups, still by node.
+    """
+    by_node: dict[str, list[int]] = {}
+    for rank, node in enumerate(nodes):
+        by_node.setdefault(node, []).append(rank)
+    inside, left = [], []
+    for ranks in by_node.values():
+        fitting = len(ranks) // size * size
+        inside += ranks[:fitting]
+        left += ranks[fitting:]
+    order = inside + left
+    return [sorted(order[first : first + size]) for first in range(0, len(order), size)]
+
+
+def make_mesh(sequence_parallel: int, nodes: Sequence[str] | None = None) -> Mesh:
+    """The mesh over the current process group; called by every rank together.
+
+    Args:
+        nodes: name of the node of each rank; one node if left out.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     if sequence_parallel == 1:
         return Mesh(rank, world)
-    groups = [dist.new_group(range(first, first + sequence_parallel)) for first in range(0, world, sequence_parallel)]
-    return Mesh(rank, world, sequence_parallel, groups[rank // sequence_parallel])
+    ranks = sequence_groups(nodes or [""] * world, sequence_parallel)
+    groups = [dist.new_group(group) for group in ranks]
+    place = [member for group in ranks for member in group].index(rank)
+    return Mesh(rank, world, sequence_parallel, groups[place // sequence_parallel], place)

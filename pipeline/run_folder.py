@@ -19,6 +19,7 @@ from ..models.errors import UserError
 from ..models.files import read_json, write_json
 from ..models.validation import first_difference
 from .config import RunConfig, parse_config, save_config
+from .events import SUPERVISION
 
 RECORDED_PACKAGES = ("echo-lm", "torch", "deepspeed", "numpy", "tokenizers", "triton", "mamba-ssm", "ray", "mlflow")
 
@@ -37,6 +38,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.latest_file = self.checkpoints / "latest"
         self.evals = self.path / "evals"
+        self.heartbeats = self.path / "heartbeats"
+        self.gang_file = self.heartbeats / "gang"
 
     def exists(self) -> bool:
         """Whether a run was ever set up here."""
@@ -66,12 +69,26 @@ class RunFolder:
         """The dataset that the run trains on; stored relative to the run where both lie on one tree."""
         return (self.path / read_json(self.data_file)["folder"]).resolve()
 
-    def check(self, config: RunConfig) -> None:
+    def check_owner(self, *, trust: bool = False) -> None:
+        """Check that the run is this user's own: going on with it reads the state that its owner wrote.
+
+        Raises:
+            UserError: it belongs to somebody else, and is not to be trusted.
+        """
+        for path in (self.config_file, self.checkpoints):
+            if not trust and path.exists() and path.stat().st_uid != os.geteuid():
+                raise UserError(
+                    f"{self.path} belongs to another user (uid {path.stat().st_uid}, you are {os.geteuid()}): "
+                    "go on with it only if you trust them, with --trust"
+                )
+
+    def check(self, config: RunConfig, *, trust: bool = False) -> None:
         """Check that the folder is free for `config`, or holds a run of the same identity to go on with.
 
         Raises:
-            UserError: the folder belongs to a run that trains something else, or holds other files.
+            UserError: the folder belongs to a run that trains something else or to another user, or holds other files.
         """
+        self.check_owner(trust=trust)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: name a folder for the run")
         if self.exists():
@@ -83,17 +100,18 @@ class RunFolder:
                     "choose another name (name=...) or go on with the stored configuration"
                 )
         elif self.path.is_dir():
-            ours = {".lock", self.data_file.name, self.environment_file.name}  # of a crash before the configuration
+            # Of a crash before the configuration was written.
+            ours = {".lock", ".supervision.lock", SUPERVISION, self.data_file.name, self.environment_file.name}
             if any(entry.name not in ours for entry in self.path.iterdir()):
                 raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
 
-    def prepare(self, config: RunConfig, dataset: Path) -> None:
+    def prepare(self, config: RunConfig, dataset: Path, *, trust: bool = False) -> None:
         """Set the folder up for `config` on the prepared `dataset`; the configuration is written last.
 
         Raises:
             UserError: see `check`.
         """
-        self.check(config)
+        self.check(config, trust=trust)
         write_json(self.data_file, {"folder": os.path.relpath(dataset.resolve(), self.path.resolve())})
         run_id = read_json(self.environment_file)["run_id"] if self.environment_file.exists() else uuid.uuid4().hex
         write_json(self.environment_file, {"run_id": run_id} | describe_environment())

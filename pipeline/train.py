@@ -20,12 +20,14 @@ from .config import RunConfig
 from .engine import build_engine, choose_device, join_process_group
 from .events import EventLog
 from .health_watch import HealthWatch
-from .mesh import Mesh, make_mesh
+from .heartbeat import Heart
+from .mesh import Mesh, make_mesh, node_name
 from .metrics import Meter
 from .prefetch import Prefetcher
 from .run_folder import RunFolder
 from .schedule import learning_rate_at
 from .stop_signal import StopSignal
+from .straggler import Stopwatch, StragglerWatch
 from .update import Update, update
 
 
@@ -59,26 +61,45 @@ def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
     torch.set_num_threads(config.run.threads)
     device = choose_device(config)
     join_process_group(device)
-    mesh = make_mesh(config.run.sequence_parallel)
-    dataset = Dataset.open(run.data_folder())
-    vocab_size = dataset.tokenizer().get_vocab_size()
-    engine = build_engine(config, vocab_size, device, mesh)
-    loop = _Loop(run, config, engine, mesh, make_loader(dataset, config), dataset)
-    loop.run_to_the_end(stop)
-    dist.barrier()  # a rank that leaves early can abort the others' exit
+    with Heart(run, dist.get_rank(), dist.get_world_size()) as heart:
+        nodes = _nodes()
+        mesh = make_mesh(config.run.sequence_parallel, nodes)
+        dataset = Dataset.open(run.data_folder())
+        vocab_size = dataset.tokenizer().get_vocab_size()
+        engine = build_engine(config, vocab_size, device, mesh)
+        loop = _Loop(run, config, engine, mesh, make_loader(dataset, config), dataset, heart, nodes)
+        loop.run_to_the_end(stop)
+        dist.barrier()  # a rank that leaves early can abort the others' exit
     engine.destroy()
     dist.destroy_process_group()
+
+
+def _nodes() -> list[str]:
+    """The node that each rank runs on, by rank."""
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, node_name())
+    return names
 
 
 class _Loop:
     """Step after step, with checkpoints; every decision is taken by all ranks together."""
 
     def __init__(
-        self, run: RunFolder, config: RunConfig, engine: Any, mesh: Mesh, loader: BatchLoader, dataset: Dataset
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        engine: Any,
+        mesh: Mesh,
+        loader: BatchLoader,
+        dataset: Dataset,
+        heart: Heart,
+        nodes: list[str],
     ):
         self.run, self.config, self.engine, self.mesh, self.loader = run, config, engine, mesh, loader
+        self.heart, self.nodes = heart, nodes
+        self.alone, self.stragglers = Stopwatch(engine.device), StragglerWatch(config.run.straggler_factor)
         self.step, self.tokens = self._resume()
-        self.writer = CheckpointWriter(engine, run, config, step=self.step)
+        self.writer = CheckpointWriter(engine, run, config, step=self.step, replaced=heart.replaced)
         self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
         self.health = HealthWatch(engine, config)
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
@@ -89,15 +110,18 @@ class _Loop:
     def run_to_the_end(self, stop: StopSignal) -> None:
         config = self.config
         last = min(config.train.steps, config.run.stop_step or config.train.steps)
-        leave = False
+        leave, busy = False, 0.0
         with Prefetcher(self.loader.batch, last, depth=config.run.prefetch) as batches:
             while self.step < last and not leave:
                 started = time.perf_counter()
                 batch, stall = batches.batch(self.step)
                 rate = learning_rate_at(self.step, config.train)
                 flags = [stop.received, self.writer.failed()]
-                done = update(self.engine, batch, rate, config, self.mesh, flags=flags)
+                self.alone.start()
+                done = update(self.engine, batch, rate, config, self.mesh, flags=flags, busy=busy, alone=self.alone)
+                busy = stall + self.alone.seconds()  # told to the others with the next step
                 self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens
+                self.heart.moved(self.step)
                 self._record(done, time.perf_counter() - started, stall)
                 if self.health.due(self.step):
                     for kind, fields in self.health.look(batch, self.mesh, self.step):
@@ -168,6 +192,11 @@ class _Loop:
             self._event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
         measured = self.meter.measure(done.metrics, seconds)
         self._event("step", **self._where(), **done.metrics, **measured, data_stall_seconds=stall)
+        for rank, slow, median in self.stragglers.look(done.busy, seconds):
+            node = self.nodes[rank]
+            message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
+            told = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
+            self._event("straggler", step=self.step, **told)
 
     def _report_checkpoints(self) -> None:
         written = self.writer.written()
@@ -190,6 +219,7 @@ class _Loop:
             "zero_stage": run.zero_stage,
             "sequence_parallel": run.sequence_parallel,
             "device": str(self.engine.device),
+            "nodes": self.nodes,
         }
 
     def _event(self, kind: str, **fields: Any) -> None:

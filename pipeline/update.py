@@ -13,6 +13,7 @@ from ..kernels.sequence import SequenceContext
 from ..models import projected_loss
 from .config import RunConfig
 from .mesh import Mesh
+from .straggler import Stopwatch
 
 COMPONENTS = ("text", "recall")  # of a batch; their losses are reported apart
 
@@ -24,17 +25,32 @@ class Update(NamedTuple):
         metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`.
         applied: False if a gradient was not finite: then no weight and no moment changed.
         flags: how many ranks raised each flag.
+        busy: what each rank brought as its `busy`, by rank.
     """
 
     metrics: dict[str, float | None]
     applied: bool
     flags: list[int]
+    busy: list[float]
 
 
 def update(
-    engine: Any, batch: Batch, learning_rate: float, config: RunConfig, mesh: Mesh, *, flags: list[bool]
+    engine: Any,
+    batch: Batch,
+    learning_rate: float,
+    config: RunConfig,
+    mesh: Mesh,
+    *,
+    flags: list[bool],
+    busy: float = 0.0,
+    alone: Stopwatch | None = None,
 ) -> Update:
-    """Forward, backward and step on this rank's part of the whole batch; flags travel with the losses."""
+    """Forward, backward and step on this rank's part of the whole batch; flags and `busy` travel with the losses.
+
+    Args:
+        busy: any number that all ranks are to know of this one.
+        alone: stopped when the first micro-batch has gone forward, which a rank does without the others.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     accumulation = engine.gradient_accumulation_steps()
@@ -46,13 +62,17 @@ def update(
     for index in range(accumulation):
         nats, objective = _losses(engine, rows.rows(index, accumulation), config.train.z_loss, mesh)
         sums += nats
+        if alone and index == 0:
+            alone.stop()
         engine.backward(objective * scale)
         norm = _replicated_gradient_norm(engine)
         if norm is None or math.isfinite(norm):
             engine.step()
         else:
             _drop_step(engine)
-    shared = torch.cat([sums.flatten(), torch.tensor(flags, dtype=torch.float64, device=engine.device)])
+    of_ranks = [0.0] * mesh.world
+    of_ranks[mesh.rank] = busy
+    shared = torch.cat([sums.flatten(), torch.tensor([*flags, *of_ranks], dtype=torch.float64, device=engine.device)])
     dist.all_reduce(shared)
     totals = shared.tolist()
     metrics: dict[str, float | None] = {"loss": sum(totals[:4:2]) / sum(totals[1:4:2])}
@@ -63,7 +83,8 @@ def update(
         norm = float(engine.get_global_grad_norm())
     applied = math.isfinite(norm) and engine.was_step_applied()
     metrics |= {"grad_norm": norm if applied else None, "learning_rate": learning_rate}
-    return Update(metrics, applied, [int(count) for count in totals[4:]])
+    raised = totals[4 : 4 + len(flags)]
+    return Update(metrics, applied, [int(count) for count in raised], totals[4 + len(flags) :])
 
 
 def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tensor, Tensor]:

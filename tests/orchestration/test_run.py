@@ -1,6 +1,13 @@
-"""The whole pipeline on real Ray, DeepSpeed and MLflow: a killed process, evaluations beside training, nothing twice."""
+"""The whole pipeline on real Ray, DeepSpeed and MLflow: killed processes, evaluations beside training, nothing twice.
+
+Two kills here; `make soak` has twenty, of nodes and heads too.
+"""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
 
@@ -12,24 +19,39 @@ from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run_folder import RunFolder
 
 OVERRIDES = ["train.steps=60", "run.checkpoint_every=20"]
-KILL_AT = 25
+KILL_AT, KILL_DRIVER_AT = 25, 45
 
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory, kill_rank_0):
-    """`echo-lm run smoke` with one training process killed between the first and the second checkpoint."""
+    """`echo-lm run smoke` with one training process killed between the first and the second checkpoint, then the driver.
+
+    The driver takes its Ray cluster with it.
+    """
     root = tmp_path_factory.mktemp("pipeline")
     config = load_config("smoke", OVERRIDES)
     run = RunFolder(root / "runs" / "smoke")
     kill_rank_0(run, KILL_AT)
+    threading.Thread(target=kill_driver, args=(run, KILL_DRIVER_AT), daemon=True).start()
     run_pipeline(config, root / "runs", root / "data")
     return root, run, config
 
 
-def test_gang_is_restarted_and_ends_with_the_undisturbed_loss(disturbed, tmp_path):
+def kill_driver(run: RunFolder, step: int) -> None:
+    while True:
+        events = read_events(run.events_file)
+        if any(event["kind"] == "step" and event["step"] >= step for event in events):
+            os.kill([event["pid"] for event in events if event["kind"] == "attempt"][-1], signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+def test_gang_and_driver_are_restarted_and_end_with_the_undisturbed_loss(disturbed, tmp_path):
     root, run, _ = disturbed
-    starts = [event["step"] for event in read_events(run.events_file) if event["kind"] == "start"]
-    assert starts == [0, 20], "the kill must have come between the first and the second checkpoint"
+    events = read_events(run.events_file)
+    starts = [event["step"] for event in events if event["kind"] == "start"]
+    assert starts == [0, 20, 40], "each kill must have come between two checkpoints"
+    assert [event["what"] for event in events if event["kind"] == "lost"] == ["worker", "driver"]
     config = load_config("smoke", OVERRIDES)
     alone = RunFolder(tmp_path / "alone")
     alone.prepare(config, root / "data" / config.data.name)
@@ -52,8 +74,13 @@ def test_mlflow_mirrors_the_files(disturbed):
     _, run, _ = disturbed
     tracker = Tracker(run.path)
     client = MlflowClient(tracker.uri)
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    runs = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     assert len(runs) == 1
+    assert sorted(run.info.run_name for run in found) == [
+        "smoke",
+        *(f"step_{step:08d}/language" for step in (20, 40, 60)),
+    ]
     history = client.get_metric_history(runs[0].info.run_id, "train/loss")
     wanted = {event["step"]: event["loss"] for event in steps(read_events(run.events_file))}
     assert {point.step: point.value for point in history} == pytest.approx(wanted)

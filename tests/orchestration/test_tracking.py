@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from echo_lm.models import build_model, save_pretrained
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import write_json
 from echo_lm.orchestration.tracking import Tracker, default_tracking_uri, track
@@ -55,7 +56,8 @@ def write_steps(log: EventLog, first: int, last: int, late: float = 0) -> None:
 
 def write_evaluation(folder: Path, step: int, accuracy: float) -> None:
     metrics = {"recall/sysprompt-4/length-64": accuracy}
-    result = {"suite": "recall-quick", "step": step, "ended": START + step + 105, "metrics": metrics}
+    times = {"started": START + step + 100, "ended": START + step + 105}
+    result = {"suite": "recall-quick", "step": step, **times, "metrics": metrics}
     write_json(folder / "evals" / f"step_{step:08d}" / "recall-quick.json", result)
 
 
@@ -65,9 +67,14 @@ def client(folder: Path):
     return MlflowClient(tracking_uri=default_tracking_uri(folder))
 
 
-def all_runs(folder: Path) -> list:
+def everything(folder: Path) -> list:
     there = client(folder)
     return there.search_runs([experiment.experiment_id for experiment in there.search_experiments()])
+
+
+def all_runs(folder: Path) -> list:
+    """Without those of evaluations."""
+    return [run for run in everything(folder) if "mlflow.parentRunId" not in run.data.tags]
 
 
 def history(folder: Path, run: str, key: str) -> list[tuple[int, float]]:
@@ -129,6 +136,42 @@ def test_an_evaluation_that_is_done_again_does_not_double_its_values(run_folder)
     tracker.sync()
     (run,) = all_runs(run_folder)
     assert history(run_folder, run.info.run_id, "recall/sysprompt-4/length-64") == [(10, 0.5), (20, 0.75)]
+
+
+def test_an_evaluation_is_a_run_below_its_run_once(run_folder):
+    first = track(run_folder)
+    for _ in range(2):
+        (child,) = [run for run in everything(run_folder) if run.data.tags.get("mlflow.parentRunId") == first]
+        assert child.info.run_name == "step_00000020/recall-quick"
+        assert child.data.metrics == {"recall/sysprompt-4/length-64": 0.75}
+        assert (child.info.status, child.info.end_time) == ("FINISHED", (START + 125) * 1000)
+        assert history(run_folder, child.info.run_id, "recall/sysprompt-4/length-64") == [(20, 0.75)]
+        assert track(run_folder) == first
+
+
+def test_data_model_card_and_final_weights_are_registered_once(run_folder, smoke, data_root):
+    config = smoke("train.steps=20")
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(config.resolved()))
+    write_json(run_folder / "data.json", {"folder": str(data_root / config.data.name)})
+    checkpoint = run_folder / "checkpoints" / "step_00000020"
+    save_pretrained(build_model(config.model.resolve(vocab_size=512), seed=0), checkpoint / "model")
+    write_json(checkpoint / "complete.json", {"step": 20, "tokens": 1280})
+    there = client(run_folder)
+    run = track(run_folder)
+    assert there.search_model_versions(f"run_id='{run}'") == [], "it has not finished"
+    with EventLog(run_folder / "events.jsonl") as log:
+        log.write("finish", time=START + 130, step=20, tokens=1280)
+    for _ in range(2):
+        assert track(run_folder) == run
+        (version,) = there.search_model_versions(f"run_id='{run}'")
+        assert version.name == "small"
+        assert "python-stdlib" in version.description
+        assert "recall/sysprompt-4/length-64 | 0.75" in version.description
+        weights = {Path(file.path).name for file in there.list_artifacts(run, "model")}
+        assert {"model.safetensors", "config.json"} <= weights
+        (data,) = there.get_run(run).inputs.dataset_inputs
+        assert data.dataset.name == config.data.name
+        assert [file.path for file in there.list_artifacts(run, "data")] == ["data/manifest.json"]
 
 
 def test_finish_ends_the_run_and_a_start_opens_it_again(run_folder):
