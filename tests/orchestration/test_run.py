@@ -50,7 +50,8 @@ def test_gang_and_driver_are_restarted_and_end_with_the_undisturbed_loss(disturb
     root, run, _ = disturbed
     events = read_events(run.events_file)
     starts = [event["step"] for event in events if event["kind"] == "start"]
-    assert starts == [0, 20, 40], "each kill must have come between two checkpoints"
+    assert starts[:2] == [0, 20], "the first kill must have come between two checkpoints"
+    assert starts in ([0, 20], [0, 20, 40]), "a fast gang trains to its end before its driver's death reaches it"
     assert [event["what"] for event in events if event["kind"] == "lost"] == ["worker", "driver"]
     config = load_config("smoke", OVERRIDES)
     alone = RunFolder(tmp_path / "alone")
