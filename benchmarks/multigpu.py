@@ -133,20 +133,26 @@ class Gang:
             process.kill()
             process.wait()
 
-    def rows(self) -> list[dict]:
-        """What the cases gave; one that failed says why, and those after it that they did not run."""
+    def rows(self, logs: Path) -> list[dict]:
+        """What the cases gave; one that failed says why, and those after it that they did not run. What a gang that failed
+        printed is kept in `logs`."""
         self.kill()
         self.log.close()
         lines = self.rows_file.read_text().splitlines() if self.rows_file.exists() else []
         done = [json.loads(line) for line in lines]
         left = self.cases[len(done) :]
-        reason = reason_of((self.folder / "log").read_text()) if left else ""
+        output = (self.folder / "log").read_text()
+        reason = reason_of(output) if left else ""
+        if left:
+            (logs / f"failed_gang_{self.folder.name}.log").write_text(output[-1_000_000:])
         for i, case in enumerate(left):
             done.append(case | {"failed": reason if i == 0 else "not run: the case before it failed"})
         return done
 
 
-def run_gangs(cases: list[dict], world: int, count: int, device: str, folder: Path, until: float) -> list[dict]:
+def run_gangs(
+    cases: list[dict], world: int, count: int, device: str, folder: Path, logs: Path, until: float
+) -> list[dict]:
     """All cases of `world` ranks, by up to `count` gangs side by side; those behind a failed case get another gang."""
     rows, attempt = [], 0
     while cases and time.monotonic() < until:
@@ -159,7 +165,7 @@ def run_gangs(cases: list[dict], world: int, count: int, device: str, folder: Pa
             if time.monotonic() > until:
                 break
             time.sleep(0.2)
-        found = [row for gang in gangs for row in gang.rows()]
+        found = [row for gang in gangs for row in gang.rows(logs)]
         again = [row["name"] for row in found if row.get("failed", "").startswith("not run")]
         rows += [row for row in found if row["name"] not in again]
         cases = [case for case in cases if case["name"] in again]
@@ -250,7 +256,7 @@ def main() -> int:
             cases = [case for case in plan(world, largest, TINY if options.tiny else FULL)]
             cases = [case for case in cases if not options.only or re.search(options.only, case["name"])]
             started = time.monotonic()
-            rows += run_gangs(cases, world, largest // world, device, Path(folder), until)
+            rows += run_gangs(cases, world, largest // world, device, Path(folder), options.out, until)
             print(f"gangs of {world}: {time.monotonic() - started:.0f} s", flush=True)
             for row in rows:
                 if row["world"] == world and "failed" in row:

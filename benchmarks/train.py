@@ -287,7 +287,7 @@ def last_line(output: str) -> str:
 
 def reason_of(output: str) -> str:
     """The line that names the error: libraries print warnings after it."""
-    errors = [line for line in output.splitlines() if re.search(r"\b\w*(Error|Exception)\b.*:", line)]
+    errors = [line for line in output.splitlines() if re.search(r"(^|\W)\w*(Error|Exception|error): \S", line)]
     return errors[-1][:300] if errors else last_line(output)
 
 

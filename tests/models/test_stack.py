@@ -185,3 +185,13 @@ def test_half_precision_runs_forward_and_backward(random_model):
     assert logits.dtype == torch.bfloat16
     language_model_loss(logits, tokens, torch.ones(1, 70))[0].backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_what_inference_keeps_serves_training(random_model):
+    model = random_model("transformer-1m")
+    tokens = torch.arange(37)[None]  # a length that no other test has: its table of rotations is made here
+    with torch.inference_mode():
+        expected = model(tokens)
+    found = model(tokens)
+    found.sum().backward()
+    torch.testing.assert_close(found, expected)
