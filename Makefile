@@ -9,7 +9,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint test-gpu soak chromium clean help
+.PHONY: quickstart test lint test-gpu soak chromium reference clean help
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -43,6 +43,9 @@ ifeq ($(CHROMIUM),)
 		|| DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
 endif
 
+reference: $(VENV)/.dev ## docs/cli.md, from the command line itself
+	$(BIN)/python -m typer echo_lm.orchestration.cli utils docs --name echo-lm --title "Command line" --output docs/cli.md
+
 clean: ## remove the environment; data, runs and the record stay
 	rm -rf $(VENV)
 
@@ -60,7 +63,7 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 
 $(VENV)/.quickstart: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "installing Echo-LM with Ray and MLflow (2 to 3 minutes) ..."
-	$(PIP) -e ".[cluster,track]" $(if $(HAS_GPU),,-c constraints.txt)
+	$(PIP) -e ".[cluster,track,serve]" $(if $(HAS_GPU),,-c constraints.txt)
 	@touch $@
 
 # mamba-ssm is a reference for our CPU scan; without its CUDA extension it installs everywhere.

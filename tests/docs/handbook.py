@@ -1,0 +1,74 @@
+"""The shell commands of the handbook, with what an HTML comment before their block says about them.
+
+- nothing: the test runs the command as it stands, in a workspace with a small trained run;
+- `<!-- tested: tests/...::name -->`: another test runs it, or the same with other words;
+- `<!-- not tested: reason -->`.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted({ROOT / "README.md", ROOT / "docker/README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/cli.md"})
+NOTE = re.compile(r"<!--\s*(tested|not tested):\s*(.+?)\s*-->", re.S)
+# First words of commands; an indented block that begins otherwise is a drawing, a formula or Python.
+PROGRAMS = {
+    "echo-lm", "make", "pip", "python", "mlflow", "ray", "git", "docker", "kubectl", "sbatch", "watch", "rsync",
+    "export", "cd", "umask",
+}  # fmt: skip
+SHELLS = ("bash", "sh", "shell", "console")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of a shell block; `note` is "tested", "not tested" or "", `said` what follows it."""
+
+    page: str
+    line: int
+    text: str
+    note: str
+    said: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def commands() -> list[Command]:
+    """All of them, page by page."""
+    return [command for page in PAGES for command in _of_page(page)]
+
+
+def _of_page(page: Path) -> list[Command]:
+    found, note = [], ("", "")
+    for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
+        if token.type == "html_block":
+            match = NOTE.search(token.content)
+            note = (match[1], match[2]) if match else ("", "")
+        elif token.type in ("code_block", "fence") and _is_shell(token.info, token.content):
+            first = token.map[0] + (2 if token.type == "fence" else 1)
+            for number, line in enumerate(token.content.splitlines()):
+                text = re.sub(r"\s+#\s.*", "", line).strip().replace(".venv/bin/", "")
+                if text:
+                    found.append(Command(str(page.relative_to(ROOT)), first + number, text, *note))
+            note = ("", "")
+        elif token.nesting <= 0 and token.type not in ("list_item_close", "bullet_list_close"):
+            note = ("", "")
+    return found
+
+
+def _is_shell(language: str, content: str) -> bool:
+    words = content.split()
+    return language in SHELLS or (not language and bool(words) and words[0].rpartition("/")[2] in PROGRAMS)
+
+
+def inline_commands() -> list[tuple[str, str]]:
+    """Page and text of every `echo-lm ...` within a sentence or a table."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found += [(str(page.relative_to(ROOT)), match) for match in re.findall(r"`(echo-lm [a-z][^`]*)`", text)]
+    return found

@@ -1,0 +1,142 @@
+"""The handbook is true: its commands run or say why not, its links lead somewhere, its lists are complete."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from echo_lm.models.files import read_json
+from echo_lm.orchestration.cli import app, main
+from echo_lm.pipeline.config import load_config, recipe_names
+
+from .handbook import PAGES, ROOT, commands, inline_commands
+
+COMMANDS = commands()
+# The pages speak of the quickstart's steps; the workspace has a run of four.
+IN_WORKSPACE = (("--step 600", "--step 4"), ("--suite recall-quick", "--suite language"))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, data_root):
+    """A folder with `runs/quickstart` (recipe `smoke`, four steps), `mine.yaml` of the handbook and a file for it."""
+    from echo_lm.orchestration.train import train_run
+
+    root = tmp_path_factory.mktemp("workspace")
+    shutil.copytree(data_root, root / "data")
+    overrides = ["name=quickstart", "train.steps=4", "run.checkpoint_every=2", "run.workers=1"]
+    train_run(load_config("smoke", overrides), root / "runs", root / "data")
+    (root / "notes").mkdir()
+    for number in range(40):
+        lines = [
+            f"Note {number}, line {line}: {number * line} sheep and {line} goats crossed the bridge."
+            for line in range(9)
+        ]
+        (root / f"notes/{number}.txt").write_text("\n".join(lines))
+    page = (ROOT / "docs/getting-started.md").read_text()
+    (root / "mine.yaml").write_text(re.search(r"```yaml\n(# mine.yaml\n.*?)```", page, re.S)[1])
+    return root
+
+
+def test_commands_were_found():
+    assert len(COMMANDS) > 30
+    assert {"docs/operations.md", "docs/getting-started.md", "docker/README.md"} <= {
+        command.page for command in COMMANDS
+    }
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.note], ids=lambda command: command.name)
+def test_what_is_not_run_here_says_where_it_is_run_or_why_not(command):
+    if command.note == "tested":
+        path, _, name = command.said.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(), command
+    else:
+        assert len(command.said.split()) >= 3, command
+
+
+def test_the_other_commands_run(workspace, monkeypatch, capsys):
+    """In the order of the pages, in one workspace, as a reader would."""
+    monkeypatch.chdir(workspace)
+    ran = 0
+    for command in COMMANDS:
+        if command.note:
+            continue
+        assert command.text.startswith("echo-lm "), f"{command.name}: {command.text} is neither run nor explained"
+        text = command.text
+        for said, done in IN_WORKSPACE:
+            text = text.replace(said, done)
+        monkeypatch.setattr("sys.argv", shlex.split(text))
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert not left.value.code, f"{command.name}: {text}: {capsys.readouterr().err}"
+        ran += 1
+    assert ran >= 8
+    assert read_json(workspace / "runs/mine/finished.json")["step"] == 20
+    assert list(workspace.glob("runs/mine/evals/*/language.json"))
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.text.startswith("echo-lm")], ids=lambda command: command.name
+)
+def test_commands_are_understood(command):
+    """Also those that are not run: the command, its arguments and its options exist."""
+    assert_parses(command.text)
+
+
+def test_commands_in_sentences_name_what_exists():
+    found = inline_commands()
+    assert len(found) > 20
+    for page, text in found:
+        words = text.split()
+        known = typer.main.get_command(app)
+        for word in words[1:]:
+            inner = getattr(known, "commands", {})
+            if word not in inner:
+                break
+            known = inner[word]
+        assert known.name != "echo-lm", f"{page}: {text}"
+        options = {option for parameter in known.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for word in words:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in options | {"--help"}, f"{page}: {text}"
+
+
+def assert_parses(text: str) -> None:
+    """Fails if `echo-lm` would end with a usage error. Nothing is run."""
+    command = typer.main.get_command(app)
+    arguments = shlex.split(text)[1:]
+    while hasattr(command, "commands"):
+        assert arguments[0] in command.commands, text
+        command = command.commands[arguments.pop(0)]
+    command.make_context("echo-lm", arguments)
+
+
+def test_the_reference_of_the_command_line_is_current(tmp_path):
+    """Made by typer, as `make reference` does."""
+    command = [sys.executable, "-m", "typer", "echo_lm.orchestration.cli", "utils", "docs", "--name", "echo-lm"]
+    command += ["--title", "Command line", "--output", str(tmp_path / "cli.md")]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert (ROOT / "docs/cli.md").read_text() == (tmp_path / "cli.md").read_text(), "run: make reference"
+
+
+def test_every_recipe_is_described():
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert [name for name in recipe_names() if f"| `{name}` |" not in page] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, target
