@@ -221,10 +221,13 @@ class MixtureConfig(_Config):
     Attributes:
         recall: the recall part; None trains on text alone.
         text_weights: share of the text rows by source name; empty takes every source in proportion to its tokens.
+        documents: "cut" takes text as one stream, so that a row may begin and end inside documents; "whole" packs
+            documents into rows and cuts only those that are longer than a row.
     """
 
     recall: RecallMixtureConfig | None = RecallMixtureConfig()
     text_weights: dict[str, float] = {}
+    documents: Literal["cut", "whole"] = "cut"
 
     @field_validator("text_weights")
     @classmethod

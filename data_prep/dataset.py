@@ -53,6 +53,10 @@ class TokenStream:
             found.append(offsets[first:last] + self._starts[i])
         return np.concatenate(found)
 
+    def continues(self, position: int) -> bool:
+        """Whether the token at `position` belongs to the document of the one before it."""
+        return position < self.num_tokens and not len(self.document_starts(position, position + 1))
+
     @property
     def tokens(self) -> np.ndarray:
         """All tokens: the memory-mapped file if there is one shard, else a copy; prefer `read` for training data."""

@@ -75,7 +75,7 @@ class BatchLoader:
         self.vocabulary = RecallVocabulary(reserved_start(dataset.tokenizer()) if dataset and recall else 0)
         self.text: TextRows | None = None
         if dataset and self.text_rows:
-            self.text = TextRows(dataset, mixture.text_weights, sequence_length=sequence_length, seed=seed)
+            self.text = TextRows(dataset, mixture, sequence_length=sequence_length, seed=seed)
 
     def batch(self, step: int) -> Batch:
         """The whole batch of a step, from 0; `.rows(rank, world_size)` is what one rank takes."""

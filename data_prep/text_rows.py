@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..models.errors import UserError
+from .config import MixtureConfig
 from .dataset import Dataset, TokenStream
+from .packing import PackedRows
 from .permutation import Permutation
 
 # Rows are dealt to the sources in cycles of this many, so shares are exact to a thousandth.
@@ -25,11 +27,13 @@ class Row:
 class TextRows:
     """The text rows of a run, each a pure function of its number.
 
-    Every source is cut into windows of `sequence_length` tokens (and the one after, as the last label). An epoch of a
-    source shows each of its windows once, in an order that the seed and the epoch determine.
+    Every source is cut into windows of `sequence_length` tokens (and the one after, as the last label), or packed into rows
+    of whole documents, as `mixture.documents` says. An epoch of a source shows each of its rows once, in an order that
+    the seed and the epoch determine.
     """
 
-    def __init__(self, dataset: Dataset, weights: dict[str, float], *, sequence_length: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, mixture: MixtureConfig, *, sequence_length: int, seed: int) -> None:
+        weights = mixture.text_weights
         names = [source.name for source in dataset.manifest.sources]
         for name in weights:
             if name not in names:
@@ -37,7 +41,12 @@ class TextRows:
         self.length, self.seed = sequence_length, seed
         self.names = [name for name in names if name in weights] if weights else names
         self.streams = [dataset.split("train", name) for name in self.names]
-        self.windows = [(stream.num_tokens - 1) // sequence_length for stream in self.streams]
+        whole = mixture.documents == "whole"
+        self.packed = [PackedRows(stream, sequence_length) if whole else None for stream in self.streams]
+        self.windows = [
+            len(packed) if packed else (stream.num_tokens - 1) // sequence_length
+            for stream, packed in zip(self.streams, self.packed, strict=True)
+        ]
         for name, stream, windows in zip(self.names, self.streams, self.windows, strict=True):
             if windows < 1:
                 raise UserError(
@@ -56,7 +65,10 @@ class TextRows:
         source, number = self.locate(index)
         epoch, within = divmod(number, self.windows[source])
         order = Permutation(self.windows[source], "training", "windows", self.names[source], epoch, self.seed)
-        return read_window(self.streams[source], int(order(within)) * self.length, self.length)
+        row, packed = int(order(within)), self.packed[source]
+        if packed:
+            return read_pieces(self.streams[source], packed.pieces(row), self.length)
+        return read_window(self.streams[source], row * self.length, self.length)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Source of the `index`-th text row, and how many rows that source gave before it."""
@@ -86,3 +98,26 @@ def read_window(stream: TokenStream, start: int, length: int) -> Row:
     loss_mask = np.ones(length, dtype=np.float32)
     loss_mask[begins - 1] = 0
     return Row(window[:-1], window[1:], loss_mask, np.append(0, begins[begins < length]))
+
+
+def read_pieces(stream: TokenStream, pieces: list[tuple[int, int]], length: int) -> Row:
+    """The row of `length` tokens that holds these pieces of documents, start and end in the stream.
+
+    What is left at the end is a document of its own, of a repeated separator, that no loss counts.
+    """
+    tokens, labels = np.zeros((2, length), dtype=np.int64)
+    loss_mask = np.zeros(length, dtype=np.float32)
+    borders, end = [], 0
+    for start, stop in pieces:
+        borders.append(end)
+        part = slice(end, end + stop - start)
+        tokens[part] = stream.read(start, stop)
+        # A piece that its document goes on after predicts the token after it; a separator predicts nothing.
+        counted = stop - start - (0 if stream.continues(stop) else 1)
+        labels[end : end + counted] = stream.read(start + 1, start + 1 + counted)
+        loss_mask[end : end + counted] = 1
+        end = part.stop
+    if end < length:
+        borders.append(end)
+        tokens[end:] = stream.read(stream.num_tokens - 1, stream.num_tokens)
+    return Row(tokens, labels, loss_mask, np.array(borders, dtype=np.int64))

@@ -64,8 +64,9 @@ def _recall(folder: Path, suite: str, results: list[dict[str, Any]]) -> list[str
         some = [row for row in rows if row["task"] == task]
         if len({row["length"] for row in some}) > 1 or len({row["label"] for row in some}) > 1:
             drawn.append(recall_figures.accuracy_grid(figures / f"{suite}-{task}.png", rows, task))
-    long = max(labels, key=lambda label: sum(row["label"] == label for row in rows))
-    if sum(row["label"] == long for row in rows) > 1:
+    reach = {label: [row["length"] for row in rows if row["label"] == label] for label in labels}
+    long = max(labels, key=lambda label: (max(reach[label]), len(reach[label])))
+    if len(reach[long]) > 1:
         arm = {f"step {results[-1]['step']:,}": rows}
         drawn.append(recall_figures.accuracy_by_length(figures / f"{suite}-length.png", arm, long))
     if len({row["options"]["depth"] for row in rows if "depth" in row.get("options", {})}) > 1:

@@ -15,6 +15,7 @@ from echo_lm.data_prep.batch import Batch
 from echo_lm.data_prep.config import MixtureConfig, RecallMixtureConfig, SourceConfig
 from echo_lm.data_prep.dataset import Dataset
 from echo_lm.data_prep.loader import BatchLoader
+from echo_lm.data_prep.packing import best_fit
 from echo_lm.data_prep.prepare import prepare
 from echo_lm.data_prep.recall import RecallVocabulary
 from echo_lm.data_prep.text_rows import CYCLE, TextRows
@@ -27,6 +28,10 @@ RECALL = RecallMixtureConfig(
     share=0.5, tasks=("sysprompt", "tooltrace", "niah", "mqar"), lengths=(40, 48), pairs=(1, 4)
 )
 MIXED = MixtureConfig(recall=RECALL)
+
+
+def weighted(**weights: float) -> MixtureConfig:
+    return MixtureConfig(recall=None, text_weights=weights)
 
 
 def loader(dataset: Dataset | None, mixture: MixtureConfig = MIXED, **changes) -> BatchLoader:
@@ -113,7 +118,7 @@ def test_text_rows_are_the_documents(dataset: Dataset) -> None:
     stream, tokenizer = dataset.split("train"), dataset.tokenizer()
     documents = [stream.document(i).tolist() for i in range(stream.num_documents)]
     flat = [(number, token) for number, document in enumerate(documents) for token in document]
-    rows = TextRows(dataset, {}, sequence_length=100, seed=0)
+    rows = TextRows(dataset, TEXT, sequence_length=100, seed=0)
     assert rows.windows == [(len(flat) - 1) // 100]
     texts = "".join(tokenizer.decode(document[:-1]) for document in documents)
     seen = set()
@@ -145,8 +150,51 @@ def test_separators_are_predicted_and_next_documents_are_not(dataset: Dataset) -
     assert (batch.tokens == 0).sum() > 40
 
 
+@pytest.mark.parametrize("length", [60, 100, 1000])
+def test_whole_documents_are_cut_only_where_they_are_longer_than_a_row(dataset: Dataset, length: int) -> None:
+    stream = dataset.split("train")
+    documents = [tuple(stream.document(i).tolist()) for i in range(stream.num_documents)]
+    assert min(map(len, documents)) < 60 < max(map(len, documents))
+    rows = TextRows(dataset, MixtureConfig(recall=None, documents="whole"), sequence_length=length, seed=0)
+    found: Counter[tuple[int, ...]] = Counter()
+    for index in range(rows.windows[0]):
+        row = rows[index]
+        counted = row.loss_mask == 1
+        assert (row.labels[:-1][counted[:-1]] == row.tokens[1:][counted[:-1]]).all()
+        for a, b in zip(row.borders, [*row.borders[1:], length], strict=True):
+            piece = tuple(row.tokens[a:b].tolist())
+            if set(piece) == {0}:  # what is left of the row, or the separator alone of a document that fills rows
+                assert not counted[a:b].any()
+                continue
+            found[piece] += 1
+            assert counted[a : b - 1].all()
+            assert counted[b - 1] == (piece[-1] != 0), (
+                "a separator predicts nothing, the end of a piece what comes next"
+            )
+            if piece[-1] != 0:
+                assert (*piece, int(row.labels[b - 1])) in {
+                    d[i : i + length + 1] for d in documents for i in range(len(d))
+                }
+    cut = [document[i : i + length] for document in documents for i in range(0, len(document), length)]
+    assert found == Counter(piece for piece in cut if piece != (0,)), "an epoch shows every document once"
+    assert sum(map(len, documents)) / (rows.windows[0] * length) > 0.9, "rows are nearly full"
+
+
+@given(st.lists(st.integers(1, 50), max_size=60))
+def test_best_fit_opens_a_row_only_where_none_has_room(sizes: list[int]) -> None:
+    sizes = sorted(sizes, reverse=True)
+    room: list[int] = []
+    for size, row in zip(sizes, best_fit(np.array(sizes, dtype=np.int64), 50).tolist(), strict=True):
+        fitting = [left for left in room if left >= size]
+        if row == len(room):
+            assert not fitting
+            room.append(50)
+        assert room[row] == min(fitting, default=50)
+        room[row] -= size
+
+
 def test_epochs_are_shuffled_apart(dataset: Dataset) -> None:
-    rows = TextRows(dataset, {}, sequence_length=100, seed=0)
+    rows = TextRows(dataset, TEXT, sequence_length=100, seed=0)
     windows = rows.windows[0]
     epochs = [[rows[e * windows + i].tokens.tobytes() for i in range(windows)] for e in range(3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
@@ -154,16 +202,16 @@ def test_epochs_are_shuffled_apart(dataset: Dataset) -> None:
 
 
 def test_weights_decide_the_share_of_each_source(two_sources: Dataset) -> None:
-    rows = TextRows(two_sources, {"words": 1.0, "more": 3.0}, sequence_length=50, seed=0)
+    rows = TextRows(two_sources, weighted(words=1.0, more=3.0), sequence_length=50, seed=0)
     places = [rows.locate(i) for i in range(3 * CYCLE)]
     assert Counter(source for source, _ in places) == {0: 3 * CYCLE // 4, 1: 9 * CYCLE // 4}
     for source in (0, 1):
         assert sorted(n for s, n in places if s == source) == list(range(sum(s == source for s, _ in places)))
     # Mixed from the start, not one source after the other.
     assert 10 < sum(source == 0 for source, _ in places[:100]) < 45
-    only = TextRows(two_sources, {"more": 1.0}, sequence_length=50, seed=0)
+    only = TextRows(two_sources, weighted(more=1.0), sequence_length=50, seed=0)
     assert only.names == ["more"]
-    natural = TextRows(two_sources, {}, sequence_length=50, seed=0)
+    natural = TextRows(two_sources, TEXT, sequence_length=50, seed=0)
     assert natural.quotas[0] / CYCLE == pytest.approx(natural.windows[0] / sum(natural.windows), abs=1 / CYCLE)
 
 

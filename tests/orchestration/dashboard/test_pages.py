@@ -146,7 +146,13 @@ def test_a_crash_is_told(page, address):
     page.goto(f"{address}/runs/broken")
     assert "the process is gone" in page.locator(".alert").inner_text()
     kinds = page.locator("#events li b").all_inner_texts()
-    assert [kind for kind in kinds if kind != "evaluation_failed"] == ["warning", "rollback", "skip", "restart", "start"]
+    assert [kind for kind in kinds if kind != "evaluation_failed"] == [
+        "warning",
+        "rollback",
+        "skip",
+        "restart",
+        "start",
+    ]
     cells = {one.get_attribute("data-suite"): one for one in page.locator("tr[data-step='20'] td").all()}
     assert "failed" in cells["language"].get_attribute("class")
     assert "no memory left" in cells["language"].inner_text()
