@@ -4,6 +4,7 @@ import asyncio
 import os
 import shlex
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..models.errors import UserError
@@ -22,9 +23,8 @@ def submit_run(
     Raises:
         UserError: a mistake in the recipe, no job server at `address`, or a job that failed while followed.
     """
-    config, runs = resolve_target(
-        target, overrides, runs
-    )  # a mistake is told here and now, not in a log on the cluster
+    # A mistake is told here and now, not in a log on the cluster.
+    config, runs = resolve_target(target, overrides, runs)
     job = f"{config.name}-{uuid.uuid4().hex[:8]}"
     where = Path(target).resolve() if Path(target).exists() else target
     options = ["--address", "auto", "--runs", str(runs.resolve()), "--data", str(data.resolve())]
@@ -46,7 +46,10 @@ def submit_run(
         f"echo-lm status {runs / config.name}   (or: ray job logs {job} --address {address} --follow)", markup=False
     )
     if follow:
-        asyncio.run(_show(client, job))
+        with ThreadPoolExecutor(
+            1
+        ) as thread:  # where this is called from, in a notebook say, a loop may be running already
+            thread.submit(asyncio.run, _show(client, job)).result()
         status = client.get_job_status(job)
         if status != JobStatus.SUCCEEDED:
             raise UserError(f"job {job} ended as {status}: see `ray job logs {job} --address {address}`")

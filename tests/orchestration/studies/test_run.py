@@ -85,7 +85,7 @@ def test_killed_and_run_again_it_has_the_numbers_of_a_study_on_ray(study, study_
 
 
 def check_record(folder: StudyFolder) -> None:
-    """One parent, a child a cell, and nothing more when it is replayed."""
+    """One parent, a child a cell, below each its evaluation, and nothing more when it is replayed."""
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{folder.path.parent.parent / 'mlflow.db'}"
@@ -101,9 +101,10 @@ def check_record(folder: StudyFolder) -> None:
         return {run.info.run_id for run in runs}, counts
 
     first = state()
-    assert len(first[0]) == 3
-    children = [client.get_run(run) for run in first[0] if run != parent]
-    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent}
+    above = {run: client.get_run(run).data.tags.get("mlflow.parentRunId") for run in first[0]}
+    cells = [run for run in above if above[run] == parent]
+    assert len(cells) == 2
+    assert sorted(map(str, above.values())) == sorted(map(str, [None, parent, parent, *cells]))
     names = {file.path for file in client.list_artifacts(parent)}
     assert {"plan.json", "fit.json", "report.md", "report.html", "figures"} <= names
     assert client.get_run(parent).info.status == "FINISHED"
