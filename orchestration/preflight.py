@@ -92,29 +92,24 @@ def check_disks(gang: Gang, run_path: Path, parameters: int) -> None:
 
 
 def check_shared_storage(gang: Gang, run_path: Path) -> None:
-    """One rank of every node writes into the run folder, all read what the others wrote."""
+    """Every worker sees a file that this machine writes into the run folder; this machine sees one of every worker."""
     folder, token = str(run_path), uuid.uuid4().hex[:12]
-    first = gang.first_ranks()
-    marks = {rank: f".preflight.{token}.{rank}" for rank in first}
-    writes = [(folder, marks.get(rank, marks[first[0]])) for rank in range(len(gang.nodes))]
+    ours, theirs = f".preflight.{token}", [f".preflight.{token}.{rank}" for rank in range(len(gang.nodes))]
+    apart = f"does not share {folder} with this machine: name --runs and --data on storage that all nodes mount"
     try:
-        for rank, fault in enumerate(gang.run(node_checks.leave_mark, writes)):
-            if fault and rank in marks:
+        if fault := node_checks.leave_mark(folder, ours):
+            raise UserError(f"{folder}: this machine {fault}")
+        for rank, missing in enumerate(gang.run(node_checks.missing_marks, [(folder, [ours])] * len(gang.nodes))):
+            if missing:
+                raise UserError(f"{gang.name(rank)} {apart}")
+        for rank, fault in enumerate(gang.run(node_checks.leave_mark, [(folder, mark) for mark in theirs])):
+            if fault:
                 raise UserError(f"{gang.name(rank)}: {folder} {fault}; it must be on storage that all nodes share")
-        reads = [(folder, list(marks.values()))] * len(gang.nodes)
-        blind = {rank: found for rank, found in enumerate(gang.run(node_checks.missing_marks, reads)) if found}
+        if unseen := node_checks.missing_marks(folder, theirs):
+            raise UserError(f"{gang.name(theirs.index(unseen[0]))} {apart}")
     finally:
-        for mark in marks.values():
+        for mark in (ours, *theirs):
             (run_path / mark).unlink(missing_ok=True)
-    if blind:
-        # One whose file nobody else sees is apart; of two nodes, the one that is not rank 0's.
-        lonely = [
-            rank for rank in first if all(marks[rank] in blind.get(other, ()) for other in first if other != rank)
-        ]
-        rank = lonely[0] if len(first) > 2 and lonely else next(iter(sorted(blind, reverse=True)))
-        raise UserError(
-            f"{gang.name(rank)} does not share {folder} with the other nodes: name --runs and --data on storage that all mount"
-        )
 
 
 def check_ports(gang: Gang) -> None:

@@ -1,6 +1,7 @@
 """A node that a gang cannot work with is named in one line, before anything trains."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,22 +54,39 @@ def test_a_full_disk_is_named_before_a_checkpoint_is_lost_to_it(tmp_path):
     assert "free some" in one_line(raised)
 
 
-def test_storage_that_is_not_shared_is_named(tmp_path):
-    elsewhere = tmp_path / "elsewhere"
+@pytest.mark.parametrize("nodes", ["abc", "ab"])
+@pytest.mark.parametrize(
+    "apart", [("leave_mark", "missing_marks"), ("leave_mark",)], ids=["another folder", "writes are lost"]
+)
+def test_storage_that_is_not_shared_is_named(tmp_path, monkeypatch, nodes, apart):
+    """The last node has a folder of its own under the same name; or sees ours, but what it writes stays with it."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
     elsewhere.mkdir()
-    local = {
-        "leave_mark": lambda run, mark: node_checks.leave_mark(str(elsewhere), mark),
-        "missing_marks": lambda run, marks: [m for m in marks if not (elsewhere / m).exists()],
-    }
-    node_checks.SEEN_SECONDS, before = 0.5, node_checks.SEEN_SECONDS
-    try:
-        with pytest.raises(UserError, match=r"node node-c \(rank 2\) does not share") as raised:
-            check_nodes(gang(**local), tmp_path, 1000, gpus=False)
-        with pytest.raises(UserError, match=r"node node-b \(rank 1\) does not share"):
-            check_nodes(gang("ab", **local), tmp_path, 1000, gpus=False)
-    finally:
-        node_checks.SEEN_SECONDS = before
+    monkeypatch.setattr(node_checks, "SEEN_SECONDS", 0.3)
+    local = {name: partial(redirected, getattr(node_checks, name), elsewhere) for name in apart}
+    with pytest.raises(UserError, match=rf"node node-{nodes[-1]} \(rank {len(nodes) - 1}\) does not share") as raised:
+        check_nodes(gang(nodes, **local), run, 1000, gpus=False)
     assert "--runs" in one_line(raised)
+    assert list(run.iterdir()) == []
+
+
+def redirected(function, folder, run_path, *arguments):
+    return function(str(folder), *arguments)
+
+
+def test_the_node_that_is_apart_is_named_whatever_its_rank(tmp_path, monkeypatch):
+    """This machine's folder is the run's: of two nodes, the one that does not see it is wrong, be it rank 0."""
+    monkeypatch.setattr(node_checks, "SEEN_SECONDS", 0.3)
+    sound = gang("ab")
+
+    def run(function, arguments):
+        if function is node_checks.missing_marks:
+            return [arguments[0][1], []]
+        return sound.run(function, arguments)
+
+    with pytest.raises(UserError, match=r"node node-a \(rank 0\) does not share"):
+        check_nodes(Gang(["node-a", "node-b"], ["127.0.0.1"] * 2, run), tmp_path, 1000, gpus=False)
 
 
 def test_a_closed_port_is_named(tmp_path):
