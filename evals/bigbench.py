@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,12 @@ def evaluate_bigbench(
     *,
     batch_tokens: int,
     device: torch.device | str = "cpu",
+    on_task: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Accuracy on each task: the choice of the highest log-probability, and of the highest one per byte.
+
+    Args:
+        on_task: called when a task is done.
 
     Returns:
         a row a task: `task`, the fields of `scores.accuracy` (chance: the mean of 1/choices), `accuracy_per_byte`.
@@ -144,6 +148,7 @@ def evaluate_bigbench(
         chance = sum(item.scores.count(max(item.scores)) / len(item.choices) for item in found) / len(found)
         row = {"task": task, **accuracy(correct, len(found), chance=chance), "accuracy_per_byte": per_byte / len(found)}
         rows.append(row)
+        on_task()
     return rows
 
 

@@ -20,12 +20,20 @@ T = TypeVar("T")
 
 @torch.inference_mode()
 def evaluate_decode(
-    model: EchoLM, protocol: DecodeProtocol, *, device: torch.device | str = "cpu", seed: int = 0
+    model: EchoLM,
+    protocol: DecodeProtocol,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    on_context: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Decode `protocol.tokens` tokens of `protocol.batch` sequences after each context.
 
     A state of constant size is what it is after any context; attention gets keys and values of the context's length
     filled with random numbers, so that nothing has to be read first.
+
+    Args:
+        on_context: called when a context is done.
 
     Returns:
         a row a context: `context` (tokens), `batch`, `tokens_per_second` (all sequences together), `state_bytes` (of one
@@ -64,6 +72,7 @@ def evaluate_decode(
             }
         )
         del cache
+        on_context()
     return rows
 
 

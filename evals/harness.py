@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -107,8 +107,12 @@ def evaluate_harness(
     batch_tokens: int,
     device: str = "cpu",
     seed: int = 0,
+    on_task: Callable[[], None] = lambda: None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Run the protocol's tasks.
+
+    Args:
+        on_task: called when a task is done or left out.
 
     Returns:
         a row a task: `task` and either the fields of `scores.accuracy` (`chance` None where unknown) or nothing, and
@@ -133,9 +137,12 @@ def evaluate_harness(
                         f"harness has no local task {task!r}: it has {', '.join(sorted(manager.all_tasks))}"
                     )
                 rows.append(_run(lm, task, manager, protocol.limit))
+                on_task()
         if protocol.hub:
             if reason := _hub_is_away():
-                skipped = dict.fromkeys(protocol.hub, reason)
+                for task in protocol.hub:
+                    skipped[task] = reason
+                    on_task()
             else:
                 manager = TaskManager()
                 for task in protocol.hub:
@@ -143,6 +150,7 @@ def evaluate_harness(
                         rows.append(_run(lm, task, manager, protocol.limit))
                     except Exception as error:  # a data set that moved, a connection that broke: the other tasks count
                         skipped[task] = (str(error).splitlines() or [type(error).__name__])[0]
+                    on_task()
     return rows, skipped
 
 

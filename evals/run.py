@@ -47,7 +47,8 @@ def run_suite(
         dataset_folder: the prepared dataset, for the tokenizer and the held-out text.
         step, tokens: where in training the checkpoint was taken; written into the result.
         recall_trained: whether the training mixture held recall; if not, a suite with `adapt` measures an adapted copy.
-        on_progress: called with tokens done and tokens in all.
+        on_progress: called with tokens done and tokens in all; a task of harness or bigbench and a context of decode count as
+            `batch_tokens`, since how many they have is not known before.
 
     Returns:
         `suite`, `suite_sha256`, `model_sha256`, `dataset_sha256`, `seed`, `adapted`, `step`, `tokens`, `started` and `ended`
@@ -201,7 +202,18 @@ def measure(
     """
     report = on_progress or (lambda done, total: None)
     cells = recall_cells(suite)
-    done, total = 0, sum(cell.tokens for cell in cells) + (suite.language.tokens if suite.language else 0)
+    sources = [source.name for source in dataset.manifest.sources]
+    texts = [None, *(sources if len(sources) > 1 else ())] if suite.language else []
+    tasks_of = (suite.harness.local, suite.harness.hub) if suite.harness else ()
+    others = [*tasks_of, suite.bigbench.tasks if suite.bigbench else (), suite.decode.contexts if suite.decode else ()]
+    done, total = 0, sum(cell.tokens for cell in cells) + suite.batch_tokens * sum(map(len, others))
+    total += len(texts) * suite.language.tokens if suite.language else 0
+
+    def advance(tokens: int = suite.batch_tokens) -> None:
+        nonlocal done
+        done += tokens
+        report(done, total)
+
     settings: dict[str, Any] = {"batch_tokens": suite.batch_tokens, "device": device}
     rows: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
@@ -213,12 +225,6 @@ def measure(
             adapted_copy(model, vocabulary, suite.adapt, device=device, seed=seed) if adapt and suite.adapt else model
         )
         text = haystack_text(dataset, cells)
-
-        def advance(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            report(done, total)
-
         for cell in cells:
             row = evaluate_recall(asked, cell, vocabulary, **settings, seed=seed, text=text, on_batch=advance)
             rows.append(row)
@@ -227,24 +233,23 @@ def measure(
             some = [row["accuracy"] for row in rows if row["task"] == task]
             metrics[f"recall/mean/{task}"] = sum(some) / len(some)
     if suite.language is not None:
-        sources = [source.name for source in dataset.manifest.sources]
-        for source in [None, *(sources if len(sources) > 1 else ())]:
+        for source in texts:
             language = evaluate_language(model, dataset, suite.language, **settings, seed=seed, source=source)
             prefix = f"language/{source}/" if source else "language/"
             metrics |= {f"{prefix}{name}": value for name, value in language.items()}
-        report(total, total)
+            advance(suite.language.tokens)
     if suite.harness is not None:
         from .harness import evaluate_harness  # needs lm_eval, which training machines do not have
 
-        found, skipped = evaluate_harness(model, dataset, suite.harness, **settings, seed=seed)
+        found, skipped = evaluate_harness(model, dataset, suite.harness, **settings, seed=seed, on_task=advance)
         tasks += found
         metrics |= {f"harness/{row['task']}/{name}": value for row in found for name, value in row["values"].items()}
     if suite.bigbench is not None:
         folder = bigbench_folder(dataset.folder)
-        found = evaluate_bigbench(model, dataset.tokenizer(), suite.bigbench, folder, **settings)
+        found = evaluate_bigbench(model, dataset.tokenizer(), suite.bigbench, folder, **settings, on_task=advance)
         tasks += found
         metrics |= {f"bigbench/{row['task']}": row["accuracy"] for row in found}
-    decode = evaluate_decode(model, suite.decode, device=device, seed=seed) if suite.decode else []
+    decode = evaluate_decode(model, suite.decode, device=device, seed=seed, on_context=advance) if suite.decode else []
     for row in decode:
         for name in ("tokens_per_second", "state_bytes", "peak_bytes"):
             if row[name] is not None:

@@ -175,7 +175,10 @@ def test_the_harness_runs_offline_on_local_tasks_and_says_what_it_left_out(
         local=("heldout_continuation", "heldout_last_word", "capitals"), hub=("hellaswag",), folder=str(own), limit=40
     )
     before = torch.get_rng_state()
-    found = measure(model, Suite(name="h", harness=protocol, batch_tokens=4096), dataset)
+    told: list[tuple[int, int]] = []
+    suite = Suite(name="h", harness=protocol, batch_tokens=4096)
+    found = measure(model, suite, dataset, on_progress=lambda done, total: told.append((done, total)))
+    assert told == [(4096 * (n + 1), 4096 * len(told)) for n in range(len(protocol.local) + len(protocol.hub))]
     assert torch.equal(before, torch.get_rng_state())
     assert capfd.readouterr().err == ""
     rows = {row["task"]: row for row in found["tasks"]}
