@@ -75,6 +75,7 @@ def submit(
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
     tracking_uri: Tracking = None,
+    trust: Trust = False,
     follow: Annotated[bool, typer.Option(help="Show what it prints until it ends.")] = False,
 ) -> None:
     """Hand `echo-lm run` to a Ray cluster as a job: it goes on when this machine goes away.
@@ -83,7 +84,7 @@ def submit(
     """
     from .submit import submit_run
 
-    submit_run(target, overrides or [], address, runs, data, tracking_uri, follow)
+    submit_run(target, overrides or [], address, runs, data, tracking_uri, trust=trust, follow=follow)
 
 
 @app.command()

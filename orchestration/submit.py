@@ -14,7 +14,15 @@ from .target import resolve_target
 
 
 def submit_run(
-    target: str, overrides: list[str], address: str, runs: Path, data: Path, tracking_uri: str | None, follow: bool
+    target: str,
+    overrides: list[str],
+    address: str,
+    runs: Path,
+    data: Path,
+    tracking_uri: str | None,
+    *,
+    trust: bool = False,
+    follow: bool = False,
 ) -> str:
     """Submit a run and return the job's id; with `follow` show its output until it ends.
 
@@ -29,6 +37,7 @@ def submit_run(
     where = Path(target).resolve() if Path(target).exists() else target
     options = ["--address", "auto", "--runs", str(runs.resolve()), "--data", str(data.resolve())]
     options += ["--tracking-uri", tracking_uri] if tracking_uri else []
+    options += ["--trust"] if trust else []
     command = shlex.join(["echo-lm", "run", str(where), *overrides, *options])
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -46,9 +55,7 @@ def submit_run(
         f"echo-lm status {runs / config.name}   (or: ray job logs {job} --address {address} --follow)", markup=False
     )
     if follow:
-        with ThreadPoolExecutor(
-            1
-        ) as thread:  # where this is called from, in a notebook say, a loop may be running already
+        with ThreadPoolExecutor(1) as thread:  # a loop may be running in ours already, in a notebook say
             thread.submit(asyncio.run, _show(client, job)).result()
         status = client.get_job_status(job)
         if status != JobStatus.SUCCEEDED:

@@ -52,9 +52,10 @@ def test_a_submitted_run_is_run_on_the_head(head, tmp_path, smoke, data_root, ca
     run = RunFolder(tmp_path / "runs" / "smoke")
     run.prepare(config, data_root / config.data.name)
     launch(run, config)
-    job = submit_run("smoke", overrides, head, tmp_path / "runs", data_root, None, follow=True)
+    job = submit_run("smoke", overrides, head, tmp_path / "runs", data_root, None, trust=True, follow=True)
     output = capfd.readouterr().out
     assert job.startswith("smoke-")
+    assert "--trust" in output
     assert f"{run.path}: data, training and evaluations are complete" in output
     assert (run.path / "report.md").is_file()
 
