@@ -14,9 +14,9 @@ from markupsafe import Markup
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from ..run_summary import RunSummary, subfolders
 from .formats import FILTERS
 from .nodes import list_nodes
-from .run_files import RunSummary, subfolders
 from .run_view import RunDetail, RunViews
 from .studies import figure_names, list_studies, study_detail
 from .table import RunTable

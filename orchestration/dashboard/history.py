@@ -9,7 +9,7 @@ import numpy as np
 
 from ...models.errors import UserError
 from ...pipeline.events import EventTail
-from .files import stamp
+from ..cached_files import stamp
 
 # Fields of a `step` event that the page draws.
 COLUMNS = (

@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cached_files import stamp
 from ..leases import EXPIRY_SECONDS
+from ..run_summary import RunSummary, read_record, subfolders
 from ..studies.results import FILE_NAME as CELL_FILE
-from .files import stamp
-from .run_files import RunSummary, read_record, subfolders
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Node:
 def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[Node]:
     """All machines that the files name, busy ones first, then by their last trace."""
     nodes: dict[str, Node] = {}
+    now = time.time()
 
     def node(name: str, seen: float, hardware: str = "") -> Node:
         found = nodes.setdefault(name, Node(name))
@@ -41,8 +42,9 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
         if host := environment.get("host"):
             found = node(str(host), summary.updated, str(environment.get("hardware", "")))
             found.runs += 1
-            if summary.state == "running":
-                found.work.append(("trains", summary.name, f"runs/{summary.name}"))
+        for name, workers in summary.nodes.items():
+            what = "trains" if workers == 1 else f"trains ({workers} workers)"
+            node(name, now).work.append((what, summary.name, f"runs/{summary.name}"))
         if summary.pending:
             for path in (folder / "evals").glob("*/*.lease"):
                 _add_lease(

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cached_files import stamp
 from ..leases import EXPIRY_SECONDS
-from .files import stamp
-from .history import COLUMNS, History
-from .run_files import (
+from ..run_summary import (
     CHECKPOINT_PREFIX,
     RunSummary,
     complete_steps,
@@ -21,6 +20,7 @@ from .run_files import (
     subfolders,
     suite_name,
 )
+from .history import COLUMNS, History
 
 HEADLINE_TASK = "sysprompt-4"
 MOST_EVENTS = 200

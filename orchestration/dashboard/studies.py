@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..cached_files import last_events, stamp
 from ..leases import EXPIRY_SECONDS
+from ..run_summary import read_record, subfolders
 from ..studies.captions import CAPTIONS
 from ..studies.results import FILE_NAME as CELL_FILE
-from .files import last_events, stamp
-from .run_files import read_record, subfolders
 
 CELL_ORDER = ("running", "failed", "waiting", "done")
 

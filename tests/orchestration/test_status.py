@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from echo_lm.models.files import write_json
-from echo_lm.orchestration.status import run_status, status_table
+from echo_lm.orchestration.run_summary import read_run
+from echo_lm.orchestration.status import status_table
 from echo_lm.orchestration.supervision import tell
 from echo_lm.pipeline.events import EventLog
 from echo_lm.pipeline.run_folder import RunFolder
@@ -34,16 +35,18 @@ def run(tmp_path, smoke, data_root) -> RunFolder:
         beat = {"gang": "g", "rank": rank, "world": 3, "node": node, "pid": 1, "step": 20, "where": ""}
         path = run.heartbeats / f"rank_{rank:05d}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(beat | {"time": time.time() - (100 if rank == 2 else 0)}))
+        path.write_text(json.dumps(beat | {"time": time.time()}))
+        if rank == 2:
+            os.utime(path, (time.time() - 100,) * 2)
     return run
 
 
 def test_everything_is_read_from_the_files(run):
-    found = run_status(run)
+    found = read_run(run.path).summary(time.time())
     assert (found.state, found.step, found.steps) == ("running", 20, 30)
     assert found.mfu == 0.41
     assert found.eta_seconds == pytest.approx(10 * 512 / 1024)
-    assert (found.evaluations_done, found.evaluations_pending, found.evaluations_failed) == (1, 2, 1)
+    assert (found.done, found.pending, found.failed, found.checkpoint) == (1, 2, 1, 20)
     assert found.nodes == {"node-a": 2}, "the beat of node-c is old"
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(status_table([run]))
@@ -52,6 +55,8 @@ def test_everything_is_read_from_the_files(run):
     assert "1/4, 1 failed" in text
     assert "node-a x2" in text
     assert "lost a node: rank 1 on node-b: the node died" in text
+    later = read_run(run.path).summary(time.time() + 1000)
+    assert (later.state, later.nodes, later.eta_seconds) == ("crashed", {}, None)
 
 
 def test_watch_goes_on_until_interrupted(run):

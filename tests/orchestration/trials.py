@@ -40,9 +40,11 @@ from echo_lm.pipeline.run_folder import RunFolder
 
 KINDS = ("worker", "node", "head", "mlflow", "hang")
 HANG_SECONDS = 30
-STEPS, EVERY, EVALUATED = 60, 10, 30
+# Long enough that a new driver and its gang are there before a gang that lost its head has trained to its end.
+STEPS, EVERY, EVALUATED = 150, 10, 50
 OVERRIDES = [
     f"train.steps={STEPS}",
+    "train.batch_tokens=2048",
     f"run.checkpoint_every={EVERY}",
     f"evaluation.every={EVALUATED // EVERY}",
     "run.workers=2",

@@ -148,7 +148,19 @@ def write_running(root: Path, name: str = "going", step: int = 23) -> Path:
     lease = folder / "evals/step_00000020/language.lease"
     lease.parent.mkdir(parents=True)
     lease.write_text(json.dumps({"machine": "node-b/pid:[1]", "pid": 7, "claimed": time.time()}))
+    write_beats(folder, ["node-a", "node-d", "node-d"], step)
     return folder
+
+
+def write_beats(folder: Path, nodes: list[str], step: int) -> None:
+    """A sign of life of a rank on each of the nodes, good for as long as the tests last."""
+    place = folder / "heartbeats"
+    place.mkdir()
+    for rank, node in enumerate(nodes):
+        beat = {"gang": "g", "rank": rank, "world": len(nodes), "node": node, "pid": 7, "step": step, "where": ""}
+        path = place / f"rank_{rank:05d}.json"
+        path.write_text(json.dumps(beat | {"time": time.time()}))
+        touch(path, seconds_ago=-3600)
 
 
 def write_crashed(root: Path, name: str = "broken") -> Path:

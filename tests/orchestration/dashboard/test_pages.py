@@ -166,6 +166,7 @@ def test_an_evaluation_that_is_worked_on_is_shown_so(page, address):
     nodes = {one.get_attribute("data-name"): one.inner_text() for one in page.locator("#nodes tbody tr").all()}
     assert "evaluates going step_00000020/language" in nodes["node-b"]
     assert "trains going" in nodes["node-a"]
+    assert "trains (2 workers) going" in nodes["node-d"], "from its heartbeats alone"
     assert "idle" in nodes["node-c"]
 
 

@@ -17,8 +17,8 @@ from echo_lm.orchestration.dashboard import table as table_module
 from echo_lm.orchestration.dashboard.history import thinned
 from echo_lm.orchestration.dashboard.server import allowed_hosts
 from echo_lm.orchestration.dashboard.server import serve as serve_forever
-from echo_lm.orchestration.dashboard.state import run_state
 from echo_lm.orchestration.dashboard.table import RunTable
+from echo_lm.orchestration.run_state import run_state
 
 from .folders import (
     STEPS,

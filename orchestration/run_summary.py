@@ -1,20 +1,20 @@
-"""What the table of runs shows of one run, read from its folder as cheaply as can be."""
+"""A run in one row, for `echo-lm status` and the dashboard: read from its folder alone, as cheaply as can be."""
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...evals.config import load_suite
-from ...models.errors import UserError
-from .. import evaluation_jobs
-from .files import Cache, Stamp, last_events, parse_events, parse_json_object, parse_yaml_mapping, stamp
-from .state import run_state
+from ..evals.config import load_suite
+from ..models.errors import UserError
+from ..pipeline.events import SUPERVISION
+from . import evaluation_jobs
+from .cached_files import Cache, Stamp, last_events, parse_events, parse_json_object, parse_yaml_mapping, stamp
+from .run_state import BEAT_SILENT_SECONDS, run_state
 
 CHECKPOINT_PREFIX = "step_"
-SUPERVISION = "supervision.jsonl"
-HEARTBEAT = "heartbeats/rank_00000.json"
 # How many steps the end of a log must hold: enough to know the pace.
 PACE_STEPS = 3
 
@@ -25,7 +25,7 @@ read_log = Cache(parse_events).get
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One row of the table of runs. What a file does not say is None.
+    """One row of a table of runs. What a file does not say is None.
 
     Attributes:
         name: of the folder.
@@ -35,7 +35,8 @@ class RunSummary:
         eta_seconds: of the training, at the speed of the last step; None unless it runs.
         checkpoint: step of the last complete checkpoint; `checkpoint_time` in unix seconds.
         done, pending, failed: evaluations.
-        updated: unix seconds of the last sign of life.
+        nodes: name of each node that trains it now, with the number of its workers.
+        updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
     """
 
@@ -54,13 +55,18 @@ class RunSummary:
     done: int = 0
     pending: int = 0
     failed: int = 0
+    nodes: dict[str, int] = field(default_factory=dict)
     updated: float = 0.0
     problem: str | None = None
 
 
 @dataclass(frozen=True)
 class RunReading:
-    """A run's files as they were; the summary follows from it and the time."""
+    """A run's files as they were; the summary follows from it and the time.
+
+    Attributes:
+        beats: of each rank that left a sign of life its node and the time of the sign, in unix seconds.
+    """
 
     name: str
     config: dict[str, Any]
@@ -68,7 +74,7 @@ class RunReading:
     finished: bool
     error: str | None
     checkpoints: list[tuple[int, float]]
-    beat: float | None
+    beats: list[tuple[str, float]]
     done: int
     failed: int
     wanted: int
@@ -86,7 +92,7 @@ class RunReading:
             finished=self.finished,
             error=self.error is not None,
             reached_stop=stop_step is not None and checkpoint == stop_step,
-            beat=self.beat,
+            beat=max((time for _, time in self.beats), default=None),
             now=now,
         )
         step, steps, rate = last.get("step", 0), train.get("steps", 0), last.get("tokens_per_second")
@@ -107,6 +113,7 @@ class RunReading:
             done=self.done,
             pending=self.wanted - self.done - self.failed,
             failed=self.failed,
+            nodes=dict(Counter(node for node, time in self.beats if now - time < BEAT_SILENT_SECONDS)),
             updated=self.updated,
             problem=self.error,
         )
@@ -120,7 +127,7 @@ def signature(folder: Path) -> tuple[Stamp, ...]:
         SUPERVISION,
         "finished.json",
         "error.json",
-        HEARTBEAT,
+        "heartbeats",
         "checkpoints",
         "evals",
     )
@@ -143,16 +150,16 @@ def read_run(folder: Path) -> RunReading:
     there = {name for entry in _entries(folder / "evals") for name in _names(entry)}
     done = [name for name in wanted if f"{name}.json" in there]
     failed = [name for name in failures(folder) if name in wanted and name not in done]
-    beat = stamp(folder / HEARTBEAT)
+    finished = (folder / "finished.json").is_file()
     config_stamp = stamp(folder / "config.yaml")
     return RunReading(
         name=folder.name,
         config=config,
         events=events,
-        finished=(folder / "finished.json").is_file(),
+        finished=finished,
         error=message,
         checkpoints=checkpoints,
-        beat=beat[0] / 1e9 if beat else None,
+        beats=[] if finished else beats(folder),
         done=len(done),
         failed=len(failed),
         wanted=len(wanted),
@@ -189,6 +196,16 @@ def complete_steps(folder: Path) -> list[tuple[int, float]]:
         if complete and number.isdigit():
             found.append((int(number), complete[0] / 1e9))
     return sorted(found)
+
+
+def beats(folder: Path) -> list[tuple[str, float]]:
+    """Node and time (unix seconds, by the clock of the file system) of the last sign of life of every rank."""
+    found = []
+    for path in sorted((folder / "heartbeats").glob("rank_*.json")):
+        record, written = read_record(path), stamp(path)
+        if record and written:
+            found.append((str(record.get("node", "unknown")), written[0] / 1e9))
+    return found
 
 
 def failures(folder: Path) -> dict[str, str]:
