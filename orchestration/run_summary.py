@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class RunSummary:
         eta_seconds: of the training, at the speed of the last step; None unless it runs.
         checkpoint: step of the last complete checkpoint; `checkpoint_time` in unix seconds.
         done, pending, failed: evaluations.
-        nodes: name of each node that trains it now, with the number of its workers.
+        nodes: name of each node that trains it now, with the number of its workers, by name.
         updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
     """
@@ -55,7 +55,7 @@ class RunSummary:
     done: int = 0
     pending: int = 0
     failed: int = 0
-    nodes: dict[str, int] = field(default_factory=dict)
+    nodes: tuple[tuple[str, int], ...] = ()
     updated: float = 0.0
     problem: str | None = None
 
@@ -113,7 +113,7 @@ class RunReading:
             done=self.done,
             pending=self.wanted - self.done - self.failed,
             failed=self.failed,
-            nodes=dict(Counter(node for node, time in self.beats if now - time < BEAT_SILENT_SECONDS)),
+            nodes=tuple(sorted(Counter(node for node, time in self.beats if now - time < BEAT_SILENT_SECONDS).items())),
             updated=self.updated,
             problem=self.error,
         )

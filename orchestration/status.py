@@ -76,11 +76,11 @@ def watch(paths: list[Path], runs: Path) -> None:
                 time.sleep(WATCH_SECONDS)
 
 
-def _nodes(nodes: dict[str, int]) -> str:
+def _nodes(nodes: tuple[tuple[str, int], ...]) -> str:
     """`node-a, node-b x4`, or how many, if they are many."""
     if len(nodes) > 4:
-        return f"{len(nodes)} ({sum(nodes.values())} workers)"
-    return ", ".join(name if workers == 1 else f"{name} x{workers}" for name, workers in sorted(nodes.items())) or "-"
+        return f"{len(nodes)} ({sum(workers for _, workers in nodes)} workers)"
+    return ", ".join(name if workers == 1 else f"{name} x{workers}" for name, workers in nodes) or "-"
 
 
 def newest_trouble(run: RunFolder) -> list[str]:

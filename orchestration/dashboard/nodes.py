@@ -42,7 +42,7 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
         if host := environment.get("host"):
             found = node(str(host), summary.updated, str(environment.get("hardware", "")))
             found.runs += 1
-        for name, workers in summary.nodes.items():
+        for name, workers in summary.nodes:
             what = "trains" if workers == 1 else f"trains ({workers} workers)"
             node(name, now).work.append((what, summary.name, f"runs/{summary.name}"))
         if summary.pending:

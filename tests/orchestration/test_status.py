@@ -47,7 +47,7 @@ def test_everything_is_read_from_the_files(run):
     assert found.mfu == 0.41
     assert found.eta_seconds == pytest.approx(10 * 512 / 1024)
     assert (found.done, found.pending, found.failed, found.checkpoint) == (1, 2, 1, 20)
-    assert found.nodes == {"node-a": 2}, "the beat of node-c is old"
+    assert found.nodes == (("node-a", 2),), "the beat of node-c is old"
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(status_table([run]))
     text = console.export_text()
@@ -56,7 +56,7 @@ def test_everything_is_read_from_the_files(run):
     assert "node-a x2" in text
     assert "lost a node: rank 1 on node-b: the node died" in text
     later = read_run(run.path).summary(time.time() + 1000)
-    assert (later.state, later.nodes, later.eta_seconds) == ("crashed", {}, None)
+    assert (later.state, later.nodes, later.eta_seconds) == ("crashed", (), None)
 
 
 def test_watch_goes_on_until_interrupted(run):
