@@ -5,24 +5,13 @@ the pretraining's. The copy is never written anywhere.
 """
 
 import copy
-from pathlib import Path
 
 import torch
-import yaml
 
 from ..data_prep.recall import RecallVocabulary
 from ..models import EchoLM
 from .config import RecallTraining
 from .recall_training import RecallTrainer
-
-
-def trained_on_recall(run_folder: Path) -> bool:
-    """Whether a run's training mixture holds recall, by its `config.yaml`; True for a folder without one."""
-    path = Path(run_folder) / "config.yaml"
-    if not path.is_file():
-        return True
-    mixture = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("mixture") or {}
-    return mixture.get("recall", True) is not None
 
 
 def adapted_copy(

@@ -1,7 +1,7 @@
 """A suite on a checkpoint: load, measure, write one result file; and the same for every checkpoint of a run."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from ..models import EchoLM, count_parameters, from_pretrained
 from ..models.accounting import state_bytes
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file, sha256_json, write_json
-from .adaptation import adapted_copy, trained_on_recall
+from .adaptation import adapted_copy
 from .bigbench import evaluate_bigbench
 from .config import Suite, load_suite
 from .decode import evaluate_decode
 from .language import evaluate_language
 from .recall import RecallCell, evaluate_recall, recall_cells
+from .run_layout import bigbench_folder, chosen_checkpoints, result_path, trained_on_recall
 
 OnProgress = Callable[[int, int], None]
 
@@ -125,33 +126,6 @@ def evaluate_run(
         for checkpoint, record in wanted
         for suite in suites
     ]
-
-
-def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders of the complete checkpoints, by step, each with its `complete.json`."""
-    for path in sorted(Path(run_folder).glob("checkpoints/*/complete.json")):
-        yield path.parent, read_json(path)
-
-
-def chosen_checkpoints(run_folder: Path, step: int | None = None) -> list[tuple[Path, dict[str, Any]]]:
-    """All complete checkpoints, or that of `step`.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = list(complete_checkpoints(run_folder))
-    if not found:
-        raise UserError(f"{run_folder} has no complete checkpoint: train it until the first one is written")
-    wanted = [(checkpoint, record) for checkpoint, record in found if step in (None, record["step"])]
-    if not wanted:
-        have = ", ".join(str(record["step"]) for _, record in found)
-        raise UserError(f"{run_folder} has no complete checkpoint of step {step}: it has {have}")
-    return wanted
-
-
-def result_path(run_folder: Path, checkpoint: str, suite: str) -> Path:
-    """Where the result of a suite on a checkpoint lies: `evals/step_00000100/recall-quick.json`."""
-    return Path(run_folder) / "evals" / checkpoint / f"{suite}.json"
 
 
 def model_sha256(model_folder: Path) -> str:
@@ -277,11 +251,6 @@ def describe_model(model: EchoLM) -> dict[str, Any]:
         "rank": config.ska.rank if config.ska else None,
         "state_bytes": state_bytes(config, 1024),
     }
-
-
-def bigbench_folder(dataset_folder: Path) -> Path:
-    """Where the items of bigbench lie: beside the datasets."""
-    return Path(dataset_folder).resolve().parent / "bigbench"
 
 
 def _finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,43 +1,44 @@
-"""Mixers, feed-forwards, the Echo stack, its baselines and their accounting."""
+# ruff: noqa: F401 (the first imports are for editors alone)
+"""Mixers, feed-forwards, the Echo stack, its baselines and their accounting.
 
-from .accounting import model_table
-from .config import AttentionConfig, FeedForwardConfig, Mamba2Config, ModelConfig, SKAConfig
-from .decoding import Cache, generate, prefill, step
-from .errors import UserError
-from .health import LayerHealth, ska_health
-from .loss import language_model_loss, projected_loss, squared_log_partition
-from .optimizer_groups import parameter_groups
-from .parameters import ParameterCount, count_parameters
-from .presets import preset, preset_names
-from .pretrained import from_pretrained, load_state, read_config, save_pretrained
-from .stack import EchoLM, build_model
+What is named here is loaded when it is first used: torch takes seconds and 200 MB, for which the command line and the workers that
+prepare data have no use.
+"""
 
-__all__ = [
-    "AttentionConfig",
-    "Cache",
-    "EchoLM",
-    "FeedForwardConfig",
-    "LayerHealth",
-    "Mamba2Config",
-    "ModelConfig",
-    "ParameterCount",
-    "SKAConfig",
-    "UserError",
-    "build_model",
-    "count_parameters",
-    "from_pretrained",
-    "generate",
-    "language_model_loss",
-    "load_state",
-    "model_table",
-    "parameter_groups",
-    "prefill",
-    "preset",
-    "preset_names",
-    "projected_loss",
-    "read_config",
-    "save_pretrained",
-    "ska_health",
-    "squared_log_partition",
-    "step",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accounting import model_table
+    from .config import AttentionConfig, FeedForwardConfig, Mamba2Config, ModelConfig, SKAConfig
+    from .decoding import Cache, generate, prefill, step
+    from .errors import UserError
+    from .health import LayerHealth, ska_health
+    from .loss import language_model_loss, projected_loss, squared_log_partition
+    from .optimizer_groups import parameter_groups
+    from .parameters import ParameterCount, count_parameters
+    from .presets import preset, preset_names
+    from .pretrained import from_pretrained, load_state, read_config, save_pretrained
+    from .stack import EchoLM, build_model
+
+_NAMES = {
+    "accounting": ("model_table",),
+    "config": ("AttentionConfig", "FeedForwardConfig", "Mamba2Config", "ModelConfig", "SKAConfig"),
+    "decoding": ("Cache", "generate", "prefill", "step"),
+    "errors": ("UserError",),
+    "health": ("LayerHealth", "ska_health"),
+    "loss": ("language_model_loss", "projected_loss", "squared_log_partition"),
+    "optimizer_groups": ("parameter_groups",),
+    "parameters": ("ParameterCount", "count_parameters"),
+    "presets": ("preset", "preset_names"),
+    "pretrained": ("from_pretrained", "load_state", "read_config", "save_pretrained"),
+    "stack": ("EchoLM", "build_model"),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from ..evals.adaptation import trained_on_recall
 from ..evals.bigbench import fetch
 from ..evals.config import load_suite
-from ..evals.run import bigbench_folder, chosen_checkpoints, result_path
+from ..evals.run_layout import bigbench_folder, chosen_checkpoints, result_path, trained_on_recall
 from ..evals.summary import write_summary
 from ..models.errors import UserError
 from ..pipeline.run_folder import RunFolder

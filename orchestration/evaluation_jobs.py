@@ -13,12 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..evals.adaptation import trained_on_recall
 from ..evals.config import load_suite
-from ..evals.run import OnProgress, complete_checkpoints, result_path, run_suite
+from ..evals.run_layout import complete_checkpoints, result_path, trained_on_recall
 from ..models.validation import first_line
 from ..pipeline.config import RunConfig
-from ..pipeline.mesh import node_name
+from ..pipeline.node import node_name
 from ..pipeline.run_folder import RunFolder
 from .leases import claim
 from .supervision import tell
@@ -99,7 +98,7 @@ def is_due(
     return step % (checkpoint_every * every) == 0
 
 
-def run_job(job: EvaluationJob, on_progress: OnProgress | None = None) -> bool:
+def run_job(job: EvaluationJob, on_progress: Callable[[int, int], None] | None = None) -> bool:
     """Do a job under its lease. False if somebody else is at it.
 
     Raises:
@@ -108,6 +107,8 @@ def run_job(job: EvaluationJob, on_progress: OnProgress | None = None) -> bool:
     lease = claim(job.output.with_suffix(".lease"))
     if lease is None:
         return False
+    from ..evals.run import run_suite  # torch and all; who only looks what is due needs none of it
+
     with lease:
         run_suite(
             job.model,

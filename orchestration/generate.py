@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..data_prep.tokenizer import load_tokenizer
-from ..evals.run import complete_checkpoints
+from ..evals.run_layout import complete_checkpoints
 from ..models import from_pretrained, generate
 from ..models.errors import UserError
 from ..pipeline.checkpoint import checkpoint_name

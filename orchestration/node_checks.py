@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.files import write_text
-from ..pipeline.mesh import NODE_VARIABLE
+from ..pipeline.node import NODE_VARIABLE
 
 COMPARED = ("torch", "deepspeed", "numpy", "safetensors", "ray")
 PACKAGES = ("kernels", "models", "data_prep", "evals", "pipeline", "orchestration")

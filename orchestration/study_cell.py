@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from ..evals.config import load_suite
-from ..evals.run import complete_checkpoints, result_path, run_suite
+from ..evals.run import run_suite
+from ..evals.run_layout import complete_checkpoints, result_path
 from ..pipeline.config import RunConfig
 from ..pipeline.run_folder import RunFolder
 from .leases import claim

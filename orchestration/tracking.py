@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock
 
-from ..evals.run import complete_checkpoints
+from ..evals.run_layout import complete_checkpoints
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file, write_text
 from ..pipeline.events import SUPERVISION, EventTail

@@ -11,7 +11,7 @@ and any sequence parallelism, and bit for bit into the one that wrote it.
 import shutil
 from pathlib import Path
 
-from ..evals.run import complete_checkpoints
+from ..evals.run_layout import complete_checkpoints
 from ..models.errors import UserError
 from ..models.files import read_json, sha256_file
 from .config import RunConfig

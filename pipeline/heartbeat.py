@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from ..models.files import write_text
-from .mesh import node_name
+from .node import node_name
 from .run_folder import RunFolder
 
 GANG_VARIABLE = "ECHO_LM_GANG"

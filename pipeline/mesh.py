@@ -1,7 +1,5 @@
 """Which rows of a batch, and which segment of them, a rank computes: data parallel x sequence parallel."""
 
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,14 +49,6 @@ class Mesh:
     def rows(self, batch: Batch) -> Batch:
         """The rows that this rank's sequence group computes, at their whole length."""
         return batch.rows(self.replica, self.replicas)
-
-
-NODE_VARIABLE = "ECHO_LM_NODE"  # what a launcher that knows calls this machine
-
-
-def node_name() -> str:
-    """What this machine is called in messages, events and heartbeats."""
-    return os.environ.get(NODE_VARIABLE) or socket.gethostname()
 
 
 def sequence_groups(nodes: Sequence[str], size: int) -> list[list[int]]:

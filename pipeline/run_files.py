@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..evals.run import complete_checkpoints
+from ..evals.run_layout import complete_checkpoints
 from ..models import ModelConfig, read_config
 from ..models.errors import UserError
 from ..models.files import read_json

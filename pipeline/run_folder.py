@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -165,6 +164,8 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _describe_hardware() -> str:
+    import torch  # seconds, for this alone
+
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     gpus = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
     return ", ".join([*gpus, f"{os.cpu_count()} CPU cores"])

@@ -21,8 +21,9 @@ from .engine import build_engine, choose_device, join_process_group
 from .events import EventLog
 from .health_watch import HealthWatch
 from .heartbeat import Heart
-from .mesh import Mesh, make_mesh, node_name
+from .mesh import Mesh, make_mesh
 from .metrics import Meter
+from .node import node_name
 from .prefetch import Prefetcher
 from .run_folder import RunFolder
 from .schedule import learning_rate_at

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...evals.run import result_path
+from ...evals.run_layout import result_path
 from ...models import preset
 from ...models.accounting import state_bytes
 from ...models.errors import UserError

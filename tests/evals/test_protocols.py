@@ -9,7 +9,7 @@ import torch
 
 from echo_lm.data_prep.recall import RecallVocabulary
 from echo_lm.data_prep.tokenizer import reserved_start
-from echo_lm.evals.adaptation import adapted_copy, trained_on_recall
+from echo_lm.evals.adaptation import adapted_copy
 from echo_lm.evals.bigbench import Item, encode_pair, evaluate_bigbench, extract, items
 from echo_lm.evals.config import (
     BigbenchProtocol,
@@ -23,6 +23,7 @@ from echo_lm.evals.decode import evaluate_decode, with_peak_bytes
 from echo_lm.evals.likelihood import continuation_scores
 from echo_lm.evals.recall import RecallCell, evaluate_recall
 from echo_lm.evals.run import measure
+from echo_lm.evals.run_layout import trained_on_recall
 from echo_lm.models import (
     AttentionConfig,
     FeedForwardConfig,

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from echo_lm.evals.run import complete_checkpoints
+from echo_lm.evals.run_layout import complete_checkpoints
 from echo_lm.models.errors import UserError
 from echo_lm.pipeline.checkpoint import check_checkpoint, latest_checkpoint
 from echo_lm.pipeline.config import RunConfig

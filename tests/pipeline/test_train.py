@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from echo_lm.evals.run import complete_checkpoints
+from echo_lm.evals.run_layout import complete_checkpoints
 from echo_lm.models.errors import UserError
 from echo_lm.pipeline.checkpoint import latest_checkpoint
 from echo_lm.pipeline.config import load_config
