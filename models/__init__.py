@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from .optimizer_groups import parameter_groups
     from .parameters import ParameterCount, count_parameters
     from .presets import preset, preset_names
-    from .pretrained import from_pretrained, load_state, read_config, save_pretrained
+    from .pretrained import from_pretrained, load_state, save_pretrained
     from .stack import EchoLM, build_model
+    from .stored_config import read_config
 
 _NAMES = {
     "accounting": ("model_table",),
@@ -31,8 +32,9 @@ _NAMES = {
     "optimizer_groups": ("parameter_groups",),
     "parameters": ("ParameterCount", "count_parameters"),
     "presets": ("preset", "preset_names"),
-    "pretrained": ("from_pretrained", "load_state", "read_config", "save_pretrained"),
+    "pretrained": ("from_pretrained", "load_state", "save_pretrained"),
     "stack": ("EchoLM", "build_model"),
+    "stored_config": ("read_config",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOMES)

@@ -8,14 +8,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .config import ModelConfig
 from .errors import UserError
-from .files import read_json, write_aside, write_json
+from .files import write_aside
 from .stack import EchoLM, build_model
+from .stored_config import read_config, write_config
 
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-MODEL_TYPE = "echo_lm"  # by which `transformers` finds the class, see huggingface.py
 
 
 def save_pretrained(model: EchoLM, folder: str | Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -31,7 +29,7 @@ def save_pretrained(model: EchoLM, folder: str | Path, *, state_dict: Mapping[st
     tensors = {name: t.detach().cpu().contiguous() for name, t in (state_dict or model.state_dict()).items()}
     with write_aside(folder / WEIGHTS) as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
-    write_json(folder / CONFIG, {"model_type": MODEL_TYPE, "echo": model.config.model_dump(mode="json")})
+    write_config(model.config, folder)
 
 
 def from_pretrained(
@@ -56,21 +54,6 @@ def from_pretrained(
     model = build_model(config, device="meta")
     load_state(model, tensors, where=str(folder / WEIGHTS))
     return model.to(device=device, dtype=dtype)
-
-
-def read_config(folder: str | Path) -> ModelConfig:
-    """The config of a stored model.
-
-    Raises:
-        UserError: it is missing, is not JSON or is not a model config.
-    """
-    path = Path(folder) / CONFIG
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a model config but a JSON {type(values).__name__}")
-    if not isinstance(values.get("echo"), dict):
-        raise UserError(f'{path} is not a config of ours: it has no "echo" with the model in it')
-    return ModelConfig.from_dict(values["echo"], where=str(path))
 
 
 def load_state(model: EchoLM, tensors: Mapping[str, Tensor], *, where: str = "the state") -> None:

@@ -105,7 +105,7 @@ def prepare(
     from functools import partial
 
     from ..data_prep.verify import verify as verify_dataset
-    from .data import print_mixture
+    from .mixture import print_mixture
     from .prepare import prepare_dataset, prepare_on_ray, ray_is_installed
     from .target import resolve_target
     from .units import process_map

@@ -1,14 +1,13 @@
-"""A prepared dataset as a reader meets it: its documents, the mixture that a recipe makes of it, a figure of lengths."""
+"""`echo-lm data show`: a prepared dataset as a reader meets it, with a figure of the lengths of its documents."""
 
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from ..data_prep.dataset import Dataset
-from ..data_prep.loader import BatchLoader
 from ..evals.figures import PALETTE, figure
 from ..pipeline.config import RunConfig
+from .mixture import print_mixture
 from .progress import console
 
 FIGURE_FILE = "document_lengths.png"
@@ -41,31 +40,6 @@ def show(config: RunConfig, folder: Path, documents: int, source: str | None, sp
     console.print(BORDER)
     print_mixture(config, folder)
     console.print(f"document lengths: {draw_lengths(dataset)}")
-
-
-def print_mixture(config: RunConfig, folder: Path) -> None:
-    """What the run takes from each source: tokens, percent, and how often it repeats the source's text.
-
-    Raises:
-        UserError: the mixture does not fit the dataset.
-    """
-    loader = BatchLoader(
-        Dataset.open(folder),
-        config.mixture,
-        sequence_length=config.train.sequence_length,
-        batch_sequences=config.train.batch_sequences,
-        seed=config.seed,
-    )
-    table = Table("source", "tokens", "percent", "epochs", title=f"mixture of {config.train.steps:,} steps")
-    repeated = []
-    for use in loader.describe(config.train.steps):
-        epochs = "never repeats" if use.epochs is None else f"{use.epochs:.2f}"
-        table.add_row(use.name, f"{use.tokens:,}", f"{use.share:.1%}", epochs)
-        if use.epochs is not None and use.epochs > 1:
-            repeated.append(f"this recipe repeats source {use.name} {use.epochs:.1f} times")
-    console.print(table)
-    for line in repeated:
-        console.print(line)
 
 
 def draw_lengths(dataset: Dataset) -> Path:

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..models import build_model
 from ..models.errors import UserError
+from ..models.parameters import count_parameters
 from ..pipeline.config import RunConfig
 from ..pipeline.run_folder import RunFolder
 
@@ -96,8 +96,7 @@ def worker_resources(config: RunConfig, cluster: dict[str, float]) -> tuple[dict
 
 
 def _parameters(config: RunConfig) -> int:
-    vocab_size = config.data.tokenizer.vocab_size
-    return sum(p.numel() for p in build_model(config.model.resolve(vocab_size), device="meta").parameters())
+    return count_parameters(config.model.resolve(config.data.tokenizer.vocab_size)).total
 
 
 def _train_worker(settings: dict[str, Any]) -> None:

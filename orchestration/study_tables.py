@@ -9,7 +9,7 @@ from rich.table import Table
 from ..pipeline.run_folder import RunFolder
 from .leases import holder
 from .progress import console
-from .status import run_status
+from .run_summary import read_run
 from .studies.fit import Interval, StudyFit
 from .studies.learning_rate import given_rule
 from .studies.packing import makespan
@@ -126,7 +126,7 @@ def _progress(folder: StudyFolder, cell: Cell, result: CellResult | None) -> tup
     run = RunFolder(folder.run(cell))
     if not run.exists():
         return f"0/{cell.steps}", "-", "-", "-"
-    now = run_status(run)
+    now = read_run(run.path).summary(time.time())
     return (
         f"{now.step}/{cell.steps}",
         "-" if now.loss is None else f"{now.loss:.3f} (training)",

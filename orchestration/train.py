@@ -7,7 +7,7 @@ from ..pipeline.launch import launch
 from ..pipeline.preflight import check_run
 from ..pipeline.report import write_report
 from ..pipeline.run_folder import RunFolder
-from .data import print_mixture
+from .mixture import print_mixture
 from .prepare import prepare_dataset
 from .progress import console
 from .training_progress import TrainingProgress

@@ -5,7 +5,7 @@ from ..evals.config import load_suite
 from ..models import ModelConfig
 from ..models.errors import UserError
 from ..models.files import sha256_file
-from ..models.pretrained import read_config
+from ..models.stored_config import read_config
 from .checkpoint import check_checkpoint, latest_checkpoint
 from .config import RunConfig
 from .run_folder import RunFolder

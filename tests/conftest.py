@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests/orchestration/test_security.py has it on
+os.environ.setdefault("RAY_worker_niceness", "0")  # or other tests' processes starve those of Ray
 
 import signal
 import threading

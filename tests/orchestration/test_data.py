@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from echo_lm.orchestration.data import print_mixture, show
+from echo_lm.orchestration.data import show
+from echo_lm.orchestration.mixture import print_mixture
 from echo_lm.orchestration.prepare import prepare_dataset
 from echo_lm.pipeline.config import RunConfig, load_config
 

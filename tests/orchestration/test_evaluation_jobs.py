@@ -33,7 +33,7 @@ recall:
 def suites(tmp_path):
     """A suite of a moment and one of some seconds."""
     paths = {}
-    for name, queries in (("short", 16), ("long", 1200)):
+    for name, queries in (("short", 16), ("long", 500)):
         paths[name] = tmp_path / f"{name}.yaml"
         paths[name].write_text(SUITE.format(name=name, queries=queries))
     return paths
