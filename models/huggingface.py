@@ -13,8 +13,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from .config import ModelConfig
 from .loss import language_model_loss
-from .stored_config import MODEL_TYPE
 from .stack import EchoLM
+from .stored_config import MODEL_TYPE
 
 
 class EchoHFConfig(PretrainedConfig):
