@@ -67,11 +67,11 @@ def run_pipeline(
     return run
 
 
-def _drive(*arguments: Any) -> None:
+def _drive(*arguments: Any, **context: Any) -> None:
     """`driver.drive`, imported where it runs."""
     from .driver import drive
 
-    drive(*arguments)
+    drive(*arguments, **context)
 
 
 def _latest(run: RunFolder) -> str:

@@ -23,11 +23,14 @@ import sys
 from pathlib import Path
 from echo_lm.orchestration.leases import claim
 folder = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
 for number in range(40):
     lease = claim(folder / f"{number}.lease")
     if lease:  # and never let go
         with open(folder / "won", "a") as won:
             won.write(f"{number}\\n")
+print("done", flush=True)
 sys.stdin.read()
 """
 
@@ -97,14 +100,16 @@ def test_a_torn_file_holds_nothing(tmp_path):
 
 
 def test_of_many_processes_exactly_one_gets_each_lease(tmp_path):
+    """They start together, and none ends before all are through: what the dead held would be free."""
     processes = [start(RACE, tmp_path) for _ in range(4)]
-    won = tmp_path / "won"
-    deadline = time.monotonic() + 60
-    while not (won.exists() and len(won.read_text().split()) >= 40) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.stdout.readline() for process in processes] == ["done\n"] * 4
     for process in processes:
         process.communicate("")
-    assert sorted(map(int, won.read_text().split())) == list(range(40))
+    assert sorted(map(int, (tmp_path / "won").read_text().split())) == list(range(40))
 
 
 def test_threads_of_one_process_exclude_each_other_too(tmp_path):
