@@ -1,6 +1,7 @@
 """What becomes of a gang that fails, hangs, or could be larger: Ray Train's policies, with our bounds and names. Loads Ray."""
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -18,11 +19,12 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from ..pipeline.heartbeat import Beat, HangWatch, read_beats
+from ..pipeline.heartbeat import BEAT_SECONDS, Beat, HangWatch, read_beats
 from ..pipeline.run_folder import RunFolder
 from .supervision import tell
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a gang that gets nowhere is started again
+SILENT_SECONDS = 3 * BEAT_SECONDS
 
 
 class GangTrainer(TorchTrainer):
@@ -87,8 +89,10 @@ class Patience(FailurePolicy):
             waited = time.monotonic() - self._no_room_since
             return FailureDecision.RETRY if waited < self._wait else FailureDecision.RAISE
         self._no_room_since = None
+        beats = read_beats(self._run)
+        silent = self._silent_ranks(beats) if deaths_unknown(training_failed_error) else set()
         alive = {node["NodeName"] for node in ray.nodes() if node["Alive"]}
-        for what, name, message in losses(training_failed_error, read_beats(self._run), alive):
+        for what, name, message in losses(training_failed_error, beats, alive, silent):
             tell(self._run, "lost", what=what, name=name, message=message)
         latest = _latest(self._run)
         self._in_vain = 1 if latest != self._checkpoint else self._in_vain + 1
@@ -98,6 +102,12 @@ class Patience(FailurePolicy):
         if self._in_vain > 1:
             time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._in_vain - 2)))
         return FailureDecision.RETRY
+
+    def _silent_ranks(self, beats: list[Beat]) -> set[int]:
+        """Those that give no sign of life for `SILENT_SECONDS`; workers that wait in a collective go on beating."""
+        time.sleep(SILENT_SECONDS)
+        now = {beat.rank: beat.time for beat in read_beats(self._run)}
+        return {beat.rank for beat in beats if now.get(beat.rank) == beat.time}
 
 
 class GrowAtCheckpoints(ElasticScalingPolicy):
@@ -131,7 +141,14 @@ class GrowAtCheckpoints(ElasticScalingPolicy):
         return wanted
 
 
-def losses(error: TrainingFailedError, beats: list[Beat], alive: set[str]) -> list[tuple[str, str, str]]:
+def deaths_unknown(error: TrainingFailedError) -> bool:
+    """Whether a gang failed and nobody is known to have died: the others lose the connection before Ray notices a death."""
+    return isinstance(error, WorkerGroupError) and not any(map(_death, error.worker_failures.values()))
+
+
+def losses(
+    error: TrainingFailedError, beats: list[Beat], alive: set[str], silent: Collection[int] = ()
+) -> list[tuple[str, str, str]]:
     """What was lost in a failure, as (what, name of the node, message); what is "node", or "worker" where its node lives.
 
     Workers that only lost the connection to a dead one are not named, unless there is no other.
@@ -139,6 +156,7 @@ def losses(error: TrainingFailedError, beats: list[Beat], alive: set[str]) -> li
     Args:
         beats: the last of the gang that failed.
         alive: names of the nodes that the cluster has now.
+        silent: ranks that gave no sign of life since; of those that failed nothing follows from it, they have ended.
     """
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, Hang):
         return []  # told by who saw it
@@ -146,19 +164,30 @@ def losses(error: TrainingFailedError, beats: list[Beat], alive: set[str]) -> li
         return [("worker", "", f"a gang did not start: {_line(error)}")]
     nodes = {beat.rank: beat.node for beat in beats}
     dead, others = [], []
-    for rank, failure in error.worker_failures.items():
-        cause = getattr(failure, "health_check_failure", None) or failure.__cause__ or failure
+    failures = error.worker_failures
+    for rank in sorted({*failures, *silent}):
         node = nodes.get(rank, "")
         where = f"rank {rank} on {node or 'a node that had not begun'}"
         if node and node not in alive:
             dead.append(("node", node, f"{where}: the node died"))
-        elif isinstance(failure, WorkerHealthCheckTimeoutError):
-            dead.append(("worker", node, f"{where} does not answer"))
-        elif isinstance(cause, RayActorError):
-            dead.append(("worker", node, f"{where} died"))
+        elif rank not in failures:
+            dead.append(("worker", node, f"{where} fell silent"))
+        elif how := _death(failures[rank]):
+            dead.append(("worker", node, f"{where} {how}"))
         else:
-            others.append(("worker", node, f"{where}: {_line(cause)}"))
+            others.append(("worker", node, f"{where}: {_line(_cause(failures[rank]))}"))
     return dead or others
+
+
+def _death(failure: BaseException) -> str | None:
+    """How a worker is known to be gone; None if it only failed."""
+    if isinstance(failure, WorkerHealthCheckTimeoutError):
+        return "does not answer"
+    return "died" if isinstance(_cause(failure), RayActorError) else None
+
+
+def _cause(failure: BaseException) -> BaseException:
+    return getattr(failure, "health_check_failure", None) or failure.__cause__ or failure
 
 
 def _line(error: BaseException) -> str:

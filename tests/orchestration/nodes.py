@@ -133,6 +133,19 @@ class Node:
             self._stopped.wait(self.pause)
 
 
+def wait_for_nodes(host: Host, head: str, count: int) -> None:
+    """Return when the cluster at `head`, as `host` sees it, has `count` nodes."""
+    code = (
+        "import ray, sys, time\n"
+        f"ray.init(address={head!r}, log_to_driver=False, logging_level='error')\n"
+        f"while sum(n['Alive'] for n in ray.nodes()) < {count}: time.sleep(0.2)\n"
+    )
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    deadline = time.monotonic() + 120
+    while subprocess.run([*host.prefix, sys.executable, "-c", code], env=environment, capture_output=True).returncode:
+        assert time.monotonic() < deadline, "the nodes did not come up"
+
+
 def kill_tree(pid: int) -> None:
     """`kill -9` a process and all below it; Ray's workers are sessions of their own, so a group would not reach them."""
     with contextlib.suppress(psutil.NoSuchProcess):

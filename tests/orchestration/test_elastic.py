@@ -13,7 +13,7 @@ from echo_lm.pipeline.heartbeat import read_beats
 from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run_folder import RunFolder
 
-from .nodes import Host, Node
+from .nodes import Host, Node, wait_for_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +43,7 @@ def test_four_three_four_is_one_curve(tmp_path):
     run = RunFolder(tmp_path / "runs" / "elastic")
     command = [sys.executable, "-c", "from echo_lm.orchestration.cli import main; main()", "run", "smoke", *OVERRIDES]
     command += ["--address", head, "--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
+    wait_for_nodes(nodes[0].host, head, len(nodes))
     with open(tmp_path / "out", "wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:

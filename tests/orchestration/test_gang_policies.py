@@ -1,5 +1,8 @@
 """When a gang is started again, what is said of its loss, and when it grows."""
 
+import threading
+import time
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +38,8 @@ def test_the_dead_are_named_and_those_who_lost_their_connection_are_not():
     assert losses(silent, BEATS, alive) == [("worker", "node-2", "rank 2 on node-2 does not answer")]
     only = WorkerGroupError("", {0: RESET})
     assert losses(only, BEATS, alive) == [("worker", "node-0", "rank 0 on node-0: Connection closed by peer")]
+    assert losses(only, BEATS, alive, {0, 2}) == [("worker", "node-2", "rank 2 on node-2 fell silent")]
+    assert losses(only, BEATS, alive - {"node-2"}, {2}) == [("node", "node-2", "rank 2 on node-2: the node died")]
     assert losses(ControllerError(Hang("rank 1 on node-1")), BEATS, alive) == [], "it was told when it was seen"
 
 
@@ -42,6 +47,7 @@ def test_the_dead_are_named_and_those_who_lost_their_connection_are_not():
 def run(tmp_path, monkeypatch) -> RunFolder:
     monkeypatch.setattr(gang_policies.ray, "nodes", lambda: [{"NodeName": "node-0", "Alive": True}])
     monkeypatch.setattr(gang_policies, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(gang_policies, "SILENT_SECONDS", 0.2)
     return RunFolder(tmp_path)
 
 
@@ -53,6 +59,21 @@ def test_restarts_are_counted_from_the_last_checkpoint_on(run):
         assert [policy.make_decision(error) for _ in range(2)] == [FailureDecision.RETRY] * 2
     assert policy.make_decision(error) == FailureDecision.RAISE
     assert [event["kind"] for event in read_events(run.events_file)] == ["lost"] * 7
+
+
+def test_who_fell_silent_is_told_when_the_others_fail_before_ray_knows_of_a_death(run):
+    """Rank 1's machine is gone; rank 0 lost its connection to it; rank 2 waits in a collective, and beats."""
+    run.heartbeats.mkdir()
+
+    def beat(rank: int) -> None:
+        write_json(run.heartbeats / f"rank_{rank:05d}.json", asdict(replace(BEATS[rank], time=time.time())))
+
+    for rank in range(3):
+        beat(rank)
+    threading.Timer(0.1, beat, [2]).start()
+    Patience(FailureConfig(), run, max_restarts=5, wait_seconds=60).make_decision(WorkerGroupError("", {0: RESET}))
+    (lost,) = read_events(run.events_file)
+    assert (lost["what"], lost["name"]) == ("node", "node-1"), "the cluster has node-0 alone"
 
 
 def test_a_users_mistake_is_not_tried_again(run):

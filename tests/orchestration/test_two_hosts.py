@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,7 +13,7 @@ from echo_lm.pipeline.events import read_events, steps
 from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run_folder import RunFolder
 
-from .nodes import Node, two_hosts
+from .nodes import Node, two_hosts, wait_for_nodes
 
 pytestmark = pytest.mark.netns
 
@@ -44,18 +43,6 @@ def finished(tmp_path_factory):
                 node.stop()
     assert done.returncode == 0, done.stdout + done.stderr
     return RunFolder(root / "runs" / "smoke"), done.stdout, root
-
-
-def wait_for_nodes(host, head: str, count: int) -> None:
-    code = (
-        "import ray, sys, time\n"
-        f"ray.init(address={head!r}, log_to_driver=False, logging_level='error')\n"
-        f"while sum(n['Alive'] for n in ray.nodes()) < {count}: time.sleep(0.2)\n"
-    )
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    deadline = time.monotonic() + 120
-    while subprocess.run([*host.prefix, sys.executable, "-c", code], env=environment, capture_output=True).returncode:
-        assert time.monotonic() < deadline, "the nodes did not come up"
 
 
 def test_a_worker_of_the_gang_was_on_each_host(finished):

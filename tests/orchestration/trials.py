@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from nodes import Host, Node, kill_tree, two_hosts
+from nodes import Host, Node, kill_tree, two_hosts, wait_for_nodes
 
 from echo_lm.data_prep.prepare import prepare
 from echo_lm.models.files import write_json
@@ -99,6 +99,7 @@ def cluster(set_up: str, folder: Path):
             for number, host in enumerate(places)
         ]
         try:
+            wait_for_nodes(places[0], head, len(nodes))
             yield places[0], head, nodes
         finally:
             for node in nodes:
