@@ -12,8 +12,15 @@ from ..models.files import read_json
 
 def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Folders of the complete checkpoints, by step, each with its `complete.json`."""
-    for path in sorted(Path(run_folder).glob("checkpoints/*/complete.json")):
-        yield path.parent, read_json(path)
+    # Not one that is being completed: it still has its hidden name.
+    for path in sorted(Path(run_folder).glob("checkpoints/step_*/complete.json")):
+        try:
+            record = read_json(path)
+        except UserError:
+            if path.is_file():
+                raise
+            continue  # removed at this moment
+        yield path.parent, record
 
 
 def chosen_checkpoints(run_folder: Path, step: int | None = None) -> list[tuple[Path, dict[str, Any]]]:

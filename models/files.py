@@ -13,8 +13,11 @@ from .errors import UserError
 
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
+def write_aside(path: Path, *, flush_folder: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed and renamed to `path`, on failure removed.
+
+    Args:
+        flush_folder: False where another process may rename the folder as soon as it sees the file there.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; what stood at `path` is untouched.
@@ -27,7 +30,8 @@ def write_aside(path: Path) -> Iterator[Path]:
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-        sync_folder(path.parent)
+        if flush_folder:
+            sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(

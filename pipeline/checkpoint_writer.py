@@ -5,6 +5,7 @@ the next steps train. The threads talk through files, not collectives: each leav
 waits for all records before it makes the checkpoint complete. A rank that lacks the memory for a copy writes at once.
 """
 
+import json
 import os
 import shutil
 import threading
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..models import save_pretrained
 from ..models.errors import UserError
-from ..models.files import read_json, sha256_file, sync_folder, write_json, write_text
+from ..models.files import read_json, sha256_file, sync_folder, write_aside, write_json, write_text
 from .agreement import raise_together
 from .checkpoint import FORMAT, checkpoint_name, piece_name, retire
 from .config import RunConfig
@@ -39,6 +40,17 @@ class Written(NamedTuple):
     path: Path
     seconds: float
     stall_seconds: float
+
+
+def record_of(partial: Path, rank: int) -> Path:
+    """Where a rank says that its part is written."""
+    return partial / f"rank_{rank:05d}.json"
+
+
+def leave_record(partial: Path, rank: int, hashes: dict[str, str]) -> None:
+    """Say that a rank's part is written. Nothing may touch the folder after that: rank 0 completes it, under its final name."""
+    with write_aside(record_of(partial, rank), flush_folder=False) as aside:
+        aside.write_text(json.dumps(hashes), encoding="utf-8")
 
 
 class CheckpointWriter:
@@ -202,13 +214,13 @@ class CheckpointWriter:
                 f"{partial} could not be written ({problem}): the checkpoint before it is kept; "
                 "mend that (free space?) and run the same command again"
             ) from problem
-        write_json(partial / f"rank_{rank:05d}.json", hashes)
+        leave_record(partial, rank, hashes)
 
     def _complete(self, partial: Path, final: Path, state: dict) -> bool:
         """Wait for all ranks' records, then make the checkpoint complete; False if a rank failed."""
         hashes = {}
         for rank in range(dist.get_world_size()):
-            record = partial / f"rank_{rank:05d}.json"
+            record = record_of(partial, rank)
             while not record.is_file():
                 if self._given_up.wait(POLL_SECONDS):
                     return False

@@ -1,13 +1,17 @@
 """The parts of the training loop that need no processes: schedule, prefetch, metrics, mesh, health ranges."""
 
+import os
 import threading
 
 import pytest
 import torch
 
+from echo_lm.evals.run_layout import complete_checkpoints
 from echo_lm.models import LayerHealth, preset
 from echo_lm.models.accounting import training_flops
 from echo_lm.models.errors import UserError
+from echo_lm.models.files import read_json, write_json
+from echo_lm.pipeline.checkpoint_writer import leave_record, record_of
 from echo_lm.pipeline.health_watch import out_of_range
 from echo_lm.pipeline.mesh import Mesh
 from echo_lm.pipeline.metrics import bits_per_byte, model_flops_utilization, peak_flops
@@ -72,3 +76,24 @@ def test_a_layer_out_of_range_is_named():
 def test_a_topology_that_does_not_fit(smoke, overrides, message):
     with pytest.raises(UserError, match=message):
         smoke(*overrides)
+
+
+def test_a_ranks_record_is_the_last_that_it_does_to_a_checkpoint(tmp_path, monkeypatch):
+    """Rank 0 gives the folder its final name the moment it sees the last record."""
+    partial, final = tmp_path / ".step_00000010.partial", tmp_path / "step_00000010"
+    partial.mkdir()
+    replace = os.replace
+
+    def replace_and_complete(source, target):
+        replace(source, target)
+        partial.rename(final)
+
+    monkeypatch.setattr(os, "replace", replace_and_complete)
+    leave_record(partial, 1, {"engine/rank_00001.safetensors": "ab"})
+    assert read_json(record_of(final, 1)) == {"engine/rank_00001.safetensors": "ab"}
+
+
+def test_a_checkpoint_that_is_being_completed_is_not_complete(tmp_path):
+    for name in (".step_00000020.partial", "step_00000010"):
+        write_json(tmp_path / "checkpoints" / name / "complete.json", {"step": 10})
+    assert [folder.name for folder, _ in complete_checkpoints(tmp_path)] == ["step_00000010"]
