@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         UserError: what a worker recorded as such, a port in use, or a gang that kept dying.
     """
     run.error_file.unlink(missing_ok=True)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # A gang that is started again must not find the addresses of the dead one in the store: a fresh store each time.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    environment = {
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        # A gang that is started again must not find the addresses of the dead one in the store: a fresh store each time.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     logs = run.path / "logs"
     logs.mkdir(exist_ok=True)
     agent = LaunchConfig(
@@ -51,7 +54,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
     try:
-        with _PassOn() as stop:
+        with _PassOn() as stop, _environ(environment):
             elastic_launch(agent, _worker)(str(run.path))
     except ChildFailedError as error:
         run.raise_recorded_error()
@@ -61,6 +64,21 @@ def launch(run: RunFolder, config: RunConfig) -> None:
             f"a training process of {run.path} failed {config.run.max_restarts + 1} times "
             f"(see {logs}); the last complete checkpoint is kept, the same command goes on from it"
         ) from error
+
+
+@contextlib.contextmanager
+def _environ(values: dict[str, str]) -> Iterator[None]:
+    """Variables for the workers alone: what this process starts later must not find a gang's network interface."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _worker(run_path: str) -> None:
