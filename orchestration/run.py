@@ -63,7 +63,8 @@ def run_pipeline(
         write_summary(run.path)
         tracker.sync()
     console.print(f"report: {report}")
-    console.print(f"MLflow: {sys.executable} -m mlflow ui --backend-store-uri {tracker.uri}  (http://127.0.0.1:5000)")
+    local = f"{sys.executable} -m mlflow ui --backend-store-uri {tracker.uri}  (http://127.0.0.1:5000)"
+    console.print(f"MLflow: {tracker.uri if tracker.uri.startswith('http') else local}")
     return run
 
 
