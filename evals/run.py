@@ -177,11 +177,8 @@ def measure(
     report = on_progress or (lambda done, total: None)
     cells = recall_cells(suite)
     sources = [source.name for source in dataset.manifest.sources]
-    texts = [None, *(sources if len(sources) > 1 else ())] if suite.language else []
-    tasks_of = (suite.harness.local, suite.harness.hub) if suite.harness else ()
-    others = [*tasks_of, suite.bigbench.tasks if suite.bigbench else (), suite.decode.contexts if suite.decode else ()]
-    done, total = 0, sum(cell.tokens for cell in cells) + suite.batch_tokens * sum(map(len, others))
-    total += len(texts) * suite.language.tokens if suite.language else 0
+    texts = [None, *(sources if len(sources) > 1 else ())]  # all held-out text, and that of each source
+    done, total = 0, _work(suite, cells, len(texts))
 
     def advance(tokens: int = suite.batch_tokens) -> None:
         nonlocal done
@@ -229,6 +226,15 @@ def measure(
             if row[name] is not None:
                 metrics[f"decode/{name}/context-{row['context']}"] = row[name]
     return {"rows": rows, "tasks": tasks, "skipped": skipped, "decode": decode, "metrics": metrics}
+
+
+def _work(suite: Suite, cells: Iterable[RecallCell], texts: int) -> int:
+    """What the progress of a suite counts up to, in the units of `run_suite`."""
+    tokens = sum(cell.tokens for cell in cells) + (texts * suite.language.tokens if suite.language else 0)
+    tasks = len(suite.harness.local) + len(suite.harness.hub) if suite.harness else 0
+    tasks += len(suite.bigbench.tasks) if suite.bigbench else 0
+    tasks += len(suite.decode.contexts) if suite.decode else 0
+    return tokens + tasks * suite.batch_tokens
 
 
 def haystack_text(dataset: Dataset, cells: Iterable[RecallCell]) -> np.ndarray | None:

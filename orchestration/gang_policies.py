@@ -90,7 +90,7 @@ class Patience(FailurePolicy):
             return FailureDecision.RETRY if waited < self._wait else FailureDecision.RAISE
         self._no_room_since = None
         beats = read_beats(self._run)
-        silent = self._silent_ranks(beats) if deaths_unknown(training_failed_error) else set()
+        silent = self._silent_ranks(beats) if deaths_unknown(training_failed_error, beats) else set()
         alive = {node["NodeName"] for node in ray.nodes() if node["Alive"]}
         for what, name, message in losses(training_failed_error, beats, alive, silent):
             tell(self._run, "lost", what=what, name=name, message=message)
@@ -141,9 +141,11 @@ class GrowAtCheckpoints(ElasticScalingPolicy):
         return wanted
 
 
-def deaths_unknown(error: TrainingFailedError) -> bool:
-    """Whether a gang failed and nobody is known to have died: the others lose the connection before Ray notices a death."""
-    return isinstance(error, WorkerGroupError) and not any(map(_death, error.worker_failures.values()))
+def deaths_unknown(error: TrainingFailedError, beats: list[Beat]) -> bool:
+    """Whether some of a gang failed, and one of the others may be dead: they lose the connection to it before Ray notices."""
+    if not isinstance(error, WorkerGroupError) or any(map(_death, error.worker_failures.values())):
+        return False
+    return any(beat.rank not in error.worker_failures for beat in beats)
 
 
 def losses(

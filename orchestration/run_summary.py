@@ -10,6 +10,8 @@ from typing import Any
 from ..evals.config import load_suite
 from ..models.errors import UserError
 from ..pipeline.events import SUPERVISION
+from ..pipeline.heartbeat import beat_file, read_beats
+from ..pipeline.run_folder import RunFolder
 from . import evaluation_jobs
 from .cached_files import Cache, Stamp, last_events, parse_events, parse_json_object, parse_yaml_mapping, stamp
 from .run_state import BEAT_SILENT_SECONDS, run_state
@@ -200,12 +202,9 @@ def complete_steps(folder: Path) -> list[tuple[int, float]]:
 
 def beats(folder: Path) -> list[tuple[str, float]]:
     """Node and time (unix seconds, by the clock of the file system) of the last sign of life of every rank."""
-    found = []
-    for path in sorted((folder / "heartbeats").glob("rank_*.json")):
-        record, written = read_record(path), stamp(path)
-        if record and written:
-            found.append((str(record.get("node", "unknown")), written[0] / 1e9))
-    return found
+    run = RunFolder(folder)
+    stamps = ((beat.node, stamp(beat_file(run, beat.rank))) for beat in read_beats(run))
+    return [(node, written[0] / 1e9) for node, written in stamps if written]
 
 
 def failures(folder: Path) -> dict[str, str]:

@@ -88,7 +88,7 @@ class Heart:
             return False
 
     def _loop(self) -> None:
-        path = self._run.heartbeats / f"rank_{self._rank:05d}.json"
+        path = beat_file(self._run, self._rank)
         while True:
             if self.replaced():
                 os._exit(FENCED)  # the training thread may be stuck in a collective: nothing gentler ends it
@@ -100,6 +100,11 @@ class Heart:
     def _beat(self) -> Beat:
         where = _innermost(sys._current_frames().get(self._training))
         return Beat(self._gang, self._rank, self._world, node_name(), os.getpid(), self._step, time.time(), where)
+
+
+def beat_file(run: RunFolder, rank: int) -> Path:
+    """Where a rank leaves its sign of life; the time of the file is that by the file system's clock."""
+    return run.heartbeats / f"rank_{rank:05d}.json"
 
 
 def read_beats(run: RunFolder) -> list[Beat]:

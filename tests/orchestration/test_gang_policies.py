@@ -19,7 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from echo_lm.models.files import write_json, write_text
 from echo_lm.orchestration import gang_policies
-from echo_lm.orchestration.gang_policies import GrowAtCheckpoints, Hang, Patience, losses
+from echo_lm.orchestration.gang_policies import GrowAtCheckpoints, Hang, Patience, deaths_unknown, losses
 from echo_lm.pipeline.events import read_events
 from echo_lm.pipeline.heartbeat import Beat
 from echo_lm.pipeline.run_folder import RunFolder
@@ -40,6 +40,11 @@ def test_the_dead_are_named_and_those_who_lost_their_connection_are_not():
     assert losses(only, BEATS, alive) == [("worker", "node-0", "rank 0 on node-0: Connection closed by peer")]
     assert losses(only, BEATS, alive, {0, 2}) == [("worker", "node-2", "rank 2 on node-2 fell silent")]
     assert losses(only, BEATS, alive - {"node-2"}, {2}) == [("node", "node-2", "rank 2 on node-2: the node died")]
+    assert deaths_unknown(only, BEATS)
+    assert not deaths_unknown(error, BEATS), "one is known to be dead"
+    assert not deaths_unknown(WorkerGroupError("", dict.fromkeys(range(3), RESET)), BEATS), (
+        "all have told what they know"
+    )
     assert losses(ControllerError(Hang("rank 1 on node-1")), BEATS, alive) == [], "it was told when it was seen"
 
 

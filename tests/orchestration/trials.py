@@ -40,7 +40,7 @@ from echo_lm.pipeline.run_folder import RunFolder
 
 KINDS = ("worker", "node", "head", "mlflow", "hang")
 HANG_SECONDS = 30
-# Long enough that a new driver and its gang are there before a gang that lost its head has trained to its end.
+# About 40 s of training on two cores. A gang whose head dies trains on for as long as its nodes wait for a new head.
 STEPS, EVERY, EVALUATED = 150, 10, 50
 OVERRIDES = [
     f"train.steps={STEPS}",

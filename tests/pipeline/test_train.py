@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -67,7 +68,9 @@ def test_training_learns_and_records_every_step(undisturbed):
 def test_stop_and_resume_is_bit_exact(undisturbed, tmp_path, data_root, smoke):
     config = smoke("run.stop_step=20")
     run = set_up(config, tmp_path, data_root)
+    before = dict(os.environ)
     launch(run, config)
+    assert dict(os.environ) == before, "what is meant for the workers stays with them"
     assert not run.finished()
     config = smoke()
     run.prepare(config, data_root / config.data.name)
