@@ -1,9 +1,15 @@
 """The short causal depthwise convolution before the scan."""
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..documents import document_ids, inner_borders
+from .fused_convolution import convolve, is_fused
+
+Backend = Literal["auto", "torch", "triton"]
 
 
 def causal_convolution(
@@ -13,6 +19,8 @@ def causal_convolution(
     *,
     state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    silu: bool = False,
+    backend: Backend = "auto",
 ) -> Tensor:
     """y_t = bias + sum_i weight[:, i] x_{t - (W - 1) + i}, zero before the document's first token.
 
@@ -20,12 +28,14 @@ def causal_convolution(
         x: `[B, T, C]`; weight: `[C, W]`; bias: `[C]`.
         state: `[B, W - 1, C]`, the inputs before the row's first token (zeros: the row starts a document).
         cu_seqlens: `[documents + 1]`, see `kernels/documents.py`.
+        silu: return y * sigmoid(y) instead.
+        backend: "torch", or "triton" (CUDA only, W = 4, no `state`); "auto" takes the faster that runs here.
 
     Returns:
         `[B, T, C]`.
 
     Raises:
-        ValueError: a shape is wrong.
+        ValueError: a shape is wrong, or the backend does not run here.
     """
     batch, length, channels = x.shape
     taps = weight.shape[-1]
@@ -34,14 +44,20 @@ def causal_convolution(
             f"x {list(x.shape)} needs weight [{channels}, W] and state [{batch}, W - 1, {channels}], "
             f"not {list(weight.shape)} and {None if state is None else list(state.shape)}"
         )
+    fused = state is None and is_fused(x, weight)
+    if backend == "triton" and not fused:
+        raise ValueError('backend "triton" needs CUDA tensors, triton, four taps and no state: use "torch"')
+    starts = inner_borders(cu_seqlens, batch, length, x.device)
+    if fused and backend != "torch":
+        ids = None if starts is None else document_ids(starts).to(torch.int32)
+        return convolve(x, weight, bias, ids, silu)
     if state is None:
         state = x.new_zeros(batch, taps - 1, channels)
     padded = torch.cat((state.to(x.dtype), x), 1)
-    starts = inner_borders(cu_seqlens, batch, length, x.device)
     # A sum of shifted copies cuts at borders for one comparison a tap, and is no slower than a grouped
     # conv1d on the CPU.
     y = x * weight[:, -1] if bias is None else torch.addcmul(bias, x, weight[:, -1])
-    ids = None if starts is None else torch.nn.functional.pad(document_ids(starts), (taps - 1, 0))
+    ids = None if starts is None else F.pad(document_ids(starts), (taps - 1, 0))
     for lag in range(1, taps):
         first = taps - 1 - lag
         shifted = padded[:, first : first + length]
@@ -49,4 +65,4 @@ def causal_convolution(
             same = ids[:, first : first + length] == ids[:, taps - 1 :]
             shifted = shifted * same[..., None]
         y = torch.addcmul(y, shifted, weight[:, -1 - lag])
-    return y
+    return F.silu(y) if silu else y

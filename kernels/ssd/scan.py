@@ -60,8 +60,8 @@ def ssd_scan(
     if backend not in ("naive", "torch", "mamba-ssm"):
         raise ValueError(f"backend must be one of auto, naive, torch, mamba-ssm, not {backend!r}")
     if chunk_size is None:
-        # Measured: short chunks on the CPU as long as the state is small; 256 is mamba-ssm's own default.
-        chunk_size = 256 if backend == "mamba-ssm" else 32 if b.shape[-1] <= 32 else 64
+        # Measured: short chunks on the CPU as long as the state is small.
+        chunk_size = chunk_size_of(length) if backend == "mamba-ssm" else 32 if b.shape[-1] <= 32 else 64
     starts = inner_borders(cu_seqlens, batch, length, x.device)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     out_dtype = x.dtype
@@ -78,6 +78,11 @@ def ssd_scan(
             y = torch.addcmul(y, x, d.to(dtype)[:, None])
     y = y.to(out_dtype)
     return (y, final) if return_state else y
+
+
+def chunk_size_of(length: int) -> int:
+    """Of mamba-ssm's kernels: its own default of 256, or less, so that short rows are not padded to it."""
+    return min(256, max(16, 1 << (length - 1).bit_length()))
 
 
 @cache

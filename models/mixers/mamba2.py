@@ -53,8 +53,9 @@ class Mamba2(nn.Module):
         steps, a, state = self._step_sizes(dt), self._a(), None
         if context is not None:
             cu_seqlens = context.local_cu_seqlens(*x.shape[:2], x.device)
-        convolved = self._convolve(inputs, cu_seqlens=cu_seqlens)
-        if context is not None and context.world > 1:
+        shared = context is not None and context.world > 1
+        convolved = self._convolve(inputs, cu_seqlens=cu_seqlens, silu=not shared)
+        if shared:
             overlap, state = enter_segment(
                 convolved,
                 inputs,
@@ -66,8 +67,8 @@ class Mamba2(nn.Module):
                 context=context,
             )
             taps = overlap.shape[1]
-            convolved = torch.cat((convolved[:, :taps] + overlap, convolved[:, taps:]), 1)
-        values, b, c = self._split(F.silu(convolved))
+            convolved = F.silu(torch.cat((convolved[:, :taps] + overlap, convolved[:, taps:]), 1))
+        values, b, c = self._split(convolved)
         y = ssd_scan(values, steps, a, b, c, d=self.D, state=state, cu_seqlens=cu_seqlens)
         return self._read_out(y, z)
 
@@ -80,7 +81,7 @@ class Mamba2(nn.Module):
     def extend(self, x: Tensor, cache: Mamba2Cache, real: Tensor) -> tuple[Tensor, Mamba2Cache]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
         z, inputs, dt = self._project(x)
-        values, b, c = self._split(F.silu(self._convolve(inputs, state=cache.conv)))
+        values, b, c = self._split(self._convolve(inputs, state=cache.conv, silu=True))
         steps = self._step_sizes(dt) * real[..., None]
         y, ssm = ssd_scan(values, steps, self._a(), b, c, d=self.D, state=cache.ssm, return_state=True)
         taps = self.config.d_conv - 1
@@ -103,9 +104,14 @@ class Mamba2(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output gate, the convolution's inputs, and raw step sizes."""
-        return self.in_proj(x).split((self.d_inner, self.d_conv_channels, self.num_heads), -1)
+        weight, padding = self.in_proj.weight, -len(self.in_proj.weight) % 8
+        if padding and x.is_cuda:
+            # Rows of a multiple of 16 bytes keep the products fast.
+            weight = torch.cat((weight, weight.new_zeros(padding, x.shape[-1])))
+        sizes = self.d_inner, self.d_conv_channels, self.num_heads, len(weight) - len(self.in_proj.weight)
+        return F.linear(x, weight).split(sizes, -1)[:3]
 
-    def _convolve(self, inputs: Tensor, **options: Tensor | None) -> Tensor:
+    def _convolve(self, inputs: Tensor, **options: Tensor | bool | None) -> Tensor:
         return causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, **options)
 
     def _read_out(self, y: Tensor, z: Tensor) -> Tensor:

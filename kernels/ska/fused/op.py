@@ -8,12 +8,12 @@ import triton
 from torch import Tensor
 
 from ...documents import document_ids
+from ...launch import Launcher
+from ...operator import register
 from ..state import SKAState
 from .chunk_backward import chunk_backward
 from .factor import factor
-from .launch import Launcher
 from .local import local_gram
-from .operator import register
 from .read import read_forward
 from .read_backward import read_backward, step_backward
 from .sums import scan_chunks, walk_segments
@@ -277,10 +277,10 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, dy, dfinal, *_):
-    v = ctx.saved_tensors[1]
-    dy = torch.zeros_like(v) if dy is None else dy.contiguous()
+    saved = ctx.saved_tensors  # once: a checkpoint refuses a second access
+    dy = torch.zeros_like(saved[1]) if dy is None else dy.contiguous()
     dfinal = None if dfinal is None else dfinal.contiguous()
-    gradients = torch.ops.echo_lm.ska_backward(dy, dfinal, *ctx.saved_tensors, *ctx.options)
+    gradients = torch.ops.echo_lm.ska_backward(dy, dfinal, *saved, *ctx.options)
     dq, dk, dv, dscale, dinitial, dlast = gradients
     wanted = ctx.needs_input_grad
     dscale = dscale.sum(0) if wanted[3] else None

@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import Launcher
+from ...operator import register
 from ..weigh import HIGH as GATE_HIGH
 from ..weigh import LOW as GATE_LOW
 from ..weigh import SMALLEST_NORM as SMALLEST
-from .launch import Launcher
-from .operator import register
 
 SMALLEST_NORM = tl.constexpr(SMALLEST)
 LOW, HIGH = tl.constexpr(GATE_LOW), tl.constexpr(GATE_HIGH)

@@ -1,0 +1,30 @@
+"""The short convolution and its activation in Triton: each input is read once, forward and backward.
+
+torch.compile makes four kernels of the backward pass, which read their inputs eleven times: 13% of a training step of
+`echo-180m` on an H100 (docs/kernels.md). A program walks a piece of eight sequences at once, token by token, with the last
+inputs in registers.
+"""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+AVAILABLE = importlib.util.find_spec("triton") is not None
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+TAPS = 4  # the only width that these kernels know
+PIECE, ROWS, COLUMNS = 64, 8, 128  # tokens that a program walks, pieces at once, channels
+
+
+def is_fused(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels take these arguments."""
+    known = weight.shape[-1] == TAPS and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return known and AVAILABLE and (x.is_cuda or INTERPRET)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool) -> Tensor:
+    """`causal_convolution` with `ids`, int32 `[B, T]`, the number of each token's document in its row, or None."""
+    from .convolution_kernels import convolve  # triton is not there on every machine
+
+    return convolve(x, weight, bias, ids, silu)

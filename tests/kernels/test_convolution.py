@@ -1,0 +1,80 @@
+"""The fused convolution against PyTorch's: under Triton's interpreter here, on a GPU with `-m gpu`."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from echo_lm.kernels.ssd import causal_convolution
+
+
+def results(backend, dtype, *, length, channels, bias, silu, borders, device="cpu"):
+    """Output and gradients of a strided x, of weight and of bias, drawn in float64."""
+    generator = torch.Generator().manual_seed(length)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    wide, weight, b, dy = (
+        randn(3, length, channels + 5),
+        randn(channels, 4),
+        randn(channels),
+        randn(3, length, channels),
+    )
+    wide, weight, b, dy = (
+        t.to(dtype).to(device, torch.float64 if backend == "torch" else dtype) for t in (wide, weight, b, dy)
+    )
+    # Behind the rows lies what must not be read: programs have room for eight pieces, and there are fewer.
+    wide = torch.cat((wide, torch.full_like(wide, torch.nan)))
+    leaves = [wide.requires_grad_(), weight.requires_grad_(), *([b.requires_grad_()] if bias else [])]
+    cu_seqlens = torch.tensor(
+        [0, 1, *(3 * length * torch.rand(6, generator=generator)).int().unique().clamp(2).unique(), 3 * length]
+    )
+    y = causal_convolution(
+        wide[:3, :, 2 : 2 + channels],
+        weight,
+        b if bias else None,
+        cu_seqlens=cu_seqlens.to(device) if borders else None,
+        silu=silu,
+        backend=backend,
+    )
+    return [y, *torch.autograd.grad(y, leaves, dy)]
+
+
+def check(dtype, bound, device="cpu", sizes=((1, 3), (2, 8), (63, 5), (70, 130))):
+    for length, channels in sizes:
+        for silu, borders, bias in ((True, False, True), (False, True, True), (True, True, False)):
+            case = dict(length=length, channels=channels, bias=bias, silu=silu, borders=borders, device=device)
+            wanted = results("torch", dtype, **case)
+            for name, a, b in zip(
+                ("y", "dx", "dweight", "dbias"), results("triton", dtype, **case), wanted, strict=False
+            ):
+                error = float((a.double() - b).norm() / b.norm().clamp(min=1e-9))
+                assert error <= bound, (case, name, error)
+
+
+def test_the_kernels_under_the_interpreter_equal_pytorch():
+    # A process of its own: the interpreter is chosen when a kernel is defined.
+    code = "import torch, test_convolution; torch.set_num_threads(1); test_convolution.check(torch.float32, 1e-6)"
+    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.path.dirname(__file__))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_activation_in_the_convolution_is_activation_behind_it():
+    x, weight, bias = torch.randn(2, 9, 3), torch.randn(3, 4), torch.randn(3)
+    apart = torch.nn.functional.silu(causal_convolution(x, weight, bias))
+    torch.testing.assert_close(causal_convolution(x, weight, bias, silu=True), apart)
+
+
+def test_what_the_kernels_do_not_take_is_said():
+    with pytest.raises(ValueError, match="CUDA"):
+        causal_convolution(torch.randn(2, 9, 3), torch.randn(3, 4), backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_the_kernels_on_a_gpu_equal_pytorch(dtype, bound):
+    check(dtype, bound, "cuda", ((1, 3), (63, 5), (70, 130), (500, 1024)))
