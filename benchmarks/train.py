@@ -27,7 +27,7 @@ from statistics import median
 
 MODELS = ("transformer-180m", "echo-180m", "hybrid-180m", "echo-50m", "transformer-50m")
 LENGTHS = (2_048, 16_384, 65_536)
-STEP_TOKENS = 131_072  # of every case, so that all pay the same optimizer
+STEP_TOKENS = 262_144  # of every case, so that all pay the same optimizer
 MICROBATCH_TOKENS = 65_536  # what is tried first
 LONGEST = ("echo-50m", 1_048_576)  # one sequence
 TINY = {"models": ("transformer-1m", "echo-1m", "hybrid-1m"), "lengths": (64, 256), "longest": ("echo-1m", 1024)}
@@ -287,7 +287,8 @@ def last_line(output: str) -> str:
 
 def reason_of(output: str) -> str:
     """The line that names the error: libraries print warnings after it."""
-    errors = [line for line in output.splitlines() if re.search(r"(^|\W)\w*(Error|Exception|error): \S", line)]
+    lines = [line for line in output.splitlines() if not re.match(r"(\[rank\d+\]:)?\[[WC]\d", line)]  # warnings
+    errors = [line for line in lines if re.search(r"(^|\W)\w*(Error|Exception|error): \S", line)]
     return errors[-1][:300] if errors else last_line(output)
 
 

@@ -69,8 +69,13 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
         # Outermost: a region that is computed again must not be one that the compiler may have to cut.
         if run.activation_checkpointing:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    on_gpu = device.type == "cuda" and not run.offload_optimizer
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, train.weight_decay), lr=train.learning_rate, betas=train.betas, eps=1e-8, foreach=True
+        parameter_groups(model, train.weight_decay),
+        lr=train.learning_rate,
+        betas=train.betas,
+        eps=1e-8,
+        **({"fused": True} if on_gpu else {"foreach": True}),
     )
     rows = train.batch_sequences // mesh.replicas
     microbatch = run.microbatch_sequences or rows
@@ -91,6 +96,9 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
             "zero_force_ds_cpu_optimizer": False,  # ours is torch's: the same update wherever its state lies
         },
     )
+    if run.zero_stage in (1, 2) and not run.offload_optimizer:
+        # A norm that is not finite skips the step already; looking at each gradient before that takes thousands of launches.
+        engine.optimizer.check_overflow = lambda partition_gradients=True: None
     return engine
 
 

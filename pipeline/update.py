@@ -4,6 +4,7 @@ import math
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -98,17 +99,18 @@ def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tenso
             mesh.group, mesh.segment, mesh.sequence_parallel, None if borders is None else borders.to(device)
         )
         options, part = {"context": context}, context.segment
-    # The loss is taken only where a label counts: recall rows have few. Chosen on the CPU, so that a GPU need not wait.
-    weights = part(micro.loss_mask).flatten()
-    at = weights.nonzero()[:, 0]
-    is_recall = micro.is_recall[:, None].expand_as(part(micro.loss_mask)).flatten()[at].to(device, non_blocking=True)
-    labels = part(micro.labels).flatten()[at].to(device, non_blocking=True)
-    weights = weights[at].to(device, non_blocking=True)
+    # The loss is taken only where a label counts: recall rows have few. Chosen on the CPU, so that a GPU need not wait; by
+    # NumPy, for torch's threads take milliseconds to meet.
+    mask = part(micro.loss_mask)
+    at = torch.from_numpy(np.flatnonzero(mask.numpy())).to(device, non_blocking=True)
+    tokens, labels, weights, rows = (
+        tensor.to(device, non_blocking=True) for tensor in (part(micro.tokens), part(micro.labels), mask, micro.is_recall)
+    )
+    labels, weights = labels.flatten()[at], weights.flatten()[at]
     loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=z_loss)
-    tokens = part(micro.tokens).to(device, non_blocking=True)
-    objective, nats = engine(tokens, at=at.to(device, non_blocking=True), read_out=loss, **options)
+    objective, nats = engine(tokens, at=at, read_out=loss, **options)
     both = torch.stack([nats * weights, weights]).double()
-    of_recall = (both * is_recall).sum(1)
+    of_recall = (both * rows[at // mask.shape[1]]).sum(1)
     return torch.stack([both.sum(1) - of_recall, of_recall]), objective
 
 

@@ -87,6 +87,7 @@ def enter_segment(
     return overlap.to(convolved.dtype), state
 
 
+@torch.compiler.disable  # torch 2.11's compiler fails on a cumulative sum over rows of one document each ([1, T, H])
 def _decay_to_end(steps: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """How much of what enters the segment and of each token's write is left after it, borders inside it aside.
 

@@ -1,5 +1,7 @@
 """Causality, documents, determinism, and every option of the layers."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -195,3 +197,12 @@ def test_what_inference_keeps_serves_training(random_model):
     found = model(tokens)
     found.sum().backward()
     torch.testing.assert_close(found, expected)
+
+
+def test_parameters_laid_end_to_end_begin_where_their_size_lets_them():
+    # 14 heads: vectors of 14, between matrices.
+    for group in parameter_groups(build_model(preset("echo-50m"), device="meta"), 0.1):
+        first = 0
+        for parameter in group["params"]:
+            assert first % math.gcd(parameter.numel(), 8) == 0
+            first += parameter.numel()
