@@ -5,13 +5,14 @@
 
 1. Parity: 20 steps in bf16 of `echo-50m`, no output projection zero, documents that begin inside rows: losses on one GPU, and
    under data and sequence parallelism with ZeRO 1, 2 and 3. Noise is what one GPU gives when it runs again, with its batch cut
-   into other micro-batches, and with every weight moved by a rounding of fp32.
+   into other micro-batches, and with every weight moved by a rounding of bf16.
 2. Scaling in tokens/s: weak at 2,048 tokens, the same tokens for every GPU; strong with one long sequence over all GPUs.
 3. The collective of each kind of layer at three lengths: bytes, time in the layer, time alone.
 4. A checkpoint on all GPUs (ZeRO 2), gone on with on half of them (ZeRO 1).
 
 Gangs of fewer GPUs run side by side. Prints tables and writes `multigpu_<n>x<gpu>_<date>.json` after every gang, so that
-what ran is there if it is cut off. On a machine without our packages: `source benchmarks/use_carry.sh` first.
+what ran is there if it is cut off; a later start on the same day adds to it (--only). On a machine without our packages:
+`source benchmarks/use_carry.sh` first.
 """
 
 import argparse
@@ -36,9 +37,9 @@ NOISE_FACTOR = 3.0  # of the largest difference among the repeats on one GPU: st
 FULL = dict(
     parity=dict(model="echo-50m", length=2048, rows=16, compile=False),
     weak=[("echo-180m", 2048, 64, 16), ("echo-880m", 2048, 32, 8)],  # rows of a GPU in a step, in a micro-batch
-    strong=[("echo-180m", 262_144), ("echo-50m", 1_048_576), ("echo-180m", 1_048_576), ("echo-880m", 262_144)],
+    strong=[("echo-180m", 262_144), ("echo-50m", 1_048_576), ("echo-880m", 131_072)],
     messages=dict(lengths=(4096, 65_536, 1_048_576), echo="echo-180m", hybrid="hybrid-180m", repeats=20),
-    speed=dict(warmup=2, steps=3, compile=True),
+    speed=dict(warmup=3, steps=5, compile=True),
     vocabulary=32_000,
 )
 TINY = dict(
@@ -58,8 +59,12 @@ def plan(world: int, largest: int, sizes: dict) -> list[dict]:
     rows = same["rows"]
     if world == 1:
         cases.append(same | dict(name=REFERENCE, micro=rows))
-        for name, micro in (("again", rows), ("halves", rows // 2), ("nudged", rows), ("nudged quarters", rows // 4)):
-            cases.append(same | dict(name=f"parity: {name}", micro=micro, repeat=True, nudged="nudged" in name))
+        for name, micro, nudge in (
+            ("again", rows, 0),
+            ("halves", rows // 2, 0),
+            *((f"nudged {i}", rows, i) for i in (1, 2, 3)),
+        ):
+            cases.append(same | dict(name=f"parity: {name}", micro=micro, repeat=True, nudge=nudge))
     for sequence in sorted({1, 2, world}) if world > 1 else []:
         layout = " x ".join([f"dp{world // sequence}"] * (sequence < world) + [f"sp{sequence}"] * (sequence > 1))
         for stage in (1, 2, 3):
@@ -172,6 +177,14 @@ def run_gangs(
     return rows + [case | {"failed": "not run: no time was left"} for case in cases]
 
 
+def merged(old: list[dict], new: list[dict]) -> list[dict]:
+    """A case that ran again replaces its row of the same day; one that failed now does not."""
+    ran = {(row["name"], row["world"]) for row in new if "failed" not in row}
+    kept = [row for row in old if (row["name"], row["world"]) not in ran]
+    there = {(row["name"], row["world"]) for row in kept}
+    return kept + [row for row in new if "failed" not in row or (row["name"], row["world"]) not in there]
+
+
 def differences(rows: list[dict]) -> list[tuple[str, float, bool]]:
     """For each layout: name, the largest relative difference of its losses from one GPU's, and whether that is a repeat."""
     curves = {row["name"]: row for row in rows if "losses" in row}
@@ -249,19 +262,20 @@ def main() -> int:
     card = name.replace("80GB HBM3", "").split()[-1].lower()
     path = options.out / f"multigpu_{largest}x{card}_{date.today()}.json"
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict] = []
+    rows: list[dict] = json.loads(path.read_text())["rows"] if path.exists() else []
     world = largest
     with tempfile.TemporaryDirectory() as folder:
         while world >= 1:
             cases = [case for case in plan(world, largest, TINY if options.tiny else FULL)]
             cases = [case for case in cases if not options.only or re.search(options.only, case["name"])]
             started = time.monotonic()
-            rows += run_gangs(cases, world, largest // world, device, Path(folder), options.out, until)
+            found = run_gangs(cases, world, largest // world, device, Path(folder), options.out, until)
             print(f"gangs of {world}: {time.monotonic() - started:.0f} s", flush=True)
-            for row in rows:
-                if row["world"] == world and "failed" in row:
+            for row in found:
+                if "failed" in row:
                     print(f"  {row['name']}: {row['failed']}", flush=True)
-            write(path, {"hardware": f"{largest} x {name}", "date": str(date.today()), "commit": commit, "rows": rows})
+            rows = merged(rows, [row | {"commit": commit} for row in found])
+            write(path, {"hardware": f"{largest} x {name}", "date": str(date.today()), "rows": rows})
             world //= 2
     parity_table(rows)
     message_table(rows)

@@ -30,6 +30,7 @@ from echo_lm.pipeline.run_folder import RunFolder
 
 PARITY_STEPS, SAVED_AT = 20, 10
 PARITY_RATE = 5e-4
+ROUNDING = 2**-9  # of bf16
 
 
 def config_of(case: dict):
@@ -66,10 +67,10 @@ def built(case: dict, batch: Batch | None = None):
 
 
 @contextmanager
-def random_weights(nudged: bool):
+def random_weights(nudge: int):
     """Models that are built here have no projection that is zero: a fresh SKA layer writes nothing, which would hide it.
 
-    `nudged` moves every weight by a rounding of fp32: how far rounding alone leads.
+    `nudge`, a seed unless 0, moves every weight by a rounding of bf16 at most: how far rounding alone leads.
     """
 
     def randomized(config, **options):
@@ -81,6 +82,9 @@ def random_weights(nudged: bool):
                 weight.copy_(
                     torch.randn(weight.shape, generator=generator) * (weight.shape[1] * len(model.blocks)) ** -0.5
                 )
+            generator = torch.Generator().manual_seed(nudge)
+            for weight in model.parameters() if nudge else ():
+                weight *= 1 + (2 * torch.rand(weight.shape, generator=generator) - 1) * ROUNDING
         return model
 
     engine_module.build_model = randomized
@@ -110,7 +114,7 @@ def learnable_batch(step: int, rows: int, length: int, vocabulary: int) -> Batch
 def parity(case: dict, folder: Path) -> dict:
     """Losses of 20 steps. With `save`, a checkpoint after ten; with `resume`, only the steps after it."""
     shape = case["rows"], case["length"], case["vocabulary"]
-    with random_weights(case.get("nudged", False)), built(case, learnable_batch(0, *shape)) as made:
+    with random_weights(case.get("nudge", 0)), built(case, learnable_batch(0, *shape)) as made:
         run, found = RunFolder(folder / "run"), {}
         if dist.get_rank() == 0:  # a checkpoint takes the tokenizer along
             run.path.mkdir(exist_ok=True)
