@@ -4,14 +4,24 @@
     source benchmarks/use_carry.sh                # on that machine: PYTHONPATH with the packages and echo_lm
 
 Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment. Kernels that
-`compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them.
+`compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them. `--rivals` takes
+flash-linear-attention along, for its rows in `benchmarks/ska.py`; `--tests` pytest, for a machine that has none:
+
+    OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused.py
+
+(tests/conftest.py is for tests of runs and data, and wants packages that are not carried.)
 """
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable
 from importlib import util
+from importlib.metadata import files, packages_distributions, version
 from pathlib import Path
 
 from compile_kernels import STORE
@@ -34,56 +44,73 @@ PURE = (
     "einops",
     "yaml",
 )
+TESTS = (
+    "pytest",
+    "_pytest",
+    "pluggy",
+    "iniconfig",
+    "packaging",
+    "pygments",
+    "py",
+    "xdist",
+    "execnet",
+    "pytest_timeout",
+)
+# Their release wants transformers, which `benchmarks/ska.py` does without; no kernel lies in its models.
+RIVALS = ("flash-linear-attention==0.6.0", "fla-core==0.6.0")
+UNUSED = ("fla/models",)
 
 
 def main() -> None:
     """Fill `carry/site` afresh and print its size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tests", action="store_true", help="pytest and pytest-xdist as well")
+    parser.add_argument("--rivals", action="store_true", help="flash-linear-attention as well")
+    options = parser.parse_args()
+    pure = (*PURE, *(TESTS if options.tests else ()))
     site = CARRY / "site"
     shutil.rmtree(site, ignore_errors=True)
     site.mkdir(parents=True)
-    for package in PURE:
+    for package in pure:
         found = util.find_spec(package)
-        if found is None or not found.submodule_search_locations:
+        if found is None:
             sys.exit(f"{package} is not installed here: run `make test` once, it installs everything")
+        if not found.submodule_search_locations:  # a module of one file
+            shutil.copy(found.origin, site)
+            continue
         source = Path(found.submodule_search_locations[0])
         shutil.copytree(source, site / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for package in COMPILED:
-        version = subprocess.run(
-            [sys.executable, "-c", f"from importlib.metadata import version; print(version({package!r}))"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
-        target = ["--python-version", PYTHON_VERSION, "--implementation", "cp", *platforms, "--target", str(site)]
-        install = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--upgrade",
-            *target,
-        ]
-        subprocess.run([*install, f"{package}=={version}"], check=True)
-    # Metadata that packages read of themselves at import.
-    for package in (*PURE, *COMPILED):
-        for metadata in Path(util.find_spec("pydantic").submodule_search_locations[0]).parent.glob(
-            f"{package.replace('-', '_')}-*.dist-info"
-        ):
+    fetch([f"{package}=={version(package)}" for package in COMPILED], site)
+    if options.rivals:
+        fetch(RIVALS, site)
+        for folder in UNUSED:
+            shutil.rmtree(site / folder)
+    # Metadata that packages read of themselves at import, and pytest of its plugins.
+    distributions = packages_distributions()
+    for package in (*pure, *COMPILED):
+        for name in distributions[package.replace("-", "_")]:
+            metadata = next(file for file in files(name) if file.name == "METADATA").locate().parent
             shutil.copytree(metadata, site / metadata.name, dirs_exist_ok=True)
-    kernels = CARRY / "triton_cache"
-    copy_kernels(kernels)
-    for folder in (site, kernels):
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        print(f"{folder.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
+    kernels = CARRY / "triton_cache.tar.gz"
+    with tempfile.TemporaryDirectory() as folder:
+        copy_kernels(Path(folder))
+        with tarfile.open(kernels, "w:gz", compresslevel=6) as archive:
+            archive.add(folder, ".")
+    for path in (site, kernels):
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        print(f"{path.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
+
+
+def fetch(requirements: Iterable[str], site: Path) -> None:
+    """Install wheels for the target's Python. At once: those that share a folder would replace each other's."""
+    platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    target = ["--python-version", PYTHON_VERSION, "--implementation", "cp", *platforms, "--target", str(site)]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:", "--upgrade", *target]
+    subprocess.run([*pip, *requirements], check=True)
 
 
 def copy_kernels(folder: Path) -> None:
     """Compiled kernels as they shall lie in `KERNELS_THERE`: Triton notes absolute paths."""
-    shutil.rmtree(folder, ignore_errors=True)
     for compiled in STORE.glob("triton-*[0-9]/*/*.cubin"):
         name, target = compiled.parent.name, folder / compiled.parent.name
         target.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,15 @@
 """Compile the Triton kernels of models for a GPU that is not here, so that time on a lent one is spent on running them.
 
     python benchmarks/compile_kernels.py echo-180m:rows echo-180m:segment echo-50m:rows:documents
+    python benchmarks/compile_kernels.py --dtype float32 benchmarks/tables/transfer.yaml
     python benchmarks/collect_carry.py      # takes what was compiled along
 
 A layer has some 30 kernels, and the larger ones take a minute of one core each. What is compiled here lies in
 ~/.cache/echo-lm/triton-<release>; `use_carry.sh` makes it TRITON_CACHE_DIR on the GPU machine, which then compiles nothing.
-`segment` continues from a state, as sequence parallelism does; `documents` has borders inside rows. Each layer's operation
-runs forward and backward on CPU tensors that nobody reads, and every launch only compiles. Compiled are the variants for
-fp32 or bf16 inputs (--dtype) in exact or chunk mode (the model's own).
+`segment` continues from a state, as sequence parallelism does; `documents` has borders inside rows; a table of recall stands
+for all of its arms, trained at its lengths and asked at those of its questions. Each layer's operation runs forward and
+backward on CPU tensors that nobody reads, and every launch only compiles. Compiled are the variants for fp32 or bf16 inputs
+(--dtype) in exact or chunk mode (the model's own).
 
 Triton names a compiled kernel by its source, the arguments' types and Triton's own files: so the wheel of the release
 that the GPU machine has is fetched, for this Python to run and for that machine's to take the name from.
@@ -39,7 +41,12 @@ def triton_wheel(release: str, python: str) -> Path:
         target = ["--python-version", python, "--implementation", "cp", "-d", str(folder) + ".wheel"]
         subprocess.run([*pip, *target, f"triton=={release}"], check=True)
         (wheel,) = Path(str(folder) + ".wheel").glob("*.whl")
-        zipfile.ZipFile(wheel).extractall(str(folder) + ".partial")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(str(folder) + ".partial")
+            for file in archive.infolist():  # the compiler's own programs; zipfile drops what may be executed
+                if mode := file.external_attr >> 16 & 0o111:
+                    path = Path(str(folder) + ".partial", file.filename)
+                    path.chmod(path.stat().st_mode | mode)
         os.rename(str(folder) + ".partial", folder)
         wheel.unlink()
     return folder
@@ -71,7 +78,7 @@ def compile_only(share: int, shares: int, capability: int, wheel: Path) -> None:
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
-    from echo_lm.kernels.ska.fused.launch import Launcher
+    from echo_lm.kernels.launch import Launcher
 
     class NoGPU:
         get_current_target = staticmethod(lambda: GPUTarget("cuda", capability, 32))
@@ -109,64 +116,100 @@ def compile_only(share: int, shares: int, capability: int, wheel: Path) -> None:
     torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
 
 
-def run_layer(name: str, kind: str, dtype: str, segment: bool, documents: bool) -> None:
-    """Forward and backward of the operation of one layer, with the sizes of the model `name`."""
+def layers_of(name: str) -> list[tuple]:
+    """What `name` of the command line stands for: (config, length, segment, documents, whether there is a backward)."""
+    from echo_lm.evals.recall import grid_cells
+    from echo_lm.evals.recall_table import load_table, runs_of
+    from echo_lm.models import preset
+
+    if not name.endswith(".yaml"):
+        model, *rest = name.split(":")
+        return [(preset(model), LENGTH, "segment" in rest, "documents" in rest, True)]
+    table = load_table(Path(name))
+    runs = {run.arm: run for run in runs_of(table)}.values()
+    asked = {cell.length for grid in table.recall for cell in grid_cells(grid)}
+    found = [(run.config, length, False, False, True) for run in runs for length in run.training.lengths]
+    return found + [(run.config, length, False, False, False) for run in runs for length in sorted(asked)]
+
+
+def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documents: bool, backward: bool) -> None:
+    """Forward and, if wanted, backward of the operation of one layer of that kind, if the model has one."""
     import torch
 
     from echo_lm.kernels.ska import SKAState
     from echo_lm.kernels.ska.fused.op import ska_fused
-    from echo_lm.kernels.ssd.scan import mamba_ssm_kernel
-    from echo_lm.models import preset
+    from echo_lm.kernels.ska.fused.weigh import weigh_fused
+    from echo_lm.kernels.ssd.fused_convolution import convolve
+    from echo_lm.kernels.ssd.scan import chunk_size_of, mamba_ssm_kernel
 
-    config, batch = preset(name), 1 if segment else 2
-    starts = torch.zeros(batch, LENGTH, dtype=torch.bool)
-    starts[:, 100] = True
+    if kind not in config.layers:
+        return
+    batch = 1 if segment else 2
+    starts = torch.zeros(batch, length, dtype=torch.bool)
+    starts[:, min(100, length // 2)] = True
 
     def empty(*shape: int) -> torch.Tensor:
-        return torch.zeros(batch, LENGTH, *shape, dtype=getattr(torch, dtype)).requires_grad_()
+        return torch.zeros(batch, length, *shape, dtype=getattr(torch, dtype)).requires_grad_(backward)
 
-    if kind == "ska":
-        ska, heads = config.ska, config.ska.num_heads
-        width = config.d_model // heads
-        state = SKAState.zeros(batch, heads, ska.rank, width)
-        state = SKAState(*(part.requires_grad_() for part in state)) if segment else None
-        options = dict(
-            mode=ska.mode, power=ska.power, ridge=ska.ridge, chunk_size=ska.grid or 64, value_lag=ska.value_lag
-        )
-        y, _ = ska_fused(
-            empty(heads, ska.rank),
-            empty(heads, ska.rank),
-            empty(heads, width),
-            scale=torch.ones(heads),
-            starts=starts if documents else None,
-            state=state,
-            return_state=False,
-            **options,
-        )
-    else:
-        mamba = config.mamba2
-        heads, states = mamba.expand * config.d_model // mamba.headdim, (mamba.ngroups, mamba.d_state)
-        dt = torch.ones(batch, LENGTH, heads, requires_grad=True)
-        a, d = torch.ones(heads, requires_grad=True), torch.ones(heads, dtype=getattr(torch, dtype), requires_grad=True)
-        state = torch.zeros(batch, heads, mamba.headdim, mamba.d_state, requires_grad=True) if segment else None
-        y, _ = mamba_ssm_kernel()(
-            empty(heads, mamba.headdim),
-            dt,
-            a,
-            empty(*states),
-            empty(*states),
-            chunk_size=256,
-            D=d,
-            initial_states=state,
-            seq_idx=starts.cumsum(1).to(torch.int32) if documents else None,
-            return_final_states=True,
-        )
-    y.sum().backward()
+    with torch.set_grad_enabled(backward):
+        if kind == "ska":
+            ska, heads = config.ska, config.ska.num_heads
+            width = config.d_model // heads
+            state = SKAState.zeros(batch, heads, ska.rank, width)
+            state = SKAState(*(part.requires_grad_(backward) for part in state)) if segment else None
+            options = dict(
+                mode=ska.mode, power=ska.power, ridge=ska.ridge, chunk_size=ska.grid or 64, value_lag=ska.value_lag
+            )
+            q, k, v = empty(heads, ska.rank), empty(heads, ska.rank), empty(heads, width)
+            if ska.normalization == "l2":
+                gated = ska.write_gate != "none"
+                columns = 8 * -(-heads * (2 * ska.rank + width + gated) // 8)
+                bias = torch.zeros(heads, dtype=q.dtype, requires_grad=backward) if gated else None
+                q, k, v = weigh_fused(empty(columns), bias, heads, ska.rank, width, ska.write_gate)
+            y, _ = ska_fused(
+                q,
+                k,
+                v,
+                scale=torch.ones(heads),
+                starts=starts if documents else None,
+                state=state,
+                return_state=False,
+                **options,
+            )
+        else:
+            mamba = config.mamba2
+            heads, states = mamba.expand * config.d_model // mamba.headdim, (mamba.ngroups, mamba.d_state)
+            inner, channels = heads * mamba.headdim, heads * mamba.headdim + 2 * mamba.ngroups * mamba.d_state
+            projected = empty(8 * -(-(inner + channels + heads) // 8))
+            taps = torch.zeros(channels, mamba.d_conv, dtype=projected.dtype, requires_grad=backward)
+            bias = torch.zeros(channels, dtype=projected.dtype, requires_grad=backward)
+            ids = starts.cumsum(1).to(torch.int32) if documents else None
+            z = convolve(projected[..., inner : inner + channels], taps, bias, ids, not segment)
+            dt = torch.ones(batch, length, heads, requires_grad=backward)
+            a, d = (torch.ones(heads, dtype=kind) for kind in (torch.float32, getattr(torch, dtype)))
+            state = (
+                torch.zeros(batch, heads, mamba.headdim, mamba.d_state).requires_grad_(backward) if segment else None
+            )
+            y, _ = mamba_ssm_kernel()(
+                empty(heads, mamba.headdim),
+                dt,
+                a.requires_grad_(backward),
+                empty(*states),
+                empty(*states),
+                chunk_size=chunk_size_of(length),
+                D=d.requires_grad_(backward),
+                initial_states=state,
+                seq_idx=ids,
+                return_final_states=True,
+            )
+            y = y.sum() + z.sum()
+    if backward:
+        y.sum().backward()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layers", nargs="+", metavar="MODEL:rows|segment[:documents]")
+    parser.add_argument("layers", nargs="+", metavar="MODEL:rows|segment[:documents]|TABLE.yaml")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--kinds", nargs="+", choices=("ska", "mamba2"), default=("ska", "mamba2"))
     parser.add_argument("--triton", default="3.6.0", help="the release on the GPU machine")
@@ -178,9 +221,9 @@ def main() -> int:
     if options.share is not None:
         wheel = triton_wheel(options.triton, options.python)
         compile_only(options.share, options.processes, options.capability, wheel)
-        for layer, kind in itertools.product(options.layers, options.kinds):
-            name, *rest = layer.split(":")
-            run_layer(name, kind, options.dtype, "segment" in rest, "documents" in rest)
+        for name in options.layers:
+            for layer, kind in itertools.product(layers_of(name), options.kinds):
+                run_layer(layer[0], kind, options.dtype, *layer[1:])
         return 0
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     runs = triton_wheel(options.triton, here)
@@ -189,7 +232,9 @@ def main() -> int:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(runs), os.environ.get("PYTHONPATH")]))
     started = time.perf_counter()
     children = [
-        subprocess.Popen([sys.executable, "-W", "ignore", *sys.argv, "--share", str(i)], env=environment)
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", sys.argv[0], "--share", str(i), *sys.argv[1:]], env=environment
+        )
         for i in range(options.processes)
     ]
     failed = sum(child.wait() != 0 for child in children)

@@ -1,20 +1,29 @@
 """One sequence-mixing layer with its projections: SKA in every mode and backend beside its rivals, in the same run.
 
-Needs a CUDA device; mamba-ssm if its rows are wanted. Checks the kernels against float64 first and measures nothing if
-they are wrong. Times are medians of CUDA events over whole layers in bf16; forward + backward gives gradients of the
-input and of every weight. `graph_ms` is the same forward + backward replayed as a CUDA graph: what the device needs, where
-a slow host does not hold it up. Peak memory is what the layer adds to an empty device, input and weights included.
+Needs a CUDA device; mamba-ssm and flash-linear-attention if their rows are wanted. Checks the kernels against float64 first
+and measures nothing if they are wrong. Times are medians of CUDA events over whole layers in bf16; forward + backward gives
+gradients of the input and of every weight. `graph_ms` is the same forward + backward replayed as a CUDA graph: what the
+device needs, where a slow host does not hold it up. Peak memory is what the layer adds to an otherwise empty device, input
+and weights included.
 
     python benchmarks/ska.py --out benchmarks/results
+    python benchmarks/ska.py --out benchmarks/results --layers "ska exact triton" mesanet --seconds 60
 """
 
 import argparse
+import gc
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 
 import torch
 from torch import nn
@@ -57,23 +66,50 @@ class Through(nn.Module):
             return self.mixer(x)
 
 
-def layers() -> dict[tuple[str, str, str], nn.Module]:
-    """(layer, mode, backend) -> the layer."""
+class First(nn.Module):
+    """The first of what a layer returns."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+def fla(module: str, name: str, **options) -> nn.Module:
+    """A layer of flash-linear-attention. The __init__ of its packages import every layer, every model and transformers; this
+    needs none of them, so the packages are entered without running it."""
+    for package in ("fla", "fla.layers"):
+        if package not in sys.modules:
+            found = importlib.util.find_spec(package)
+            if found is None:
+                raise ImportError("flash-linear-attention is not installed")
+            sys.modules[package] = importlib.util.module_from_spec(found)
+            sys.modules[package].__version__ = version("flash-linear-attention")  # which its modules ask for
+    return First(getattr(importlib.import_module(f"fla.layers.{module}"), name)(D_MODEL, **options))
+
+
+def layers() -> dict[tuple[str, str, str], Callable[[], nn.Module]]:
+    """(layer, mode, backend) -> what makes the layer."""
 
     def ska(mode: str) -> SKA:
         return SKA(D_MODEL, SKAConfig(num_heads=HEADS, rank=RANK, mode=mode, power=1))
 
-    def attention() -> Attention:
-        return Attention(D_MODEL, AttentionConfig(num_heads=HEADS), 1)
+    def attention(backend: SDPBackend) -> nn.Module:
+        return Through(Attention(D_MODEL, AttentionConfig(num_heads=HEADS), 1), backend)
 
     return {
-        ("ska", "chunk", "triton"): ska("chunk"),
-        ("ska", "exact", "triton"): ska("exact"),
-        ("attention", "causal", "sdpa-flash"): Through(attention(), SDPBackend.FLASH_ATTENTION),
-        ("attention", "causal", "sdpa-cudnn"): Through(attention(), SDPBackend.CUDNN_ATTENTION),
-        ("mamba2", "causal", "mamba-ssm"): Mamba2(D_MODEL, Mamba2Config(d_state=128), 1),
-        ("ska", "chunk", "torch"): Plain(ska("chunk")),
-        ("ska", "exact", "torch"): Plain(ska("exact")),
+        ("ska", "chunk", "triton"): lambda: ska("chunk"),
+        ("ska", "exact", "triton"): lambda: ska("exact"),
+        ("attention", "causal", "sdpa-flash"): lambda: attention(SDPBackend.FLASH_ATTENTION),
+        ("attention", "causal", "sdpa-cudnn"): lambda: attention(SDPBackend.CUDNN_ATTENTION),
+        ("mamba2", "causal", "mamba-ssm"): lambda: Mamba2(D_MODEL, Mamba2Config(d_state=128), 1),
+        # Sizes by their authors' rules: keys 0.75 d wide and values twice that; everything d wide.
+        ("gated-deltanet", "causal", "fla"): lambda: fla("gated_deltanet", "GatedDeltaNet", num_heads=9, head_dim=64),
+        ("mesanet", "causal", "fla"): lambda: fla("mesa_net", "MesaNet", num_heads=6, head_dim=128),
+        ("ska", "chunk", "torch"): lambda: Plain(ska("chunk")),
+        ("ska", "exact", "torch"): lambda: Plain(ska("exact")),
     }
 
 
@@ -92,8 +128,8 @@ def randomise(layer: nn.Module) -> nn.Module:
     return layer.to("cuda", torch.bfloat16)
 
 
-def errors(mode: str, dtype: torch.dtype) -> float:
-    """The largest relative error of output and gradients against float64, from a state, across a document border."""
+def errors(mode: str, dtype: torch.dtype, documents: bool) -> float:
+    """The largest relative error of output and gradients against float64, from a state, across document borders or not."""
     generator = torch.Generator("cuda").manual_seed(0)
 
     def randn(*shape):
@@ -122,7 +158,7 @@ def errors(mode: str, dtype: torch.dtype) -> float:
             scale=inputs[3],
             state=SKAState(*inputs[4:]),
             chunk_size=64,
-            cu_seqlens=borders,
+            cu_seqlens=borders if documents else None,
             backend=backend,
         )
         gradients = torch.autograd.grad(y, inputs, dy.to(kind), allow_unused=True, materialize_grads=True)
@@ -131,8 +167,18 @@ def errors(mode: str, dtype: torch.dtype) -> float:
     return max(float((b.double() - a).norm() / a.norm()) for a, b in zip(*results, strict=True) if float(a.norm()) > 0)
 
 
+def empty_device() -> int:
+    """Give back what earlier layers left behind, and count the bytes that stay."""
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()  # cuBLAS keeps one for each stream, graphs' streams among them
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()
+
+
 def measure(layer: nn.Module, batch: int, length: int) -> dict[str, float]:
-    """Median milliseconds of forward, of forward + backward, and of the latter as a CUDA graph; peak memory in GiB."""
+    """Median milliseconds of forward and of forward + backward; peak memory in GiB."""
+    weights = sum(p.numel() * p.element_size() for p in (*layer.parameters(), *layer.buffers()))
+    before = empty_device() - weights
     x = torch.randn(batch, length, D_MODEL, device="cuda", dtype=torch.bfloat16).requires_grad_()
     dy = torch.randn_like(x)
     wanted = [x, *layer.parameters()]
@@ -148,8 +194,7 @@ def measure(layer: nn.Module, batch: int, length: int) -> dict[str, float]:
     torch.cuda.reset_peak_memory_stats()
     both()
     torch.cuda.synchronize()
-    peak = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-    return found | {"peak_gib": peak, "graph_ms": None}
+    return found | {"peak_gib": round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)}
 
 
 def measure_graph(layer: nn.Module, batch: int, length: int) -> float:
@@ -207,16 +252,28 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> int:
+    started = perf_counter()
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON rows and the figure")
     parser.add_argument("--long", action="store_true", help="lengths to 1,048,576 as well, for the fused layers")
+    parser.add_argument(
+        "--layers", nargs="+", metavar="WORDS", help='those with WORDS in their name, as "ska exact triton"'
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
     options = parser.parse_args()
+    chosen = {
+        name: make
+        for name, make in layers().items()
+        if options.layers is None or any(words in " ".join(name) for words in options.layers)
+    }
+    if not chosen:
+        parser.error(f"--layers: none of {', '.join(' '.join(name) for name in layers())}")
     red = False
-    for mode in ("chunk", "exact"):
-        for dtype, bound in BOUND.items():
-            error = errors(mode, dtype)
-            red |= not error <= bound
-            print(f"{mode:6} {str(dtype)[6:]:9} largest relative error {error:.1e}, bound {bound:.0e}", flush=True)
+    for mode, (dtype, bound), documents in product(("chunk", "exact"), BOUND.items(), (False, True)):
+        error = errors(mode, dtype, documents)
+        red |= not error <= bound
+        kind = f"{mode:6} {str(dtype)[6:]:9} {'documents' if documents else 'rows'}"
+        print(f"{kind:26} largest relative error {error:.1e}, bound {bound:.0e}", flush=True)
     if red:
         print("the kernels are wrong: nothing is measured", file=sys.stderr)
         return 1
@@ -237,35 +294,31 @@ def main() -> int:
         }
         (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
-    for (layer, mode, backend), module in layers().items():
-        module = randomise(module)
+    for (layer, mode, backend), make in chosen.items():
         lengths = [2048, 8192, 32_768]
         if options.long and backend == "triton":
             lengths += [131_072, 1_048_576]
+        module = None  # the one before, if any, leaves the device
         for length in lengths:
-            tokens = max(TOKENS, length)
-            try:
-                found = measure(module, tokens // length, length)
-            except (RuntimeError, ImportError) as error:
-                print(f"{layer} {mode} {backend} {length}: does not run here: {str(error).splitlines()[0]}")
+            if perf_counter() - started > options.seconds:
+                print(f"{layer} {mode} {backend} {length}: {options.seconds:.0f} seconds are over", flush=True)
                 break
-            row = {"layer": layer, "mode": mode, "backend": backend, "tokens": tokens, "length": length, **found}
+            tokens = max(TOKENS, length)
+            row = {"layer": layer, "mode": mode, "backend": backend, "tokens": tokens, "length": length}
+            try:
+                module = module or randomise(make())
+                row |= measure(module, tokens // length, length)
+                # MAGMA, under plain PyTorch, cannot be captured.
+                row["graph_ms"] = None if backend == "torch" else measure_graph(module, tokens // length, length)
+            except Exception as error:  # a rival may refuse this machine, or run out of its memory, in any words
+                why = (str(error) or repr(error)).splitlines()[0]
+                print(f"{layer} {mode} {backend} {length}: does not run here: {why}", flush=True)
+                break
             rows.append(row)
             print(" ".join(f"{value!s:>10}" for value in row.values()), flush=True)
             write()
-        del module
-        torch.cuda.empty_cache()
-    # After all else, for graphs and their streams keep memory. MAGMA, under plain PyTorch, cannot be captured.
-    for (layer, mode, backend), module in layers().items():
-        mine = [row for row in rows if (row["layer"], row["mode"], row["backend"]) == (layer, mode, backend)]
-        if backend == "torch" or not mine:
-            continue
-        module = randomise(module)
-        for row in mine:
-            row["graph_ms"] = measure_graph(module, row["tokens"] // row["length"], row["length"])
-            print(" ".join(f"{value!s:>10}" for value in row.values()), flush=True)
-            write()
-    draw(rows, options.out / f"{name}.png")
+    if rows:
+        draw(rows, options.out / f"{name}.png")
     return 0
 
 

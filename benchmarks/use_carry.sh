@@ -8,5 +8,5 @@ export PYTHONPATH="$root/carry/echo:$root/carry/site${PYTHONPATH:+:$PYTHONPATH}"
 # Outside of `carry`, which the next call may replace: what this one compiles stays.
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
 mkdir -p "$TRITON_CACHE_DIR"
-[ -d "$root/carry/triton_cache" ] && cp -rn "$root/carry/triton_cache/." "$TRITON_CACHE_DIR"
+[ -f "$root/carry/triton_cache.tar.gz" ] && tar -xzf "$root/carry/triton_cache.tar.gz" -C "$TRITON_CACHE_DIR" --skip-old-files
 export TRITON_CACHE_AUTOTUNING="${TRITON_CACHE_AUTOTUNING:-1}" PYTHONUNBUFFERED=1
