@@ -2,17 +2,24 @@
 
     python benchmarks/recall_tables.py benchmarks/tables/transfer.yaml --device cuda --seconds 540
 
-Each finished group of runs is added to `benchmarks/results/tables/NAME.json` (or `--out`); runs that are there already,
-unchanged, are not repeated. `benchmarks/recall_report.py` makes tables and figures of it. On a bare GPU machine source
-`benchmarks/use_carry.sh` first.
+Each finished group of runs is added to `NAME.json` in `benchmarks/results/tables` (or `--out`); runs that are there already,
+unchanged, are not repeated. Several processes share a table with `--part`, a GPU each:
+
+    CUDA_VISIBLE_DEVICES=0 python benchmarks/recall_tables.py TABLE.yaml --part 0/2 &
+    CUDA_VISIBLE_DEVICES=1 python benchmarks/recall_tables.py TABLE.yaml --part 1/2
+
+Each then writes `NAME.K-of-N.json`, and every start reads what all of these files hold. `benchmarks/recall_report.py` makes
+tables and figures of them. On a bare GPU machine source `benchmarks/use_carry.sh` first.
 """
 
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +27,7 @@ import torch
 
 from echo_lm.evals.recall_table import RecallRun, load_table, measure_together, runs_of
 from echo_lm.models.errors import UserError
-from echo_lm.models.files import write_aside
+from echo_lm.models.files import read_json, write_aside
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "tables"
@@ -34,7 +41,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--together", type=int, default=12, help="runs that train side by side on a GPU")
     parser.add_argument("--arms", nargs="*", help="only these")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further group after so long")
+    parser.add_argument("--part", metavar="K/N", help="every N-th run from the K-th on, K from 0 to N-1")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="begin no group that would, as the longest so far, end later",
+    )
     arguments = parser.parse_args()
     try:
         run_table(arguments)
@@ -44,32 +57,80 @@ def main() -> None:
 
 
 def run_table(arguments: argparse.Namespace) -> None:
-    """Every run that is not there yet, group by group."""
+    """Every run of the part that is not there yet, group by group.
+
+    Raises:
+        UserError: an argument, the table or a result file is wrong.
+    """
     table = load_table(arguments.table)
     if unknown := set(arguments.arms or ()) - set(table.arms):
         raise UserError(f"table {table.name} has no arm {min(unknown)!r}: it has {', '.join(table.arms)}")
-    path = arguments.out / f"{table.name}.json"
-    done = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
-    have = {run["id"] for run in done}
-    missing = [run for run in runs_of(table) if run.id not in have]
-    missing = [run for run in missing if not arguments.arms or run.arm in arguments.arms]
-    print(f"{table.name}: {len(missing)} runs to do, {len(have)} there", flush=True)
+    if arguments.together < 1:
+        raise UserError(f"--together is {arguments.together}: at least 1 run")
+    path, runs = arguments.out / f"{table.name}.json", runs_of(table)
+    if arguments.part is not None:
+        part, parts = parse_part(arguments.part)
+        path, runs = arguments.out / f"{table.name}.{part}-of-{parts}.json", runs[part::parts]
+    runs = [run for run in runs if not arguments.arms or run.arm in arguments.arms]
+    done = read_runs([path]) if path.is_file() else []
+    have = {run["id"] for run in read_runs(result_files(arguments.out, table.name))}
+    missing = [run for run in runs if run.id not in have]
+    tokens = sum(cell.tokens for run in missing for cell in table.cells if table.asks(run.arm, cell))
+    print(
+        f"{table.name}: {len(missing)} runs to do, {len(runs) - len(missing)} there; "
+        f"{tokens / 1e6:,.0f}M tokens to ask",
+        flush=True,
+    )
     together = arguments.together if arguments.device.startswith("cuda") else 1
     started, longest = time.monotonic(), 0.0
     for first in range(0, len(missing), together):
         begun = time.monotonic()
-        if begun + longest > started + arguments.seconds:
+        if first and begun + longest > started + arguments.seconds:
             print(f"stopped: {len(missing) - first} runs are left, the same command goes on with them", flush=True)
             return
         group = missing[first : first + together]
         results = measure_together(
             table, group, device=arguments.device, on_progress=lambda line: print(f"  {line}", flush=True)
         )
+        longest = max(longest, time.monotonic() - begun)
         done += [result | machine(arguments.device) for result in results]
         save(path, table.name, done)
-        longest = max(longest, time.monotonic() - begun)
         for run, result in zip(group, results, strict=True):
             print(summary_line(run, result), flush=True)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "K/N" as two numbers.
+
+    Raises:
+        UserError: it is not that, or K is not one of 0 to N-1.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise UserError(f"--part is {text!r}: it is K/N with K from 0 to N-1, such as 0/2 and 1/2")
+    return int(found[1]), int(found[2])
+
+
+def result_files(folder: Path, name: str) -> list[Path]:
+    """The files that hold runs of a table: `NAME.json`, and one for each part that ran."""
+    pattern = re.compile(re.escape(name) + r"(\.\d+-of-\d+)?\.json")
+    return sorted(path for path in Path(folder).glob("*.json") if pattern.fullmatch(path.name))
+
+
+def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The runs of result files, each once.
+
+    Raises:
+        UserError: a file that holds none.
+    """
+    runs: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
+            raise UserError(f"{path} holds no runs: move it away, or name another folder")
+        for run in content["runs"]:
+            runs.setdefault(run["id"], run)
+    return list(runs.values())
 
 
 def save(path: Path, name: str, runs: list[dict[str, Any]]) -> None:

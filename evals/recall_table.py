@@ -5,7 +5,8 @@ Runs that go together train together: on a GPU each is a CUDA graph on a stream 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ import torch
 import yaml
 from pydantic import Field, ValidationError
 
-from ..data_prep.recall import RecallBatch, RecallVocabulary
+from ..data_prep.recall import RecallVocabulary
 from ..models import ModelConfig, build_model, count_parameters, preset
 from ..models.errors import UserError
 from ..models.files import sha256_json
@@ -28,11 +29,40 @@ QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
 
 
 class Arm(Frozen):
-    """A model of the table: a preset, fields of its config that differ, fields of the training that differ."""
+    """A model of the table: a preset, fields of its config that differ, fields of the training that differ.
+
+    `longest`: sequences of more tokens are not asked, where attention would take too long; None asks all.
+    """
 
     preset: str
     model: dict[str, Any] = Field(default={})
     training: dict[str, Any] = Field(default={})
+    longest: int | None = Field(default=None, gt=0)
+
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class PublishedCell(Frozen):
+    """One published accuracy, by arm, of one cell."""
+
+    task: str
+    pairs: int = Field(gt=0)
+    length: int = Field(gt=0)
+    percent: Annotated[dict[str, Percent], Field(min_length=1)]
+
+
+class Published(Frozen):
+    """What others published on the same tasks, for people to compare: it changes no run.
+
+    Attributes:
+        source: where it is from.
+        means: by arm, the mean accuracy of each task, percent.
+    """
+
+    source: str
+    means: dict[str, dict[str, Percent]] = Field(default={})
+    cells: tuple[PublishedCell, ...] = ()
 
 
 class RecallTable(Frozen):
@@ -40,7 +70,9 @@ class RecallTable(Frozen):
     vocab_size: of every model; the recall vocabulary starts at id 0.
     match: the arm whose non-embedding parameters the others get, by the width of their feed-forwards; None leaves them.
     learning_rates, seeds: every arm is trained with each of both.
-    recall: what is asked of each run; the same sequences for all.
+    recall: what is asked of each run; the same sequences for all, or (`own_questions`) for all of one seed.
+    mean_of: the tasks whose mean chooses an arm's learning rate and stands for the arm; default all.
+    published: numbers of others, set beside ours.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -53,6 +85,19 @@ class RecallTable(Frozen):
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
     recall: Annotated[tuple[RecallGrid, ...], Field(min_length=1)]
     batch_tokens: int = Field(default=2**19, gt=0)
+    own_questions: bool = False
+    mean_of: tuple[str, ...] = ()
+    published: Published | None = None
+
+    @property
+    def cells(self) -> list[RecallCell]:
+        """All cells, in the table's order."""
+        return [cell for grid in self.recall for cell in grid_cells(grid)]
+
+    def asks(self, arm: str, cell: RecallCell) -> bool:
+        """Whether the arm is asked the cell."""
+        longest = self.arms[arm].longest
+        return longest is None or cell.length <= longest
 
 
 @dataclass(frozen=True)
@@ -82,6 +127,15 @@ def load_table(path: Path) -> RecallTable:
         raise UserError(f"table {path}: {describe_validation_error(error, RecallTable)}") from error
     if table.match is not None and table.match not in table.arms:
         raise UserError(f"table {path}: match is {table.match!r}: it names one of {', '.join(table.arms)}")
+    published = table.published or Published(source="")
+    named = [*table.mean_of, *(task for means in published.means.values() for task in means)]
+    named += [cell.task for cell in published.cells]
+    tasks = dict.fromkeys(cell.name for cell in table.cells)
+    if unknown := [task for task in named if task not in tasks]:
+        raise UserError(f"table {path}: {unknown[0]!r} is not asked in it: it asks {', '.join(tasks)}")
+    for task in table.mean_of or tasks:
+        if not any(cell.name == task and all(table.asks(arm, cell) for arm in table.arms) for cell in table.cells):
+            raise UserError(f"table {path}: no cell of {task} is asked of every arm: give `longest` to fewer arms")
     return table
 
 
@@ -98,7 +152,7 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
             values = config.model_dump()
             values["feedforward"]["width"] = matching_width(config, target)
             configs[name] = ModelConfig.from_dict(values, where=name)
-    runs = []
+    runs: dict[tuple[str, str], RecallRun] = {}
     for seed in table.seeds:
         for rate in table.learning_rates:
             for name, arm in table.arms.items():
@@ -106,9 +160,14 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
                 training = RecallTraining.model_validate(values)
                 config = configs[name]
                 parts = [config.model_dump(mode="json", exclude={"name"}), training.model_dump(mode="json"), seed]
-                asked = [grid.model_dump(mode="json") for grid in table.recall]
-                runs.append(RecallRun(name, config, training, seed, sha256_json([*parts, asked])[:16]))
-    return runs
+                # What was added later counts only where it is used, so that older results keep their ids.
+                later = {"longest": arm.longest, "own_questions": table.own_questions or None}
+                parts.append([grid.model_dump(mode="json") for grid in table.recall])
+                parts += [{key: value} for key, value in later.items() if value is not None]
+                run = RecallRun(name, config, training, seed, sha256_json(parts)[:16])
+                # Once, where an arm sets a rate of its own; two arms may be the same model.
+                runs.setdefault((name, run.id), run)
+    return list(runs.values())
 
 
 def measure_together(
@@ -144,18 +203,46 @@ def measure_together(
                 on_progress(f"step {step + 1} of {steps}, {time.monotonic() - started:.0f} s")
     results = [_described(run, trainer) for run, trainer in zip(runs, trainers, strict=True)]
     models = [trainer.release() for trainer in trainers]
-    for cell, batches in _questions(table, vocabulary):
-        for model, result in zip(models, results, strict=True):
-            result["rows"].append(cell.described() | _counts(model, cell, vocabulary, batches, result, device))
+    question_seeds = [run.seed if table.own_questions else 0 for run in runs]
+    for cell in table.cells:
+        for seed in dict.fromkeys(question_seeds):
+            asked = [
+                (model, result)
+                for run, own, model, result in zip(runs, question_seeds, models, results, strict=True)
+                if own == seed and table.asks(run.arm, cell)
+            ]
+            _ask(asked, cell, vocabulary, batch_tokens=table.batch_tokens, seed=seed, device=device)
         on_progress(f"{cell.label} at {cell.length} tokens, {time.monotonic() - started:.0f} s")
     return results
 
 
-def _questions(table: RecallTable, vocabulary: RecallVocabulary) -> Iterator[tuple[RecallCell, list[RecallBatch]]]:
-    """The cells, each with its sequences: made once, asked of every run."""
-    for grid in table.recall:
-        for cell in grid_cells(grid):
-            yield cell, list(recall_batches(cell, vocabulary, batch_tokens=table.batch_tokens, seed=0))
+def _ask(
+    asked: Sequence[tuple[torch.nn.Module, dict[str, Any]]],
+    cell: RecallCell,
+    vocabulary: RecallVocabulary,
+    *,
+    batch_tokens: int,
+    seed: int,
+    device: torch.device | str,
+) -> None:
+    """Ask models the same cell and add a row to the result of each. Batch by batch, as all sequences of a long cell
+    would not fit in memory."""
+    if not asked:
+        return
+    counts = [Counter() for _ in asked]
+    finite = [True] * len(asked)
+    for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed):
+        for i, (model, _) in enumerate(asked):
+            try:
+                counts[i].update(count_answers(model, cell, vocabulary, [batch], device=device))
+            except FloatingPointError:
+                counts[i]["queries"] += batch.answers.size
+                finite[i] = False
+    for count, is_finite, (_, result) in zip(counts, finite, asked, strict=True):
+        names = ("queries", "correct", "open_correct")
+        row = {name: count[name] if is_finite or name == "queries" else 0 for name in names}
+        result["rows"].append(cell.described() | row)
+        result["diverged"] |= not is_finite
 
 
 def _described(run: RecallRun, trainer: RecallTrainer) -> dict[str, Any]:
@@ -178,18 +265,3 @@ def _rounded(losses: torch.Tensor) -> float | None:
     """The mean; None, as JSON knows no NaN, if it is not finite."""
     mean = float(losses.mean())
     return round(mean, 5) if math.isfinite(mean) else None
-
-
-def _counts(
-    model: torch.nn.Module,
-    cell: RecallCell,
-    vocabulary: RecallVocabulary,
-    batches: list[RecallBatch],
-    result: dict[str, Any],
-    device: torch.device | str,
-) -> dict[str, int]:
-    try:
-        return count_answers(model, cell, vocabulary, batches, device=device)
-    except FloatingPointError:
-        result["diverged"] = True
-        return {"queries": sum(batch.answers.size for batch in batches), "correct": 0, "open_correct": 0}

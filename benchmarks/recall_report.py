@@ -1,0 +1,533 @@
+"""What a table of recall has found, as a page, a JSON file and figures, from its result files alone.
+
+    python benchmarks/recall_report.py benchmarks/tables/transfer.yaml
+
+Writes `NAME.md`, `NAME.json` and `figures/NAME_*.png` into `docs/results` (or `--out`); the same results give the same bytes. What
+people wrote in `NAME.notes.md` beside them is taken into the page. A table that was interrupted gives a report of what ran.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.ticker import FuncFormatter
+from recall_tables import RESULTS, ROOT, read_runs, result_files
+
+from echo_lm.data_prep.recall import RecallVocabulary, task_of
+from echo_lm.evals.figures import BASELINE, PALETTE, figure
+from echo_lm.evals.recall_figures import MARKERS, accuracy_by_length
+from echo_lm.evals.recall_table import RecallRun, RecallTable, load_table, runs_of
+from echo_lm.evals.scores import accuracy
+from echo_lm.models.errors import UserError
+from echo_lm.models.files import write_text
+
+LENGTH_TASK = "niah"  # the task whose accuracy is shown length by length
+MOST_FIGURES = 2  # of one label
+Result = dict[str, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """What ran of one arm.
+
+    Attributes:
+        scores: for each learning rate that was tried, the score of each seed that ran (shares of 1).
+        rate: the one with the best mean; None if nothing ran.
+        chosen: its runs, by seed.
+        missing, diverged: runs, of any rate.
+    """
+
+    name: str
+    scores: dict[float, dict[int, float]]
+    rate: float | None
+    chosen: list[Result]
+    missing: list[RecallRun]
+    diverged: list[Result]
+
+
+class Report:
+    """A table and its results.
+
+    Attributes:
+        tasks: in the table's order; mean_of: those whose mean stands for an arm.
+        shared: label and length of the cells that every arm is asked: means are taken over these.
+    """
+
+    def __init__(self, table: RecallTable, results: Iterable[Result]):
+        self.table = table
+        runs = runs_of(table)
+        self.planned = len(runs)
+        planned = {run.id for run in runs}
+        results = list(results)
+        self.found = {result["id"]: result for result in results if result["id"] in planned}
+        self.outdated = len(results) - len(self.found)
+        self.tasks = list(dict.fromkeys(cell.name for cell in table.cells))
+        self.mean_of = list(table.mean_of) or self.tasks
+        self.shared = {
+            (cell.label, cell.length) for cell in table.cells if all(table.asks(arm, cell) for arm in table.arms)
+        }
+        self.choices = {task: task_of(task).choices(RecallVocabulary()) for task in self.tasks}
+        self.arms = [self._arm(name, [run for run in runs if run.arm == name]) for name in table.arms]
+
+    def _arm(self, name: str, runs: list[RecallRun]) -> ArmReport:
+        here = [self.found[run.id] for run in runs if run.id in self.found]
+        scores: dict[float, dict[int, float]] = {}
+        for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
+            scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
+        rate = max(scores, key=lambda rate: fmean(scores[rate].values()), default=None)
+        return ArmReport(
+            name,
+            scores,
+            rate,
+            sorted((result for result in here if result["learning_rate"] == rate), key=lambda result: result["seed"]),
+            [run for run in runs if run.id not in self.found],
+            [result for result in here if result["diverged"]],
+        )
+
+    def task_mean(self, result: Result, task: str) -> float:
+        """Mean accuracy over the cells of a task that every arm is asked; NaN without any."""
+        rows = [row for row in result["rows"] if row["task"] == task and (row["label"], row["length"]) in self.shared]
+        return fmean(row["correct"] / row["queries"] for row in rows) if rows else np.nan
+
+    def mean(self, result: Result) -> float:
+        """The one number of a run: the mean over the tasks of `mean_of`."""
+        return fmean(self.task_mean(result, task) for task in self.mean_of)
+
+    def chance(self, task: str) -> float:
+        """What guessing gives."""
+        return 1 / len(self.choices[task])
+
+    def pooled(self, arm: ArmReport, keep: Callable[[Row], bool]) -> Row | None:
+        """The kept cells of the arm's chosen runs as one: `evals.scores.accuracy` of all their answers."""
+        rows = [row for result in arm.chosen for row in result["rows"] if keep(row)]
+        if not rows:
+            return None
+        correct, queries = (sum(row[key] for row in rows) for key in ("correct", "queries"))
+        return accuracy(correct, queries, chance=self.chance(rows[0]["task"]))
+
+    def by_length(self, label: str) -> dict[str, list[Row]]:
+        """For each arm that ran a row for each length, pooled over seeds."""
+        lengths = sorted({cell.length for cell in self.table.cells if cell.label == label})
+        curves: dict[str, list[Row]] = {}
+        for arm in self.arms:
+            for length in lengths:
+                row = self.pooled(arm, lambda row, at=length: row["label"] == label and row["length"] == at)
+                if row:
+                    curves.setdefault(arm.name, []).append(row | {"label": label, "length": length})
+        return curves
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, help="a YAML file of benchmarks/tables")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the raw results")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    arguments = parser.parse_args()
+    try:
+        print(write_report(arguments.table, arguments.results, arguments.out))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def write_report(table_path: Path, results: Path, out: Path) -> Path:
+    """Write the page, the JSON file and the figures; returns the page.
+
+    Raises:
+        UserError: the table or a result file is wrong, or none of the table's runs is there.
+    """
+    table = load_table(table_path)
+    report = Report(table, read_runs(result_files(results, table.name)))
+    command = f"python benchmarks/recall_tables.py {shown(table_path)}"
+    if not report.found:
+        raise UserError(f"{results} holds no run of table {table.name}: run `{command}` first")
+    figures = draw(report, out / "figures")
+    write_text(out / f"{table.name}.json", as_json(report, command))
+    notes = out / f"{table.name}.notes.md"
+    prose = notes.read_text(encoding="utf-8").strip() if notes.is_file() else ""
+    page = out / f"{table.name}.md"
+    write_text(page, as_page(report, command, prose, figures))
+    return page
+
+
+def shown(path: Path) -> str:
+    """A path as people type it: from the root of the checkout, where it lies inside."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+# The JSON file
+
+
+def as_json(report: Report, command: str) -> str:
+    """The numbers of the chosen rates, a row on a line, after what is needed to read them."""
+    table = report.table
+    head = {
+        "table": table.name,
+        "command": command,
+        "runs": {"planned": report.planned, "found": len(report.found)},
+        **origin(report),
+        "training": table.training.model_dump(mode="json", exclude={"learning_rate"}),
+        "mean_of": report.mean_of,
+        "own_questions": table.own_questions,
+        "chance": {task: report.chance(task) for task in report.tasks},
+        "ceiling": {task: task_of(task).ceiling for task in report.tasks},
+        "published": table.published and table.published.model_dump(mode="json"),
+        "arms": {arm.name: _arm_json(report, arm) for arm in report.arms},
+    }
+    rows = [
+        json.dumps(row_json(report, arm, result, row), allow_nan=False)
+        for arm in report.arms
+        for result in arm.chosen
+        for row in result["rows"]
+    ]
+    text = json.dumps(head, indent=2, allow_nan=False)
+    return text.removesuffix("\n}") + ',\n  "rows": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"
+
+
+def _arm_json(report: Report, arm: ArmReport) -> dict[str, Any]:
+    rates = {f"{rate:g}": {str(seed): share for seed, share in scores.items()} for rate, scores in arm.scores.items()}
+    return {
+        "preset": report.table.arms[arm.name].preset,
+        "model": report.table.arms[arm.name].model,
+        "training": report.table.arms[arm.name].training,
+        "parameters": arm.chosen[0]["parameters"] if arm.chosen else None,
+        "learning_rate": arm.rate,
+        "mean_by_rate_and_seed": rates,
+        "missing": [{"learning_rate": run.training.learning_rate, "seed": run.seed} for run in arm.missing],
+        "diverged": [{"learning_rate": run["learning_rate"], "seed": run["seed"]} for run in arm.diverged],
+    }
+
+
+def row_json(report: Report, arm: ArmReport, result: Result, row: Row) -> Row:
+    """One cell of one run, with its interval."""
+    score = accuracy(row["correct"], row["queries"], chance=report.chance(row["task"]))
+    return {
+        "arm": arm.name,
+        **{key: row[key] for key in ("task", "label", "pairs", "length", "options")},
+        "seed": result["seed"],
+        **{key: score[key] for key in ("queries", "correct", "low", "high")},
+    }
+
+
+def origin(report: Report) -> dict[str, list[str]]:
+    """What the runs were made on, when and by which code."""
+    keys = {"hardware": "hardware", "torch": "torch", "dates": "date", "commits": "commit"}
+    return {name: sorted({result[key] for result in report.found.values()}) for name, key in keys.items()}
+
+
+# The page
+
+
+def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -> str:
+    """The whole report in Markdown."""
+    table, names = report.table, report.tasks
+    made = origin(report)
+    training = table.training
+    parts = [f"# Recall table: {table.name}", table.description, prose]
+    parts.append(
+        f"{len(report.found)} of {report.planned} runs, on {', '.join(made['hardware'])}, torch {', '.join(made['torch'])}, "
+        f"{' and '.join(dict.fromkeys((made['dates'][0], made['dates'][-1])))}, commit {', '.join(made['commits'])}. "
+        f"Every cell: [{table.name}.json]({table.name}.json). This page is made by `benchmarks/recall_report.py`; "
+        f"prose belongs into `{table.name}.notes.md`. It all again:\n\n    {command}"
+    )
+    parts.append(
+        f"Trained for {training.steps:,} steps of {training.batch_sequences} sequences of "
+        f"{' or '.join(map(str, training.lengths))} tokens on {' and '.join(training.tasks)}, unless the arm says otherwise. "
+        + (
+            ""
+            if len(table.learning_rates) == 1
+            else "An arm's learning rate is the best on the very answers shown here. "
+        )
+        + (
+            "Each seed is asked sequences of its own."
+            if table.own_questions
+            else "All seeds are asked the same sequences."
+        )
+    )
+    if gone := incomplete(report):
+        parts.append("**Not complete.** " + " ".join(gone))
+    parts += [_tasks(report), _intervals(report), _published_cells(report)]
+    parts += ["\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)]
+    if LENGTH_TASK in names:
+        parts.append(_lengths(report))
+    parts += [_labels(report), _rates(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def incomplete(report: Report) -> list[str]:
+    """Sentences about runs that are missing, diverged or of another version of the table."""
+    lines = []
+    for arm in report.arms:
+        if arm.missing and not arm.chosen:
+            lines.append(f"{arm.name}: no run is there.")
+        elif arm.missing:
+            lines.append(f"{arm.name}: missing {_at((run.training.learning_rate, run.seed) for run in arm.missing)}.")
+        if arm.diverged:
+            lines.append(f"{arm.name}: diverged {_at((run['learning_rate'], run['seed']) for run in arm.diverged)}.")
+    if report.outdated:
+        lines.append(f"{report.outdated} runs of an earlier version of the table are left out.")
+    return lines
+
+
+def _at(runs: Iterable[tuple[float, int]]) -> str:
+    seeds: dict[float, list[int]] = {}
+    for rate, seed in runs:
+        seeds.setdefault(rate, []).append(seed)
+    return ", ".join(
+        f"{'seed' if len(found) == 1 else 'seeds'} {' '.join(map(str, sorted(found)))} at {rate:g}"
+        for rate, found in sorted(seeds.items())
+    )
+
+
+def _tasks(report: Report) -> str:
+    """Arms by tasks."""
+    head = ["arm", "parameters", "rate", "seeds", *report.tasks, "mean"]
+    lines = []
+    for arm in report.arms:
+        if not arm.chosen:
+            lines.append([arm.name, *["-"] * (len(head) - 1)])
+            continue
+        cells = [spread(report.task_mean(result, task) for result in arm.chosen) for task in report.tasks]
+        cells.append(spread(report.mean(result) for result in arm.chosen))
+        lines.append([arm.name, f"{arm.chosen[0]['parameters']:,}", f"{arm.rate:g}", str(len(arm.chosen)), *cells])
+    for name, means in (report.table.published.means if report.table.published else {}).items():
+        values = [f"{means[task]:.1f}" if task in means else "-" for task in report.tasks]
+        asked = [means[task] for task in report.mean_of if task in means]
+        mean = f"{fmean(asked):.1f}" if len(asked) == len(report.mean_of) else "-"
+        lines.append([f"*{name}, published*", "-", "-", "-", *values, mean])
+    chances = [percent(report.chance(task)) for task in report.tasks]
+    lines.append(["chance", "", "", "", *chances, percent(fmean(map(report.chance, report.mean_of)))])
+    ceilings = [task_of(task).ceiling for task in report.tasks]
+    if min(ceilings) < 1:
+        lines.append(["ceiling", "", "", "", *map(percent, ceilings), ""])
+    cells = len(report.table.cells)
+    text = "## Accuracy by task\n\nPercent: the mean over a task's cells, median of the seeds (lowest to highest); "
+    text += f"the mean is that of {', '.join(report.mean_of)}. "
+    if len(report.shared) < cells:
+        text += f"Means are over the {len(report.shared)} of {cells} cells that every arm is asked. "
+    if report.table.published:
+        text += f"Published: {report.table.published.source}. "
+    return f"{text.strip()}\n\n{markdown(head, lines)}"
+
+
+def _intervals(report: Report) -> str:
+    """95% Wilson intervals of each task."""
+    lines, queries = [], dict.fromkeys(report.tasks, 0)
+    for arm in report.arms:
+        cells = []
+        for task in report.tasks:
+            shared = report.pooled(
+                arm, lambda row, task=task: row["task"] == task and (row["label"], row["length"]) in report.shared
+            )
+            cells.append(interval(shared))
+            queries[task] = max(queries[task], shared["queries"] if shared else 0)
+        lines.append([arm.name, *cells])
+    lines.append(["queries, at most", *(f"{queries[task]:,}" for task in report.tasks)])
+    return "95% Wilson intervals, all answers of a task and of all seeds pooled:\n\n" + markdown(
+        ["arm", *report.tasks], lines
+    )
+
+
+def _published_cells(report: Report) -> str:
+    """Published numbers of single cells beside ours on the plain version of the task."""
+    published = report.table.published
+    if not published or not published.cells:
+        return ""
+    head = ["arm", *(f"{cell.task}, {cell.pairs} at {cell.length:,}" for cell in published.cells)]
+    lines = []
+    for arm in report.arms:
+        found = []
+        for cell in published.cells:
+            row = report.pooled(
+                arm,
+                lambda row, cell=cell: (
+                    (row["task"], row["pairs"], row["length"]) == (cell.task, cell.pairs, cell.length)
+                    and row["options"] in ({}, {"haystack": "seen"})
+                ),
+            )
+            found.append(with_interval(row))
+        lines.append([arm.name, *found])
+    for name in dict.fromkeys(name for cell in published.cells for name in cell.percent):
+        values = [f"{cell.percent[name]:.1f}" if name in cell.percent else "-" for cell in published.cells]
+        lines.append([f"*{name}, published*", *values])
+    return (
+        f"Single cells beside those of {published.source}; ours with 95% Wilson intervals, seeds pooled:\n\n"
+        + markdown(head, lines)
+    )
+
+
+def _lengths(report: Report) -> str:
+    """A table by length for every label of the task."""
+    parts = ["## NIAH by length\n\nPercent (95% Wilson interval), seeds pooled."]
+    for label in labels_of(report, LENGTH_TASK):
+        curves = report.by_length(label)
+        lengths = sorted({cell.length for cell in report.table.cells if cell.label == label})
+        queries = dict.fromkeys(lengths, 0)
+        lines = []
+        for name, rows in curves.items():
+            at = {row["length"]: row for row in rows}
+            lines.append([name, *(with_interval(at.get(length)) for length in lengths)])
+            queries |= {length: max(queries[length], row["queries"]) for length, row in at.items()}
+        lines.append(["queries, at most", *(f"{queries[length]:,}" for length in lengths)])
+        parts.append(f"{label}:\n\n" + markdown(["arm", *(f"{length:,}" for length in lengths)], lines))
+    short = [f"{name} beyond {arm.longest:,}" for name, arm in report.table.arms.items() if arm.longest]
+    if short:
+        parts.append(f"Not asked: {', '.join(short)} tokens.")
+    return "\n\n".join(parts)
+
+
+def _labels(report: Report) -> str:
+    """Every kind of question, all lengths together."""
+    arms = [arm for arm in report.arms if arm.chosen]
+    lines = []
+    for task in report.tasks:
+        for label in labels_of(report, task):
+            pools = [
+                report.pooled(
+                    arm, lambda row, at=label: row["label"] == at and (row["label"], row["length"]) in report.shared
+                )
+                for arm in arms
+            ]
+            lengths = sorted(length for at, length in report.shared if at == label)
+            reach = f"{lengths[0]:,} to {lengths[-1]:,}" if lengths else "-"
+            lines.append([label, reach, *(percent(pool["accuracy"]) if pool else "-" for pool in pools)])
+    head = ["question", "lengths", *(arm.name for arm in arms)]
+    return "## By kind of question\n\nPercent, all lengths and seeds pooled.\n\n" + markdown(head, lines)
+
+
+def _rates(report: Report) -> str:
+    """Every learning rate that was tried."""
+    rates = sorted({run.training.learning_rate for run in runs_of(report.table)})
+    lines = []
+    for arm in report.arms:
+        cells = []
+        for rate in rates:
+            scores = arm.scores.get(rate, {})
+            text = f"{percent(fmean(scores.values()))} ({len(scores)})" if scores else "-"
+            cells.append(f"**{text}**" if rate == arm.rate else text)
+        lines.append([arm.name, *cells])
+    return (
+        "## Learning rates tried\n\nMean in percent (seeds that ran); bold is what the tables above show.\n\n"
+        + markdown(["arm", *(f"{rate:g}" for rate in rates)], lines)
+    )
+
+
+def labels_of(report: Report, task: str) -> list[str]:
+    """The labels of a task's cells, in the table's order."""
+    return list(dict.fromkeys(cell.label for cell in report.table.cells if cell.name == task))
+
+
+def percent(share: float) -> str:
+    """0.971 as 97.1."""
+    return f"{100 * share:.1f}"
+
+
+def spread(shares: Iterable[float]) -> str:
+    """Median and range: `97.1 (96.5 to 98.0)`; of one value the value."""
+    shares = list(shares)
+    if np.isnan(shares).any():
+        return "-"
+    if len(shares) == 1:
+        return percent(shares[0])
+    return f"{percent(median(shares))} ({percent(min(shares))} to {percent(max(shares))})"
+
+
+def interval(row: Row | None) -> str:
+    """The 95% interval of a pooled row."""
+    return f"{percent(row['low'])} to {percent(row['high'])}" if row else "-"
+
+
+def with_interval(row: Row | None) -> str:
+    """Accuracy and interval of a pooled row."""
+    return f"{percent(row['accuracy'])} ({interval(row)})" if row else "-"
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+
+
+# The figures
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """All figures; returns their paths. Those of an earlier report that are no longer drawn are removed."""
+    name = report.table.name
+    paths = [mean_figure(report, folder / f"{name}_mean.png")]
+    if len(report.tasks) > 1:
+        paths.append(task_figure(report, folder / f"{name}_tasks.png"))
+    for label in labels_of(report, LENGTH_TASK):
+        curves = {arm: rows for arm, rows in report.by_length(label).items() if len(rows) > 1}
+        # A figure tells as many arms apart as there are markers.
+        groups = np.array_split(list(curves), -(-len(curves) // len(MARKERS))) if curves else []
+        if len(groups) > MOST_FIGURES:  # nobody compares curves across so many; the page has the numbers
+            continue
+        for number, group in enumerate(groups, 1):
+            path = folder / f"{name}_{label}{f'_{number}' if len(groups) > 1 else ''}.png"
+            paths.append(accuracy_by_length(path, {str(arm): curves[str(arm)] for arm in group}, label))
+    for old in set(folder.glob(f"{name}_*.png")) - set(paths):
+        old.unlink()
+    return paths
+
+
+def mean_figure(report: Report, path: Path) -> Path:
+    """The mean of every arm: a dot a seed, a line at the median."""
+    arms = [arm for arm in report.arms if arm.chosen]
+    with figure(path, f"Mean accuracy: {report.table.name}", "accuracy", "", height=1.2 + 0.3 * len(arms)) as axes:
+        for place, arm in enumerate(arms):
+            means = [report.mean(result) for result in arm.chosen]
+            axes.plot(means, [place] * len(means), "o", color=PALETTE[0], alpha=0.6)
+            axes.plot([median(means)] * 2, [place - 0.3, place + 0.3], color=PALETTE[0])
+        chance = fmean(map(report.chance, report.mean_of))
+        axes.axvline(chance, color=BASELINE, linestyle="--", linewidth=1.2, label=f"chance {chance:.1%}")
+        axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
+        axes.set(xlim=(-0.02, 1.03), ylim=(len(arms) - 0.5, -0.5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return path
+
+
+def task_figure(report: Report, path: Path) -> Path:
+    """Heat map of arms by tasks: medians over seeds, and what was published below them."""
+    arms = [arm for arm in report.arms if arm.chosen]
+    lines = {
+        arm.name: [median(report.task_mean(result, task) for result in arm.chosen) for task in report.tasks]
+        for arm in arms
+    }
+    for name, means in (report.table.published.means if report.table.published else {}).items():
+        lines[f"{name} (published)"] = [means.get(task, np.nan) / 100 for task in report.tasks]
+    values = np.array(list(lines.values()))
+    title = f"Accuracy by task: {report.table.name}"
+    with figure(path, title, "", "", height=1.3 + 0.34 * max(len(lines), 2)) as axes:
+        axes.grid(False)
+        sns.heatmap(
+            values,
+            ax=axes,
+            vmin=0,
+            vmax=1,
+            cmap="viridis",
+            annot=np.vectorize(lambda value: "" if np.isnan(value) else f"{value:.0%}")(values),
+            fmt="",
+            annot_kws={"fontsize": 9},
+            linewidths=0.6,
+            cbar=False,
+            xticklabels=report.tasks,
+            yticklabels=list(lines),
+        )
+        axes.tick_params(axis="y", rotation=0)
+        axes.tick_params(axis="x", rotation=30)
+    return path
+
+
+if __name__ == "__main__":
+    main()

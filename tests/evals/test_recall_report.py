@@ -1,0 +1,228 @@
+"""The report of a table of recall, from results made by hand: every number in it is known."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from statsmodels.stats.proportion import proportion_confint
+
+from echo_lm.evals.recall_table import load_table, runs_of
+
+ROOT = Path(__file__).parents[2]
+SEEDS, RATES = (0, 1, 2), (0.001, 0.01)
+TABLE = {
+    "name": "tiny",
+    "training": {"steps": 3, "lengths": [32], "pairs": [1]},
+    "learning_rates": list(RATES),
+    "seeds": list(SEEDS),
+    "arms": {"short": {"preset": "paper-1m-mamba2", "longest": 64}, "long": {"preset": "paper-1m-l2"}},
+    "recall": [
+        {"task": "niah", "pairs": [1], "lengths": [32, 64, 128], "queries": 100},
+        {"task": "mqar", "pairs": [2], "lengths": [32], "queries": 100},
+        {"task": "economy", "pairs": [3], "lengths": [64], "queries": 100},
+    ],
+    "mean_of": ["niah", "mqar"],
+    "published": {
+        "source": "A Paper",
+        "means": {"SSM": {"niah": 52.0, "mqar": 55.1}},
+        "cells": [{"task": "niah", "pairs": 1, "length": 64, "percent": {"SSM": 2.0}}],
+    },
+}
+# Right answers of 100 in every cell but economy's, by arm, rate and seed. The best rate of "short" has the best mean, not the best
+# seed; that of "long" the worse economy.
+RIGHT = {
+    ("short", 0.001): (90, 20, 22),
+    ("short", 0.01): (50, 60, 55),
+    ("long", 0.001): (95, 97, 99),
+    ("long", 0.01): (40, 41, 42),
+}
+ECONOMY = {0.001: 10, 0.01: 90}
+
+
+def result_of(table, run) -> dict:
+    right = RIGHT[run.arm, run.training.learning_rate][run.seed]
+    rows = []
+    for cell in table.cells:
+        if table.asks(run.arm, cell):
+            correct = ECONOMY[run.training.learning_rate] if cell.name == "economy" else right
+            if cell.length == 128:
+                correct = 1
+            rows.append(cell.described() | {"queries": 100, "correct": correct, "open_correct": 0})
+    return {
+        "id": run.id,
+        "arm": run.arm,
+        "seed": run.seed,
+        "learning_rate": run.training.learning_rate,
+        "parameters": 123_456,
+        "final_loss": 0.1,
+        "losses": [0.1],
+        "diverged": False,
+        "rows": rows,
+        "hardware": "Some GPU",
+        "torch": "2.0",
+        "date": f"2026-01-0{run.seed + 1}",
+        "commit": "abc1234",
+    }
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TABLE))
+    return path
+
+
+@pytest.fixture
+def report(table, tmp_path, monkeypatch):
+    """Write results that `change` was let at, in two files as two processes leave them; returns the page and the JSON."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    write_report = importlib.import_module("recall_report").write_report
+
+    def write(change=lambda results: results):
+        loaded = load_table(table)
+        results = change([result_of(loaded, run) for run in runs_of(loaded)])
+        raw = tmp_path / "raw"
+        raw.mkdir(exist_ok=True)
+        for part in (0, 1):
+            content = {"table": "tiny", "runs": results[part::2]}
+            (raw / f"tiny.{part}-of-2.json").write_text(json.dumps(content))
+        page = write_report(table, raw, tmp_path / "out")
+        return page.read_text(), json.loads((tmp_path / "out" / "tiny.json").read_text())
+
+    return write
+
+
+def line(page: str, section: str, start: str) -> list[str]:
+    """The cells of the first line of a table after `section` that begins with `start`."""
+    found = next(row for row in page[page.index(section) :].splitlines() if row.startswith(f"| {start} |"))
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_the_best_mean_chooses_the_rate_and_medians_have_ranges(report):
+    page, content = report()
+    # The cell at 128 tokens, which "short" is not asked, is in nobody's mean; economy is shown and chooses nothing.
+    assert line(page, "## Accuracy by task", "short") == [
+        "short", "123,456", "0.01", "3", "55.0 (50.0 to 60.0)", "55.0 (50.0 to 60.0)", "90.0 (90.0 to 90.0)", "55.0 (50.0 to 60.0)"
+    ]  # fmt: skip
+    assert line(page, "## Accuracy by task", "long")[2:] == [
+        "0.001", "3", "97.0 (95.0 to 99.0)", "97.0 (95.0 to 99.0)", "10.0 (10.0 to 10.0)", "97.0 (95.0 to 99.0)"
+    ]  # fmt: skip
+    assert "Means are over the 4 of 5 cells that every arm is asked." in page
+    assert line(page, "## Learning rates tried", "short") == ["short", "44.0 (3)", "**55.0 (3)**"]
+    assert content["arms"]["short"]["learning_rate"] == 0.01
+    assert content["arms"]["long"]["mean_by_rate_and_seed"]["0.01"] == {"0": 0.40, "1": 0.41, "2": 0.42}
+    assert "Not complete" not in page
+
+
+def test_intervals_are_wilsons_of_all_seeds(report):
+    page, content = report()
+    low, high = proportion_confint(97 * 3, 300, method="wilson")
+    assert line(page, "niah-1:\n", "long")[2] == f"97.0 ({100 * low:.1f} to {100 * high:.1f})"
+    assert line(page, "niah-1:\n", "queries, at most")[1:] == ["300", "300", "300"]
+    assert line(page, "niah-1:\n", "short")[3] == "-"
+    assert "Not asked: short beyond 64 tokens." in page
+    row = next(row for row in content["rows"] if (row["arm"], row["seed"], row["length"]) == ("long", 1, 64))
+    low, high = proportion_confint(97, 100, method="wilson")
+    assert row == {
+        "arm": "long", "task": "niah", "label": "niah-1", "pairs": 1, "length": 64, "options": {}, "seed": 1, "queries": 100,
+        "correct": 97, "low": pytest.approx(low), "high": pytest.approx(high),
+    }  # fmt: skip
+    assert len(content["rows"]) == 3 * (4 + 5)
+
+
+def test_published_numbers_and_chance_stand_beside_ours(report):
+    page, content = report()
+    assert line(page, "## Accuracy by task", "*SSM, published*")[4:] == ["52.0", "55.1", "-", "53.5"]
+    assert line(page, "## Accuracy by task", "chance")[4:] == ["3.1", "3.1", "12.5", "3.1"]
+    single = page[page.index("Single cells beside those of A Paper") :]
+    assert line(single, "| arm | niah, 1 at 64 |", "long")[1].startswith("97.0 (")
+    assert line(single, "| arm | niah, 1 at 64 |", "*SSM, published*")[1] == "2.0"
+    assert content["published"]["source"] == "A Paper"
+    assert content["chance"]["economy"] == 1 / 8
+
+
+def test_where_and_when_it_ran_and_how_to_run_it_again(report, tmp_path):
+    page, content = report()
+    assert "All seeds are asked the same sequences." in page
+    assert "12 of 12 runs, on Some GPU, torch 2.0, 2026-01-01 and 2026-01-03, commit abc1234." in page
+    assert "\n    python benchmarks/recall_tables.py tiny.yaml" in page
+    assert content["hardware"] == ["Some GPU"]
+    assert str(tmp_path) not in page + json.dumps(content)
+
+
+def test_missing_runs_are_said_and_do_not_decide(report):
+    def interrupted(results):
+        return [run for run in results if run["arm"] == "long" and (run["learning_rate"], run["seed"]) != (0.001, 2)]
+
+    page, content = report(interrupted)
+    assert "long: missing seed 2 at 0.001." in page
+    assert "short: no run is there." in page
+    assert line(page, "## Accuracy by task", "short") == ["short", *"-------"]
+    assert line(page, "## Accuracy by task", "long")[3:5] == ["2", "96.0 (95.0 to 97.0)"]
+    assert content["runs"] == {"planned": 12, "found": 5}
+    assert content["arms"]["short"]["learning_rate"] is None
+
+
+def test_runs_that_diverged_count_and_are_said(report):
+    def diverge(results):
+        for run in results:
+            if (run["arm"], run["learning_rate"], run["seed"]) == ("long", 0.001, 1):
+                run["diverged"], run["final_loss"] = True, None
+                for row in run["rows"]:
+                    row["correct"] = 0
+        return results
+
+    page, content = report(diverge)
+    assert "long: diverged seed 1 at 0.001." in page
+    assert line(page, "## Accuracy by task", "long")[4] == "95.0 (0.0 to 99.0)"
+    assert content["arms"]["long"]["diverged"] == [{"learning_rate": 0.001, "seed": 1}]
+
+
+def test_results_of_another_version_of_the_table_are_left_out(report):
+    def stale(results):
+        return [*results, results[-1] | {"id": "0" * 16}]
+
+    page, _ = report(stale)
+    assert "1 runs of an earlier version of the table are left out." in page
+    assert "12 of 12 runs" in page
+
+
+def test_prose_and_bytes_survive_and_old_figures_do_not(report, tmp_path):
+    out = tmp_path / "out"
+    page, _ = report()
+    figures = {path.name: path.read_bytes() for path in (out / "figures").iterdir()}
+    assert set(figures) == {"tiny_mean.png", "tiny_tasks.png", "tiny_niah-1.png"}
+    assert all(f"](figures/{name})" in page for name in figures)
+    (out / "tiny.notes.md").write_text("What people found.\n")
+    (out / "figures" / "tiny_niah-9.png").write_bytes(b"old")
+    (out / "figures" / "tiny-more_mean.png").write_bytes(b"of another table")
+    again, _ = report()
+    assert "\n\nWhat people found.\n\n" in again
+    assert again.replace("What people found.\n\n", "") == page
+    assert (out / "tiny.notes.md").read_text() == "What people found.\n"
+    kept = {path.name: path.read_bytes() for path in (out / "figures").iterdir()}
+    assert kept == figures | {"tiny-more_mean.png": b"of another table"}
+
+
+def test_more_arms_than_markers_take_several_figures(table, report, tmp_path):
+    arms = {f"arm-{i}": {"preset": "paper-1m-mamba2", "training": {"weight_decay": i / 10}} for i in range(10)}
+    table.write_text(yaml.safe_dump(TABLE | {"arms": arms}))
+    RIGHT.update({(name, rate): (50, 50, 50) for name in arms for rate in RATES})
+    report()
+    drawn = {path.name for path in (tmp_path / "out" / "figures").glob("*niah*")}
+    assert drawn == {"tiny_niah-1_1.png", "tiny_niah-1_2.png"}
+
+
+def test_nothing_to_report_gives_one_line_and_code_2(table, tmp_path):
+    told = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "recall_report.py", table, "--results", tmp_path, "--out", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 2
+    assert len(told.stderr.splitlines()) == 1
+    assert "holds no run of table tiny: run `python benchmarks/recall_tables.py" in told.stderr
