@@ -104,7 +104,8 @@ def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tenso
     mask = part(micro.loss_mask)
     at = torch.from_numpy(np.flatnonzero(mask.numpy())).to(device, non_blocking=True)
     tokens, labels, weights, rows = (
-        tensor.to(device, non_blocking=True) for tensor in (part(micro.tokens), part(micro.labels), mask, micro.is_recall)
+        tensor.to(device, non_blocking=True)
+        for tensor in (part(micro.tokens), part(micro.labels), mask, micro.is_recall)
     )
     labels, weights = labels.flatten()[at], weights.flatten()[at]
     loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=z_loss)
