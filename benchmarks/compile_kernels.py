@@ -184,7 +184,8 @@ def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documen
             taps = torch.zeros(channels, mamba.d_conv, dtype=projected.dtype, requires_grad=backward)
             bias = torch.zeros(channels, dtype=projected.dtype, requires_grad=backward)
             ids = starts.cumsum(1).to(torch.int32) if documents else None
-            z = convolve(projected[..., inner : inner + channels], taps, bias, ids, not segment)
+            parts = (channels, 0, 0) if segment else (inner, *2 * (mamba.ngroups * mamba.d_state,))
+            z = convolve(projected[..., inner : inner + channels], taps, bias, ids, not segment, parts)
             dt = torch.ones(batch, length, heads, requires_grad=backward)
             a, d = (torch.ones(heads, dtype=kind) for kind in (torch.float32, getattr(torch, dtype)))
             state = (
@@ -202,7 +203,7 @@ def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documen
                 seq_idx=ids,
                 return_final_states=True,
             )
-            y = y.sum() + z.sum()
+            y = y.sum() + sum(part.sum() for part in z)
     if backward:
         y.sum().backward()
 

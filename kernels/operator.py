@@ -13,7 +13,13 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def register(
-    name: str, function: Callable, fake: Callable, save: Callable | None = None, differentiate: Callable | None = None
+    name: str,
+    function: Callable,
+    fake: Callable,
+    save: Callable | None = None,
+    differentiate: Callable | None = None,
+    *,
+    any_layout: bool = False,
 ) -> Callable:
     """Make `torch.ops.echo_lm.<name>` of a function that mutates nothing, and return it.
 
@@ -22,8 +28,10 @@ def register(
         fake: the same outputs without their values, for tracing.
         save: `(ctx, inputs, output)`, as `setup_context` of an autograd.Function.
         differentiate: `(ctx, *gradients)`, its backward; None for an operator without gradients.
+        any_layout: the function takes tensors however they lie, so that a compiler need not copy them.
     """
-    _library.define(name + torch.library.infer_schema(function, mutates_args=()))
+    tags = [torch.Tag.flexible_layout] if any_layout else []
+    _library.define(name + torch.library.infer_schema(function, mutates_args=()), tags=tags)
     _library.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default

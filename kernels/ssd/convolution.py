@@ -20,8 +20,9 @@ def causal_convolution(
     state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     silu: bool = False,
+    parts: tuple[int, int, int] | None = None,
     backend: Backend = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, ...]:
     """y_t = bias + sum_i weight[:, i] x_{t - (W - 1) + i}, zero before the document's first token.
 
     Args:
@@ -29,10 +30,11 @@ def causal_convolution(
         state: `[B, W - 1, C]`, the inputs before the row's first token (zeros: the row starts a document).
         cu_seqlens: `[documents + 1]`, see `kernels/documents.py`.
         silu: return y * sigmoid(y) instead.
+        parts: return the channels in three tensors of these widths.
         backend: "torch", or "triton" (CUDA only, W = 4, no `state`); "auto" takes the faster that runs here.
 
     Returns:
-        `[B, T, C]`.
+        `[B, T, C]`, or its parts.
 
     Raises:
         ValueError: a shape is wrong, or the backend does not run here.
@@ -50,7 +52,8 @@ def causal_convolution(
     starts = inner_borders(cu_seqlens, batch, length, x.device)
     if fused and backend != "torch":
         ids = None if starts is None else document_ids(starts).to(torch.int32)
-        return convolve(x, weight, bias, ids, silu)
+        found = convolve(x, weight, bias, ids, silu, parts or (channels, 0, 0))
+        return found if parts else found[0]
     if state is None:
         state = x.new_zeros(batch, taps - 1, channels)
     padded = torch.cat((state.to(x.dtype), x), 1)
@@ -65,4 +68,5 @@ def causal_convolution(
             same = ids[:, first : first + length] == ids[:, taps - 1 :]
             shifted = shifted * same[..., None]
         y = torch.addcmul(y, shifted, weight[:, -1 - lag])
-    return F.silu(y) if silu else y
+    y = F.silu(y) if silu else y
+    return y.split(parts, -1) if parts else y

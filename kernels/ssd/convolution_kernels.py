@@ -30,6 +30,23 @@ def _load(p_x, i_b, t, c, T, C, stride):
 
 
 @triton.jit
+def _load_parts(p_x, p_b, p_c, i_b, t, c, T, C: tl.constexpr, X: tl.constexpr, N: tl.constexpr):
+    """`_load` of channels that lie in three tensors, X, N and C - X - N wide."""
+    x = _load(p_x, i_b, t, c, T, X, X)
+    if X < C:
+        x += _load(p_b, i_b, t, tl.where(c >= X, c - X, C), T, N, N)
+        x += _load(p_c, i_b, t, tl.where(c >= X + N, c - X - N, C), T, C - X - N, C - X - N)
+    return x
+
+
+@triton.jit
+def _store(p_y, y, t, c, inside, C):
+    """Rows t of y into `[tokens, C]`, the channels that it has."""
+    inside = inside[:, None] & ((c >= 0) & (c < C))[None, :]
+    tl.store(p_y + t[:, None] * C + c[None, :], y.to(p_y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _load_ids(p_ids, i_b, t, T):
     return tl.load(p_ids + i_b * T + t, mask=(t >= 0) & (t < T), other=-1)
 
@@ -54,11 +71,15 @@ def convolve_forward(
     p_w,  # [C, 4]
     p_b,  # [C], or anything unless BIAS
     p_ids,  # [B, T] int32, DOCUMENTS only
-    p_y,  # [B, T, C], out
+    p_y,  # [B, T, X], out
+    p_yb,  # [B, T, N], out
+    p_yc,  # [B, T, C - X - N], out
     T,
     pieces,
     C: tl.constexpr,
     STRIDE: tl.constexpr,
+    X: tl.constexpr,
+    N: tl.constexpr,
     PIECE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -84,8 +105,10 @@ def convolve_forward(
             y = bias + w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
         if SILU:
             y = y * tl.sigmoid(y)
-        inside = (t < T)[:, None] & (c < C)[None, :]
-        tl.store(p_y + (i_b * T + t)[:, None] * C + c[None, :], y.to(p_y.dtype.element_ty), mask=inside)
+        _store(p_y, y, i_b * T + t, c, t < T, X)
+        if X < C:
+            _store(p_yb, y, i_b * T + t, c - X, t < T, N)
+            _store(p_yc, y, i_b * T + t, c - X - N, t < T, C - X - N)
         x3 = x2
         x2 = x1
         x1 = x0
@@ -97,13 +120,17 @@ def convolve_backward(
     p_w,  # [C, 4]
     p_b,  # [C], or anything unless BIAS
     p_ids,  # [B, T] int32, DOCUMENTS only
-    p_dy,  # [B, T, C]
+    p_dy,  # [B, T, X]
+    p_dyb,  # [B, T, N]
+    p_dyc,  # [B, T, C - X - N]
     p_dx,  # [B, T, C], out
     p_dtaps,  # [programs, 5, C] fp32, out: of weights, that of token t first, and of the bias
     T,
     pieces,
     C: tl.constexpr,
     STRIDE: tl.constexpr,
+    X: tl.constexpr,
+    N: tl.constexpr,
     PIECE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -123,7 +150,7 @@ def convolve_backward(
     for i in range(PIECE + 3):
         t = first + i
         x0 = _load(p_x, i_b, t, c, T, C, STRIDE)
-        d0 = _load(p_dy, i_b, t, c, T, C, C)
+        d0 = _load_parts(p_dy, p_dyb, p_dyc, i_b, t, c, T, C, X, N)
         z1, z2, z3 = x1, x2, x3
         if DOCUMENTS:
             own = _load_ids(p_ids, i_b, t, T)
@@ -149,8 +176,7 @@ def convolve_backward(
             dx = w0 * d3 + w1 * (d2 * s1) + w2 * (d1 * s2) + w3 * (d0 * s3)
         else:
             dx = w0 * d3 + w1 * d2 + w2 * d1 + w3 * d0
-        inside = ((s >= first) & (s < T))[:, None] & (c < C)[None, :]
-        tl.store(p_dx + (i_b * T + s)[:, None] * C + c[None, :], dx.to(p_dx.dtype.element_ty), mask=inside)
+        _store(p_dx, dx, i_b * T + s, c, (s >= first) & (s < T), C)
         x3 = x2
         x2 = x1
         x1 = x0
@@ -167,61 +193,75 @@ def convolve_backward(
 
 
 @functools.cache
-def _launchers(device: int | None, dtypes: tuple, channels: int, stride: int, bias: bool, silu: bool, documents: bool):
-    sizes = dict(C=channels, STRIDE=stride, PIECE=PIECE, ROWS=ROWS, COLUMNS=COLUMNS)
+def _launchers(
+    device: int | None, dtypes: tuple, channels: int, stride: int, parts: tuple, bias: bool, silu: bool, documents: bool
+):
+    sizes = dict(C=channels, STRIDE=stride, X=parts[0], N=parts[1], PIECE=PIECE, ROWS=ROWS, COLUMNS=COLUMNS)
     options = dict(BIAS=bias, SILU=silu, DOCUMENTS=documents, num_warps=4)
     return [Launcher(kernel, **sizes, **options) for kernel in (convolve_forward, convolve_backward)]
 
 
-def _launch(
-    which: int, x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool, *others: Tensor
-):
+def _launch(which: int, inputs: tuple, others: list[Tensor]) -> None:
+    x, weight, bias, ids, silu, parts = inputs
+    # Channels side by side and tokens evenly spaced: a slice of wider rows will do.
+    if x.stride(2) != 1 or (len(x) > 1 and x.stride(0) != x.shape[1] * x.stride(1)):
+        x = x.contiguous()
     batch, length, channels = x.shape
     pieces = batch * triton.cdiv(length, PIECE)
-    kind = (x.dtype, weight.dtype), channels, x.stride(1), bias is not None, silu, ids is not None
+    kind = (x.dtype, weight.dtype), channels, x.stride(1), tuple(parts), bias is not None, silu, ids is not None
     grid = triton.cdiv(pieces, ROWS), triton.cdiv(channels, COLUMNS)
+    tensors = (None if t is None else t.contiguous() for t in (weight, bias, ids, *others))
     with torch.cuda.device_of(x):
-        _launchers(x.device.index, *kind)[which](grid, x, weight, bias, ids, *others, length, pieces)
+        _launchers(x.device.index, *kind)[which](grid, x, *tensors, length, pieces)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x with neighbouring channels and evenly spaced tokens: a slice of wider rows will do."""
-    even = x.stride(2) == 1 and (len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1))
-    return x if even else x.contiguous()
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool, parts: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _outputs(x, weight, bias, ids, silu, parts)
+    _launch(0, (x, weight, bias, ids, silu, parts), outputs)
+    return outputs
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool) -> Tensor:
-    y = x.new_empty(x.shape)
-    _launch(0, _rows(x), weight.contiguous(), bias, ids, silu, y)
-    return y
+def _outputs(x, weight, bias, ids, silu, parts):
+    return tuple(x.new_empty(*x.shape[:2], part) for part in parts)
 
 
 def _backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool
+    dy: Tensor,
+    db: Tensor,
+    dc: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor | None,
+    silu: bool,
+    parts: list[int],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and, by program, of the weights and the bias, `[programs, 5, C]` fp32."""
-    dx, dtaps = _gradients(dy, x, weight, bias, ids, silu)
-    _launch(1, _rows(x), weight.contiguous(), bias, ids, silu, dy.contiguous(), dx, dtaps)
+    dx, dtaps = _gradients(dy, db, dc, x)
+    _launch(1, (x, weight, bias, ids, silu, parts), (dy, db, dc, dx, dtaps))
     return dx, dtaps
 
 
-def _gradients(dy, x, weight, bias, ids, silu):
+def _gradients(dy, db, dc, x, *_):
     programs = triton.cdiv(x.shape[0] * triton.cdiv(x.shape[1], PIECE), ROWS)
     return x.new_empty(x.shape), x.new_empty(programs, 5, x.shape[2], dtype=torch.float32)
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.silu = inputs
+    *tensors, silu, parts = inputs
     ctx.save_for_backward(*tensors)
+    ctx.options = silu, parts
 
 
-def _differentiate(ctx, dy):
+def _differentiate(ctx, *gradients):
     x, weight, bias, ids = ctx.saved_tensors
-    dx, dtaps = torch.ops.echo_lm.convolve_backward(dy, x, weight, bias, ids, ctx.silu)
+    dx, dtaps = torch.ops.echo_lm.convolve_backward(*gradients, x, weight, bias, ids, *ctx.options)
     dtaps = dtaps.sum(0)
     dweight = dtaps[:4].flip(0).T.to(weight.dtype)
-    return dx, dweight, None if bias is None else dtaps[4].to(bias.dtype), None, None
+    return dx, dweight, None if bias is None else dtaps[4].to(bias.dtype), None, None, None
 
 
-register("convolve_backward", _backward, _gradients)
-convolve = register("convolve", _forward, lambda x, *_: x.new_empty(x.shape), _save, _differentiate)
+register("convolve_backward", _backward, _gradients, any_layout=True)
+convolve = register("convolve", _forward, _outputs, _save, _differentiate, any_layout=True)

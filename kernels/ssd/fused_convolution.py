@@ -23,8 +23,10 @@ def is_fused(x: Tensor, weight: Tensor) -> bool:
     return known and AVAILABLE and (x.is_cuda or INTERPRET)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool) -> Tensor:
-    """`causal_convolution` with `ids`, int32 `[B, T]`, the number of each token's document in its row, or None."""
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool, parts: tuple[int, int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`causal_convolution`, its channels in three tensors; `ids`, int32 `[B, T]`, number each row's documents, or None."""
     from .convolution_kernels import convolve  # triton is not there on every machine
 
-    return convolve(x, weight, bias, ids, silu)
+    return convolve(x, weight, bias, ids, silu, list(parts))

@@ -1,7 +1,7 @@
 """The Mamba-2 mixer (arXiv 2405.21060), with the parameters of `mamba_ssm.Mamba2`: weights pass unchanged."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +53,10 @@ class Mamba2(nn.Module):
         steps, a, state = self._step_sizes(dt), self._a(), None
         if context is not None:
             cu_seqlens = context.local_cu_seqlens(*x.shape[:2], x.device)
-        shared = context is not None and context.world > 1
-        convolved = self._convolve(inputs, cu_seqlens=cu_seqlens, silu=not shared)
-        if shared:
+        if context is None or context.world == 1:
+            parts = self._convolve(inputs, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)
+        else:
+            convolved = self._convolve(inputs, cu_seqlens=cu_seqlens)
             overlap, state = enter_segment(
                 convolved,
                 inputs,
@@ -67,8 +68,9 @@ class Mamba2(nn.Module):
                 context=context,
             )
             taps = overlap.shape[1]
-            convolved = F.silu(torch.cat((convolved[:, :taps] + overlap, convolved[:, taps:]), 1))
-        values, b, c = self._split(convolved)
+            convolved = torch.cat((convolved[:, :taps] + overlap, convolved[:, taps:]), 1)
+            parts = F.silu(convolved).split(self._parts, -1)
+        values, b, c = self._heads(parts)
         y = ssd_scan(values, steps, a, b, c, d=self.D, state=state, cu_seqlens=cu_seqlens)
         return self._read_out(y, z)
 
@@ -81,7 +83,7 @@ class Mamba2(nn.Module):
     def extend(self, x: Tensor, cache: Mamba2Cache, real: Tensor) -> tuple[Tensor, Mamba2Cache]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
         z, inputs, dt = self._project(x)
-        values, b, c = self._split(self._convolve(inputs, state=cache.conv, silu=True))
+        values, b, c = self._heads(self._convolve(inputs, state=cache.conv, silu=True, parts=self._parts))
         steps = self._step_sizes(dt) * real[..., None]
         y, ssm = ssd_scan(values, steps, self._a(), b, c, d=self.D, state=cache.ssm, return_state=True)
         taps = self.config.d_conv - 1
@@ -95,7 +97,7 @@ class Mamba2(nn.Module):
         z, inputs, dt = self._project(x)
         seen = torch.cat((cache.conv, inputs[:, None]), 1)
         convolved = F.silu((seen * self.conv1d.weight.squeeze(1).T).sum(1) + self.conv1d.bias)
-        values, b, c = self._split(convolved)
+        values, b, c = self._heads(convolved.split(self._parts, -1))
         share = self.num_heads // self.config.ngroups
         b, c, wide = (at_least_fp32(t) for t in (b.repeat_interleave(share, 1), c.repeat_interleave(share, 1), values))
         ssm = ssd_update(cache.ssm, wide, self._step_sizes(dt), self._a(), b)
@@ -111,16 +113,21 @@ class Mamba2(nn.Module):
         sizes = self.d_inner, self.d_conv_channels, self.num_heads, len(weight) - len(self.in_proj.weight)
         return F.linear(x, weight).split(sizes, -1)[:3]
 
-    def _convolve(self, inputs: Tensor, **options: Tensor | bool | None) -> Tensor:
+    def _convolve(self, inputs: Tensor, **options: Any) -> Any:
         return causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, **options)
 
     def _read_out(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.norm(y.flatten(-2), z))
 
-    def _split(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Convolved channels to values `[..., H, P]`, b and c `[..., G, N]`."""
+    @property
+    def _parts(self) -> tuple[int, int, int]:
+        """Channels of values, b and c."""
         state = self.config.ngroups * self.config.d_state
-        values, b, c = inputs.split((self.d_inner, state, state), -1)
+        return self.d_inner, state, state
+
+    def _heads(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Values `[..., H, P]`, b and c `[..., G, N]`."""
+        values, b, c = parts
         groups = (self.config.ngroups, self.config.d_state)
         return values.unflatten(-1, (self.num_heads, -1)), b.unflatten(-1, groups), c.unflatten(-1, groups)
 

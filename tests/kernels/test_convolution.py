@@ -10,7 +10,7 @@ import torch
 from echo_lm.kernels.ssd import causal_convolution
 
 
-def results(backend, dtype, *, length, channels, bias, silu, borders, device="cpu"):
+def results(backend, dtype, *, length, channels, bias, silu, borders, parts=None, device="cpu"):
     """Output and gradients of a strided x, of weight and of bias, drawn in float64."""
     generator = torch.Generator().manual_seed(length)
 
@@ -38,8 +38,10 @@ def results(backend, dtype, *, length, channels, bias, silu, borders, device="cp
         b if bias else None,
         cu_seqlens=cu_seqlens.to(device) if borders else None,
         silu=silu,
+        parts=parts,
         backend=backend,
     )
+    y = torch.cat(y, -1) if parts else y
     return [y, *torch.autograd.grad(y, leaves, dy)]
 
 
@@ -47,6 +49,8 @@ def check(dtype, bound, device="cpu", sizes=((1, 3), (2, 8), (63, 5), (70, 130))
     for length, channels in sizes:
         for silu, borders, bias in ((True, False, True), (False, True, True), (True, True, False)):
             case = dict(length=length, channels=channels, bias=bias, silu=silu, borders=borders, device=device)
+            if silu and channels > 3:
+                case["parts"] = channels - 3, 2, 1
             wanted = results("torch", dtype, **case)
             for name, a, b in zip(
                 ("y", "dx", "dweight", "dbias"), results("triton", dtype, **case), wanted, strict=False
@@ -55,11 +59,14 @@ def check(dtype, bound, device="cpu", sizes=((1, 3), (2, 8), (63, 5), (70, 130))
                 assert error <= bound, (case, name, error)
 
 
+def interpreted():
+    """For a process of its own: the interpreter is chosen when a kernel is defined."""
+    return dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.path.dirname(__file__))
+
+
 def test_the_kernels_under_the_interpreter_equal_pytorch():
-    # A process of its own: the interpreter is chosen when a kernel is defined.
     code = "import torch, test_convolution; torch.set_num_threads(1); test_convolution.check(torch.float32, 1e-6)"
-    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run([sys.executable, "-c", code], env=interpreted(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -78,3 +85,15 @@ def test_what_the_kernels_do_not_take_is_said():
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_the_kernels_on_a_gpu_equal_pytorch(dtype, bound):
     check(dtype, bound, "cuda", ((1, 3), (63, 5), (70, 130), (500, 1024)))
+
+
+def test_the_operator_is_fit_for_torch_compile():
+    code = """
+import torch
+from torch.library import opcheck
+import echo_lm.kernels.ssd.convolution_kernels
+x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 9, 8), (8, 4), (8,)))
+opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, True, [5, 2, 1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=interpreted(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
