@@ -44,7 +44,7 @@ BORDERS = {
 
 def make_model(name, dtype):
     """A small model of that stack with every weight random. No two positions of a batch hold the same token and the
-    head is untied: a row of the embedding's gradient is the gradient of one input. In single precision the ridge is 1:
+    head is untied: a row of the embedding's gradient is the gradient of one input. Below float64 the ridge is 1:
     a small one magnifies rounding, on whole rows too (there up to 3e-3 in these gradients), and would hide what is sent.
     """
     values = dict(
@@ -57,7 +57,7 @@ def make_model(name, dtype):
         allow_edge_ska=True,
     )
     values.update(STACKS[name])
-    if dtype == torch.float32 and "ska" in values:
+    if dtype != torch.float64 and "ska" in values:
         values["ska"] = dict(values["ska"], ridge=1.0)
     model = build_model(ModelConfig.from_dict(values, where=name)).to(dtype)
     generator = torch.Generator().manual_seed(1)
@@ -86,9 +86,9 @@ def context_of(group, borders):
     return SequenceContext(group, dist.get_rank(group), dist.get_world_size(group), offsets(borders))
 
 
-def on_whole_rows(name, borders, dtype, at=None):
-    """Logits and gradients without a context."""
-    model = make_model(name, dtype)
+def on_whole_rows(name, borders, dtype, at=None, weights_in=None):
+    """Logits and gradients without a context; of weights that are rounded to another precision first."""
+    model = make_model(name, weights_in or dtype).to(dtype)
     tokens, weights = batch()
     logits = model(tokens, cu_seqlens=offsets(borders), at=at)
     (logits * (weights if at is None else weights[at]).to(dtype)).sum().backward()
@@ -106,7 +106,7 @@ def on_segments(name, borders, dtype, group, at=None):
     logits = model(tokens, context=context, at=at)
     (logits * weights.to(dtype)).sum().backward()
     logits = logits.detach().cpu()
-    gradients = [weight.grad.cpu() for weight in model.parameters()]
+    gradients = [weight.grad.cpu().to(torch.promote_types(dtype, torch.float32)) for weight in model.parameters()]
     for gradient in gradients:
         dist.all_reduce(gradient, group=group)
     if at is not None:
@@ -147,12 +147,23 @@ def parity(groups, report):
             ]
 
 
+def joined(tensors):
+    """Logits, and gradients as one vector."""
+    return tensors and [tensors[0], torch.cat([gradient.flatten() for gradient in tensors[1:]])]
+
+
+def half_precision(groups, report):
+    """Errors of the gradient, as one vector, against float64: of whole rows in bf16, and of segments in bf16."""
+    for name in ("echo exact K=1", "mamba2"):
+        borders, half = BORDERS["across edges"], torch.bfloat16
+        exact = only_rank_0(on_whole_rows, name, borders, torch.float64, weights_in=half)
+        whole = only_rank_0(on_whole_rows, name, borders, half)
+        ours = on_segments(name, borders, half, groups[WORLD])
+        report["bf16", name] = exact and [worst(joined(found)[1:], joined(exact)[1:]) for found in (whole, ours)]
+
+
 def single_precision(groups, report):
     """Gradients as one vector: rounding alone is 1e-5 of those that nearly cancel. `parity` looks at each."""
-
-    def joined(tensors):
-        return tensors and [tensors[0], torch.cat([gradient.flatten() for gradient in tensors[1:]])]
-
     for name in STACKS:
         whole = only_rank_0(on_whole_rows, name, BORDERS["across edges"], torch.float32)
         ours = on_segments(name, BORDERS["across edges"], torch.float32, groups[WORLD])
@@ -282,7 +293,10 @@ def refusals(groups, report):
             report["refused", trial] = f"{type(error).__name__}: {error}"
 
 
-CASES = {"cpu": [parity, single_precision, no_labels_on_a_rank, sabotage, traffic, refusals], "cuda": [parity]}
+CASES = {
+    "cpu": [parity, single_precision, half_precision, no_labels_on_a_rank, sabotage, traffic, refusals],
+    "cuda": [parity],
+}
 
 
 def run(folder, device="cpu"):

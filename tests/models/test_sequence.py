@@ -33,6 +33,13 @@ def test_in_single_precision(stack, report):
     assert report["fp32", stack] <= 1e-5
 
 
+@pytest.mark.parametrize("stack", ["echo exact K=1", "mamba2"])
+def test_in_half_precision_segments_err_no_more_than_whole_rows(stack, report):
+    whole, segments = report["bf16", stack]
+    assert whole > 1e-3
+    assert segments <= 1.25 * whole
+
+
 @pytest.mark.parametrize("stack", ["echo exact K=1", "hybrid"])
 def test_a_rank_without_labels(stack, report):
     assert report["at", stack] <= 1e-9
