@@ -3,13 +3,13 @@
 On CUDA one kernel each way, as this is all memory traffic: six reads and writes where PyTorch makes some thirty.
 """
 
-import importlib.util
-import os
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..available import INTERPRETER, TRITON
 
 SMALLEST_NORM = 1e-6
 # The hard gate is this sigmoid, stretched to [LOW, HIGH] and cut to [0, 1].
@@ -49,8 +49,7 @@ def weigh(
     Returns:
         `[..., H, R]`, `[..., H, R]`, `[..., H, P]`, in the dtype of `packed`.
     """
-    fused = packed.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    if fused and packed.dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
+    if TRITON and (packed.is_cuda or INTERPRETER) and packed.dtype != torch.float64:
         from .fused.weigh import weigh_fused
 
         return weigh_fused(packed, bias, heads, rank, width, kind)

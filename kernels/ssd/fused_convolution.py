@@ -5,14 +5,11 @@ torch.compile makes four kernels of the backward pass, which read their inputs e
 inputs in registers.
 """
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
-AVAILABLE = importlib.util.find_spec("triton") is not None
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+from ..available import INTERPRETER, TRITON
+
 TAPS = 4  # the only width that these kernels know
 PIECE, ROWS, COLUMNS = 64, 8, 128  # tokens that a program walks, pieces at once, channels
 
@@ -20,7 +17,7 @@ PIECE, ROWS, COLUMNS = 64, 8, 128  # tokens that a program walks, pieces at once
 def is_fused(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernels take these arguments."""
     known = weight.shape[-1] == TAPS and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return known and AVAILABLE and (x.is_cuda or INTERPRET)
+    return known and TRITON and (x.is_cuda or INTERPRETER)
 
 
 def convolve(

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..available import MAMBA_SSM
 from ..documents import document_ids, inner_borders
 from .chunked import ssd_chunked
 from .naive import ssd_naive
@@ -56,7 +57,7 @@ def ssd_scan(
     """
     batch, length, heads, width = _check_shapes(x, dt, a, b, c, state)
     if backend == "auto":
-        backend = "mamba-ssm" if x.is_cuda and x.dtype != torch.float64 and mamba_ssm_kernel() else "torch"
+        backend = "mamba-ssm" if x.is_cuda and x.dtype != torch.float64 and MAMBA_SSM else "torch"
     if backend not in ("naive", "torch", "mamba-ssm"):
         raise ValueError(f"backend must be one of auto, naive, torch, mamba-ssm, not {backend!r}")
     if chunk_size is None:
@@ -88,9 +89,9 @@ def chunk_size_of(length: int) -> int:
 @cache
 def mamba_ssm_kernel() -> Callable | None:
     """`mamba_chunk_scan_combined`, or None where mamba-ssm or Triton is not installed."""
-    package = importlib.util.find_spec("mamba_ssm")
-    if package is None or importlib.util.find_spec("triton") is None:
+    if not MAMBA_SSM:
         return None
+    package = importlib.util.find_spec("mamba_ssm")
     # Without its CUDA build mamba-ssm fails to import this module, which only Mamba-1 needs.
     name = "selective_scan_cuda"
     if name not in sys.modules and importlib.util.find_spec(name) is None:

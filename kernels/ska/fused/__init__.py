@@ -1,11 +1,9 @@
 """SKA in Triton: chunk-causal and exact, forward and backward (docs/kernels.md)."""
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
+from ...available import INTERPRETER, TRITON
 from ..state import SKAState
 
 # A chunk of wider ranks does not fit the shared memory of a Hopper multiprocessor.
@@ -16,9 +14,9 @@ LARGEST_POWER = 4
 
 def why_not_fused(q: Tensor, k: Tensor, v: Tensor, *, mode: str, power: int, chunk_size: int) -> str | None:
     """What the kernels would need to take these arguments; None if they do."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON:
         return "triton"
-    if not (q.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+    if not (q.is_cuda or INTERPRETER):
         return "CUDA tensors"
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not q.dtype == k.dtype == v.dtype:
         return f"q, k and v all in fp32, bf16 or fp16, not {q.dtype}, {k.dtype} and {v.dtype}"

@@ -1,12 +1,12 @@
 """The kernels in order, as one operator that autograd, autocast, torch.compile and checkpointing see as a whole."""
 
 import functools
-import os
 
 import torch
 import triton
 from torch import Tensor
 
+from ...available import INTERPRETER
 from ...documents import document_ids
 from ...launch import Launcher
 from ...operator import register
@@ -18,9 +18,6 @@ from .read import read_forward
 from .read_backward import read_backward, step_backward
 from .sums import scan_chunks, walk_segments
 from .write_backward import write_backward
-
-# The interpreter, which CI runs, knows no bf16: it multiplies the parts as floats.
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def ska_fused(
@@ -86,7 +83,9 @@ class _Kernels:
         # bf16 is its own leading part, but the exact form's products of three parts by one come out wrong under
         # Triton 3.6 on Hopper (docs/kernels.md): it pays for parts that are zero.
         parts = 1 if dtype == torch.bfloat16 else 3
-        common = dict(R=rank, P=width, S=size, BR=block_rank, BP=block_width, DOCUMENTS=documents, INTERPRET=INTERPRET)
+        common = dict(
+            R=rank, P=width, S=size, BR=block_rank, BP=block_width, DOCUMENTS=documents, INTERPRET=INTERPRETER
+        )
         # Where inputs are in half precision, plain products may be good to 2^-16.
         level = dict(LEVEL=2 if dtype == torch.float32 else 1)
         warps = dict(num_warps=4 if block_rank <= 64 and block_width <= 64 else 8)
