@@ -187,7 +187,7 @@ def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documen
             parts = (channels, 0, 0) if segment else (inner, *2 * (mamba.ngroups * mamba.d_state,))
             z = convolve(projected[..., inner : inner + channels], taps, bias, ids, not segment, parts)
             dt = torch.ones(batch, length, heads, requires_grad=backward)
-            a, d = (torch.ones(heads, dtype=kind) for kind in (torch.float32, getattr(torch, dtype)))
+            a, d = torch.ones(heads), torch.ones(heads, dtype=getattr(torch, dtype))
             state = (
                 torch.zeros(batch, heads, mamba.headdim, mamba.d_state).requires_grad_(backward) if segment else None
             )

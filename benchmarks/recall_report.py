@@ -9,120 +9,21 @@ people wrote in `NAME.notes.md` beside them is taken into the page. A table that
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-import seaborn as sns
-from matplotlib.ticker import FuncFormatter
+from recall_report_figures import draw
+from recall_results import LENGTH_TASK, ArmReport, Report, Result, Row, labels_of
 from recall_tables import RESULTS, ROOT, read_runs, result_files
 
-from echo_lm.data_prep.recall import RecallVocabulary, task_of
-from echo_lm.evals.figures import BASELINE, PALETTE, figure
-from echo_lm.evals.recall_figures import MARKERS, accuracy_by_length
-from echo_lm.evals.recall_table import RecallRun, RecallTable, load_table, runs_of
+from echo_lm.data_prep.recall import task_of
+from echo_lm.evals.recall_table import load_table, runs_of
 from echo_lm.evals.scores import accuracy
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import write_text
-
-LENGTH_TASK = "niah"  # the task whose accuracy is shown length by length
-MOST_FIGURES = 2  # of one label
-Result = dict[str, Any]
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ArmReport:
-    """What ran of one arm.
-
-    Attributes:
-        scores: for each learning rate that was tried, the score of each seed that ran (shares of 1).
-        rate: the one with the best mean; None if nothing ran.
-        chosen: its runs, by seed.
-        missing, diverged: runs, of any rate.
-    """
-
-    name: str
-    scores: dict[float, dict[int, float]]
-    rate: float | None
-    chosen: list[Result]
-    missing: list[RecallRun]
-    diverged: list[Result]
-
-
-class Report:
-    """A table and its results.
-
-    Attributes:
-        tasks: in the table's order; mean_of: those whose mean stands for an arm.
-        shared: label and length of the cells that every arm is asked: means are taken over these.
-    """
-
-    def __init__(self, table: RecallTable, results: Iterable[Result]):
-        self.table = table
-        runs = runs_of(table)
-        self.planned = len(runs)
-        planned = {run.id for run in runs}
-        results = list(results)
-        self.found = {result["id"]: result for result in results if result["id"] in planned}
-        self.outdated = len(results) - len(self.found)
-        self.tasks = list(dict.fromkeys(cell.name for cell in table.cells))
-        self.mean_of = list(table.mean_of) or self.tasks
-        self.shared = {
-            (cell.label, cell.length) for cell in table.cells if all(table.asks(arm, cell) for arm in table.arms)
-        }
-        self.choices = {task: task_of(task).choices(RecallVocabulary()) for task in self.tasks}
-        self.arms = [self._arm(name, [run for run in runs if run.arm == name]) for name in table.arms]
-
-    def _arm(self, name: str, runs: list[RecallRun]) -> ArmReport:
-        here = [self.found[run.id] for run in runs if run.id in self.found]
-        scores: dict[float, dict[int, float]] = {}
-        for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
-            scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
-        rate = max(scores, key=lambda rate: fmean(scores[rate].values()), default=None)
-        return ArmReport(
-            name,
-            scores,
-            rate,
-            sorted((result for result in here if result["learning_rate"] == rate), key=lambda result: result["seed"]),
-            [run for run in runs if run.id not in self.found],
-            [result for result in here if result["diverged"]],
-        )
-
-    def task_mean(self, result: Result, task: str) -> float:
-        """Mean accuracy over the cells of a task that every arm is asked; NaN without any."""
-        rows = [row for row in result["rows"] if row["task"] == task and (row["label"], row["length"]) in self.shared]
-        return fmean(row["correct"] / row["queries"] for row in rows) if rows else np.nan
-
-    def mean(self, result: Result) -> float:
-        """The one number of a run: the mean over the tasks of `mean_of`."""
-        return fmean(self.task_mean(result, task) for task in self.mean_of)
-
-    def chance(self, task: str) -> float:
-        """What guessing gives."""
-        return 1 / len(self.choices[task])
-
-    def pooled(self, arm: ArmReport, keep: Callable[[Row], bool]) -> Row | None:
-        """The kept cells of the arm's chosen runs as one: `evals.scores.accuracy` of all their answers."""
-        rows = [row for result in arm.chosen for row in result["rows"] if keep(row)]
-        if not rows:
-            return None
-        correct, queries = (sum(row[key] for row in rows) for key in ("correct", "queries"))
-        return accuracy(correct, queries, chance=self.chance(rows[0]["task"]))
-
-    def by_length(self, label: str) -> dict[str, list[Row]]:
-        """For each arm that ran a row for each length, pooled over seeds."""
-        lengths = sorted({cell.length for cell in self.table.cells if cell.label == label})
-        curves: dict[str, list[Row]] = {}
-        for arm in self.arms:
-            for length in lengths:
-                row = self.pooled(arm, lambda row, at=length: row["label"] == label and row["length"] == at)
-                if row:
-                    curves.setdefault(arm.name, []).append(row | {"label": label, "length": length})
-        return curves
 
 
 def main() -> None:
@@ -422,11 +323,6 @@ def _rates(report: Report) -> str:
     )
 
 
-def labels_of(report: Report, task: str) -> list[str]:
-    """The labels of a task's cells, in the table's order."""
-    return list(dict.fromkeys(cell.label for cell in report.table.cells if cell.name == task))
-
-
 def percent(share: float) -> str:
     """0.971 as 97.1."""
     return f"{100 * share:.1f}"
@@ -455,78 +351,6 @@ def with_interval(row: Row | None) -> str:
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
-
-
-# The figures
-
-
-def draw(report: Report, folder: Path) -> list[Path]:
-    """All figures; returns their paths. Those of an earlier report that are no longer drawn are removed."""
-    name = report.table.name
-    paths = [mean_figure(report, folder / f"{name}_mean.png")]
-    if len(report.tasks) > 1:
-        paths.append(task_figure(report, folder / f"{name}_tasks.png"))
-    for label in labels_of(report, LENGTH_TASK):
-        curves = {arm: rows for arm, rows in report.by_length(label).items() if len(rows) > 1}
-        # A figure tells as many arms apart as there are markers.
-        groups = np.array_split(list(curves), -(-len(curves) // len(MARKERS))) if curves else []
-        if len(groups) > MOST_FIGURES:  # nobody compares curves across so many; the page has the numbers
-            continue
-        for number, group in enumerate(groups, 1):
-            path = folder / f"{name}_{label}{f'_{number}' if len(groups) > 1 else ''}.png"
-            paths.append(accuracy_by_length(path, {str(arm): curves[str(arm)] for arm in group}, label))
-    for old in set(folder.glob(f"{name}_*.png")) - set(paths):
-        old.unlink()
-    return paths
-
-
-def mean_figure(report: Report, path: Path) -> Path:
-    """The mean of every arm: a dot a seed, a line at the median."""
-    arms = [arm for arm in report.arms if arm.chosen]
-    with figure(path, f"Mean accuracy: {report.table.name}", "accuracy", "", height=1.2 + 0.3 * len(arms)) as axes:
-        for place, arm in enumerate(arms):
-            means = [report.mean(result) for result in arm.chosen]
-            axes.plot(means, [place] * len(means), "o", color=PALETTE[0], alpha=0.6)
-            axes.plot([median(means)] * 2, [place - 0.3, place + 0.3], color=PALETTE[0])
-        chance = fmean(map(report.chance, report.mean_of))
-        axes.axvline(chance, color=BASELINE, linestyle="--", linewidth=1.2, label=f"chance {chance:.1%}")
-        axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
-        axes.set(xlim=(-0.02, 1.03), ylim=(len(arms) - 0.5, -0.5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return path
-
-
-def task_figure(report: Report, path: Path) -> Path:
-    """Heat map of arms by tasks: medians over seeds, and what was published below them."""
-    arms = [arm for arm in report.arms if arm.chosen]
-    lines = {
-        arm.name: [median(report.task_mean(result, task) for result in arm.chosen) for task in report.tasks]
-        for arm in arms
-    }
-    for name, means in (report.table.published.means if report.table.published else {}).items():
-        lines[f"{name} (published)"] = [means.get(task, np.nan) / 100 for task in report.tasks]
-    values = np.array(list(lines.values()))
-    title = f"Accuracy by task: {report.table.name}"
-    with figure(path, title, "", "", height=1.3 + 0.34 * max(len(lines), 2)) as axes:
-        axes.grid(False)
-        sns.heatmap(
-            values,
-            ax=axes,
-            vmin=0,
-            vmax=1,
-            cmap="viridis",
-            annot=np.vectorize(lambda value: "" if np.isnan(value) else f"{value:.0%}")(values),
-            fmt="",
-            annot_kws={"fontsize": 9},
-            linewidths=0.6,
-            cbar=False,
-            xticklabels=report.tasks,
-            yticklabels=list(lines),
-        )
-        axes.tick_params(axis="y", rotation=0)
-        axes.tick_params(axis="x", rotation=30)
-    return path
 
 
 if __name__ == "__main__":

@@ -114,7 +114,23 @@ def _heat_map(path: Path, title: str, rows: Sequence[Row], lines: list[str], key
     values = np.full((len(lines), len(lengths)), np.nan)
     for row in rows:
         values[lines.index(row[key]), lengths.index(row["length"])] = row["accuracy"]
-    # A number of colours that print; cells without a measurement stay white.
+    columns = [short_number(length) for length in lengths]
+    return heat_map(path, title, values, lines, columns, x="length of the sequence (tokens)", y=name)
+
+
+def heat_map(
+    path: Path,
+    title: str,
+    values: np.ndarray,
+    lines: Sequence[str],
+    columns: Sequence[str],
+    *,
+    x: str = "",
+    y: str = "",
+    tilt: float = 0,
+) -> Path:
+    """Shares of 1, `[lines, columns]`, as colours that print, with their numbers; NaN stays white. `tilt`: of the columns'
+    names, degrees."""
     with figure(path, title, "", "", height=1.3 + 0.34 * max(len(lines), 2)) as axes:
         axes.grid(False)
         sns.heatmap(
@@ -128,9 +144,11 @@ def _heat_map(path: Path, title: str, rows: Sequence[Row], lines: list[str], key
             annot_kws={"fontsize": 9},
             linewidths=0.6,
             cbar=False,
-            xticklabels=[short_number(length) for length in lengths],
+            xticklabels=columns,
             yticklabels=lines,
         )
-        axes.set(xlabel="length of the sequence (tokens)", ylabel=name)  # seaborn cleared them
+        axes.set(xlabel=x, ylabel=y)  # seaborn cleared them
         axes.tick_params(axis="y", rotation=0)
+        if tilt:
+            axes.tick_params(axis="x", rotation=tilt)
     return path
