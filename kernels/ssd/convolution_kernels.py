@@ -143,46 +143,42 @@ def convolve_backward(
     x1 = _load(p_x, i_b, first - 1, c, T, C, STRIDE)
     x2 = _load(p_x, i_b, first - 2, c, T, C, STRIDE)
     x3 = _load(p_x, i_b, first - 3, c, T, C, STRIDE)
-    # What the last tokens' gradients before activation give to the token three back, which is then complete.
+    # What is known of the gradients of the last three inputs; a token more completes the oldest. Triton 3.6 takes values that
+    # are zero at first and then only handed on (g3 = g2, g2 = g1) for one and the same: these grow in between.
     zero = tl.zeros([ROWS, COLUMNS], tl.float32)
-    d1, d2, d3 = zero, zero, zero
+    g1, g2, g3 = zero, zero, zero
     dw0, dw1, dw2, dw3, dbias = zero, zero, zero, zero, zero
     for i in range(PIECE + 3):
         t = first + i
         x0 = _load(p_x, i_b, t, c, T, C, STRIDE)
-        d0 = _load_parts(p_dy, p_dyb, p_dyc, i_b, t, c, T, C, X, N)
+        d = _load_parts(p_dy, p_dyb, p_dyc, i_b, t, c, T, C, X, N)
         z1, z2, z3 = x1, x2, x3
         if DOCUMENTS:
             own = _load_ids(p_ids, i_b, t, T)
-            z1 = x1 * tl.where(_load_ids(p_ids, i_b, t - 1, T) == own, 1.0, 0.0)[:, None]
-            z2 = x2 * tl.where(_load_ids(p_ids, i_b, t - 2, T) == own, 1.0, 0.0)[:, None]
-            z3 = x3 * tl.where(_load_ids(p_ids, i_b, t - 3, T) == own, 1.0, 0.0)[:, None]
+            s1 = tl.where(_load_ids(p_ids, i_b, t - 1, T) == own, 1.0, 0.0)[:, None]
+            s2 = tl.where(_load_ids(p_ids, i_b, t - 2, T) == own, 1.0, 0.0)[:, None]
+            s3 = tl.where(_load_ids(p_ids, i_b, t - 3, T) == own, 1.0, 0.0)[:, None]
+            z1, z2, z3 = x1 * s1, x2 * s2, x3 * s3
         if SILU:
             y = bias + w0 * x0 + w1 * z1 + w2 * z2 + w3 * z3
             share = tl.sigmoid(y)
-            d0 *= share * (1.0 + y * (1.0 - share))
-        mine = tl.where(i < PIECE, d0, 0.0)  # the others' weights are their own program's
+            d *= share * (1.0 + y * (1.0 - share))
+        mine = tl.where(i < PIECE, d, 0.0)  # the others' weights are their own program's
         dw0 += mine * x0
         dw1 += mine * z1
         dw2 += mine * z2
         dw3 += mine * z3
         dbias += mine
-        s = t - 3
+        d1, d2, d3 = w1 * d, w2 * d, w3 * d
         if DOCUMENTS:
-            own = _load_ids(p_ids, i_b, s, T)
-            s1 = tl.where(_load_ids(p_ids, i_b, t - 2, T) == own, 1.0, 0.0)[:, None]
-            s2 = tl.where(_load_ids(p_ids, i_b, t - 1, T) == own, 1.0, 0.0)[:, None]
-            s3 = tl.where(_load_ids(p_ids, i_b, t, T) == own, 1.0, 0.0)[:, None]
-            dx = w0 * d3 + w1 * (d2 * s1) + w2 * (d1 * s2) + w3 * (d0 * s3)
-        else:
-            dx = w0 * d3 + w1 * d2 + w2 * d1 + w3 * d0
-        _store(p_dx, dx, i_b * T + s, c, (s >= first) & (s < T), C)
+            d1, d2, d3 = d1 * s1, d2 * s2, d3 * s3
+        _store(p_dx, g3 + d3, i_b * T + t - 3, c, (i >= 3) & (t - 3 < T), C)
+        g3 = g2 + d2
+        g2 = g1 + d1
+        g1 = w0 * d
         x3 = x2
         x2 = x1
         x1 = x0
-        d3 = d2
-        d2 = d1
-        d1 = d0
     p_dtaps += tl.program_id(0).to(tl.int64) * (5 * C) + c
     inside = c < C
     tl.store(p_dtaps, tl.sum(dw0, 0), mask=inside)

@@ -97,3 +97,28 @@ opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, True, [5, 2,
 """
     done = subprocess.run([sys.executable, "-c", code], env=interpreted(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_compiler_keeps_every_value_that_the_loop_hands_on():
+    """Triton 3.6 folded two of them into a third where they began alike and were only handed on: right under the
+    interpreter, wrong on the GPU. Compiling needs no GPU."""
+    code = """
+import re, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime import driver
+target = GPUTarget("cuda", 90, 32)
+driver.set_active(type("NoGPU", (), {"get_current_target": staticmethod(lambda: target)})())
+from echo_lm.kernels.ssd.convolution_kernels import convolve_backward as kernel
+sizes = dict(C=8, STRIDE=8, X=8, N=0, PIECE=64, ROWS=8, COLUMNS=128, BIAS=True, SILU=True, DOCUMENTS=False)
+constants = dict(sizes, p_ids=None)
+kinds = {name: "constexpr" if name in constants else "*fp32" for name in kernel.arg_names} | dict(T="i32", pieces="i32")
+source = ASTSource(kernel, kinds, {(kernel.arg_names.index(name),): value for name, value in constants.items()})
+compiled = triton.compile(source, target=target, options=dict(num_warps=4))
+(loop,) = re.findall(r"scf.for .*?iter_args\\((.*?)\\)", compiled.asm["ttgir"])
+print(loop.count("="))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
+    # Three inputs, three gradients that are not complete, those of four weights and a bias.
+    assert done.stdout.strip() == "11", done.stdout + done.stderr[-2000:]
