@@ -184,8 +184,8 @@ def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documen
             taps = torch.zeros(channels, mamba.d_conv, dtype=projected.dtype, requires_grad=backward)
             bias = torch.zeros(channels, dtype=projected.dtype, requires_grad=backward)
             ids = starts.cumsum(1).to(torch.int32) if documents else None
-            parts = (channels, 0, 0) if segment else (inner, *2 * (mamba.ngroups * mamba.d_state,))
-            z = convolve(projected[..., inner : inner + channels], taps, bias, ids, not segment, parts)
+            parts = (inner, *2 * (mamba.ngroups * mamba.d_state,))
+            z = convolve(projected[..., inner : inner + channels], taps, bias, ids, True, parts)
             dt = torch.ones(batch, length, heads, requires_grad=backward)
             a, d = torch.ones(heads), torch.ones(heads, dtype=getattr(torch, dtype))
             state = (

@@ -1,15 +1,13 @@
 """SKA over segments: summarise, combine, seed (see `kernels/sequence.py`)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..documents import document_ids
+from ..outer_products import sum_of_outer_products
 from ..sequence import SequenceContext, entering_state
 from .chunked import previous_keys
 from .state import SKAState
-
-CHUNK = 256  # tokens summed in one product: sums of sums keep fp32 accurate over long segments
 
 
 def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceContext) -> SKAState:
@@ -25,8 +23,7 @@ def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceCon
     batch, length, heads, rank = k.shape
     # Sums of half-precision keys are in fp32, as those of the operation: the ridge is far below their rounding.
     dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
-    k, v = k.to(dtype), v.to(dtype)
-    goes_on, unbroken = (mask.to(k.dtype) for mask in context.edges(batch, length, k.device))
+    goes_on, unbroken = (mask.to(dtype) for mask in context.edges(batch, length, k.device))
     goes_on = goes_on[..., 0]  # [B, world]
 
     def combine(entering: tuple[Tensor, ...], summary: tuple[Tensor, ...], i: int) -> tuple[Tensor, ...]:
@@ -45,8 +42,9 @@ def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceCon
             cut[..., 0] * last_key,
         )
 
-    initial = SKAState.zeros(batch, heads, rank, v.shape[-1], dtype=k.dtype, device=k.device)
+    initial = SKAState.zeros(batch, heads, rank, v.shape[-1], dtype=dtype, device=k.device)
     summary = summarise(k, v, context.own_starts(batch, length, k.device), value_lag=value_lag)
+    summary = tuple(part.to(dtype) for part in summary)
     return SKAState(*entering_state(summary, initial, combine, context, length))
 
 
@@ -57,7 +55,8 @@ def summarise(k: Tensor, v: Tensor, starts: Tensor | None, *, value_lag: bool) -
         starts: bool `[B, T]`, the first tokens of documents; None if there are none, or the segment's own first alone.
 
     Returns:
-        gram, transition `[B, H, R, R]`, value_map `[B, H, P, R]`, first and last key `[B, H, R]` (, value `[B, H, P]`).
+        gram, transition `[B, H, R, R]`, value_map `[B, H, P, R]`, first and last key `[B, H, R]` (, value `[B, H, P]`); the
+        sums in fp32 or better, whatever the precision of keys and values.
     """
     previous = previous_keys(k, torch.zeros_like(k[:, 0]), starts)
     kept, kept_values = k, v
@@ -66,12 +65,9 @@ def summarise(k: Tensor, v: Tensor, starts: Tensor | None, *, value_lag: bool) -
         tail = (ids == ids[:, -1:])[..., None, None]
         kept, kept_values = k * tail, v * tail
     firsts = (k[:, 0], k[:, -1], *((v[:, 0],) if value_lag else ()))
-    return (_outer(kept, k), _outer(kept, previous), _outer(kept_values, previous if value_lag else k), *firsts)
-
-
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """sum_t a_t b_t^T: `[B, T, H, M]`, `[B, T, H, N]` -> `[B, H, M, N]`."""
-    fill = -a.shape[1] % min(CHUNK, a.shape[1])
-    size = min(CHUNK, a.shape[1])
-    a, b = (F.pad(x, (0, 0, 0, 0, 0, fill)).unflatten(1, (-1, size)) for x in (a, b))
-    return torch.einsum("bcthm,bcthn->bchmn", a, b).sum(1)
+    sums = (
+        sum_of_outer_products(kept, k),
+        sum_of_outer_products(kept, previous),
+        sum_of_outer_products(kept_values, previous if value_lag else k),
+    )
+    return sums + firsts

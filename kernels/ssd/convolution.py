@@ -56,17 +56,25 @@ def causal_convolution(
         return found if parts else found[0]
     if state is None:
         state = x.new_zeros(batch, taps - 1, channels)
-    padded = torch.cat((state.to(x.dtype), x), 1)
+    ids = None if starts is None else document_ids(starts)
+    y = sum_of_taps(x, weight, bias, state.to(x.dtype), ids)
+    y = F.silu(y) if silu else y
+    return y.split(parts, -1) if parts else y
+
+
+def sum_of_taps(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, ids: Tensor | None) -> Tensor:
+    """The convolution in PyTorch; ids: `[B, T]`, the document of each token, 0 for the one that the row enters with."""
+    length, taps = x.shape[1], weight.shape[-1]
+    padded = torch.cat((state, x), 1)
     # A sum of shifted copies cuts at borders for one comparison a tap, and is no slower than a grouped
     # conv1d on the CPU.
     y = x * weight[:, -1] if bias is None else torch.addcmul(bias, x, weight[:, -1])
-    ids = None if starts is None else F.pad(document_ids(starts), (taps - 1, 0))
+    padded_ids = None if ids is None else F.pad(ids, (taps - 1, 0))
     for lag in range(1, taps):
         first = taps - 1 - lag
         shifted = padded[:, first : first + length]
         if ids is not None:
-            same = ids[:, first : first + length] == ids[:, taps - 1 :]
+            same = padded_ids[:, first : first + length] == ids
             shifted = shifted * same[..., None]
         y = torch.addcmul(y, shifted, weight[:, -1 - lag])
-    y = F.silu(y) if silu else y
-    return y.split(parts, -1) if parts else y
+    return y

@@ -53,23 +53,14 @@ class Mamba2(nn.Module):
         steps, a, state = self._step_sizes(dt), self._a(), None
         if context is not None:
             cu_seqlens = context.local_cu_seqlens(*x.shape[:2], x.device)
-        if context is None or context.world == 1:
-            parts = self._convolve(inputs, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)
-        else:
-            convolved = self._convolve(inputs, cu_seqlens=cu_seqlens)
-            overlap, state = enter_segment(
-                convolved,
-                inputs,
-                self.conv1d.weight.squeeze(1),
-                steps,
-                a,
-                groups=self.config.ngroups,
-                d_state=self.config.d_state,
-                context=context,
-            )
-            taps = overlap.shape[1]
-            convolved = torch.cat((convolved[:, :taps] + overlap, convolved[:, taps:]), 1)
-            parts = F.silu(convolved).split(self._parts, -1)
+        parts = self._convolve(inputs, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)
+        if context is not None and context.world > 1:
+            taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+            first, state = enter_segment(inputs, *self._heads(parts)[:2], taps, bias, steps, a, context=context)
+            parts = [
+                torch.cat((new, part[:, new.shape[1] :]), 1)
+                for new, part in zip(first.split(self._parts, -1), parts, strict=True)
+            ]
         values, b, c = self._heads(parts)
         y = ssd_scan(values, steps, a, b, c, d=self.D, state=state, cu_seqlens=cu_seqlens)
         return self._read_out(y, z)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from echo_lm.kernels.ssd import outer_products
-from echo_lm.kernels.ssd.outer_products import sum_of_outer_products
+from echo_lm.kernels import outer_products
+from echo_lm.kernels.outer_products import sum_of_outer_products
 
 
 def draw(*shape, dtype=torch.float64):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from echo_lm.kernels.ssd import causal_convolution, ssd_scan
+from echo_lm.kernels.ssd.sequence import BLOCK, _sums_to_end
 
 sys.modules.setdefault(
     "selective_scan_cuda", types.ModuleType("selective_scan_cuda")
@@ -127,3 +128,16 @@ def test_wrong_arguments_are_named(change, message):
     x, dt, a, b, c, _, _ = draw(1, 6, 2, 4, 1, 6)
     with pytest.raises(ValueError, match=message):
         ssd_scan(x, dt, a, b, c, **change)
+
+
+@pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
+def test_sums_to_the_end_by_blocks(length):
+    x = torch.randn(
+        2, length, 3, generator=torch.Generator().manual_seed(length), dtype=torch.float64, requires_grad=True
+    )
+    want = x.flip(1).cumsum(1).flip(1)
+    found = _sums_to_end(x)
+    torch.testing.assert_close(found, want)
+    weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
+    gradients = (torch.autograd.grad((sums * weights).sum(), x)[0] for sums in (found, want))
+    torch.testing.assert_close(*gradients)
