@@ -27,6 +27,7 @@ import time
 from datetime import date
 from pathlib import Path
 
+from provenance import commit
 from train import hardware, reason_of, write
 
 GANG = Path(__file__).with_name("multigpu_gang.py")
@@ -36,7 +37,7 @@ REFERENCE = "parity: 1 GPU"
 NOISE_FACTOR = 3.0  # of the largest difference among the repeats on one GPU: still called noise
 FULL = dict(
     parity=dict(model="echo-50m", length=2048, rows=16, compile=False),
-    weak=[("echo-180m", 2048, 64, 16), ("echo-880m", 2048, 32, 8)],  # rows of a GPU in a step, in a micro-batch
+    weak=[("echo-180m", 2048, 64, 32), ("echo-880m", 2048, 32, 8)],  # rows of a GPU in a step, in a micro-batch
     strong=[("echo-180m", 262_144), ("echo-50m", 1_048_576), ("echo-880m", 131_072)],
     messages=dict(lengths=(4096, 65_536, 1_048_576), echo="echo-180m", hybrid="hybrid-180m", repeats=20),
     speed=dict(warmup=3, steps=5, compile=True),
@@ -258,7 +259,6 @@ def main() -> int:
         parser.error(f"{largest} ranks on {visible} visible GPUs: name a power of two that is there, or --processes")
     until = time.monotonic() + options.seconds
     name = hardware(device)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     card = name.replace("80GB HBM3", "").split()[-1].lower()
     path = options.out / f"multigpu_{largest}x{card}_{date.today()}.json"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def main() -> int:
             for row in found:
                 if "failed" in row:
                     print(f"  {row['name']}: {row['failed']}", flush=True)
-            rows = merged(rows, [row | {"commit": commit} for row in found])
+            rows = merged(rows, [row | {"commit": commit()} for row in found])
             write(path, {"hardware": f"{largest} x {name}", "date": str(date.today()), "rows": rows})
             world //= 2
     parity_table(rows)

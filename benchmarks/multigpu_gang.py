@@ -250,8 +250,7 @@ def wait(device: torch.device) -> None:
 def main() -> None:
     cases, rows = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     device = choose_device(SimpleNamespace(run=SimpleNamespace(device=cases[0]["device"])))
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as in training: threads of several ranks would wait for each other
     join_process_group(device)
     for case in cases:
         started = time.perf_counter()

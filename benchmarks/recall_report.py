@@ -167,14 +167,17 @@ def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -
 
 def incomplete(report: Report) -> list[str]:
     """Sentences about runs that are missing, diverged or of another version of the table."""
-    lines = []
+    arms: dict[str, list[str]] = {}  # what is said, of whom
     for arm in report.arms:
         if arm.missing and not arm.chosen:
-            lines.append(f"{arm.name}: no run is there.")
+            arms.setdefault("no run is there", []).append(arm.name)
         elif arm.missing:
-            lines.append(f"{arm.name}: missing {_at((run.training.learning_rate, run.seed) for run in arm.missing)}.")
+            missing = _at((run.training.learning_rate, run.seed) for run in arm.missing)
+            arms.setdefault(f"missing {missing}", []).append(arm.name)
         if arm.diverged:
-            lines.append(f"{arm.name}: diverged {_at((run['learning_rate'], run['seed']) for run in arm.diverged)}.")
+            diverged = _at((run["learning_rate"], run["seed"]) for run in arm.diverged)
+            arms.setdefault(f"diverged {diverged}", []).append(arm.name)
+    lines = [f"{', '.join(names)}: {said}." for said, names in arms.items()]
     if report.outdated:
         lines.append(f"{report.outdated} runs of an earlier version of the table are left out.")
     return lines

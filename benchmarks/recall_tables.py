@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import ROOT, commit
 
 from echo_lm.evals.recall_table import RecallRun, load_table, measure_together, runs_of
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import read_json, write_aside
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "tables"
 
 
@@ -143,12 +142,11 @@ def save(path: Path, name: str, runs: list[dict[str, Any]]) -> None:
 
 def machine(device: str) -> dict[str, str]:
     """What a run was measured on, when, and by which code."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU {platform.machine()}",
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
     }
 
 

@@ -15,7 +15,6 @@ import gc
 import importlib
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -26,6 +25,7 @@ from statistics import median
 from time import perf_counter
 
 import torch
+from provenance import commit
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -282,13 +282,12 @@ def main() -> int:
     device = torch.cuda.get_device_name().split()[1].lower()
     name = f"ska_{device}_{date.today()}"
     options.out.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
     def write() -> None:
         record = {
             "hardware": torch.cuda.get_device_name(),
             "date": str(date.today()),
-            "commit": commit,
+            "commit": commit(),
             "shape": {"d_model": D_MODEL, "heads": HEADS, "rank": RANK, "value_width": 64, "chunk": 64, "power": 1},
             "rows": rows,
         }

@@ -8,7 +8,6 @@ replays; bytes are what a step must read and write, in fp32 as the state is.
 
 import argparse
 import json
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from provenance import commit
 
 from echo_lm.kernels.ska import DecodeState, SKAState, ska_step, start_decoding
 
@@ -93,7 +93,6 @@ def main() -> int:
     if not worst <= 8e-3:
         print("the kernel is wrong: nothing is measured", file=sys.stderr)
         return 1
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     hardware = torch.cuda.get_device_name()
     rows = []
     for backend in ("triton", "torch"):
@@ -106,7 +105,7 @@ def main() -> int:
                 row["gb_per_s"] = round(moved / time / 1e3, 1)
                 rows.append(row)
                 print(" ".join(f"{value!s:>10}" for value in row.values()), flush=True)
-    record = {"hardware": hardware, "date": str(date.today()), "commit": commit}
+    record = {"hardware": hardware, "date": str(date.today()), "commit": commit()}
     record["shape"] = {"heads": HEADS, "rank": RANK, "value_width": WIDTH, "power": 1}
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"ska_decode_{hardware.split()[1].lower()}_{date.today()}.json"

@@ -25,6 +25,8 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
+from provenance import commit
+
 MODELS = ("transformer-180m", "echo-180m", "hybrid-180m", "echo-50m", "transformer-50m")
 LENGTHS = (2_048, 16_384, 65_536)
 STEP_TOKENS = 262_144  # of every case, so that all pay the same optimizer
@@ -378,7 +380,6 @@ def main() -> int:
     if options.prewarm:
         prewarm(cases, options)
     name = hardware(options.device)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"train_{name.replace('80GB HBM3', '').split()[-1].lower()}_{date.today()}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -387,7 +388,7 @@ def main() -> int:
         # A case measured again replaces its row; one that failed now does not.
         if "failed" not in row:
             rows = [old for old in rows if (old["model"], old["length"]) != (model, length)]
-        rows.append(row | {"commit": commit})
+        rows.append(row | {"commit": commit()})
         write(path, {"hardware": name, "date": str(date.today()), "rows": rows})
         table(rows[-1:])
     print()
