@@ -9,7 +9,7 @@ A layer has some 30 kernels, and the larger ones take a minute of one core each.
 `segment` continues from a state, as sequence parallelism does; `documents` has borders inside rows; a table of recall stands
 for all of its arms, trained at its lengths and asked at those of its questions. Each layer's operation runs forward and
 backward on CPU tensors that nobody reads, and every launch only compiles. Compiled are the variants for fp32 or bf16 inputs
-(--dtype) in exact or chunk mode (the model's own).
+(--dtype) in exact or chunk mode (the model's own). Weights are of the same dtype; those of a table's models are fp32 (autocast).
 
 Triton names a compiled kernel by its source, the arguments' types and Triton's own files: so the wheel of the release
 that the GPU machine has is fetched, for this Python to run and for that machine's to take the name from.
@@ -30,6 +30,7 @@ from types import SimpleNamespace
 
 STORE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "echo-lm"
 LENGTH = 2048
+LONGEST = 4096  # of a table's questions: the kernels of longer ones are the same, but their tensors here are not small
 
 
 def triton_wheel(release: str, python: str) -> Path:
@@ -117,22 +118,27 @@ def compile_only(share: int, shares: int, capability: int, wheel: Path) -> None:
 
 
 def layers_of(name: str) -> list[tuple]:
-    """What `name` of the command line stands for: (config, length, segment, documents, whether there is a backward)."""
+    """What `name` of the command line stands for: (config, dtype of the weights if not that of the
+    inputs, length, segment, documents, whether there is a backward)."""
     from echo_lm.evals.recall import grid_cells
     from echo_lm.evals.recall_table import load_table, runs_of
     from echo_lm.models import preset
 
     if not name.endswith(".yaml"):
         model, *rest = name.split(":")
-        return [(preset(model), LENGTH, "segment" in rest, "documents" in rest, True)]
+        return [(preset(model), None, LENGTH, "segment" in rest, "documents" in rest, True)]
     table = load_table(Path(name))
-    runs = {run.arm: run for run in runs_of(table)}.values()
-    asked = {cell.length for grid in table.recall for cell in grid_cells(grid)}
-    found = [(run.config, length, False, False, True) for run in runs for length in run.training.lengths]
-    return found + [(run.config, length, False, False, False) for run in runs for length in sorted(asked)]
+    runs = runs_of(table)
+    configs = {run.arm: run.config for run in runs}
+    asked = sorted({cell.length for grid in table.recall for cell in grid_cells(grid) if cell.length <= LONGEST})
+    learned = {(run.arm, length) for run in runs for length in run.training.lengths if length <= LONGEST}
+    found = [(configs[arm], "float32", length, False, False, True) for arm, length in sorted(learned)]
+    return found + [(config, "float32", length, False, False, False) for config in configs.values() for length in asked]
 
 
-def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documents: bool, backward: bool) -> None:
+def run_layer(
+    config, kind: str, dtype: str, weights: str | None, length: int, segment: bool, documents: bool, backward: bool
+) -> None:
     """Forward and, if wanted, backward of the operation of one layer of that kind, if the model has one."""
     import torch
 
@@ -144,7 +150,7 @@ def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documen
 
     if kind not in config.layers:
         return
-    batch = 1 if segment else 2
+    batch, weights = 1 if segment else 2, getattr(torch, weights or dtype)
     starts = torch.zeros(batch, length, dtype=torch.bool)
     starts[:, min(100, length // 2)] = True
 
@@ -164,7 +170,7 @@ def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documen
             if ska.normalization == "l2":
                 gated = ska.write_gate != "none"
                 columns = 8 * -(-heads * (2 * ska.rank + width + gated) // 8)
-                bias = torch.zeros(heads, dtype=q.dtype, requires_grad=backward) if gated else None
+                bias = torch.zeros(heads, dtype=weights, requires_grad=backward) if gated else None
                 q, k, v = weigh_fused(empty(columns), bias, heads, ska.rank, width, ska.write_gate)
             y, _ = ska_fused(
                 q,
@@ -181,13 +187,13 @@ def run_layer(config, kind: str, dtype: str, length: int, segment: bool, documen
             heads, states = mamba.expand * config.d_model // mamba.headdim, (mamba.ngroups, mamba.d_state)
             inner, channels = heads * mamba.headdim, heads * mamba.headdim + 2 * mamba.ngroups * mamba.d_state
             projected = empty(8 * -(-(inner + channels + heads) // 8))
-            taps = torch.zeros(channels, mamba.d_conv, dtype=projected.dtype, requires_grad=backward)
-            bias = torch.zeros(channels, dtype=projected.dtype, requires_grad=backward)
+            taps = torch.zeros(channels, mamba.d_conv, dtype=weights, requires_grad=backward)
+            bias = torch.zeros(channels, dtype=weights, requires_grad=backward)
             ids = starts.cumsum(1).to(torch.int32) if documents else None
             parts = (inner, *2 * (mamba.ngroups * mamba.d_state,))
             z = convolve(projected[..., inner : inner + channels], taps, bias, ids, True, parts)
             dt = torch.ones(batch, length, heads, requires_grad=backward)
-            a, d = torch.ones(heads), torch.ones(heads, dtype=getattr(torch, dtype))
+            a, d = torch.ones(heads), torch.ones(heads, dtype=weights)
             state = (
                 torch.zeros(batch, heads, mamba.headdim, mamba.d_state).requires_grad_(backward) if segment else None
             )

@@ -115,6 +115,7 @@ def row_json(report: Report, arm: ArmReport, result: Result, row: Row) -> Row:
     return {
         "arm": arm.name,
         **{key: row[key] for key in ("task", "label", "pairs", "length", "options")},
+        **{key: row[key] for key in ("trained_tokens",) if key in row},
         "seed": result["seed"],
         **{key: score[key] for key in ("queries", "correct", "low", "high")},
     }
@@ -133,7 +134,6 @@ def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -
     """The whole report in Markdown."""
     table, names = report.table, report.tasks
     made = origin(report)
-    training = table.training
     parts = [f"# Recall table: {table.name}", table.description, prose]
     parts.append(
         f"{len(report.found)} of {report.planned} runs, on {', '.join(made['hardware'])}, torch {', '.join(made['torch'])}, "
@@ -141,28 +141,42 @@ def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -
         f"Every cell: [{table.name}.json]({table.name}.json). This page is made by `benchmarks/recall_report.py`; "
         f"prose belongs into `{table.name}.notes.md`. It all again:\n\n    {command}"
     )
-    parts.append(
-        f"Trained for {training.steps:,} steps of {training.batch_sequences} sequences of "
-        f"{' or '.join(map(str, training.lengths))} tokens on {' and '.join(training.tasks)}, unless the arm says otherwise. "
-        + (
-            ""
-            if len(table.learning_rates) == 1
-            else "An arm's learning rate is the best on the very answers shown here. "
-        )
-        + (
-            "Each seed is asked sequences of its own."
-            if table.own_questions
-            else "All seeds are asked the same sequences."
-        )
-    )
+    parts.append(_protocol(report))
     if gone := incomplete(report):
         parts.append("**Not complete.** " + " ".join(gone))
     parts += [_tasks(report), _intervals(report), _published_cells(report)]
     parts += ["\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)]
     if LENGTH_TASK in names:
         parts.append(_lengths(report))
+    if report.table.each_cell:
+        parts.append(_cells(report))
     parts += [_labels(report), _rates(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _protocol(report: Report) -> str:
+    """What a run learned, and how it was asked."""
+    table, training, each = report.table, report.table.training, report.table.each_cell
+    if each:
+        learned = (
+            f"A model a cell, trained on the cell's task, pairs and length alone: at most {each.tokens:,} tokens in steps of "
+            f"{each.batch_tokens:,}, unless the arm says otherwise"
+        )
+        if training.stop_at is not None:
+            learned += f", and no further once {100 * training.stop_at:g}% of the answers of 50 steps were right"
+    else:
+        lengths, tasks = " or ".join(map(str, training.lengths)), " and ".join(training.tasks)
+        learned = (
+            f"Trained for {training.steps:,} steps of {training.batch_sequences} sequences of {lengths} tokens on {tasks}, "
+            "unless the arm says otherwise"
+        )
+    rates = (
+        "" if len(table.learning_rates) == 1 else " An arm's learning rate is the best on the very answers shown here."
+    )
+    asked = (
+        "Each seed is asked sequences of its own." if table.own_questions else "All seeds are asked the same sequences."
+    )
+    return f"{learned}.{rates} {asked}"
 
 
 def incomplete(report: Report) -> list[str]:
@@ -184,9 +198,9 @@ def incomplete(report: Report) -> list[str]:
 
 
 def _at(runs: Iterable[tuple[float, int]]) -> str:
-    seeds: dict[float, list[int]] = {}
+    seeds: dict[float, set[int]] = {}
     for rate, seed in runs:
-        seeds.setdefault(rate, []).append(seed)
+        seeds.setdefault(rate, set()).add(seed)
     return ", ".join(
         f"{'seed' if len(found) == 1 else 'seeds'} {' '.join(map(str, sorted(found)))} at {rate:g}"
         for rate, found in sorted(seeds.items())
@@ -288,6 +302,31 @@ def _lengths(report: Report) -> str:
     if short:
         parts.append(f"Not asked: {', '.join(short)} tokens.")
     return "\n\n".join(parts)
+
+
+def _cells(report: Report) -> str:
+    """Cell by cell, pairs by gaps: accuracy, and what the run of the cell took."""
+    budget = report.table.each_cell.tokens
+    parts = [
+        f"## Cell by cell\n\nA model a cell. Percent, and the millions of tokens that it was trained on, at most {budget / 1e6:g} "
+        "unless the arm has a budget of its own. Rows: pairs. Columns: tokens of noise between pairs and questions."
+    ]
+    gaps = sorted({cell.gap for cell in report.table.cells})
+    for arm in report.arms:
+        found = {(row["pairs"], row["length"]): row for result in arm.chosen for row in result["rows"]}
+        lines = []
+        for pairs in dict.fromkeys(cell.pairs for cell in report.table.cells):
+            at = {cell.gap: found.get((pairs, cell.length)) for cell in report.table.cells if cell.pairs == pairs}
+            lines.append([str(pairs), *(_learned(at.get(gap)) for gap in gaps)])
+        if found:
+            parts.append(f"{arm.name}:\n\n" + markdown(["pairs", *(f"{gap:,}" for gap in gaps)], lines))
+    return "\n\n".join(parts)
+
+
+def _learned(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return f"{100 * row['correct'] / row['queries']:.2f} ({row['trained_tokens'] / 1e6:.1f}M)"
 
 
 def _labels(report: Report) -> str:

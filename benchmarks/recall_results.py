@@ -61,6 +61,8 @@ class Report:
 
     def _arm(self, name: str, runs: list[RecallRun]) -> ArmReport:
         here = [self.found[run.id] for run in runs if run.id in self.found]
+        if self.table.each_cell:
+            here = joined(here)
         scores: dict[float, dict[int, float]] = {}
         for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
             scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
@@ -105,6 +107,17 @@ class Report:
                 if row:
                     curves.setdefault(arm.name, []).append(row | {"label": label, "length": length})
         return curves
+
+
+def joined(results: Iterable[Result]) -> list[Result]:
+    """Runs of one cell each as one run a rate and seed; a row also says in `trained_tokens` what its run took."""
+    whole: dict[tuple[float, int], Result] = {}
+    for result in results:
+        rows = [row | {"trained_tokens": result["tokens"]} for row in result["rows"]]
+        one = whole.setdefault((result["learning_rate"], result["seed"]), result | {"rows": [], "diverged": False})
+        one["rows"] += rows
+        one["diverged"] |= result["diverged"]
+    return list(whole.values())
 
 
 def labels_of(report: Report, task: str) -> list[str]:

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="a YAML file of benchmarks/tables")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the raw results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--together", type=int, default=12, help="runs that train side by side on a GPU")
+    parser.add_argument("--together", type=int, help="runs that train side by side on a GPU; default: the table's")
     parser.add_argument("--arms", nargs="*", help="only these")
     parser.add_argument("--part", metavar="K/N", help="every N-th run from the K-th on, K from 0 to N-1")
     parser.add_argument(
@@ -64,8 +64,9 @@ def run_table(arguments: argparse.Namespace) -> None:
     table = load_table(arguments.table)
     if unknown := set(arguments.arms or ()) - set(table.arms):
         raise UserError(f"table {table.name} has no arm {min(unknown)!r}: it has {', '.join(table.arms)}")
-    if arguments.together < 1:
-        raise UserError(f"--together is {arguments.together}: at least 1 run")
+    together = table.together if arguments.together is None else arguments.together
+    if together < 1:
+        raise UserError(f"--together is {together}: at least 1 run")
     path, runs = arguments.out / f"{table.name}.json", runs_of(table)
     if arguments.part is not None:
         part, parts = parse_part(arguments.part)
@@ -74,13 +75,13 @@ def run_table(arguments: argparse.Namespace) -> None:
     done = read_runs([path]) if path.is_file() else []
     have = {run["id"] for run in read_runs(result_files(arguments.out, table.name))}
     missing = [run for run in runs if run.id not in have]
-    tokens = sum(cell.tokens for run in missing for cell in table.cells if table.asks(run.arm, cell))
+    tokens = sum(cell.tokens for run in missing for cell in run.cells)
     print(
         f"{table.name}: {len(missing)} runs to do, {len(runs) - len(missing)} there; "
         f"{tokens / 1e6:,.0f}M tokens to ask",
         flush=True,
     )
-    together = arguments.together if arguments.device.startswith("cuda") else 1
+    together = together if arguments.device.startswith("cuda") else 1
     started, longest = time.monotonic(), 0.0
     for first in range(0, len(missing), together):
         begun = time.monotonic()
@@ -157,7 +158,8 @@ def summary_line(run: RecallRun, result: dict[str, Any]) -> str:
         tasks.setdefault(row["task"], []).append(row["correct"] / row["queries"])
     means = " ".join(f"{task} {100 * sum(found) / len(found):5.1f}" for task, found in tasks.items())
     rate = run.training.learning_rate
-    return f"{run.arm:16} lr {rate:g} seed {run.seed} loss {result['final_loss']}: {means}"
+    took = f"{result['tokens'] / 1e6:.1f}M tokens"
+    return f"{run.arm:16} lr {rate:g} seed {run.seed} {took} loss {result['final_loss']}: {means}"
 
 
 if __name__ == "__main__":

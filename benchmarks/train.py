@@ -25,6 +25,7 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
+import host_sampling
 from provenance import commit
 
 MODELS = ("transformer-180m", "echo-180m", "hybrid-180m", "echo-50m", "transformer-50m")
@@ -131,7 +132,7 @@ class Case:
         self.engine = build_engine(config, self.model.vocab_size, self.device, self.mesh)
 
     def step(self, batch=None, learning_rate: float = 1e-4) -> tuple[float, float]:
-        """Seconds and loss of one step."""
+        """Seconds and loss of one step, from nothing to do to everything done."""
         import torch
 
         from echo_lm.pipeline.update import update
@@ -218,7 +219,7 @@ def measure(model: str, length: int, tokens: int, options: argparse.Namespace) -
 
 
 def profile(model: str, length: int, options: argparse.Namespace) -> None:
-    """Print where the time of a step goes: by kernel, by operator, and how long the host was busy."""
+    """Print where the time of a step goes: by kernel, by operator, how long the host was busy, and where in Python."""
     import torch
     from torch.profiler import ProfilerActivity
 
@@ -245,6 +246,7 @@ def profile(model: str, length: int, options: argparse.Namespace) -> None:
     print(f"the host: {host:.1f} ms in all operators (profiled: more than without)")
     for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:15]:
         print(f"{event.self_cpu_time_total / 1e3:9.2f} ms {event.count:6} x  {event.key[:110]}")
+    host_sampling.report(lambda: [case.step() for _ in range(3)])
 
 
 def prewarm(cases: list[tuple[str, int]], options: argparse.Namespace) -> None:

@@ -63,6 +63,9 @@ class RecallTraining(Frozen):
         tasks: in equal parts in every batch; options: of each, by its name.
         lengths: tokens of a sequence, one after the other step by step; pairs: likewise.
         schedule: of the learning rate after the warmup; "cosine" ends at a tenth.
+        precision: "bf16" by autocast, weights and AdamW in fp32.
+        stop_at: the training ends when so large a share of the answers of its last 50 steps is right. Every sequence is
+            new, so this says what an evaluation would.
     """
 
     steps: int = Field(default=500, gt=0)
@@ -74,6 +77,8 @@ class RecallTraining(Frozen):
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = Field(default=0.01, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    stop_at: float | None = Field(default=None, gt=0, le=1)
 
 
 class HarnessProtocol(Frozen):

@@ -52,6 +52,11 @@ class RecallCell:
         return "-".join([self.name, str(self.pairs), *options])
 
     @property
+    def gap(self) -> int:
+        """Tokens beyond the shortest sequence that holds the pairs."""
+        return self.length - minimum_length(self.task, pairs=self.pairs, **self.options)
+
+    @property
     def sequences(self) -> int:
         """Sequences that give `queries` answers, each asking for as many as it can."""
         asked = num_queries(self.task, self.pairs)

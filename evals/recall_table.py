@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from ..models.presets import matching_width
 from ..models.validation import describe_validation_error
 from .config import Frozen, RecallGrid, RecallTraining
 from .recall import RecallCell, count_answers, grid_cells, recall_batches
-from .recall_training import RecallTrainer
+from .recall_training import RecallTrainer, precision_of
 
 QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
 
@@ -31,13 +31,29 @@ QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
 class Arm(Frozen):
     """A model of the table: a preset, fields of its config that differ, fields of the training that differ.
 
-    `longest`: sequences of more tokens are not asked, where attention would take too long; None asks all.
+    Attributes:
+        longest: sequences of more tokens are not asked, where attention would take too long; None asks all.
+        only: pairs and gap (tokens beyond the shortest sequence) of the cells that are asked; empty asks all.
+        tokens: the budget of each cell where each is learned by itself, instead of the table's.
     """
 
     preset: str
     model: dict[str, Any] = Field(default={})
     training: dict[str, Any] = Field(default={})
     longest: int | None = Field(default=None, gt=0)
+    only: tuple[tuple[int, int], ...] = ()
+    tokens: int | None = Field(default=None, gt=0)
+
+
+class CellTraining(Frozen):
+    """Every cell is learned by a model of its own, on the cell's task, pairs and length alone.
+
+    Attributes:
+        tokens: at most so many a cell; batch_tokens: of a step, in whole sequences, at least one.
+    """
+
+    tokens: int = Field(gt=0)
+    batch_tokens: int = Field(gt=0)
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -73,6 +89,8 @@ class RecallTable(Frozen):
     recall: what is asked of each run; the same sequences for all, or (`own_questions`) for all of one seed.
     mean_of: the tasks whose mean chooses an arm's learning rate and stands for the arm; default all.
     published: numbers of others, set beside ours.
+    each_cell: a model a cell instead of one for all; the training's tasks, pairs, lengths, batch and steps follow from it.
+    together: runs that train side by side on a GPU, as far as its memory goes.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -88,6 +106,8 @@ class RecallTable(Frozen):
     own_questions: bool = False
     mean_of: tuple[str, ...] = ()
     published: Published | None = None
+    each_cell: CellTraining | None = None
+    together: int = Field(default=12, gt=0)
 
     @property
     def cells(self) -> list[RecallCell]:
@@ -96,18 +116,20 @@ class RecallTable(Frozen):
 
     def asks(self, arm: str, cell: RecallCell) -> bool:
         """Whether the arm is asked the cell."""
-        longest = self.arms[arm].longest
-        return longest is None or cell.length <= longest
+        longest, only = self.arms[arm].longest, self.arms[arm].only
+        fits = longest is None or cell.length <= longest
+        return fits and (not only or (cell.pairs, cell.gap) in only)
 
 
 @dataclass(frozen=True)
 class RecallRun:
-    """One training of a table. Its `id` changes with whatever changes its numbers."""
+    """One training of a table, and what is asked after it. Its `id` changes with whatever changes its numbers."""
 
     arm: str
     config: ModelConfig
     training: RecallTraining
     seed: int
+    cells: tuple[RecallCell, ...]
     id: str
 
 
@@ -133,9 +155,16 @@ def load_table(path: Path) -> RecallTable:
     tasks = dict.fromkeys(cell.name for cell in table.cells)
     if unknown := [task for task in named if task not in tasks]:
         raise UserError(f"table {path}: {unknown[0]!r} is not asked in it: it asks {', '.join(tasks)}")
+    cells = {(cell.pairs, cell.gap) for cell in table.cells}
+    for name, arm in table.arms.items():
+        if strange := set(arm.only) - cells:
+            pairs, gap = min(strange)
+            raise UserError(f"table {path}: arm {name}: no cell has {pairs} pairs and a gap of {gap} (`only`)")
     for task in table.mean_of or tasks:
         if not any(cell.name == task and all(table.asks(arm, cell) for arm in table.arms) for cell in table.cells):
-            raise UserError(f"table {path}: no cell of {task} is asked of every arm: give `longest` to fewer arms")
+            raise UserError(
+                f"table {path}: no cell of {task} is asked of every arm: give `longest` or `only` to fewer arms"
+            )
     return table
 
 
@@ -158,16 +187,51 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
             for name, arm in table.arms.items():
                 values = table.training.model_dump() | {"learning_rate": rate} | arm.training
                 training = RecallTraining.model_validate(values)
-                config = configs[name]
-                parts = [config.model_dump(mode="json", exclude={"name"}), training.model_dump(mode="json"), seed]
-                # What was added later counts only where it is used, so that older results keep their ids.
-                later = {"longest": arm.longest, "own_questions": table.own_questions or None}
-                parts.append([grid.model_dump(mode="json") for grid in table.recall])
-                parts += [{key: value} for key, value in later.items() if value is not None]
-                run = RecallRun(name, config, training, seed, sha256_json(parts)[:16])
-                # Once, where an arm sets a rate of its own; two arms may be the same model.
-                runs.setdefault((name, run.id), run)
+                cells = tuple(cell for cell in table.cells if table.asks(name, cell))
+                for asked in [cells] if table.each_cell is None else [(cell,) for cell in cells]:
+                    own = (
+                        training if table.each_cell is None else _training_of(table.each_cell, arm, asked[0], training)
+                    )
+                    run_id = _run_id(table, arm, configs[name], own, seed, asked)
+                    # Once, where an arm sets a rate of its own; two arms may be the same model.
+                    runs.setdefault((name, run_id), RecallRun(name, configs[name], own, seed, asked, run_id))
     return list(runs.values())
+
+
+def _training_of(each: CellTraining, arm: Arm, cell: RecallCell, training: RecallTraining) -> RecallTraining:
+    """The training of one cell."""
+    rows = max(1, each.batch_tokens // cell.length)
+    of_cell = {
+        "tasks": (cell.task,),
+        "options": {cell.task: cell.options},
+        "pairs": (cell.pairs,),
+        "lengths": (cell.length,),
+        "batch_sequences": rows,
+        "steps": max(1, (arm.tokens or each.tokens) // (rows * cell.length)),
+    }
+    return RecallTraining.model_validate(training.model_dump() | of_cell)
+
+
+def _run_id(
+    table: RecallTable,
+    arm: Arm,
+    config: ModelConfig,
+    training: RecallTraining,
+    seed: int,
+    cells: tuple[RecallCell, ...],
+) -> str:
+    # What was added later counts only where it is used, so that older results keep their ids.
+    described = training.model_dump(mode="json")
+    for name in ("precision", "stop_at"):
+        if described[name] == RecallTraining.model_fields[name].default:
+            del described[name]
+    parts = [config.model_dump(mode="json", exclude={"name"}), described, seed]
+    if table.each_cell is not None:
+        return sha256_json([*parts, [asdict(cell) for cell in cells], table.own_questions])[:16]
+    later = {"longest": arm.longest, "own_questions": table.own_questions or None, "only": arm.only or None}
+    parts.append([grid.model_dump(mode="json") for grid in table.recall])
+    parts += [{key: value} for key, value in later.items() if value is not None]
+    return sha256_json(parts)[:16]
 
 
 def measure_together(
@@ -180,10 +244,10 @@ def measure_together(
     """Train runs side by side and ask each of them everything.
 
     Returns:
-        For each run `id`, `arm`, `seed`, `learning_rate`, `parameters` (without embeddings), `final_loss` (mean of the last
-        tenth of the steps, nats an answer; None if not finite), `losses` (mean of each fiftieth), and `rows`: what was asked (see
-        `RecallCell.described`) with the counts of `count_answers`. A run that is not finite answers nothing right and
-        has `diverged` set.
+        For each run `id`, `arm`, `seed`, `learning_rate`, `parameters` (without embeddings), `tokens` (trained on), `final_loss`
+        (mean of the last tenth of the steps, nats an answer; None if not finite), `losses` (mean of each fiftieth), and `rows`:
+        what was asked (see `RecallCell.described`) with the counts of `count_answers`. A run that is not finite answers
+        nothing right and has `diverged` set.
     """
     vocabulary = RecallVocabulary()
     started = time.monotonic()
@@ -191,25 +255,27 @@ def measure_together(
     for run in runs:
         model = build_model(run.config, seed=run.seed, device=device)
         trainers.append(RecallTrainer(model, run.training, vocabulary, seed=run.seed, device=device))
-    steps = max(run.training.steps for run in runs)
-    for step in range(steps):
-        for run, trainer in zip(runs, trainers, strict=True):
-            if step < run.training.steps:
-                trainer.advance()
-        if (step + 1) % QUEUED_STEPS == 0 or step + 1 == steps:
-            for trainer in trainers:
+    most, step = max(run.training.steps for run in runs), 0
+    while at_work := [trainer for trainer in trainers if not trainer.finished]:
+        for trainer in at_work:
+            trainer.advance()
+        step += 1
+        if step % QUEUED_STEPS == 0:
+            for trainer in at_work:
                 trainer.synchronize()
-            if (step + 1) % (10 * QUEUED_STEPS) == 0:
-                on_progress(f"step {step + 1} of {steps}, {time.monotonic() - started:.0f} s")
+            if step % (10 * QUEUED_STEPS) == 0:
+                on_progress(f"step {step} of {most}, {time.monotonic() - started:.0f} s")
+    for trainer in trainers:
+        trainer.synchronize()
     results = [_described(run, trainer) for run, trainer in zip(runs, trainers, strict=True)]
     models = [trainer.release() for trainer in trainers]
     question_seeds = [run.seed if table.own_questions else 0 for run in runs]
     for cell in table.cells:
         for seed in dict.fromkeys(question_seeds):
             asked = [
-                (model, result)
+                (run, model, result)
                 for run, own, model, result in zip(runs, question_seeds, models, results, strict=True)
-                if own == seed and table.asks(run.arm, cell)
+                if own == seed and cell in run.cells
             ]
             _ask(asked, cell, vocabulary, batch_tokens=table.batch_tokens, seed=seed, device=device)
         on_progress(f"{cell.label} at {cell.length} tokens, {time.monotonic() - started:.0f} s")
@@ -217,7 +283,7 @@ def measure_together(
 
 
 def _ask(
-    asked: Sequence[tuple[torch.nn.Module, dict[str, Any]]],
+    asked: Sequence[tuple[RecallRun, torch.nn.Module, dict[str, Any]]],
     cell: RecallCell,
     vocabulary: RecallVocabulary,
     *,
@@ -232,13 +298,14 @@ def _ask(
     counts = [Counter() for _ in asked]
     finite = [True] * len(asked)
     for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed):
-        for i, (model, _) in enumerate(asked):
+        for i, (run, model, _) in enumerate(asked):
             try:
-                counts[i].update(count_answers(model, cell, vocabulary, [batch], device=device))
+                with precision_of(run.training, device):
+                    counts[i].update(count_answers(model, cell, vocabulary, [batch], device=device))
             except FloatingPointError:
                 counts[i]["queries"] += batch.answers.size
                 finite[i] = False
-    for count, is_finite, (_, result) in zip(counts, finite, asked, strict=True):
+    for count, is_finite, (_, _, result) in zip(counts, finite, asked, strict=True):
         names = ("queries", "correct", "open_correct")
         row = {name: count[name] if is_finite or name == "queries" else 0 for name in names}
         result["rows"].append(cell.described() | row)
@@ -246,7 +313,7 @@ def _ask(
 
 
 def _described(run: RecallRun, trainer: RecallTrainer) -> dict[str, Any]:
-    losses = trainer.losses.float().cpu()
+    losses = trainer.losses[: trainer.done].float().cpu()
     tenth = max(1, len(losses) // 10)
     return {
         "id": run.id,
@@ -254,6 +321,7 @@ def _described(run: RecallRun, trainer: RecallTrainer) -> dict[str, Any]:
         "seed": run.seed,
         "learning_rate": run.training.learning_rate,
         "parameters": count_parameters(run.config).non_embedding,
+        "tokens": trainer.tokens,
         "final_loss": _rounded(losses[-tenth:]),
         "losses": [_rounded(part) for part in losses.chunk(50)],
         "diverged": not bool(torch.isfinite(losses).all()),

@@ -5,6 +5,7 @@ trainer's own, so that dozens of trainers share one GPU and their kernels run si
 """
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..data_prep.recall import RecallVocabulary, generate, num_queries, seeded_g
 from ..models import language_model_loss, parameter_groups
 from .config import RecallTraining
 
+LOOK_EVERY = 50  # steps, whether the training may stop
 # A graph is recorded after so many steps of each length: by then every kernel is compiled and every buffer exists.
 EAGER_STEPS = 3
 SMALLEST_RATE = 0.1
@@ -80,6 +82,7 @@ class RecallTrainer:
 
     Attributes:
         losses: nats of an answer, fp32 `[steps]`; of steps to come 0.
+        done: steps so far; finished: whether there is none to come.
     """
 
     def __init__(
@@ -115,7 +118,8 @@ class RecallTrainer:
         self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), **options)
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.losses = torch.zeros(training.steps, device=self.device)
-        self.done = 0
+        self._right = torch.zeros(training.steps, device=self.device)  # share of answers
+        self.done, self.finished = 0, False
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -133,10 +137,25 @@ class RecallTrainer:
             if self.done // len(self._banks) + 1 == EAGER_STEPS:
                 self._graphs[which] = self._record(self._banks[which])
         self.done += 1
+        self.finished = self.done == self.training.steps or self._has_learned()
+
+    def _has_learned(self) -> bool:
+        """Whether `stop_at` is reached. To know it a GPU is waited for."""
+        if self.training.stop_at is None or self.done % LOOK_EVERY:
+            return False
+        self.synchronize()
+        return self._right[self.done - LOOK_EVERY : self.done].mean().item() >= self.training.stop_at
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the steps so far."""
+        lengths = self.training.lengths
+        rounds, rest = divmod(self.done, len(lengths))
+        return self.training.batch_sequences * (rounds * sum(lengths) + sum(lengths[:rest]))
 
     def run(self) -> None:
         """All steps that are left."""
-        while self.done < self.training.steps:
+        while not self.finished:
             self.advance()
         self.synchronize()
 
@@ -157,12 +176,17 @@ class RecallTrainer:
         tokens, at, labels, weight = (part.index_select(0, index)[0] for part in vars(bank).values())
         self._rate.copy_(self._rates.index_select(0, self._step)[0])
         self._optimizer.zero_grad(set_to_none=True)
-        total, count = language_model_loss(self.model(tokens.long(), at=at), labels, weight)
+        with precision_of(self.training, self.device):
+            logits = self.model(tokens.long(), at=at)
+        total, count = language_model_loss(logits, labels, weight)
         loss = total / count
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self.losses.index_copy_(0, self._step, loss.detach()[None])
+        if self.training.stop_at is not None:
+            right = ((logits.detach().argmax(-1) == labels) * weight).sum() / weight.sum()
+            self._right.index_copy_(0, self._step, right[None])
         self._step += 1
 
     def _record(self, bank: RecallBank) -> torch.cuda.CUDAGraph:
@@ -172,6 +196,11 @@ class RecallTrainer:
         with torch.cuda.graph(graph, stream=self._stream):
             self._train(bank)
         return graph
+
+
+def precision_of(training: RecallTraining, device: torch.device | str) -> AbstractContextManager:
+    """What the forward passes of a training, and of questions to what it trained, are to run in."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=training.precision == "bf16")
 
 
 def _rate(step: int, training: RecallTraining) -> float:

@@ -92,6 +92,7 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
             "zero_optimization": zero,
             "bf16": {"enabled": train.precision == "bf16"},
             "steps_per_print": 10**9,
+            "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a micro-batch
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # ours is torch's: the same update wherever its state lies
         },

@@ -82,9 +82,9 @@ def report(table, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     write_report = importlib.import_module("recall_report").write_report
 
-    def write(change=lambda results: results):
+    def write(change=lambda results: results, make=result_of):
         loaded = load_table(table)
-        results = change([result_of(loaded, run) for run in runs_of(loaded)])
+        results = change([make(loaded, run) for run in runs_of(loaded)])
         raw = tmp_path / "raw"
         raw.mkdir(exist_ok=True)
         for part in (0, 1):
@@ -226,3 +226,45 @@ def test_nothing_to_report_gives_one_line_and_code_2(table, tmp_path):
     assert told.returncode == 2
     assert len(told.stderr.splitlines()) == 1
     assert "holds no run of table tiny: run `python benchmarks/recall_tables.py" in told.stderr
+
+
+IN_TASK = {
+    "name": "tiny",
+    "training": {"steps": 1, "stop_at": 0.999},
+    "each_cell": {"tokens": 2_000_000, "batch_tokens": 1000},
+    "learning_rates": [0.001, 0.01],
+    "seeds": [0],
+    "arms": {
+        "all": {"preset": "paper-1m-l2", "training": {"learning_rate": 0.005}},
+        "few": {"preset": "paper-1m-mamba2", "only": [[2, 8]]},
+    },
+    "recall": [{"task": "mqar", "pairs": [2, 4], "gaps": [8, 64], "queries": 100}],
+}
+
+
+def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
+    table.write_text(yaml.safe_dump(IN_TASK))
+
+    def made(_, run):
+        (cell,) = run.cells
+        right = 100 - cell.pairs if run.arm == "all" else 10 * (1 + (run.training.learning_rate == 0.01))
+        row = cell.described() | {"queries": 100, "correct": right, "open_correct": 0}
+        common = dict(arm=run.arm, seed=0, learning_rate=run.training.learning_rate, parameters=7, diverged=False)
+        origin = {"hardware": "Some GPU", "torch": "2.0", "date": "2026-01-01", "commit": "abc1234"}
+        return common | origin | dict(id=run.id, tokens=1000 * cell.gap, rows=[row], final_loss=0.1, losses=[0.1])
+
+    def without_the_last_cell(results):
+        return [result for result in results if result["rows"][0]["length"] != 4 * 2 + 4 + 64]
+
+    page, content = report(without_the_last_cell, made)
+    assert "5 of 6 runs" in page
+    assert "at most 2,000,000 tokens in steps of 1,000" in page
+    assert "once 99.9% of the answers of 50 steps" in page
+    assert "all: missing seed 0 at 0.005." in page
+    assert line(page, "\nall:\n", "2") == ["2", "98.00 (0.0M)", "98.00 (0.1M)"]
+    assert line(page, "\nall:\n", "4") == ["4", "96.00 (0.0M)", "-"]
+    assert line(page, "\nfew:\n", "2") == ["2", "20.00 (0.0M)", "-"]
+    # What arms have in common is the cell of two pairs and a gap of eight.
+    assert line(page, "## Accuracy by task", "all")[4] == "98.0"
+    tokens = {(row["arm"], row["pairs"], row["length"]): row["trained_tokens"] for row in content["rows"]}
+    assert tokens == {("all", 2, 14): 8000, ("all", 2, 70): 64_000, ("all", 4, 20): 8000, ("few", 2, 14): 8000}

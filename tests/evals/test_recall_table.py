@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,12 +72,72 @@ def test_the_ids_of_the_transfer_table_stand():
     assert runs_of(load_table(ROOT / "benchmarks" / "tables" / "transfer.yaml"))[0].id == "6602d7980a663eb4"
 
 
+def test_the_in_task_table_has_its_cells():
+    runs = runs_of(load_table(ROOT / "benchmarks" / "tables" / "mqar50m.yaml"))
+    assert Counter(run.arm for run in runs) == {"echo": 29, "mamba2": 18, "hybrid": 18}
+
+
 @pytest.mark.parametrize("name", ["transfer", "length", "length-rates", "ablations"])
 def test_the_tables_that_come_with_the_project_are_whole(name):
     table = load_table(ROOT / "benchmarks" / "tables" / f"{name}.yaml")
     runs = runs_of(table)
     assert len({run.id for run in runs}) == len(table.arms) * len(table.learning_rates) * len(table.seeds)
     assert all(cell.sequences > 0 for cell in table.cells)
+
+
+IN_TASK = {
+    "each_cell": {"tokens": 3000, "batch_tokens": 100},
+    "learning_rates": [0.01],
+    "seeds": [0],
+    "arms": {"one": TABLE["arms"]["one"], "two": TABLE["arms"]["two"] | {"only": [[2, 4]], "tokens": 6000}},
+    "recall": [{"task": "mqar", "pairs": [1, 2], "gaps": [4, 16], "queries": 20}],
+}
+
+
+def test_a_model_for_each_cell_learns_that_cell_alone(tmp_path):
+    runs = runs_of(load_table(table_file(tmp_path, **IN_TASK)))
+    assert len({run.id for run in runs}) == len(runs) == 5
+    for run in runs:
+        (cell,) = run.cells
+        training = run.training
+        assert (training.tasks, training.pairs, training.lengths) == (("mqar",), (cell.pairs,), (cell.length,))
+        step = training.batch_sequences * cell.length
+        assert step <= 100 < step + cell.length
+        budget = 6000 if run.arm == "two" else 3000
+        assert training.steps * step <= budget < (training.steps + 1) * step
+    (two,) = (run for run in runs if run.arm == "two")
+    assert (two.cells[0].pairs, two.cells[0].gap) == (2, 4)
+    # The budget is part of what a run is, what others are asked is not.
+    fewer = IN_TASK | {"recall": [IN_TASK["recall"][0] | {"gaps": [4]}]}
+    kept = {run.id for run in runs_of(load_table(table_file(tmp_path, **fewer)))}
+    assert kept < {run.id for run in runs}
+    assert len(kept) == 3
+    dearer = IN_TASK | {"each_cell": {"tokens": 3100, "batch_tokens": 100}}
+    assert sum(run.id in {run.id for run in runs} for run in runs_of(load_table(table_file(tmp_path, **dearer)))) == 1
+
+
+def test_a_training_ends_when_it_has_learned(tmp_path, monkeypatch):
+    """Accuracy of what is trained on ends it; in bf16 its questions are asked in bf16 too."""
+    training = TABLE["training"] | {"stop_at": 0.001, "precision": "bf16"}
+    longer = IN_TASK | {"each_cell": {"tokens": 8000, "batch_tokens": 100}}
+    table = load_table(table_file(tmp_path, **longer, training=training))
+    run = runs_of(table)[0]
+    asked = []
+    count = recall_table.count_answers
+    monkeypatch.setattr(
+        recall_table,
+        "count_answers",
+        lambda *a, **k: asked.append(torch.is_autocast_enabled("cpu")) or count(*a, **k),
+    )
+    short = measure_together(table, [run])[0]
+    step = run.training.batch_sequences * run.cells[0].length
+    assert short["tokens"] == 50 * step < run.training.steps * step
+    assert len(short["rows"]) == 1
+    assert asked
+    assert all(asked)
+    never = load_table(table_file(tmp_path, **longer, training=training | {"stop_at": 1.0}))
+    whole = measure_together(never, [runs_of(never)[0]])[0]
+    assert whole["tokens"] == run.training.steps * step
 
 
 def test_a_rate_of_its_own_makes_one_run(tmp_path):
@@ -94,6 +155,8 @@ def test_a_rate_of_its_own_makes_one_run(tmp_path):
         ({"mean_of": ["economy"]}, "'economy' is not asked in it"),
         ({"arms": {"one": TABLE["arms"]["one"] | {"longest": 16}}}, "no cell of niah is asked of every arm"),
         ({"publishd": {}}, "published"),
+        ({"arms": {"one": TABLE["arms"]["one"] | {"only": [[3, 5]]}}}, "arm one: no cell has 3 pairs and a gap of 5"),
+        ({"each_cell": {"tokens": 10}}, "batch_tokens"),
     ],
 )
 def test_a_wrong_table_gives_one_line(tmp_path, changes, message):
@@ -210,7 +273,7 @@ def test_no_group_begins_that_would_end_too_late(tmp_path, monkeypatch):
 
     def ten_seconds(table, group, **options):
         clock.now += 10
-        return [{"id": run.id, "rows": [], "final_loss": 0.0} for run in group]
+        return [{"id": run.id, "rows": [], "final_loss": 0.0, "tokens": 0} for run in group]
 
     monkeypatch.setattr(recall_tables, "measure_together", ten_seconds)
     monkeypatch.setattr(
