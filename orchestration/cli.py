@@ -29,7 +29,13 @@ Target = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, e.g. train.steps=200 run.workers=4.")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/quickstart.")]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.", envvar="ECHO_LM_RUNS")]
-Data = Annotated[Path, typer.Option(help="Folder that holds the datasets.", envvar="ECHO_LM_DATA")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that holds the datasets; where a run to go on with has its own, else data, if left out.",
+        envvar="ECHO_LM_DATA",
+    ),
+]
 Tracking = Annotated[
     str | None,
     typer.Option(
@@ -46,7 +52,7 @@ def run(
     target: Target,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    data: Data = Path("data"),
+    data: Data = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to use, host:port; one of its own on loopback if left out.")
     ] = None,
@@ -59,10 +65,10 @@ def run(
     recognised.
     """
     from .run import run_pipeline
-    from .target import resolve_target
+    from .target import data_root, resolve_target
 
     config, runs = resolve_target(target, overrides, runs)
-    run_pipeline(config, runs, data, address, tracking_uri, trust=trust)
+    run_pipeline(config, runs, data_root(target, data), address, tracking_uri, trust=trust)
 
 
 @app.command()
@@ -73,7 +79,7 @@ def submit(
         str, typer.Option(help="Dashboard of the Ray cluster's head.", envvar="RAY_API_SERVER_ADDRESS")
     ] = "http://127.0.0.1:8265",
     runs: Runs = Path("runs"),
-    data: Data = Path("data"),
+    data: Data = None,
     tracking_uri: Tracking = None,
     trust: Trust = False,
     follow: Annotated[bool, typer.Option(help="Show what it prints until it ends.")] = False,
@@ -83,15 +89,18 @@ def submit(
     Paths are those of the cluster's nodes, on storage that they share.
     """
     from .submit import submit_run
+    from .target import data_root
 
-    submit_run(target, overrides or [], address, runs, data, tracking_uri, trust=trust, follow=follow)
+    submit_run(
+        target, overrides or [], address, runs, data_root(target, data), tracking_uri, trust=trust, follow=follow
+    )
 
 
 @app.command()
 def prepare(
     target: Target,
     overrides: Overrides = None,
-    data: Data = Path("data"),
+    data: Data = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Re-read every file of the finished dataset and check what is in it.")
     ] = False,
@@ -107,10 +116,11 @@ def prepare(
     from ..data_prep.verify import verify as verify_dataset
     from .mixture import print_mixture
     from .prepare import prepare_dataset, prepare_on_ray, ray_is_installed
-    from .target import resolve_target
+    from .target import data_root, resolve_target
     from .units import process_map
 
     config, _ = resolve_target(target, overrides, Path("runs"))
+    data = data_root(target, data)
     folder = data / config.data.name
     if verify:
         manifest = verify_dataset(folder)
@@ -129,17 +139,17 @@ def prepare(
 def show(
     target: Target,
     overrides: Overrides = None,
-    data: Data = Path("data"),
+    data: Data = None,
     documents: Annotated[int, typer.Option(min=0, help="Documents of each source.")] = 2,
     source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
     split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
 ) -> None:
     """Documents, decoded, with their borders; the recipe's mixture as tokens and percent; a figure of lengths."""
     from .data import show as show_dataset
-    from .target import resolve_target
+    from .target import data_root, resolve_target
 
     config, _ = resolve_target(target, overrides, Path("runs"))
-    show_dataset(config, data / config.data.name, documents, source, split)
+    show_dataset(config, data_root(target, data) / config.data.name, documents, source, split)
 
 
 @app.command()
@@ -147,15 +157,15 @@ def train(
     target: Target,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    data: Data = Path("data"),
+    data: Data = None,
     trust: Trust = False,
 ) -> None:
     """Train in plain processes: no Ray, no MLflow. Resumes from the last complete checkpoint of its run folder."""
-    from .target import resolve_target
+    from .target import data_root, resolve_target
     from .train import train_run
 
     config, runs = resolve_target(target, overrides, runs)
-    train_run(config, runs, data, trust=trust)
+    train_run(config, runs, data_root(target, data), trust=trust)
 
 
 @app.command("eval")

@@ -17,3 +17,11 @@ def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tupl
         return load_config(target, overrides), runs
     stored = run.load_config().resolved()
     return parse_config(apply_overrides(stored, overrides or [], target), target), run.path.parent
+
+
+def data_root(target: str, given: Path | None) -> Path:
+    """The folder of the datasets: the one that is given, else that of the run in `target`, else `data`."""
+    if given is not None:
+        return given
+    run = RunFolder(target)
+    return run.data_folder().parent if run.data_file.is_file() else Path("data")

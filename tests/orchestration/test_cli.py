@@ -108,6 +108,7 @@ def test_train_status_generate_and_resume(echo_lm, tmp_path, data_root):
     code, out, _ = echo_lm("train", "runs/smoke")
     assert code == 0
     assert "training is complete; nothing to do" in out
+    assert not (tmp_path / "data").exists()  # the run knows where its data lies
     code, out, _ = echo_lm("generate", "runs/smoke", "--prompt", "def ", "--tokens", "5")
     assert code == 0
     assert out.startswith("def ")
