@@ -46,7 +46,9 @@ def main() -> int:
         runs = Path(folder)
         first = start(["train", options.recipe, *options.overrides, *where(runs, options.data)], gpu=0)
         run = wait_for_run(runs, first, until)
-        evaluator = start(["eval", "--watch", f"{runs}/*", "--every", "5s", "--device", options.device], gpu=1)
+        evaluator = start(
+            ["eval", "--watch", f"{runs}/*", "--every", "5s", "--parallel", "2", "--device", options.device], gpu=1
+        )
         try:
             killed = kill_at(run, first, options.kill_at, until)
             print(f"killed after step {killed}" if killed else "ended before it was to be killed", flush=True)
