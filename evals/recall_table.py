@@ -157,6 +157,8 @@ def load_table(path: Path) -> RecallTable:
         raise UserError(f"table {path}: {unknown[0]!r} is not asked in it: it asks {', '.join(tasks)}")
     cells = {(cell.pairs, cell.gap) for cell in table.cells}
     for name, arm in table.arms.items():
+        if arm.tokens is not None and table.each_cell is None:
+            raise UserError(f"table {path}: arm {name}: `tokens` is the budget of a cell: it needs `each_cell`")
         if strange := set(arm.only) - cells:
             pairs, gap = min(strange)
             raise UserError(f"table {path}: arm {name}: no cell has {pairs} pairs and a gap of {gap} (`only`)")

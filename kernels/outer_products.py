@@ -1,4 +1,4 @@
-"""A sum of outer products over many tokens: what a segment adds to the scan's state."""
+"""A sum of outer products over many tokens: what a segment adds to a state."""
 
 from typing import Any
 

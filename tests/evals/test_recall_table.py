@@ -157,6 +157,7 @@ def test_a_rate_of_its_own_makes_one_run(tmp_path):
         ({"publishd": {}}, "published"),
         ({"arms": {"one": TABLE["arms"]["one"] | {"only": [[3, 5]]}}}, "arm one: no cell has 3 pairs and a gap of 5"),
         ({"each_cell": {"tokens": 10}}, "batch_tokens"),
+        ({"arms": {"one": TABLE["arms"]["one"] | {"tokens": 100}}}, "arm one: `tokens` .* needs `each_cell`"),
     ],
 )
 def test_a_wrong_table_gives_one_line(tmp_path, changes, message):
