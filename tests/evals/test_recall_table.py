@@ -77,7 +77,7 @@ def test_the_in_task_table_has_its_cells():
     assert Counter(run.arm for run in runs) == {"echo": 29, "mamba2": 18, "hybrid": 18}
 
 
-@pytest.mark.parametrize("name", ["transfer", "length", "length-rates", "ablations"])
+@pytest.mark.parametrize("name", ["transfer", "length", "length-rates", "length-ideas", "ablations"])
 def test_the_tables_that_come_with_the_project_are_whole(name):
     table = load_table(ROOT / "benchmarks" / "tables" / f"{name}.yaml")
     runs = runs_of(table)
