@@ -44,28 +44,26 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
-        first = start(["train", options.recipe, *options.overrides, *where(runs, options.data)], gpu=0)
-        run = wait_for_run(runs, first, until)
-        evaluator = start(
-            ["eval", "--watch", f"{runs}/*", "--every", "5s", "--parallel", "2", "--device", options.device], gpu=1
-        )
+        places = ["--runs", str(runs), "--data", str(options.data)]
+        processes = [start(["train", options.recipe, *options.overrides, *places], gpu=0)]
         try:
-            killed = kill_at(run, first, options.kill_at, until)
-            print(f"killed after step {killed}" if killed else "ended before it was to be killed", flush=True)
-            again = start(["train", str(run.path)], gpu=0) if killed else first
-            await_end(again, until)
+            run = wait_for_run(runs, processes[0], until)
+            watching = ["--watch", f"{runs}/*", "--every", "5s", "--parallel", "2", "--device", options.device]
+            processes.append(start(["eval", *watching], gpu=1))
+            training = processes[0]
+            if killed := kill_at(run, training, options.kill_at, until):
+                print(f"killed after step {killed}", flush=True)
+                training = start(["train", str(run.path)], gpu=0)
+                processes.append(training)
+            await_end(training, until)
             await_evaluations(run, until)
         finally:
-            for process in (first, evaluator):
+            for process in processes:
                 kill(process)
         write_report(run.path)
         table(run)
         pack(run.path, options.out / "run.tar.xz")
-    return 0
-
-
-def where(runs: Path, data: Path) -> list[str]:
-    return ["--runs", str(runs), "--data", str(data)]
+    return 0 if training.returncode == 0 else 1
 
 
 def start(arguments: list[str], gpu: int) -> subprocess.Popen:
@@ -91,7 +89,8 @@ def wait_for_run(runs: Path, process: subprocess.Popen, until: float) -> RunFold
         if found := list(runs.glob("*/config.yaml")):
             return RunFolder(found[0].parent)
         time.sleep(0.2)
-    sys.exit("no run has begun")
+    # What the command was given is wrong, and it has said so.
+    sys.exit(process.poll() or "no run has begun: no time was left")
 
 
 def last_step(run: RunFolder) -> int:

@@ -66,7 +66,8 @@ class Report:
         scores: dict[float, dict[int, float]] = {}
         for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
             scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
-        rate = max(scores, key=lambda rate: fmean(scores[rate].values()), default=None)
+        # Without a cell that all arms are asked there is no mean yet, and nothing that chooses.
+        rate = max(scores, key=lambda rate: np.nan_to_num(fmean(scores[rate].values()), nan=-1.0), default=None)
         return ArmReport(
             name,
             scores,
@@ -82,7 +83,7 @@ class Report:
         return fmean(row["correct"] / row["queries"] for row in rows) if rows else np.nan
 
     def mean(self, result: Result) -> float:
-        """The one number of a run: the mean over the tasks of `mean_of`."""
+        """The one number of a run: the mean over the tasks of `mean_of`; NaN where one has no cell."""
         return fmean(self.task_mean(result, task) for task in self.mean_of)
 
     def chance(self, task: str) -> float:

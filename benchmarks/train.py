@@ -25,8 +25,8 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
-import host_sampling
 from provenance import commit
+from step_profile import print_profile
 
 MODELS = ("transformer-180m", "echo-180m", "hybrid-180m", "echo-50m", "transformer-50m")
 LENGTHS = (2_048, 16_384, 65_536)
@@ -218,37 +218,6 @@ def measure(model: str, length: int, tokens: int, options: argparse.Namespace) -
     }
 
 
-def profile(model: str, length: int, options: argparse.Namespace) -> None:
-    """Print where the time of a step goes: by kernel, by operator, how long the host was busy, and where in Python."""
-    import torch
-    from torch.profiler import ProfilerActivity
-
-    case, plan, _ = fit(model, length, options.step_tokens, options)
-    plain = median(case.step()[0] for _ in range(3))
-    on_gpu = case.device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    with torch.profiler.profile(activities=activities) as found:
-        case.step()
-    events = found.key_averages()
-    print(
-        f"{model}, {length} tokens, micro-batches of {plan[0]} rows, checkpointing {plan[1]}, compile {options.compile}"
-    )
-    print(f"a step: {plain * 1e3:.1f} ms, {options.step_tokens / plain:,.0f} tokens/s (not profiled)")
-    host = sum(event.self_cpu_time_total for event in events) / 1e3
-    if on_gpu:
-        kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-        busy = sum(event.self_device_time_total for event in kernels) / 1e3
-        print(f"kernels: {busy:.1f} ms in {sum(event.count for event in kernels):,} launches; ", end="")
-        print(f"the device waits {max(0.0, plain * 1e3 - busy):.1f} ms")
-        for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:40]:
-            share = event.self_device_time_total / 1e3
-            print(f"{share:9.2f} ms {share / busy:6.1%} {event.count:6} x  {event.key[:110]}")
-    print(f"the host: {host:.1f} ms in all operators (profiled: more than without)")
-    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:15]:
-        print(f"{event.self_cpu_time_total / 1e3:9.2f} ms {event.count:6} x  {event.key[:110]}")
-    host_sampling.report(lambda: [case.step() for _ in range(3)])
-
-
 def prewarm(cases: list[tuple[str, int]], options: argparse.Namespace) -> None:
     """Compile the kernels of all models at once, one process a model: what is compiled lies in the caches on disk.
 
@@ -370,7 +339,10 @@ def main() -> int:
         print(json.dumps(measure(model, length, options.step_tokens, options)))
         return 0
     if options.profile:
-        profile(options.profile[0], int(options.profile[1]), options)
+        model, length = options.profile[0], int(options.profile[1])
+        case, (rows, checkpointed), _ = fit(model, length, options.step_tokens, options)
+        print(f"{model}, {length} tokens, micro-batches of {rows} rows, checkpointing {checkpointed}")
+        print_profile(case, options.step_tokens)
         return 0
     if options.out is None:
         parser.error("--out is missing: where do the rows go?")

@@ -256,6 +256,13 @@ def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
     def without_the_last_cell(results):
         return [result for result in results if result["rows"][0]["length"] != 4 * 2 + 4 + 64]
 
+    def only_what_one_arm_is_asked(results):
+        return [result for result in results if result["rows"][0]["pairs"] == 4]
+
+    page, content = report(only_what_one_arm_is_asked, made)
+    assert content["arms"]["all"]["mean_by_rate_and_seed"] == {"0.005": {"0": None}}
+    assert line(page, "\nall:\n", "4") == ["4", "96.00 (0.0M)", "96.00 (0.1M)"]
+
     page, content = report(without_the_last_cell, made)
     assert "5 of 6 runs" in page
     assert "at most 2,000,000 tokens in steps of 1,000" in page
