@@ -191,7 +191,12 @@ def run_layer(
             bias = torch.zeros(channels, dtype=weights, requires_grad=backward)
             ids = starts.cumsum(1).to(torch.int32) if documents else None
             parts = (inner, *2 * (mamba.ngroups * mamba.d_state,))
-            z = convolve(projected[..., inner : inner + channels], taps, bias, ids, True, parts)
+            first = empty(channels)[:, : mamba.d_conv - 1] if segment else None
+            z = [
+                part  # of the whole rows; and of a segment's tail, whose first tokens are its own
+                for given in {first, None}
+                for part in convolve(projected[..., inner : inner + channels], taps, bias, ids, given, True, parts)
+            ]
             dt = torch.ones(batch, length, heads, requires_grad=backward)
             a, d = torch.ones(heads), torch.ones(heads, dtype=weights)
             state = (

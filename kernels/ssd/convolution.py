@@ -18,6 +18,7 @@ def causal_convolution(
     bias: Tensor | None = None,
     *,
     state: Tensor | None = None,
+    first: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     silu: bool = False,
     parts: tuple[int, int, int] | None = None,
@@ -28,6 +29,8 @@ def causal_convolution(
     Args:
         x: `[B, T, C]`; weight: `[C, W]`; bias: `[C]`.
         state: `[B, W - 1, C]`, the inputs before the row's first token (zeros: the row starts a document).
+        first: `[B, W - 1, C]`, in the dtype of x: what is returned for the first W - 1 tokens, where what comes before the row
+            is known elsewhere (`enter_segment`).
         cu_seqlens: `[documents + 1]`, see `kernels/documents.py`.
         silu: return y * sigmoid(y) instead.
         parts: return the channels in three tensors of these widths.
@@ -46,20 +49,42 @@ def causal_convolution(
             f"x {list(x.shape)} needs weight [{channels}, W] and state [{batch}, W - 1, {channels}], "
             f"not {list(weight.shape)} and {None if state is None else list(state.shape)}"
         )
-    fused = state is None and is_fused(x, weight)
-    if backend == "triton" and not fused:
+    if first is not None and (first.shape != (batch, taps - 1, channels) or length < taps - 1):
+        raise ValueError(
+            f"first must be [{batch}, {taps - 1}, {channels}] of at least as many tokens, not {list(first.shape)} of {length}"
+        )
+    if backend == "triton" and not (state is None and is_fused(x, weight)):
         raise ValueError('backend "triton" needs CUDA tensors, triton, four taps and no state: use "torch"')
     starts = inner_borders(cu_seqlens, batch, length, x.device)
-    if fused and backend != "torch":
-        ids = None if starts is None else document_ids(starts).to(torch.int32)
-        found = convolve(x, weight, bias, ids, silu, parts or (channels, 0, 0))
-        return found if parts else found[0]
-    if state is None:
-        state = x.new_zeros(batch, taps - 1, channels)
     ids = None if starts is None else document_ids(starts)
+    options = dict(state=state, first=first, silu=silu, parts=parts or (channels, 0, 0), backend=backend)
+    found = convolve_documents(x, weight, bias, ids, **options)
+    return found if parts else found[0]
+
+
+def convolve_documents(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor | None,
+    *,
+    parts: tuple[int, int, int],
+    state: Tensor | None = None,
+    first: Tensor | None = None,
+    silu: bool = False,
+    backend: Backend = "auto",
+) -> tuple[Tensor, ...]:
+    """`causal_convolution` without its checks; ids: `[B, T]`, the document of each token, 0 for the one a row enters with."""
+    if backend != "torch" and state is None and is_fused(x, weight):
+        return convolve(x, weight, bias, ids, first, silu, parts)
+    batch, _, channels = x.shape
+    reach = weight.shape[-1] - 1
+    if state is None:
+        state = x.new_zeros(batch, reach, channels)
     y = sum_of_taps(x, weight, bias, state.to(x.dtype), ids)
     y = F.silu(y) if silu else y
-    return y.split(parts, -1) if parts else y
+    y = y if first is None else torch.cat((first, y[:, reach:]), 1)
+    return y.split(parts, -1)
 
 
 def sum_of_taps(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, ids: Tensor | None) -> Tensor:

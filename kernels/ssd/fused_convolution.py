@@ -1,8 +1,7 @@
 """The short convolution and its activation in Triton: each input is read once, forward and backward.
 
 torch.compile makes four kernels of the backward pass, which read their inputs eleven times: 13% of a training step of
-`echo-180m` on an H100 (docs/kernels.md). A program walks a piece of eight sequences at once, token by token, with the last
-inputs in registers.
+`echo-180m` on an H100 (docs/kernels.md). A program walks a piece of a sequence token by token, with the last inputs in registers.
 """
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..available import INTERPRETER, TRITON
 
 TAPS = 4  # the only width that these kernels know
-PIECE, ROWS, COLUMNS = 64, 8, 128  # tokens that a program walks, pieces at once, channels
+PIECE, COLUMNS = 64, 128  # tokens that a program, of one warp, walks, and channels
 
 
 def is_fused(x: Tensor, weight: Tensor) -> bool:
@@ -21,9 +20,16 @@ def is_fused(x: Tensor, weight: Tensor) -> bool:
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool, parts: tuple[int, int, int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor | None,
+    first: Tensor | None,
+    silu: bool,
+    parts: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`causal_convolution`, its channels in three tensors; `ids`, int32 `[B, T]`, number each row's documents, or None."""
+    """`causal_convolution`, its channels in three tensors; `ids`, `[B, T]`, number each row's documents, or None."""
     from .convolution_kernels import convolve  # triton is not there on every machine
 
-    return convolve(x, weight, bias, ids, silu, list(parts))
+    ids = None if ids is None else ids.to(torch.int32)
+    return convolve(x, weight, bias, ids, first, silu, list(parts))

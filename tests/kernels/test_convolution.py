@@ -10,8 +10,8 @@ import torch
 from echo_lm.kernels.ssd import causal_convolution
 
 
-def results(backend, dtype, *, length, channels, bias, silu, borders, parts=None, device="cpu"):
-    """Output and gradients of a strided x, of weight and of bias, drawn in float64."""
+def results(backend, dtype, *, length, channels, bias, silu, borders, parts=None, given=False, device="cpu"):
+    """Output and gradients of a strided x, of weight, of bias and of what is `given` for the first tokens, drawn in float64."""
     generator = torch.Generator().manual_seed(length)
 
     def randn(*shape):
@@ -26,9 +26,11 @@ def results(backend, dtype, *, length, channels, bias, silu, borders, parts=None
     wide, weight, b, dy = (
         t.to(dtype).to(device, torch.float64 if backend == "torch" else dtype) for t in (wide, weight, b, dy)
     )
-    # Behind the rows lies what must not be read: programs have room for eight pieces, and there are fewer.
+    # Behind the rows lies what must not be read.
     wide = torch.cat((wide, torch.full_like(wide, torch.nan)))
-    leaves = [wide.requires_grad_(), weight.requires_grad_(), *([b.requires_grad_()] if bias else [])]
+    first = randn(3, 3, channels).to(dtype).to(wide)
+    leaves = [wide.requires_grad_(), weight.requires_grad_()]
+    leaves += [b.requires_grad_()] * bias + [first.requires_grad_()] * given
     cu_seqlens = torch.tensor(
         [0, 1, *(3 * length * torch.rand(6, generator=generator)).int().unique().clamp(2).unique(), 3 * length]
     )
@@ -36,6 +38,7 @@ def results(backend, dtype, *, length, channels, bias, silu, borders, parts=None
         wide[:3, :, 2 : 2 + channels],
         weight,
         b if bias else None,
+        first=first if given else None,
         cu_seqlens=cu_seqlens.to(device) if borders else None,
         silu=silu,
         parts=parts,
@@ -51,12 +54,13 @@ def check(dtype, bound, device="cpu", sizes=((1, 3), (2, 8), (63, 5), (70, 130))
             case = dict(length=length, channels=channels, bias=bias, silu=silu, borders=borders, device=device)
             if silu and channels > 3:
                 case["parts"] = channels - 3, 2, 1
-            wanted = results("torch", dtype, **case)
-            for name, a, b in zip(
-                ("y", "dx", "dweight", "dbias"), results("triton", dtype, **case), wanted, strict=False
-            ):
-                error = float((a.double() - b).norm() / b.norm().clamp(min=1e-9))
-                assert error <= bound, (case, name, error)
+            for given in {False, length > 3}:
+                wanted = results("torch", dtype, given=given, **case)
+                found = results("triton", dtype, given=given, **case)
+                names = "y", "dx", "dweight", *["dbias"] * bias, *["dfirst"] * given
+                for name, a, b in zip(names, found, wanted, strict=True):
+                    error = float((a.double() - b).norm() / b.norm().clamp(min=1e-9))
+                    assert error <= bound, (case, given, name, error)
 
 
 def interpreted():
@@ -76,6 +80,14 @@ def test_activation_in_the_convolution_is_activation_behind_it():
     torch.testing.assert_close(causal_convolution(x, weight, bias, silu=True), apart)
 
 
+def test_given_tokens_stand_in_place_of_the_first():
+    x, weight, first = torch.randn(2, 9, 3), torch.randn(3, 4), torch.randn(2, 3, 3)
+    y = causal_convolution(x, weight, first=first)
+    torch.testing.assert_close(y, torch.cat((first, causal_convolution(x, weight)[:, 3:]), 1))
+    with pytest.raises(ValueError, match=r"first must be \[2, 3, 3\] of at least as many tokens, not \[2, 3, 3\] of 2"):
+        causal_convolution(x[:, :2], weight, first=first)
+
+
 def test_what_the_kernels_do_not_take_is_said():
     with pytest.raises(ValueError, match="CUDA"):
         causal_convolution(torch.randn(2, 9, 3), torch.randn(3, 4), backend="triton")
@@ -93,7 +105,8 @@ import torch
 from torch.library import opcheck
 import echo_lm.kernels.ssd.convolution_kernels
 x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((2, 9, 8), (8, 4), (8,)))
-opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, True, [5, 2, 1]))
+opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, None, True, [5, 2, 1]))
+opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, x[:, :3], True, [5, 2, 1]))
 """
     done = subprocess.run([sys.executable, "-c", code], env=interpreted(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -110,15 +123,15 @@ from triton.runtime import driver
 target = GPUTarget("cuda", 90, 32)
 driver.set_active(type("NoGPU", (), {"get_current_target": staticmethod(lambda: target)})())
 from echo_lm.kernels.ssd.convolution_kernels import convolve_backward as kernel
-sizes = dict(C=8, STRIDE=8, X=8, N=0, PIECE=64, ROWS=8, COLUMNS=128, BIAS=True, SILU=True, DOCUMENTS=False)
+sizes = dict(C=8, STRIDE=8, X=8, N=0, PIECE=64, COLUMNS=128, BIAS=True, SILU=True, DOCUMENTS=False, GIVEN=0)
 constants = dict(sizes, p_ids=None)
-kinds = {name: "constexpr" if name in constants else "*fp32" for name in kernel.arg_names} | dict(T="i32", pieces="i32")
+kinds = {name: "constexpr" if name in constants else "*fp32" for name in kernel.arg_names} | dict(T="i32")
 source = ASTSource(kernel, kinds, {(kernel.arg_names.index(name),): value for name, value in constants.items()})
-compiled = triton.compile(source, target=target, options=dict(num_warps=4))
+compiled = triton.compile(source, target=target, options=dict(num_warps=1))
 (loop,) = re.findall(r"scf.for .*?iter_args\\((.*?)\\)", compiled.asm["ttgir"])
 print(loop.count("="))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
-    # Three inputs, three gradients that are not complete, those of four weights and a bias.
-    assert done.stdout.strip() == "11", done.stdout + done.stderr[-2000:]
+    # Three inputs, three gradients that are not complete, those of four weights and a bias, and two tiles loaded ahead.
+    assert done.stdout.strip() == "13", done.stdout + done.stderr[-2000:]
