@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 1024  # tokens summed in one product: sums of sums keep fp32 accurate over long segments
@@ -19,15 +18,23 @@ def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
     Returns:
         `[B, H, P, N]` in fp32 (float64 for float64 inputs), whatever the precision of the factors.
     """
-    batch, length, heads, width = x.shape
+    length, heads, width = x.shape[1:]
     groups = b.shape[2]
-    size = min(CHUNK, length)
     # The heads of a group are one matrix: chunks are the only batch dimension, so that nothing is copied.
     x = x.unflatten(2, (groups, -1)).flatten(3)
-    x, b = (F.pad(t, (0, 0, 0, 0, 0, -length % size)) if length % size else t for t in (x, b))
-    x, b = (t.reshape(-1, size, *t.shape[2:]).unbind(2) for t in (x, b))
+    whole = length - length % CHUNK
+    spans = ((0, whole, CHUNK), (whole, length, length - whole))
+    sums = sum(_of_chunks(x[:, i:j], b[:, i:j], size) for i, j, size in spans if i < j)
+    return sums.unflatten(1, (heads, width))
+
+
+def _of_chunks(x: Tensor, b: Tensor, size: int) -> Tensor:
+    """`[B, T, G, M]`, `[B, T, G, N]` -> `[B, G M, N]`, T a multiple of `size`."""
+    x, b = (t.unflatten(1, (-1, size)) for t in (x, b))
+    chunks = x.shape[:2]
+    x, b = (t.flatten(0, 1).unbind(2) for t in (x, b))
     sums = [_Products.apply(one.transpose(1, 2), other) for one, other in zip(x, b, strict=True)]
-    return torch.cat(sums, 1).unflatten(0, (batch, -1)).sum(1).unflatten(1, (heads, width))
+    return torch.cat(sums, 1).unflatten(0, chunks).sum(1)
 
 
 class _Products(torch.autograd.Function):

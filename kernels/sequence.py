@@ -10,6 +10,7 @@ so a rank then differentiates the fold of its own summary into all later states 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -115,6 +116,14 @@ class SequenceContext:
         starts = self.starts(batch, length, device)
         return None if starts is None else starts[:, self.rank]
 
+    def once(self, name: str, weight: Tensor, compute: Callable[[], Any]) -> Any:
+        """`compute()`, remembered for a layer's weight as long as that does not change: a layer that runs again on the same
+        batch, for activation checkpointing, need not wait for the same answer of the device."""
+        key = (name, weight.data_ptr(), weight._version)
+        if key not in self._derived:
+            self._derived[key] = compute()
+        return self._derived[key]
+
     def segment(self, rows: Tensor, dim: int = 1) -> Tensor:
         """This rank's part of a tensor over whole rows.
 
@@ -157,7 +166,8 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, summary, initial, combine, context, shapes, length):
-        gathered = all_gather(torch.cat((summary, summary.new_tensor([length]))), context)
+        # Filled on the device: a number that is copied there makes the host wait for all that is queued.
+        gathered = all_gather(torch.cat((summary, summary.new_full((1,), length))), context)
         _check_lengths(gathered[:, -1], context)
         gathered = gathered[:, :-1]
         state = initial

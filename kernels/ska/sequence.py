@@ -1,12 +1,13 @@
 """SKA over segments: summarise, combine, seed (see `kernels/sequence.py`)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..documents import document_ids
 from ..outer_products import sum_of_outer_products
 from ..sequence import SequenceContext, entering_state
-from .chunked import previous_keys
 from .state import SKAState
 
 
@@ -58,16 +59,65 @@ def summarise(k: Tensor, v: Tensor, starts: Tensor | None, *, value_lag: bool) -
         gram, transition `[B, H, R, R]`, value_map `[B, H, P, R]`, first and last key `[B, H, R]` (, value `[B, H, P]`); the
         sums in fp32 or better, whatever the precision of keys and values.
     """
-    previous = previous_keys(k, torch.zeros_like(k[:, 0]), starts)
-    kept, kept_values = k, v
+    kept = paired = None
     if starts is not None:
         ids = document_ids(starts)
-        tail = (ids == ids[:, -1:])[..., None, None]
-        kept, kept_values = k * tail, v * tail
-    firsts = (k[:, 0], k[:, -1], *((v[:, 0],) if value_lag else ()))
-    sums = (
-        sum_of_outer_products(kept, k),
-        sum_of_outer_products(kept, previous),
-        sum_of_outer_products(kept_values, previous if value_lag else k),
-    )
-    return sums + firsts
+        kept = (ids == ids[:, -1:])[..., None, None].to(k.dtype)
+        paired = (kept * ~starts[..., None, None])[:, 1:]  # rows whose key before is of the same document
+    summary = _Summary.apply(k, v, kept, paired, value_lag)
+    return summary if value_lag else summary[:-1]
+
+
+class _Summary(torch.autograd.Function):
+    """`summarise`, with a backward of one product a term: autograd would make gradients as large as the keys for every head
+    and every slice, and add them up."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, k: Tensor, v: Tensor, kept: Tensor | None, paired: Tensor | None, value_lag: bool
+    ) -> tuple[Tensor, ...]:
+        """kept: `[B, T, 1, 1]` 1 for the rows that count; paired: `[B, T - 1, 1, 1]` 1 for those from the second on whose key
+        before counts with them; None if all do."""
+        ctx.save_for_backward(k, v, kept, paired)
+        ctx.value_lag = value_lag
+        read = _masked(v[:, 1:], paired) if value_lag else _masked(v, kept)
+        return (
+            sum_of_outer_products(_masked(k, kept), k),
+            sum_of_outer_products(_masked(k[:, 1:], paired), k[:, :-1]),
+            sum_of_outer_products(read, k[:, :-1] if value_lag else k),
+            k[:, 0].clone(),
+            k[:, -1].clone(),
+            v[:, 0].clone(),
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        k, v, kept, paired = ctx.saved_tensors
+        dgram, dtransition, dvalue_map, dfirst, dlast, dfirst_value = (part.to(k.dtype) for part in gradients)
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        later, later_values = _masked(k[:, 1:], paired), _masked(v[:, 1:], paired)
+        _add_product(dk, _masked(k, kept), dgram + dgram.mT)
+        _add_product(dk[:, 1:], _masked(k[:, :-1], paired), dtransition.mT)
+        _add_product(dk[:, :-1], later, dtransition)
+        if ctx.value_lag:
+            _add_product(dk[:, :-1], later_values, dvalue_map)
+            _add_product(dv[:, 1:], _masked(k[:, :-1], paired), dvalue_map.mT)
+        else:
+            _add_product(dk, _masked(v, kept), dvalue_map)
+            _add_product(dv, _masked(k, kept), dvalue_map.mT)
+        dk[:, 0] += dfirst
+        dk[:, -1] += dlast
+        dv[:, 0] += dfirst_value
+        return dk, dv, None, None, None
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+def _add_product(sums: Tensor, rows: Tensor, matrices: Tensor) -> None:
+    """sums `[B, T, H, N]` += rows `[B, T, H, M]` times matrices `[B, H, M, N]`, in place: heads are batches that are strided,
+    not copied."""
+    for one, row, matrix in zip(sums, rows, matrices, strict=True):
+        one.transpose(0, 1).baddbmm_(row.transpose(0, 1), matrix)

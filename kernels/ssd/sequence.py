@@ -5,106 +5,140 @@ in turn, two messages. One is enough, because all but the first `d_conv - 1` tok
 before, and the convolution is linear in what it overlaps: a rank sends what its last inputs add to the next segment's
 convolution ("overlap"), and for its own first tokens the convolution of its own inputs and the weight they have in the
 state it leaves. The combination finishes those few tokens.
+
+Of a long segment only its tail is left in the state: what came before has decayed to nothing, and is not summed.
 """
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..documents import document_ids
-from ..outer_products import sum_of_outer_products
+from ..outer_products import CHUNK, sum_of_outer_products
 from ..sequence import SequenceContext, entering_state
-from .convolution import sum_of_taps
+from .convolution import convolve_documents, sum_of_taps
 
 BLOCK = 256  # tokens that are summed side by side with the other blocks
+LONG = 16_384  # tokens from which on it pays to look for the tail: the host waits for the answer
 
 
+@torch.compiler.disable  # the tail's length is data, and little is computed beside it
 def enter_segment(
     inputs: Tensor,
-    values: Tensor,
-    b: Tensor,
     weight: Tensor,
     bias: Tensor,
     dt: Tensor,
     a: Tensor,
     *,
+    parts: tuple[int, int, int],
+    groups: int,
     context: SequenceContext,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """What the segments before add to this one. One collective forward, one backward.
-
-    Channels are ordered as in Mamba-2: values (H heads of P), then b and c (G groups of N each).
 
     Args:
         inputs: `[B, T, C]` of the convolution; weight: `[C, W]`; bias: `[C]`.
-        values: `[B, T, H, P]`; b: `[B, T, G, N]`: the convolution of this rank's inputs alone, activated, borders cut.
         dt: `[B, T, H]` step sizes after softplus; a: `[H]`, negative.
+        parts: channels of the values (H heads of P), of b and of c (G groups of N each), in the order of Mamba-2.
+        groups: G.
 
     Returns:
+        `inputs`, to be read in its place, and by the convolution alone (its gradient is completed in place);
         the activated convolution of the first W - 1 tokens, with the inputs before them, `[B, W - 1, C]` in the dtype of
-        `inputs`, and the scan's entering state `[B, H, P, N]` in fp32 (float64 for float64 inputs), zero where the segment
+        `inputs`; and the scan's entering state `[B, H, P, N]` in fp32 (float64 for float64 inputs), zero where the segment
         starts a document.
 
     Raises:
         ValueError: the segment is shorter than the convolution.
     """
     batch, length, _ = inputs.shape
-    taps = weight.shape[-1]
-    if length < taps:
-        raise ValueError(f"segments must hold at least the convolution's {taps} tokens, not {length}")
+    reach, heads = weight.shape[-1] - 1, len(a)
+    if length <= reach:
+        raise ValueError(f"segments must hold at least the convolution's {reach + 1} tokens, not {length}")
     dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    shape = (batch, *values.shape[2:], b.shape[-1])
-    sizes = values[0, 0].numel(), b[0, 0].numel()
+    shape = batch, heads, parts[0] // heads, parts[1] // groups
     starts = context.own_starts(batch, length, inputs.device)
-    reached, unbroken = context.edges(batch, length, inputs.device, taps - 1)
+    reached, unbroken = context.edges(batch, length, inputs.device, reach)
     reached = reached.to(dtype)  # [B, world, W - 1]
+
+    def written(convolved: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """sum_t weights_t x_t b_t^T: `[B, T, H P]`, `[B, T, G N]` (and c), `[B, T, H]` -> `[B, H, P, N]`."""
+        values, b = convolved[0].unflatten(-1, shape[1:3]), convolved[1].unflatten(-1, (groups, -1))
+        # The many tokens are multiplied in their own precision and added in fp32, as the scan itself does.
+        return sum_of_outer_products((values * weights[..., None]).to(values.dtype), b)
 
     def combine(entering: tuple[Tensor, ...], summary: tuple[Tensor, ...], i: int) -> tuple[Tensor, ...]:
         overlap, state = entering
         own_overlap, own_state, decay, first, first_weights = summary
-        x, b_first = F.silu(first + overlap[..., : first.shape[-1]]).split(sizes, -1)
-        written = _written(x.unflatten(-1, shape[1:3]), b_first.unflatten(-1, b.shape[2:]), first_weights)
-        state = decay[..., None, None] * state + own_state + written
+        convolved = F.silu(first + overlap[..., : first.shape[-1]]).split(parts[:2], -1)
+        state = decay[..., None, None] * state + own_state + written(convolved, first_weights)
         cut = reached[:, i + 1, 0]
         return own_overlap * reached[:, i + 1, :, None], cut[:, None, None, None] * state
 
     with torch.autocast(inputs.device.type, enabled=False):
-        steps = dt.to(dtype) * a.to(dtype)
-        decay, to_end = _decay_to_end(steps, starts)
+        dt, a = dt.to(dtype), a.to(dtype)
+        begin = context.once("tail", weight, lambda: _begin_of_tail(dt, a)) if length >= LONG else 0
+        inputs, first, last, tail = _Pieces.apply(inputs, (0, reach), (length - reach, length), (begin, length))
+        decay, weights = _decay_to_end(dt[:, begin:], a)
+        after = None if starts is None else _in_last_document(starts)
+        if after is not None:
+            weights = weights * after[:, begin:]
         # An entering state is cut by a border behind the first token; one on it cuts it in the combination.
-        decay = decay * unbroken[:, context.rank, None]
-        weights = dt.to(dtype) * to_end
-        # The many tokens are multiplied in their own precision and added in fp32, as the scan itself does. The first ones
-        # weigh nothing here: without them the rows would be of an odd length, and copied.
-        own_state = _written(values, b, F.pad(weights[:, taps - 1 :], (0, 0, taps - 1, 0)))
-        own_overlap = _overlap(inputs, weight, starts)
-        first = _first_outputs(inputs, weight, bias, starts)
-        summary = (own_overlap, own_state, decay, first[..., : sum(sizes)], weights[:, : taps - 1])
+        decay, first_weights = decay * unbroken[:, context.rank, None], weights[:, :reach]
+        if begin > 0:
+            decay, first_weights = torch.zeros_like(decay), torch.zeros_like(first_weights)
+        # The first tokens are left to the combination; those of a later tail weigh nothing.
+        weights = F.pad(weights[:, reach:], (0, 0, reach, 0))
+        ids = None if starts is None else document_ids(starts[:, begin:])
+        own_state = written(convolve_documents(tail, weight, bias, ids, silu=True, parts=parts), weights)
+        own_overlap = _overlap(last, weight, after)
+        first = _first_outputs(first, weight, bias, starts)
+        summary = (own_overlap, own_state, decay, first[..., : sum(parts[:2])], first_weights)
         summary = tuple(part.to(dtype) for part in summary)
         initial = (own_overlap.new_zeros(own_overlap.shape, dtype=dtype), own_state.new_zeros(shape))
         overlap, state = entering_state(summary, initial, combine, context, length)
         first = F.silu(first + overlap)
-    return first.to(inputs.dtype), state
+    return inputs, first.to(inputs.dtype), state
 
 
-def _written(x: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """sum_t weights_t x_t b_t^T: `[B, T, H, P]`, `[B, T, G, N]`, `[B, T, H]` -> `[B, H, P, N]`."""
-    return sum_of_outer_products((x * weights[..., None]).to(x.dtype), b)
+class _Pieces(torch.autograd.Function):
+    """x `[B, T, C]` itself and its pieces from token i to token j. The backward pass adds what comes of the pieces in place:
+    slicing would make a gradient as large as x for each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *spans: tuple[int, int]) -> tuple[Tensor, ...]:
+        ctx.spans = spans
+        return x.view_as(x), *(x[:, i:j] for i, j in spans)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dx: Tensor, *dpieces: Tensor) -> tuple[Tensor | None, ...]:
+        for (i, j), piece in zip(ctx.spans, dpieces, strict=True):
+            dx[:, i:j] += piece
+        return dx, *[None] * len(dpieces)
 
 
-@torch.compiler.disable  # torch 2.11's compiler fails on a cumulative sum over rows of one document each ([1, T, H])
-def _decay_to_end(steps: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """How much of what enters the segment and of each token's write is left after it, borders inside it aside.
+@torch.no_grad()
+def _begin_of_tail(dt: Tensor, a: Tensor) -> int:
+    """The tokens before it, and a chunk of the sum that follows behind it, leave nothing in the state behind the segment: less
+    than eps^2 of what they wrote."""
+    negligible = 2 * math.log(torch.finfo(dt.dtype).eps)
+    chunks = F.pad(dt, (0, 0, 0, -dt.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK)).sum(2) * a  # [B, T / CHUNK, H]
+    to_end = chunks.flip(1).cumsum(1).flip(1)
+    decayed = int((to_end.amax((0, 2)) < negligible).sum())
+    return CHUNK * max(0, decayed - 2)
 
-    Args:
-        steps: `[B, T, H]`, log of each token's decay; starts: bool `[B, T]`, or None.
 
-    Returns:
-        `[B, H]`, and `[B, T, H]`, zero where a border follows.
-    """
+def _decay_to_end(dt: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left at the end, borders aside, of what enters, `[B, H]`, and of each token's x_t b_t^T, `[B, T, H]`."""
     # Summed from the end, so that the tokens that still count do not carry the rounding of those that do not.
-    to_end = _sums_to_end(steps)
+    to_end = _sums_to_end(dt * a)
     kept = torch.cat((to_end[:, 1:], torch.zeros_like(to_end[:, :1])), 1).exp()
-    return to_end[:, 0].exp(), kept if starts is None else kept * _in_last_document(starts)
+    return to_end[:, 0].exp(), dt * kept
 
 
 def _sums_to_end(x: Tensor) -> Tensor:
@@ -125,21 +159,19 @@ def _in_last_document(starts: Tensor) -> Tensor:
     return (ids == ids[:, -1:])[..., None]
 
 
-def _first_outputs(inputs: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None) -> Tensor:
-    """The convolution of the first W - 1 tokens without what came before: `[B, W - 1, C]`, in fp32 or better."""
-    reach = weight.shape[-1] - 1
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    first = inputs[:, :reach].to(dtype)
-    ids = None if starts is None else document_ids(starts[:, :reach])
+def _first_outputs(first: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None) -> Tensor:
+    """The convolution of the first W - 1 inputs without what came before: `[B, W - 1, C]`, in fp32 or better."""
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    first = first.to(dtype)
+    ids = None if starts is None else document_ids(starts[:, : first.shape[1]])
     return sum_of_taps(first, weight.to(dtype), bias.to(dtype), torch.zeros_like(first), ids)
 
 
-def _overlap(inputs: Tensor, weight: Tensor, starts: Tensor | None) -> Tensor:
+def _overlap(last: Tensor, weight: Tensor, after: Tensor | None) -> Tensor:
     """What the last W - 1 inputs add to the convolution of the next segment's first W - 1 tokens: `[B, W - 1, C]`, in
-    fp32 or better."""
-    reach = weight.shape[-1] - 1
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    last = inputs[:, inputs.shape[1] - reach :].to(dtype)
-    if starts is not None:
-        last = last * _in_last_document(starts)[:, inputs.shape[1] - reach :]
+    fp32 or better. `after`: `_in_last_document` of the segment."""
+    dtype = torch.float64 if last.dtype == torch.float64 else torch.float32
+    last = last.to(dtype)
+    if after is not None:
+        last = last * after[:, after.shape[1] - last.shape[1] :]
     return sum_of_taps(torch.zeros_like(last), weight.to(dtype), None, last, None)

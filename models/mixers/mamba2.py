@@ -50,18 +50,15 @@ class Mamba2(nn.Module):
 
     def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None) -> Tensor:
         z, inputs, dt = self._project(x)
-        steps, a, state = self._step_sizes(dt), self._a(), None
+        steps, a, first, state = self._step_sizes(dt), self._a(), None, None
         if context is not None:
             cu_seqlens = context.local_cu_seqlens(*x.shape[:2], x.device)
-        parts = self._convolve(inputs, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)
         if context is not None and context.world > 1:
-            taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-            first, state = enter_segment(inputs, *self._heads(parts)[:2], taps, bias, steps, a, context=context)
-            parts = [
-                torch.cat((new, part[:, new.shape[1] :]), 1)
-                for new, part in zip(first.split(self._parts, -1), parts, strict=True)
-            ]
-        values, b, c = self._heads(parts)
+            convolution = self.conv1d.weight.squeeze(1), self.conv1d.bias
+            sizes = dict(parts=self._parts, groups=self.config.ngroups)
+            inputs, first, state = enter_segment(inputs, *convolution, steps, a, **sizes, context=context)
+        convolved = self._convolve(inputs, first=first, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)
+        values, b, c = self._heads(convolved)
         y = ssd_scan(values, steps, a, b, c, d=self.D, state=state, cu_seqlens=cu_seqlens)
         return self._read_out(y, z)
 

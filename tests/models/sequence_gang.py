@@ -1,8 +1,9 @@
-"""Run by the tests as `python sequence_gang.py rank store results device`: four processes that share rows.
+"""Run by the tests as `python sequence_gang.py rank store results cases`: four processes that share rows.
 
 Every case compares a model on segments with the same model on whole rows; rank 0 writes what it finds.
 """
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,13 +13,13 @@ import torch.distributed as dist
 
 from echo_lm.kernels import sequence
 from echo_lm.kernels.sequence import SequenceContext
+from echo_lm.kernels.ska import attention, ska_attention
 from echo_lm.kernels.ska import sequence as ska_sequence
-from echo_lm.kernels.ska import ska_attention
 from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.models import ModelConfig, build_model, preset
 
 WORLD = 4
-DEVICE = sys.argv[4] if __name__ == "__main__" else "cpu"
+DEVICE = "cuda" if __name__ == "__main__" and sys.argv[4] == "cuda" else "cpu"
 BATCH, LENGTH = 2, 48  # segments of 24, 16 and 12 tokens on 2, 3 and 4 ranks
 SKA = dict(num_heads=2, rank=4, write_gate="sqrt-sigmoid", learn_gamma=True, gamma=1.2)
 ECHO = ("mamba2", "ska", "mamba2", "ska")
@@ -136,6 +137,16 @@ def replaced(module, name, value):
         setattr(module, name, old)
 
 
+@contextmanager
+def replaced_item(mapping, key, value):
+    old = mapping[key]
+    mapping[key] = value
+    try:
+        yield
+    finally:
+        mapping[key] = old
+
+
 def parity(groups, report):
     for name in STACKS:
         for pattern, borders in BORDERS.items():
@@ -145,6 +156,39 @@ def parity(groups, report):
                 for world, group in groups.items()
                 if dist.get_rank() < world
             ]
+
+
+def forgetful(groups, report):
+    """Mamba-2 that forgets within a few tokens sums a segment's tail alone: parity, and where the tails began."""
+
+    make = make_model
+
+    def make_forgetful(*arguments):
+        model = make(*arguments)
+        with torch.no_grad():
+            for block in model.blocks:
+                block.mixer.dt_bias.fill_(1.0)
+                block.mixer.A_log.fill_(1.8)
+        return model
+
+    begun, begin_of_tail = [], ssd_sequence._begin_of_tail
+
+    def noted(*arguments):
+        begun.append(begin_of_tail(*arguments))
+        return begun[-1]
+
+    with (
+        replaced(sys.modules[__name__], "make_model", make_forgetful),
+        replaced(ssd_sequence, "LONG", 1),
+        replaced(ssd_sequence, "CHUNK", 4),
+        replaced(ssd_sequence, "_begin_of_tail", noted),
+    ):
+        for pattern in ("none", "across edges"):
+            whole = only_rank_0(on_whole_rows, "mamba2", BORDERS[pattern], torch.float64)
+            if dist.get_rank() < 2:
+                ours = on_segments("mamba2", BORDERS[pattern], torch.float64, groups[2])
+                report["forgetful", pattern] = worst(ours, whole)
+    report["tails"] = begun
 
 
 def joined(tensors):
@@ -168,6 +212,22 @@ def single_precision(groups, report):
         whole = only_rank_0(on_whole_rows, name, BORDERS["across edges"], torch.float32)
         ours = on_segments(name, BORDERS["across edges"], torch.float32, groups[WORLD])
         report["fp32", name] = worst(joined(ours), joined(whole))
+
+
+def in_kernels(groups, report):
+    """Segments and whole rows in Triton's kernels, as vectors, in fp32; and how often SKA's were called for the segments."""
+    calls, fused = [], attention.IMPLEMENTATIONS["triton"]
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return fused(*arguments, **options)
+
+    arguments = "echo exact K=1", BORDERS["across edges"], torch.float32
+    whole = only_rank_0(on_whole_rows, *arguments)
+    with replaced_item(attention.IMPLEMENTATIONS, "triton", counted):
+        ours = on_segments(*arguments, groups[2]) if dist.get_rank() < 2 else None
+    report["kernels"] = worst(joined(ours), joined(whole))
+    report["calls of kernels"] = len(calls)
 
 
 def no_labels_on_a_rank(groups, report):
@@ -294,21 +354,26 @@ def refusals(groups, report):
 
 
 CASES = {
-    "cpu": [parity, single_precision, half_precision, no_labels_on_a_rank, sabotage, traffic, refusals],
-    "cuda": [parity],
+    "cpu": [parity, forgetful, single_precision, half_precision, no_labels_on_a_rank, sabotage, traffic, refusals],
+    "cuda": [parity, forgetful],
+    "interpreter": [in_kernels],
 }
 
 
-def run(folder, device="cpu"):
+def run(folder, cases="cpu"):
     """Start the processes, wait for them, and give what they found.
 
     Raises:
         RuntimeError: one of them failed.
     """
     command = [sys.executable, "-W", "ignore", __file__]
-    files = [str(folder / "store"), str(folder / "report"), device]
+    files = [str(folder / "store"), str(folder / "report"), cases]
+    environment = os.environ | {"TRITON_INTERPRET": "1"} if cases == "interpreter" else None
     logs = [folder / f"rank-{rank}.log" for rank in range(WORLD)]
-    processes = [subprocess.Popen([*command, str(rank), *files], stderr=log.open("w")) for rank, log in enumerate(logs)]
+    processes = [
+        subprocess.Popen([*command, str(rank), *files], stderr=log.open("w"), env=environment)
+        for rank, log in enumerate(logs)
+    ]
     try:
         codes = [process.wait(timeout=400) for process in processes]
     finally:
@@ -324,7 +389,7 @@ def main(rank, store, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     groups = {world: dist.new_group(list(range(world))) for world in range(1, WORLD + 1)}
     report = {}
-    for case in CASES[DEVICE]:
+    for case in CASES[sys.argv[4]]:
         case(groups, report)
     dist.barrier()
     if rank == 0:

@@ -54,5 +54,9 @@ def test_cuda_agrees_with_the_cpu_in_logits_and_every_gradient(name, borders):
 def test_segments_on_one_gpu_give_the_output_and_gradients_of_whole_rows(tmp_path):
     """Four gloo processes share the device; float64, in which the operations are PyTorch's."""
     report = gang.run(tmp_path, "cuda")
-    assert report.keys() == {(stack, borders) for stack in gang.STACKS for borders in gang.BORDERS}
-    assert all(len(errors) == gang.WORLD and max(errors) <= 1e-9 for errors in report.values())
+    for stack in gang.STACKS:
+        for borders in gang.BORDERS:
+            errors = report[stack, borders]
+            assert len(errors) == gang.WORLD
+            assert max(errors) <= 1e-9, (stack, borders)
+    assert max(report["forgetful", borders] for borders in ("none", "across edges")) <= 1e-9

@@ -28,9 +28,21 @@ def test_segments_give_the_output_and_gradients_of_whole_rows(stack, borders, re
     assert max(errors) <= 1e-9
 
 
+@pytest.mark.parametrize("borders", ["none", "across edges"])
+def test_a_state_that_forgets_is_summed_from_its_tail(borders, report):
+    assert report["forgetful", borders] <= 1e-9
+    assert min(report["tails"]) > 0
+
+
 @pytest.mark.parametrize("stack", gang.STACKS)
 def test_in_single_precision(stack, report):
     assert report["fp32", stack] <= 1e-5
+
+
+def test_in_the_kernels_under_the_interpreter(tmp_path):
+    report = gang.run(tmp_path, "interpreter")
+    assert report["calls of kernels"] == 2  # two layers of SKA
+    assert report["kernels"] <= 1e-5
 
 
 @pytest.mark.parametrize("stack", ["echo exact K=1", "mamba2"])
