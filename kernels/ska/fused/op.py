@@ -73,8 +73,10 @@ class _Kernels:
     def __init__(
         self, dtype: torch.dtype, rank: int, width: int, size: int, exact: bool, power: int, lag: bool, documents: bool
     ):
-        block_rank = max(16, triton.next_power_of_2(rank))
-        block_width = max(16, triton.next_power_of_2(width))
+        # Blocks of one size up to 64: where ranks and values filled blocks of different sizes, Triton 3.6 made code for
+        # Hopper that read shared memory that is not there (docs/kernels.md).
+        block_width = max(16, triton.next_power_of_2(rank), triton.next_power_of_2(width))
+        block_rank = min(block_width, 64)
         self.exact, self.power, self.size = exact, power, size
         self.padded = 16 * triton.cdiv(rank, 16)
         self.numbers = (2 * rank + width) * rank  # of a state
@@ -88,12 +90,13 @@ class _Kernels:
         )
         # Where inputs are in half precision, plain products may be good to 2^-16.
         level = dict(LEVEL=2 if dtype == torch.float32 else 1)
-        warps = dict(num_warps=4 if block_rank <= 64 and block_width <= 64 else 8)
+        # Eight warps on 32 rows give wrong products (Triton 3.6, Hopper).
+        warps = dict(num_warps=4)
 
         walking = common | dict(BT=rows, SEGMENT=SEGMENT, LAG=lag, INPUT_PARTS=parts)
         self.add_segments = Launcher(walk_segments, STORE=False, num_warps=4, **walking)
         self.enter_chunks = Launcher(walk_segments, STORE=True, num_warps=4, **walking)
-        scanning = dict(BE=256, DOCUMENTS=documents, num_warps=4)
+        scanning = dict(BE=256, AHEAD=16, DOCUMENTS=documents, num_warps=4)
         self.scan_segments = Launcher(scan_chunks, S=size * SEGMENT, REVERSE=False, **scanning)
         self.scan_back = Launcher(scan_chunks, S=size, REVERSE=True, **scanning)
         factoring = dict(R=rank, E=self.numbers, BR=block_rank, num_warps=1)

@@ -91,6 +91,7 @@ def scan_chunks(
     E,
     S: tl.constexpr,
     BE: tl.constexpr,
+    AHEAD: tl.constexpr,
     REVERSE: tl.constexpr,
     DOCUMENTS: tl.constexpr,
 ):
@@ -108,20 +109,18 @@ def scan_chunks(
     if REVERSE:
         step = -H * E
     p = p_x + ((i_b * N + (N - 1 if REVERSE else 0)) * H + i_h) * E + e
-    # Four loads under way at once: the chain through the chunks is one of latency.
-    for i in range(0, N, 4):
-        x0 = tl.load(p, mask=inside & (i < N), other=0.0)
-        x1 = tl.load(p + step, mask=inside & (i + 1 < N), other=0.0)
-        x2 = tl.load(p + 2 * step, mask=inside & (i + 2 < N), other=0.0)
-        x3 = tl.load(p + 3 * step, mask=inside & (i + 3 < N), other=0.0)
-        for j in tl.static_range(4):
-            x = x0 if j == 0 else (x1 if j == 1 else (x2 if j == 2 else x3))
+    # Many loads under way at once: the chain through the chunks is one of latency.
+    for i in range(0, N, AHEAD):
+        xs = ()
+        for j in tl.static_range(AHEAD):
+            xs = xs + (tl.load(p + j * step, mask=inside & (i + j < N), other=0.0),)
+        for j in tl.static_range(AHEAD):
             tl.store(p + j * step, b_state, mask=inside & (i + j < N))
             if DOCUMENTS:
                 i_c = N - 1 - i - j if REVERSE else i + j
                 border = load_ids(p_ids, i_b, i_c * S + S - 1, T) != load_ids(p_ids, i_b, i_c * S - 1, T)
                 # Past the end of the walk nothing may change what was summed.
                 b_state = tl.where(border & (i + j < N), 0.0, b_state)
-            b_state += x
-        p += 4 * step
+            b_state += xs[j]
+        p += AHEAD * step
     tl.store(p_ends + i_bh * E + e, b_state, mask=inside)
