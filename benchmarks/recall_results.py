@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from echo_lm.data_prep.recall import RecallVocabulary, task_of
+from echo_lm.data_prep.recall import task_of
 from echo_lm.evals.recall_table import RecallRun, RecallTable, runs_of
 from echo_lm.evals.scores import accuracy
 
@@ -56,7 +56,7 @@ class Report:
         self.shared = {
             (cell.label, cell.length) for cell in table.cells if all(table.asks(arm, cell) for arm in table.arms)
         }
-        self.choices = {task: task_of(task).choices(RecallVocabulary()) for task in self.tasks}
+        self.choices = {task: task_of(task).choices(table.ids) for task in self.tasks}
         self.arms = [self._arm(name, [run for run in runs if run.arm == name]) for name in table.arms]
 
     def _arm(self, name: str, runs: list[RecallRun]) -> ArmReport:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from pydantic import Field, ValidationError
 
-from ..data_prep.recall import RecallVocabulary
+from ..data_prep.recall import RecallVocabulary, task_of
 from ..models import ModelConfig, build_model, count_parameters, preset
 from ..models.errors import UserError
 from ..models.files import sha256_json
@@ -56,6 +56,14 @@ class CellTraining(Frozen):
     batch_tokens: int = Field(gt=0)
 
 
+class VocabularySizes(Frozen):
+    """How many keys, values and noise tokens there are; a third of the noise is never shown in training."""
+
+    num_keys: int = Field(default=RecallVocabulary.num_keys, gt=0)
+    num_values: int = Field(default=RecallVocabulary.num_values, gt=1)
+    num_noise: int = Field(default=RecallVocabulary.num_noise, ge=RecallVocabulary.UNSEEN_NOISE_SHARE)
+
+
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -83,7 +91,7 @@ class Published(Frozen):
 
 class RecallTable(Frozen):
     """Attributes:
-    vocab_size: of every model; the recall vocabulary starts at id 0.
+    vocabulary: the ids that every model knows, and no others.
     match: the arm whose non-embedding parameters the others get, by the width of their feed-forwards; None leaves them.
     learning_rates, seeds: every arm is trained with each of both.
     recall: what is asked of each run; the same sequences for all, or (`own_questions`) for all of one seed.
@@ -95,7 +103,7 @@ class RecallTable(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
-    vocab_size: int = Field(default=128, ge=RecallVocabulary().size)
+    vocabulary: VocabularySizes = VocabularySizes()
     match: str | None = None
     training: RecallTraining
     learning_rates: Annotated[tuple[float, ...], Field(min_length=1)]
@@ -108,6 +116,11 @@ class RecallTable(Frozen):
     published: Published | None = None
     each_cell: CellTraining | None = None
     together: int = Field(default=12, gt=0)
+
+    @property
+    def ids(self) -> RecallVocabulary:
+        """The vocabulary; its ids begin at 0."""
+        return RecallVocabulary(**self.vocabulary.model_dump())
 
     @property
     def cells(self) -> list[RecallCell]:
@@ -155,6 +168,12 @@ def load_table(path: Path) -> RecallTable:
     tasks = dict.fromkeys(cell.name for cell in table.cells)
     if unknown := [task for task in named if task not in tasks]:
         raise UserError(f"table {path}: {unknown[0]!r} is not asked in it: it asks {', '.join(tasks)}")
+    keys = table.vocabulary.num_keys
+    for cell in table.cells:
+        if (needed := task_of(cell.task).num_keys(cell.pairs, **cell.options)) > keys:
+            raise UserError(
+                f"table {path}: {cell.label} needs {needed} keys, there are {keys} (`vocabulary: num_keys`)"
+            )
     cells = {(cell.pairs, cell.gap) for cell in table.cells}
     for name, arm in table.arms.items():
         if arm.tokens is not None and table.each_cell is None:
@@ -176,7 +195,7 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
     Raises:
         UserError: an unknown preset, or a field that does not fit.
     """
-    configs = {name: preset(arm.preset, vocab_size=table.vocab_size, **arm.model) for name, arm in table.arms.items()}
+    configs = {name: preset(arm.preset, vocab_size=table.ids.size, **arm.model) for name, arm in table.arms.items()}
     if table.match is not None:
         target = count_parameters(configs[table.match]).non_embedding
         for name, config in configs.items():
@@ -228,6 +247,8 @@ def _run_id(
         if described[name] == RecallTraining.model_fields[name].default:
             del described[name]
     parts = [config.model_dump(mode="json", exclude={"name"}), described, seed]
+    if table.vocabulary != VocabularySizes():
+        parts.append(table.vocabulary.model_dump())
     if table.each_cell is not None:
         return sha256_json([*parts, [asdict(cell) for cell in cells], table.own_questions])[:16]
     later = {"longest": arm.longest, "own_questions": table.own_questions or None, "only": arm.only or None}
@@ -251,7 +272,7 @@ def measure_together(
         what was asked (see `RecallCell.described`) with the counts of `count_answers`. A run that is not finite answers
         nothing right and has `diverged` set.
     """
-    vocabulary = RecallVocabulary()
+    vocabulary = table.ids
     started = time.monotonic()
     trainers = []
     for run in runs:

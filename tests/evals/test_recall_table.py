@@ -75,9 +75,27 @@ def test_the_ids_of_the_transfer_table_stand():
 def test_the_in_task_table_has_its_cells():
     runs = runs_of(load_table(ROOT / "benchmarks" / "tables" / "mqar50m.yaml"))
     assert Counter(run.arm for run in runs) == {"echo": 29, "mamba2": 18, "hybrid": 18}
+    runs = runs_of(load_table(ROOT / "benchmarks" / "tables" / "mqar50m-64.yaml"))
+    assert Counter(run.arm for run in runs) == {"echo": 3, "hybrid": 6}
 
 
-@pytest.mark.parametrize("name", ["transfer", "length", "length-rates", "length-ideas", "ablations"])
+def test_a_table_may_have_more_ids(tmp_path):
+    table = load_table(table_file(tmp_path, vocabulary={"num_keys": 100}, seeds=[0], learning_rates=[0.01]))
+    (one, _), plain = runs_of(table), set(ids(tmp_path))
+    assert one.id not in plain
+    assert one.config.vocab_size == table.ids.size == 188
+    tokens = []
+    with pytest.MonkeyPatch.context() as patch:
+        batches = recall_table.recall_batches
+        patch.setattr(
+            recall_table, "recall_batches", lambda *a, **k: [tokens.append(b.tokens) or b for b in batches(*a, **k)]
+        )
+        measure_together(table, [one])
+    assert max(t.max() for t in tokens) > 127
+    assert set(ids(tmp_path, vocabulary={"num_keys": 40})) == plain
+
+
+@pytest.mark.parametrize("name", ["transfer", "length", "length-rates", "length-ideas", "length-noise", "ablations"])
 def test_the_tables_that_come_with_the_project_are_whole(name):
     table = load_table(ROOT / "benchmarks" / "tables" / f"{name}.yaml")
     runs = runs_of(table)
@@ -157,6 +175,8 @@ def test_a_rate_of_its_own_makes_one_run(tmp_path):
         ({"publishd": {}}, "published"),
         ({"arms": {"one": TABLE["arms"]["one"] | {"only": [[3, 5]]}}}, "arm one: no cell has 3 pairs and a gap of 5"),
         ({"each_cell": {"tokens": 10}}, "batch_tokens"),
+        ({"vocabulary": {"num_keys": 1}}, r"mqar-2 needs 2 keys, there are 1 \(`vocabulary: num_keys`\)"),
+        ({"vocabulary": {"keys": 99}}, "keys"),
         ({"arms": {"one": TABLE["arms"]["one"] | {"tokens": 100}}}, "arm one: `tokens` .* needs `each_cell`"),
     ],
 )
