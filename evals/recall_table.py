@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import yaml
 from pydantic import Field, ValidationError
+from torch import nn
 
 from ..data_prep.recall import RecallVocabulary, task_of
 from ..models import ModelConfig, build_model, count_parameters, preset
@@ -22,6 +23,7 @@ from ..models.files import sha256_json
 from ..models.presets import matching_width
 from ..models.validation import describe_validation_error
 from .config import Frozen, RecallGrid, RecallTraining
+from .prefix_mask import PrefixMasked
 from .recall import RecallCell, count_answers, grid_cells, recall_batches
 from .recall_training import RecallTrainer, precision_of
 
@@ -35,6 +37,7 @@ class Arm(Frozen):
         longest: sequences of more tokens are not asked, where attention would take too long; None asks all.
         only: pairs and gap (tokens beyond the shortest sequence) of the cells that are asked; empty asks all.
         tokens: the budget of each cell where each is learned by itself, instead of the table's.
+        prefix_mask: SKA layers write what precedes a row's first question and nothing else, in training and in questions.
     """
 
     preset: str
@@ -43,6 +46,7 @@ class Arm(Frozen):
     longest: int | None = Field(default=None, gt=0)
     only: tuple[tuple[int, int], ...] = ()
     tokens: int | None = Field(default=None, gt=0)
+    prefix_mask: bool = False
 
 
 class CellTraining(Frozen):
@@ -143,6 +147,7 @@ class RecallRun:
     training: RecallTraining
     seed: int
     cells: tuple[RecallCell, ...]
+    prefix_mask: bool
     id: str
 
 
@@ -176,6 +181,10 @@ def load_table(path: Path) -> RecallTable:
             )
     cells = {(cell.pairs, cell.gap) for cell in table.cells}
     for name, arm in table.arms.items():
+        if arm.prefix_mask and any(cell.recurrent for cell in table.cells if table.asks(name, cell)):
+            raise UserError(
+                f"table {path}: arm {name}: `prefix_mask` is for parallel passes, but a cell is `recurrent`"
+            )
         if arm.tokens is not None and table.each_cell is None:
             raise UserError(f"table {path}: arm {name}: `tokens` is the budget of a cell: it needs `each_cell`")
         if strange := set(arm.only) - cells:
@@ -215,7 +224,9 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
                     )
                     run_id = _run_id(table, arm, configs[name], own, seed, asked)
                     # Once, where an arm sets a rate of its own; two arms may be the same model.
-                    runs.setdefault((name, run_id), RecallRun(name, configs[name], own, seed, asked, run_id))
+                    runs.setdefault(
+                        (name, run_id), RecallRun(name, configs[name], own, seed, asked, arm.prefix_mask, run_id)
+                    )
     return list(runs.values())
 
 
@@ -249,6 +260,8 @@ def _run_id(
     parts = [config.model_dump(mode="json", exclude={"name"}), described, seed]
     if table.vocabulary != VocabularySizes():
         parts.append(table.vocabulary.model_dump())
+    if arm.prefix_mask:
+        parts.append("prefix_mask")
     if table.each_cell is not None:
         return sha256_json([*parts, [asdict(cell) for cell in cells], table.own_questions])[:16]
     later = {"longest": arm.longest, "own_questions": table.own_questions or None, "only": arm.only or None}
@@ -276,7 +289,8 @@ def measure_together(
     started = time.monotonic()
     trainers = []
     for run in runs:
-        model = build_model(run.config, seed=run.seed, device=device)
+        model: nn.Module = build_model(run.config, seed=run.seed, device=device)
+        model = PrefixMasked(model) if run.prefix_mask else model
         trainers.append(RecallTrainer(model, run.training, vocabulary, seed=run.seed, device=device))
     most, step = max(run.training.steps for run in runs), 0
     while at_work := [trainer for trainer in trainers if not trainer.finished]:

@@ -11,7 +11,7 @@ from ..kernels.sequence import SequenceContext
 from .config import MixerKind, ModelConfig
 from .feedforward import make_feedforward
 from .initialization import initialize, normal_by_fan_in
-from .mixers import make_mixer
+from .mixers import SKA, make_mixer
 from .norm import make_norm
 
 
@@ -25,8 +25,16 @@ class Block(nn.Module):
         self.feedforward_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.feedforward = make_feedforward(config)
 
-    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None) -> Tensor:
-        x = x + self.mixer(self.mixer_norm(x), cu_seqlens=cu_seqlens, context=context)
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        context: SequenceContext | None = None,
+        written: Tensor | None = None,
+    ) -> Tensor:
+        options = {"written": written} if written is not None and isinstance(self.mixer, SKA) else {}
+        x = x + self.mixer(self.mixer_norm(x), cu_seqlens=cu_seqlens, context=context, **options)
         return x + self.feedforward(self.feedforward_norm(x))
 
     def extend(self, x: Tensor, cache: Any, real: Tensor) -> tuple[Tensor, Any]:
@@ -58,6 +66,7 @@ class EchoLM(nn.Module):
         cu_seqlens: Tensor | None = None,
         at: Tensor | None = None,
         context: SequenceContext | None = None,
+        written: Tensor | None = None,
         read_out: Callable[[Tensor, Tensor], Any] = F.linear,
     ) -> Any:
         """Logits of the next token, or what else `read_out` makes.
@@ -72,6 +81,7 @@ class EchoLM(nn.Module):
             context: tokens and `at` are this rank's segments of longer rows; the context holds the borders of the
                 whole rows, so `cu_seqlens` must be None. Gradients of parameters are this rank's share: their sum
                 over the group is the gradient. See `kernels/sequence.py`.
+            written: bool `[B, T]`, the positions that SKA layers write into their sums (the paper's prefix mask); default all.
             read_out: what is made of the normed residual stream, `[B, T, d_model]` or `[n, d_model]`, and the matrix of
                 the logits `[vocab_size, d_model]`. Training takes the loss here, without ever having all logits.
 
@@ -89,7 +99,7 @@ class EchoLM(nn.Module):
                 cu_seqlens, context = context.cu_seqlens, None
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, cu_seqlens=cu_seqlens, context=context)
+            x = block(x, cu_seqlens=cu_seqlens, context=context, written=written)
         if at is not None:
             x = x[at] if at.dtype == torch.bool else x.flatten(0, 1).index_select(0, at)
         return self.logits(x, read_out)

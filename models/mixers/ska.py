@@ -48,13 +48,21 @@ class SKA(nn.Module):
         self.eta = nn.Parameter(torch.empty(heads), requires_grad=config.learn_eta)
         self.gamma_logit = nn.Parameter(torch.empty(heads)) if config.learn_gamma else None
 
-    def forward(self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        context: SequenceContext | None = None,
+        written: Tensor | None = None,
+    ) -> Tensor:
         if context is not None and context.world > 1 and self.config.normalization == "sequence-max":
             raise UserError('ska.normalization "sequence-max" needs whole rows: use "l2", or no sequence parallelism')
         y = ska_attention(
             *self.keys(x, cu_seqlens),
             **self._options(),
             mode=self.config.mode,
+            mask=written,
             cu_seqlens=cu_seqlens,
             context=context,
         )

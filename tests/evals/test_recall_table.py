@@ -158,6 +158,28 @@ def test_a_training_ends_when_it_has_learned(tmp_path, monkeypatch):
     assert whole["tokens"] == run.training.steps * step
 
 
+def test_a_masked_arm_is_another_run_of_the_same_model(tmp_path):
+    """Trained and asked with the mask: a stack without SKA cannot tell the difference, one with it can."""
+    ska = {"preset": "paper-1m-l2", "model": {"d_model": 16, "layers": ["mamba2", "ska"], "mamba2": {"headdim": 16}}}
+    ska["model"] |= {"ska": {"num_heads": 2, "rank": 4, "mode": "exact", "chunk_size": None}, "allow_edge_ska": True}
+    mamba2 = TABLE["arms"]["one"]
+    arms = {
+        name: arm | {"prefix_mask": masked}
+        for name, arm, masked in (
+            ("ska", ska, False),
+            ("ska-mask", ska, True),
+            ("mamba2", mamba2, False),
+            ("mamba2-mask", mamba2, True),
+        )
+    }
+    table = load_table(table_file(tmp_path, arms=arms, seeds=[0], learning_rates=[0.01]))
+    runs = runs_of(table)
+    assert len({run.id for run in runs}) == 4
+    losses = {run.arm: result["losses"] for run, result in zip(runs, measure_together(table, runs), strict=True)}
+    assert losses["mamba2"] == losses["mamba2-mask"]
+    assert losses["ska"] != losses["ska-mask"]
+
+
 def test_a_rate_of_its_own_makes_one_run(tmp_path):
     arms = TABLE["arms"] | {"two": TABLE["arms"]["two"] | {"training": {"learning_rate": 0.002}}}
     runs = runs_of(load_table(table_file(tmp_path, arms=arms)))
@@ -177,6 +199,13 @@ def test_a_rate_of_its_own_makes_one_run(tmp_path):
         ({"each_cell": {"tokens": 10}}, "batch_tokens"),
         ({"vocabulary": {"num_keys": 1}}, r"mqar-2 needs 2 keys, there are 1 \(`vocabulary: num_keys`\)"),
         ({"vocabulary": {"keys": 99}}, "keys"),
+        (
+            {
+                "arms": {"one": TABLE["arms"]["one"] | {"prefix_mask": True}},
+                "recall": [TABLE["recall"][0] | {"recurrent": True}],
+            },
+            "arm one: `prefix_mask` is for parallel passes",
+        ),
         ({"arms": {"one": TABLE["arms"]["one"] | {"tokens": 100}}}, "arm one: `tokens` .* needs `each_cell`"),
     ],
 )

@@ -1,0 +1,50 @@
+"""The prefix mask: which tokens it leaves, and that nothing else is written."""
+
+import pytest
+import torch
+
+from echo_lm.evals.prefix_mask import PrefixMasked, before_questions
+from echo_lm.models import ModelConfig, build_model
+
+SHAPE = torch.Size((3, 6))
+ASKED = {0: [3, 5], 1: [1]}  # the last row asks nothing
+LEFT = [[True, True, True, False, False, False], [True] + [False] * 5, [True] * 6]
+
+
+def test_what_precedes_the_first_question_is_left():
+    flags = torch.zeros(SHAPE, dtype=torch.bool)
+    for row, positions in ASKED.items():
+        flags[row, positions] = True
+    assert before_questions(flags, SHAPE).tolist() == LEFT
+    assert before_questions(torch.tensor([5, 3, 7, 0, 0]), SHAPE).tolist() == LEFT
+
+
+@pytest.mark.parametrize("power", [0, 1])
+def test_a_masked_layer_reads_the_prefix_alone(power):
+    """One SKA layer: without the mask an answer changes with any token before it, with it only with those of the prefix."""
+    config = ModelConfig.from_dict(
+        dict(
+            vocab_size=16,
+            d_model=16,
+            layers=("ska",),
+            allow_edge_ska=True,
+            ska=dict(num_heads=2, rank=4, power=power, value_lag=power == 0, write_gate="none"),
+            feedforward=dict(kind="swiglu", width=8),
+        ),
+        where="test",
+    )
+    model = build_model(config, seed=0).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype) * 0.3)
+    tokens = torch.arange(8)[None]
+    at = torch.zeros(1, 8, dtype=torch.bool)
+    at[0, [4, 7]] = True
+
+    def changes(of, position):
+        other = tokens.clone()
+        other[0, position] = 15
+        return (of(tokens, at=at)[1] - of(other, at=at)[1]).abs().max().item() > 1e-6
+
+    assert [changes(model, position) for position in range(7)] == [True] * 7
+    assert [changes(PrefixMasked(model), position) for position in range(7)] == [True] * 4 + [False] * 3
