@@ -1,18 +1,22 @@
-"""Data preparation with progress, on Ray Data or on this machine's processes."""
+"""Data preparation with progress, on Ray Data or on this machine's processes.
+
+What prepares is imported where it is needed: a GPU machine that was brought a finished dataset may lack its libraries.
+"""
 
 import importlib.util
 import json
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..data_prep.config import DatasetConfig
 from ..data_prep.manifest import FILE_NAME as MANIFEST_FILE
 from ..data_prep.manifest import QUARANTINE_FILE, read_manifest
-from ..data_prep.prepare import OVERLAP_FILE, MapUnits, prepare
-from ..data_prep.reading import Fault
 from .progress import Stage, console, stage
-from .units import process_map, ray_data_map
+
+if TYPE_CHECKING:
+    from ..data_prep.prepare import MapUnits
 
 PRINTED_FAULTS = 20
 STAGES = {"sources": "sources", "clean": "slices", "tokenizer": "tokenizers", "tokenize": "slices"}
@@ -24,7 +28,7 @@ def dataset_is_complete(config: DatasetConfig, root: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file() and read_manifest(folder).config == config
 
 
-def prepare_dataset(config: DatasetConfig, root: Path, map_units: MapUnits | None = None) -> Path:
+def prepare_dataset(config: DatasetConfig, root: Path, map_units: "MapUnits | None" = None) -> Path:
     """Prepare the dataset below `root`; a complete one is recognised. Returns its folder.
 
     Raises:
@@ -34,6 +38,9 @@ def prepare_dataset(config: DatasetConfig, root: Path, map_units: MapUnits | Non
     if dataset_is_complete(config, root):
         console.print(f"{folder}: dataset is complete; nothing to do")
         return folder
+    from ..data_prep.prepare import prepare
+    from .units import process_map
+
     with _StageProgress() as progress:
         prepare(config, root, map_units=map_units or process_map, on_progress=progress.update)
     _print_outcome(folder)
@@ -47,6 +54,7 @@ def prepare_on_ray(config: DatasetConfig, root: Path, workers: int | None, addre
         UserError: as above, or no cluster answers.
     """
     from .cluster import ray_cluster
+    from .units import ray_data_map
 
     if dataset_is_complete(config, root):
         return prepare_dataset(config, root)
@@ -61,6 +69,9 @@ def ray_is_installed() -> bool:
 
 def _print_outcome(folder: Path) -> None:
     """What was read, left out and written, a line for each source; then what was quarantined, a line for each."""
+    from ..data_prep.prepare import OVERLAP_FILE
+    from ..data_prep.reading import Fault
+
     manifest = read_manifest(folder)
     for source in manifest.sources:
         left_out = {

@@ -1,4 +1,4 @@
-"""What a command must not load: a training worker without Ray and MLflow installed must still train."""
+"""What a command must not load: a machine without Ray, MLflow and the readers of data must still train on a finished dataset."""
 
 import subprocess
 import sys
@@ -8,16 +8,16 @@ MODULES = [
     "pipeline.train",
     *(
         f"orchestration.{name}"
-        for name in ("cli", "evaluate", "generate", "status", "study", "study_report", "target", "train")
+        for name in ("cli", "evaluate", "generate", "status", "study", "study_cell", "study_report", "target", "train")
     ),
 ]
 
 
-def test_training_loads_neither_ray_nor_mlflow():
+def test_training_loads_neither_ray_nor_mlflow_nor_readers_of_data():
     imports = "".join(f"import echo_lm.{name}\n" for name in MODULES)
     code = f"import sys\n{imports}print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "torch" in loaded
-    assert not loaded & {"ray", "mlflow", "fastapi", "uvicorn", "plotly", "jinja2"}
+    assert not loaded & {"ray", "mlflow", "zstandard", "datasets", "fastapi", "uvicorn", "plotly", "jinja2"}
