@@ -66,11 +66,11 @@ def main() -> int:
     return 0 if training.returncode == 0 else 1
 
 
-def start(arguments: list[str], gpu: int) -> subprocess.Popen:
-    """An `echo-lm` command on that GPU, or on the last one there is."""
+def start(arguments: list[str], gpu: int | None = None) -> subprocess.Popen:
+    """An `echo-lm` command on that GPU or on the last one there is; on all of them if None."""
     ask = "import torch; print(torch.cuda.device_count())"
     count = int(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout or 0)
-    place = {"CUDA_VISIBLE_DEVICES": str(min(gpu, count - 1))} if count else {}
+    place = {"CUDA_VISIBLE_DEVICES": str(min(gpu, count - 1))} if count and gpu is not None else {}
     return subprocess.Popen([*COMMAND, *arguments], env=os.environ | place, stdin=subprocess.DEVNULL)
 
 

@@ -1,0 +1,95 @@
+"""A study on a lent machine, sitting by sitting: each goes on where the one before it stopped.
+
+    python benchmarks/study_on_card.py study-code-h100 --data DIR --out DIR --seconds 560
+    python benchmarks/study_on_card.py study-code-h100 --data DIR --out DIR --seconds 560 --archive carry/study-code-h100.tar.xz
+
+The dataset is prepared already, or is made now. DIR gets `NAME.tar.xz`: the study's folder with the cells that have a record,
+without weights and without what was at work when the time was up, which begins anew in the next sitting. Unpack it anywhere:
+`echo-lm study status`, `report` and `track` work on it. All GPUs that are visible are used. Nothing here needs Ray or MLflow.
+On a bare GPU machine: `source benchmarks/use_carry.sh` first.
+"""
+
+import argparse
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from card import kill, start
+
+from echo_lm.models.errors import UserError
+from echo_lm.models.files import write_aside
+from echo_lm.orchestration.studies.config import StudyConfig, load_study
+from echo_lm.orchestration.study import StudyFolder
+from echo_lm.orchestration.study_cell import result_file
+
+PACKING = 15.0  # seconds that are kept for it
+WEIGHTS = ".safetensors"
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="a study's name or its YAML file")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of NAME.tar.xz")
+    parser.add_argument("--archive", type=Path, help="NAME.tar.xz of an earlier sitting")
+    parser.add_argument("--seconds", type=float, required=True, help="of this sitting, packing included")
+    options = parser.parse_args()
+    until = time.monotonic() + options.seconds - PACKING
+    try:
+        study = load_study(options.study)
+        if options.archive is not None and not (options.archive.is_file() and tarfile.is_tarfile(options.archive)):
+            raise UserError(f"{options.archive} is no archive: name a {study.name}.tar.xz that this script wrote")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = StudyFolder(Path(scratch) / "studies" / study.name)
+        folder.path.mkdir(parents=True)
+        if options.archive is not None:
+            with tarfile.open(options.archive) as file:
+                file.extractall(folder.path.parent, filter="data")
+        config = on_this_machine(study, Path(scratch) / "study.yaml")
+        process = start(
+            ["study", "run", str(config), "--studies", str(folder.path.parent), "--data", str(options.data)]
+        )
+        try:
+            process.wait(timeout=max(1.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            print("stopped: the time is up, the same command with --archive goes on", flush=True)
+        finally:
+            kill(process)
+        pack(folder, options.out / f"{study.name}.tar.xz")
+    return process.returncode if process.returncode > 0 else 0
+
+
+def on_this_machine(study: StudyConfig, path: Path) -> Path:
+    """The study as a file that says how many devices there are."""
+    values = study.model_dump(mode="json", exclude_unset=True)
+    if count := torch.cuda.device_count():
+        values["hardware"]["devices"] = count
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def pack(folder: StudyFolder, archive: Path) -> None:
+    """The study's own files and the cells that are done."""
+    runs = sorted(folder.runs.glob("*"))
+    done = [run for run in runs if result_file(run).is_file()]
+    others = [path for path in folder.path.glob("*") if path != folder.runs and path.name != "leases"]
+    with write_aside(archive) as aside, tarfile.open(aside, "w:xz") as file:
+        for path in sorted([*others, *done]):
+            name = str(path.relative_to(folder.path.parent))
+            file.add(path, name, filter=lambda entry: None if entry.name.endswith(WEIGHTS) else entry)
+    size = archive.stat().st_size / 2**20
+    print(f"{archive}: {len(done)} cells done, {len(runs) - len(done)} begun, {size:.1f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
