@@ -118,8 +118,11 @@ class SequenceContext:
 
     def once(self, name: str, weight: Tensor, compute: Callable[[], Any]) -> Any:
         """`compute()`, remembered for a layer's weight as long as that does not change: a layer that runs again on the same
-        batch, for activation checkpointing, need not wait for the same answer of the device."""
-        key = (name, weight.data_ptr(), weight._version)
+        batch, for activation checkpointing, need not wait for the same answer of the device.
+
+        The weight is known by its object, not its address: under ZeRO 3 many weights lie at the same one in turn.
+        """
+        key = (name, id(weight), weight._version)
         if key not in self._derived:
             self._derived[key] = compute()
         return self._derived[key]

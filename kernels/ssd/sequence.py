@@ -41,7 +41,7 @@ def enter_segment(
     """What the segments before add to this one. One collective forward, one backward.
 
     Args:
-        inputs: `[B, T, C]` of the convolution; weight: `[C, W]`; bias: `[C]`.
+        inputs: `[B, T, C]` of the convolution; weight: `[C, 1, W]`, the layer's own tensor; bias: `[C]`.
         dt: `[B, T, H]` step sizes after softplus; a: `[H]`, negative.
         parts: channels of the values (H heads of P), of b and of c (G groups of N each), in the order of Mamba-2.
         groups: G.
@@ -82,6 +82,7 @@ def enter_segment(
     with torch.autocast(inputs.device.type, enabled=False):
         dt, a = dt.to(dtype), a.to(dtype)
         begin = context.once("tail", weight, lambda: _begin_of_tail(dt, a)) if length >= LONG else 0
+        weight = weight.squeeze(1)
         inputs, first, last, tail = _Pieces.apply(inputs, (0, reach), (length - reach, length), (begin, length))
         decay, weights = _decay_to_end(dt[:, begin:], a)
         after = None if starts is None else _in_last_document(starts)

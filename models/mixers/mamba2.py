@@ -54,7 +54,7 @@ class Mamba2(nn.Module):
         if context is not None:
             cu_seqlens = context.local_cu_seqlens(*x.shape[:2], x.device)
         if context is not None and context.world > 1:
-            convolution = self.conv1d.weight.squeeze(1), self.conv1d.bias
+            convolution = self.conv1d.weight, self.conv1d.bias
             sizes = dict(parts=self._parts, groups=self.config.ngroups)
             inputs, first, state = enter_segment(inputs, *convolution, steps, a, **sizes, context=context)
         convolved = self._convolve(inputs, first=first, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)

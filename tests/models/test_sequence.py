@@ -127,6 +127,18 @@ def test_borders_of_a_segment():
     assert context.local_cu_seqlens(2, 4, torch.device("cpu")).tolist() == [0, 2, 4, 5, 8]
 
 
+def test_an_answer_is_remembered_for_a_weight_until_it_changes():
+    """Weights that lie at one address in turn, as ZeRO 3 gathers them, are not taken for each other."""
+    context, memory = SequenceContext(None, 0, 1), torch.zeros(4)
+    one, other = (torch.nn.Parameter(memory) for _ in range(2))
+    answers = iter(range(9))
+    assert [context.once("x", weight, lambda: next(answers)) for weight in (one, other, one, other)] == [0, 1, 0, 1]
+    assert context.once("y", one, lambda: next(answers)) == 2
+    with torch.no_grad():
+        one.add_(1)
+    assert context.once("x", one, lambda: next(answers)) == 3
+
+
 def test_messages_by_hand():
     """One head: R = 3, P = 8. Mamba-2: inner 16, 2 heads, 1 group of 5, 26 channels, 3 tokens of overlap."""
     config = ModelConfig(
