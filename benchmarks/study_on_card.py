@@ -43,8 +43,10 @@ def main() -> int:
     until = time.monotonic() + options.seconds - PACKING
     try:
         study = load_study(options.study)
-        if options.archive is not None and not (options.archive.is_file() and tarfile.is_tarfile(options.archive)):
-            raise UserError(f"{options.archive} is no archive: name a {study.name}.tar.xz that this script wrote")
+        if options.archive is not None and not is_of(study, options.archive):
+            raise UserError(
+                f"{options.archive} holds no {study.name}: name a {study.name}.tar.xz that this script wrote"
+            )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -69,10 +71,19 @@ def main() -> int:
     return process.returncode if process.returncode > 0 else 0
 
 
+def is_of(study: StudyConfig, archive: Path) -> bool:
+    """Whether that is an archive of the study."""
+    if not archive.is_file() or not tarfile.is_tarfile(archive):
+        return False
+    with tarfile.open(archive) as file:
+        return f"{study.name}/plan.json" in file.getnames()
+
+
 def on_this_machine(study: StudyConfig, path: Path) -> Path:
-    """The study as a file that says how many devices there are."""
+    """The study as a file that says how many GPUs there are, if it is for GPUs."""
     values = study.model_dump(mode="json", exclude_unset=True)
-    if count := torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if count and study.hardware.device == "cuda":
         values["hardware"]["devices"] = count
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""A model whose SKA layers write what precedes the first question of a row, and nothing behind it.
+"""A model whose SKA layers write what precedes the first position of a row that is to be answered, and nothing from it on.
 
 The prefix mask of the Echo paper (arXiv 2605.06997): told apart from the operator by ablation.
 """

@@ -37,7 +37,8 @@ class Arm(Frozen):
         longest: sequences of more tokens are not asked, where attention would take too long; None asks all.
         only: pairs and gap (tokens beyond the shortest sequence) of the cells that are asked; empty asks all.
         tokens: the budget of each cell where each is learned by itself, instead of the table's.
-        prefix_mask: SKA layers write what precedes a row's first question and nothing else, in training and in questions.
+        prefix_mask: SKA layers write what precedes a row's first answered position (most tasks: the key that is asked) and nothing
+            else, in training and in questions.
     """
 
     preset: str

@@ -18,8 +18,11 @@ def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
     Returns:
         `[B, H, P, N]` in fp32 (float64 for float64 inputs), whatever the precision of the factors.
     """
-    length, heads, width = x.shape[1:]
+    batch, length, heads, width = x.shape
     groups = b.shape[2]
+    if length == 0:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return x.new_zeros(batch, heads, width, b.shape[-1], dtype=dtype)
     # The heads of a group are one matrix: chunks are the only batch dimension, so that nothing is copied.
     x = x.unflatten(2, (groups, -1)).flatten(3)
     whole = length - length % CHUNK

@@ -116,13 +116,14 @@ class SequenceContext:
         starts = self.starts(batch, length, device)
         return None if starts is None else starts[:, self.rank]
 
-    def once(self, name: str, weight: Tensor, compute: Callable[[], Any]) -> Any:
-        """`compute()`, remembered for a layer's weight as long as that does not change: a layer that runs again on the same
+    def once(self, weight: Tensor, shape: torch.Size, compute: Callable[[], Any]) -> Any:
+        """`compute()` of a layer's inputs, remembered for its weight and the inputs' shape: a layer that runs again on the same
         batch, for activation checkpointing, need not wait for the same answer of the device.
 
-        The weight is known by its object, not its address: under ZeRO 3 many weights lie at the same one in turn.
+        The answer depends on data, so it holds as a context does: for one batch. The weight is known by its object, not its
+        address: under ZeRO 3 many weights lie at the same one in turn.
         """
-        key = (name, id(weight), weight._version)
+        key = (id(weight), weight._version, shape)
         if key not in self._derived:
             self._derived[key] = compute()
         return self._derived[key]

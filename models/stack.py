@@ -82,6 +82,7 @@ class EchoLM(nn.Module):
                 whole rows, so `cu_seqlens` must be None. Gradients of parameters are this rank's share: their sum
                 over the group is the gradient. See `kernels/sequence.py`.
             written: bool `[B, T]`, the positions that SKA layers write into their sums (the paper's prefix mask); default all.
+                For whole rows in one pass: neither segments nor decoding know it.
             read_out: what is made of the normed residual stream, `[B, T, d_model]` or `[n, d_model]`, and the matrix of
                 the logits `[vocab_size, d_model]`. Training takes the loss here, without ever having all logits.
 
@@ -90,13 +91,15 @@ class EchoLM(nn.Module):
             returns.
 
         Raises:
-            ValueError: borders are given twice, or do not fit the tokens.
+            ValueError: borders are given twice, or do not fit the tokens; `written` beside a context of several ranks.
         """
         if context is not None:
             if cu_seqlens is not None:
                 raise ValueError("cu_seqlens must be None beside a context, which holds the borders of whole rows")
             if context.world == 1:
                 cu_seqlens, context = context.cu_seqlens, None
+            elif written is not None:
+                raise ValueError("written must be None beside a context of several ranks: it needs whole rows")
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, cu_seqlens=cu_seqlens, context=context, written=written)

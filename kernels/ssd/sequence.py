@@ -81,7 +81,7 @@ def enter_segment(
 
     with torch.autocast(inputs.device.type, enabled=False):
         dt, a = dt.to(dtype), a.to(dtype)
-        begin = context.once("tail", weight, lambda: _begin_of_tail(dt, a)) if length >= LONG else 0
+        begin = context.once(weight, dt.shape, lambda: _begin_of_tail(dt, a)) if length >= LONG else 0
         weight = weight.squeeze(1)
         inputs, first, last, tail = _Pieces.apply(inputs, (0, reach), (length - reach, length), (begin, length))
         decay, weights = _decay_to_end(dt[:, begin:], a)

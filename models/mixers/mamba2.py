@@ -56,6 +56,7 @@ class Mamba2(nn.Module):
         if context is not None and context.world > 1:
             convolution = self.conv1d.weight, self.conv1d.bias
             sizes = dict(parts=self._parts, groups=self.config.ngroups)
+            # Nothing but the convolution may read these inputs: see there.
             inputs, first, state = enter_segment(inputs, *convolution, steps, a, **sizes, context=context)
         convolved = self._convolve(inputs, first=first, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)
         values, b, c = self._heads(convolved)

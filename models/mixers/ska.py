@@ -59,7 +59,7 @@ class SKA(nn.Module):
         if context is not None and context.world > 1 and self.config.normalization == "sequence-max":
             raise UserError('ska.normalization "sequence-max" needs whole rows: use "l2", or no sequence parallelism')
         y = ska_attention(
-            *self.keys(x, cu_seqlens),
+            *self.keys(x, cu_seqlens, written),
             **self._options(),
             mode=self.config.mode,
             mask=written,
@@ -68,12 +68,17 @@ class SKA(nn.Module):
         )
         return self._read_out(y, x.dtype)
 
-    def keys(self, x: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`."""
+    def keys(
+        self, x: Tensor, cu_seqlens: Tensor | None = None, written: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`. Keys that are not `written` set no
+        measure for "sequence-max"."""
         packed = self._project(x)
         longest = None
         if self.config.normalization == "sequence-max":
-            longest = longest_key(self._unpack(packed)[1], inner_borders(cu_seqlens, *x.shape[:2], x.device))
+            k = self._unpack(packed)[1]
+            k = k if written is None else k * written[..., None, None]
+            longest = longest_key(k, inner_borders(cu_seqlens, *x.shape[:2], x.device))
         return self._weigh(packed, longest)
 
     def empty_cache(self, batch: int, like: Tensor) -> SKACache:

@@ -1,10 +1,12 @@
 """The prefix mask: which tokens it leaves, and that nothing else is written."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from echo_lm.evals.prefix_mask import PrefixMasked, before_questions
-from echo_lm.models import ModelConfig, build_model
+from echo_lm.models import ModelConfig, build_model, preset
 
 SHAPE = torch.Size((3, 6))
 ASKED = {0: [3, 5], 1: [1]}  # the last row asks nothing
@@ -19,8 +21,8 @@ def test_what_precedes_the_first_question_is_left():
     assert before_questions(torch.tensor([5, 3, 7, 0, 0]), SHAPE).tolist() == LEFT
 
 
-@pytest.mark.parametrize("power", [0, 1])
-def test_a_masked_layer_reads_the_prefix_alone(power):
+@pytest.mark.parametrize(("power", "normalization"), [(0, "l2"), (1, "l2"), (1, "sequence-max")])
+def test_a_masked_layer_reads_the_prefix_alone(power, normalization):
     """One SKA layer: without the mask an answer changes with any token before it, with it only with those of the prefix."""
     config = ModelConfig.from_dict(
         dict(
@@ -28,7 +30,8 @@ def test_a_masked_layer_reads_the_prefix_alone(power):
             d_model=16,
             layers=("ska",),
             allow_edge_ska=True,
-            ska=dict(num_heads=2, rank=4, power=power, value_lag=power == 0, write_gate="none"),
+            ska=dict(num_heads=2, rank=4, power=power, value_lag=power == 0, write_gate="none")
+            | dict(normalization=normalization, allow_future_leak=normalization == "sequence-max"),
             feedforward=dict(kind="swiglu", width=8),
         ),
         where="test",
@@ -48,3 +51,10 @@ def test_a_masked_layer_reads_the_prefix_alone(power):
 
     assert [changes(model, position) for position in range(7)] == [True] * 7
     assert [changes(PrefixMasked(model), position) for position in range(7)] == [True] * 4 + [False] * 3
+
+
+def test_segments_are_refused():
+    model = build_model(preset("echo-1m", vocab_size=16), device="meta")
+    context = SimpleNamespace(world=2)
+    with pytest.raises(ValueError, match="written must be None beside a context of several ranks"):
+        model(torch.zeros(1, 4, dtype=torch.int64), context=context, written=torch.ones(1, 4, dtype=torch.bool))

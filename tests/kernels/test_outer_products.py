@@ -24,6 +24,10 @@ def test_sums_and_gradients_are_those_of_einsum(length, groups, monkeypatch):
     torch.testing.assert_close(ours, theirs)
 
 
+def test_no_tokens_add_nothing():
+    assert sum_of_outer_products(draw(2, 0, 4, 3), draw(2, 0, 1, 5)).tolist() == torch.zeros(2, 4, 3, 5).tolist()
+
+
 def test_half_precision_factors_are_added_in_fp32():
     x, b = draw(1, 5000, 2, 3, dtype=torch.bfloat16).abs(), draw(1, 5000, 1, 4, dtype=torch.bfloat16).abs()
     found = sum_of_outer_products(x, b)

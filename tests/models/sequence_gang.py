@@ -327,6 +327,18 @@ def traffic(groups, report):
             report["calls", name, length] = calls
 
 
+def single_tokens(groups, report):
+    """Four segments of one token, SKA alone: nothing pairs inside of one."""
+    q, k, v = (
+        torch.randn(1, 4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    )
+    context = SequenceContext(groups[WORLD], dist.get_rank(), WORLD)
+    ours = ska_attention(*(context.segment(t) for t in (q, k, v)), mode="exact", context=context)
+    gathered = [torch.empty_like(ours) for _ in range(WORLD)]
+    dist.all_gather(gathered, ours.contiguous())
+    report["single tokens"] = worst([torch.cat(gathered, 1)], [ska_attention(q, k, v, mode="exact")])
+
+
 def refusals(groups, report):
     """What each bad argument is answered with; on every rank alike, so that none waits for another."""
     group, rank = groups[WORLD], dist.get_rank()
@@ -354,7 +366,17 @@ def refusals(groups, report):
 
 
 CASES = {
-    "cpu": [parity, forgetful, single_precision, half_precision, no_labels_on_a_rank, sabotage, traffic, refusals],
+    "cpu": [
+        parity,
+        forgetful,
+        single_precision,
+        half_precision,
+        no_labels_on_a_rank,
+        sabotage,
+        traffic,
+        single_tokens,
+        refusals,
+    ],
     "cuda": [parity, forgetful],
     "interpreter": [in_kernels],
 }

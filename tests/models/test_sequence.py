@@ -52,6 +52,10 @@ def test_in_half_precision_segments_err_no_more_than_whole_rows(stack, report):
     assert segments <= 1.25 * whole
 
 
+def test_segments_of_one_token(report):
+    assert report["single tokens"] <= 1e-12
+
+
 @pytest.mark.parametrize("stack", ["echo exact K=1", "hybrid"])
 def test_a_rank_without_labels(stack, report):
     assert report["at", stack] <= 1e-9
@@ -131,12 +135,13 @@ def test_an_answer_is_remembered_for_a_weight_until_it_changes():
     """Weights that lie at one address in turn, as ZeRO 3 gathers them, are not taken for each other."""
     context, memory = SequenceContext(None, 0, 1), torch.zeros(4)
     one, other = (torch.nn.Parameter(memory) for _ in range(2))
+    short, long = torch.Size([1, 8]), torch.Size([1, 16])
     answers = iter(range(9))
-    assert [context.once("x", weight, lambda: next(answers)) for weight in (one, other, one, other)] == [0, 1, 0, 1]
-    assert context.once("y", one, lambda: next(answers)) == 2
+    assert [context.once(weight, short, lambda: next(answers)) for weight in (one, other, one, other)] == [0, 1, 0, 1]
+    assert context.once(one, long, lambda: next(answers)) == 2
     with torch.no_grad():
         one.add_(1)
-    assert context.once("x", one, lambda: next(answers)) == 3
+    assert context.once(one, short, lambda: next(answers)) == 3
 
 
 def test_messages_by_hand():

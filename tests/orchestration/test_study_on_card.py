@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "study_on_card.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-from study_on_card import on_this_machine, pack  # noqa: E402
+from study_on_card import is_of, on_this_machine, pack  # noqa: E402
 
 from echo_lm.orchestration.studies.config import load_study  # noqa: E402
 from echo_lm.orchestration.study import StudyFolder  # noqa: E402
@@ -30,6 +30,8 @@ def test_an_archive_has_what_is_done_and_no_weights(tmp_path):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).write_text("{}")
     pack(folder, tmp_path / "study-pocket.tar.xz")
+    assert is_of(load_study("study-pocket"), tmp_path / "study-pocket.tar.xz")
+    assert not is_of(load_study("study-code-h100"), tmp_path / "study-pocket.tar.xz")
     with tarfile.open(tmp_path / "study-pocket.tar.xz") as file:
         files = {entry.name for entry in file if entry.isfile()}
     wanted = ("plan.json", "logs/done.log", "runs/done/cell.json", "runs/done/events.jsonl")
@@ -37,8 +39,9 @@ def test_an_archive_has_what_is_done_and_no_weights(tmp_path):
 
 
 def test_the_study_is_the_same_on_all_devices(tmp_path, monkeypatch):
-    study = load_study("study-pocket")
+    study, small = load_study("study-code-h100"), load_study("study-pocket")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
+    assert load_study(on_this_machine(small, tmp_path / "small.yaml")) == small  # its devices are CPU cores
     here = load_study(on_this_machine(study, tmp_path / "study.yaml"))
     assert here.hardware.devices == 7
     assert here == study.model_copy(update={"hardware": study.hardware.model_copy(update={"devices": 7})})
@@ -48,7 +51,7 @@ def test_the_study_is_the_same_on_all_devices(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["nope"], "there is no study 'nope'"),
-        (["study-pocket", "--archive", "none.tar.xz"], "none.tar.xz is no archive: name a study-pocket.tar.xz"),
+        (["study-pocket", "--archive", "none.tar.xz"], "none.tar.xz holds no study-pocket: name a study-pocket.tar.xz"),
     ],
 )
 def test_bad_input_gives_one_line_and_code_2(arguments, message, tmp_path):

@@ -34,6 +34,10 @@ def generate(
     low, high = steps
     if not 1 <= low <= high or high < 2:  # a store that one step named is never empty again
         raise UserError(f"economy: steps is {list(steps)}: the fewest, at least 1, then the most, at least 2")
+    if vocabulary.num_values <= MOST:
+        raise UserError(
+            f"economy: counts from 0 to {MOST} are written as values: the vocabulary has {vocabulary.num_values}"
+        )
     n = cell.sequences
     agents = vocabulary.draw_distinct_keys((n, cell.pairs), generator)
     wanted = generator.integers(0, MOST + 1, size=n)

@@ -238,3 +238,9 @@ def test_a_million_tokens() -> None:
     batch = make({"task": "niah", "sequences": 1, "length": 2**20, "pairs": 8, "depth": 0.0}, 0)
     assert batch.tokens.shape == (1, 2**20)
     assert sorted(batch.tokens[0, :16:2]) == sorted(batch.tokens[0, batch.query_positions[0]])
+
+
+def test_counts_need_a_value_each():
+    few = RecallVocabulary(num_values=7)
+    with pytest.raises(UserError, match="economy: counts from 0 to 7 are written as values: the vocabulary has 7"):
+        generate("economy", sequences=1, length=90, pairs=2, generator=seeded_generator("test"), vocabulary=few)
