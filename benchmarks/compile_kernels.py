@@ -194,7 +194,7 @@ def run_layer(
             first = empty(channels)[:, : mamba.d_conv - 1] if segment else None
             z = [
                 part  # of the whole rows; and of a segment's tail, whose first tokens are its own
-                for given in {first, None}
+                for given in dict.fromkeys((first, None))
                 for part in convolve(projected[..., inner : inner + channels], taps, bias, ids, given, True, parts)
             ]
             dt = torch.ones(batch, length, heads, requires_grad=backward)

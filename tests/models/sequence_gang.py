@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from collectives import counted
 
 from echo_lm.kernels import sequence
 from echo_lm.kernels.sequence import SequenceContext
@@ -218,13 +219,13 @@ def in_kernels(groups, report):
     """Segments and whole rows in Triton's kernels, as vectors, in fp32; and how often SKA's were called for the segments."""
     calls, fused = [], attention.IMPLEMENTATIONS["triton"]
 
-    def counted(*arguments, **options):
+    def noted(*arguments, **options):
         calls.append(1)
         return fused(*arguments, **options)
 
     arguments = "echo exact K=1", BORDERS["across edges"], torch.float32
     whole = only_rank_0(on_whole_rows, *arguments)
-    with replaced_item(attention.IMPLEMENTATIONS, "triton", counted):
+    with replaced_item(attention.IMPLEMENTATIONS, "triton", noted):
         ours = on_segments(*arguments, groups[2]) if dist.get_rank() < 2 else None
     report["kernels"] = worst(joined(ours), joined(whole))
     report["calls of kernels"] = len(calls)
@@ -271,43 +272,6 @@ def sabotage(groups, report):
         with replaced(module, "entering_state", broken):
             ours = on_segments(name, [], torch.float64, groups[WORLD])
         report["broken", trial] = worst(ours[:1], None if whole is None else whole[:1])
-
-
-COLLECTIVES = [
-    name
-    for name in dist.distributed_c10d.__all__
-    if not name.startswith(("get_", "is_", "init_", "new_", "destroy_", "split_", "supports_", "shrink_"))
-    and callable(getattr(dist, name, None))
-    and not isinstance(getattr(dist, name), type)
-]
-
-
-@contextmanager
-def counted():
-    """Record every call of torch.distributed as [name, bytes of this rank's part]."""
-    calls, running = [], []
-
-    def watch(name, function):
-        def watched(*arguments, **options):
-            if not running:  # some are made of others
-                part = {"all_gather_into_tensor": 1, "reduce_scatter": 0}.get(name)
-                calls.append([name, None if part is None else arguments[part].nbytes])
-            running.append(name)
-            try:
-                return function(*arguments, **options)
-            finally:
-                running.pop()
-
-        return watched
-
-    old = {name: getattr(dist, name) for name in COLLECTIVES}
-    for name, function in old.items():
-        setattr(dist, name, watch(name, function))
-    try:
-        yield calls
-    finally:
-        for name, function in old.items():
-            setattr(dist, name, function)
 
 
 def traffic(groups, report):
