@@ -8,5 +8,5 @@ export PYTHONPATH="$root/carry/echo:$root/carry/site${PYTHONPATH:+:$PYTHONPATH}"
 # Outside of `carry`, which the next call may replace: what this one compiles stays.
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
 mkdir -p "$TRITON_CACHE_DIR"
-[ -f "$root/carry/triton_cache.tar.gz" ] && tar -xzf "$root/carry/triton_cache.tar.gz" -C "$TRITON_CACHE_DIR" --skip-old-files
+[ -f "$root/carry/triton_cache.tar.xz" ] && python -m tarfile -e "$root/carry/triton_cache.tar.xz" "$TRITON_CACHE_DIR"
 export TRITON_CACHE_AUTOTUNING="${TRITON_CACHE_AUTOTUNING:-1}" PYTHONUNBUFFERED=1
