@@ -4,7 +4,8 @@
     python benchmarks/study_on_card.py study-code-h100 --data DIR --out DIR --seconds 560 --archive carry/study-code-h100.tar.xz
 
 The dataset is prepared already, or is made now. DIR gets `NAME.tar.xz`: the study's folder with the cells that have a record,
-without weights and without what was at work when the time was up, which begins anew in the next sitting. Unpack it anywhere:
+without weights. A cell that is predicted to end later is not begun; one that is at work when the time is up begins anew in the
+next sitting. Unpack it anywhere:
 `echo-lm study status`, `report` and `track` work on it. All GPUs that are visible are used. Nothing here needs Ray or MLflow.
 On a bare GPU machine: `source benchmarks/use_carry.sh` first.
 """
@@ -28,6 +29,7 @@ from echo_lm.orchestration.study import StudyFolder
 from echo_lm.orchestration.study_cell import result_file
 
 PACKING = 15.0  # seconds that are kept for it
+STARTING = 30.0  # imports before a cell starts its clock, and its files after: no prediction holds them
 WEIGHTS = ".safetensors"
 
 
@@ -58,9 +60,9 @@ def main() -> int:
             with tarfile.open(options.archive) as file:
                 file.extractall(folder.path.parent, filter="data")
         config = on_this_machine(study, Path(scratch) / "study.yaml")
-        process = start(
-            ["study", "run", str(config), "--studies", str(folder.path.parent), "--data", str(options.data)]
-        )
+        allowed = max(1.0, until - time.monotonic() - STARTING)
+        places = ["--studies", str(folder.path.parent), "--data", str(options.data)]
+        process = start(["study", "run", str(config), *places, "--for", f"{allowed:.0f}s"])
         try:
             process.wait(timeout=max(1.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:

@@ -192,15 +192,16 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a run's checkpoints by hand, or watch many runs. What has a result already is not computed again."""
+    from .durations import seconds
     from .evaluate import evaluate_by_hand
-    from .watch import Watcher, seconds
+    from .watch import Watcher
 
     if (run is None) == (watch is None):
         raise UserError(
             "name a run folder (echo-lm eval runs/quickstart) or a pattern (--watch 'runs/*'), one of the two"
         )
     if watch is not None:
-        Watcher(watch, suites=suite, parallel=parallel, device=device, address=address).watch(seconds(every))
+        Watcher(watch, suites=suite, parallel=parallel, device=device, address=address).watch(seconds(every, "--every"))
     else:
         assert run is not None
         evaluate_by_hand(run, suite, step, device, fetch_bigbench=fetch_bigbench)

@@ -3,6 +3,7 @@
 Any number of supervisors, on any number of machines that share the folder, may run one study: a cell is claimed by a lease.
 """
 
+import math
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from .studies.config import StudyConfig, load_study
 from .studies.learning_rate import LearningRateRule, fitted_rule, given_rule
 from .studies.packing import longest_first
 from .studies.plan import Cell, Plan, cell_config, jobs, make_plan
-from .studies.results import CellResult, read_result
+from .studies.results import CellResult, Pace, read_result
 from .study_cell import lease_path, result_file
 from .study_executors import Executor, ProcessExecutor, RayExecutor
 from .units import ray_data_map
@@ -99,9 +100,19 @@ def plan_study(study: StudyConfig, data: Path) -> Plan:
 
 
 def run_study(
-    study: StudyConfig, studies: Path, data: Path, *, use_ray: bool = False, address: str | None = None
+    study: StudyConfig,
+    studies: Path,
+    data: Path,
+    *,
+    use_ray: bool = False,
+    address: str | None = None,
+    seconds: float | None = None,
 ) -> StudyFolder:
     """Prepare the data and run every cell that has no record yet. Run again, it goes on where it stopped.
+
+    Args:
+        seconds: start no cell that would end later than that from now, by its prediction and what was measured so far;
+            what was not started is left for the next time (`cells_left`).
 
     Raises:
         UserError: bad input, a folder of another study, or cells that failed `study.attempts` times; all others are
@@ -110,6 +121,7 @@ def run_study(
     from .cluster import ray_cluster
 
     folder = StudyFolder(studies / study.name)
+    until = math.inf if seconds is None else time.monotonic() + seconds
     plan_study(study, data)  # an impossible cell is refused before any data is prepared
     with ray_cluster(address) if use_ray else nullcontext():
         dataset = prepare_dataset(study.data, data, map_units=ray_data_map if use_ray else None)
@@ -118,10 +130,11 @@ def run_study(
         hardware = study.hardware
         with RayExecutor() if use_ray else ProcessExecutor(hardware.devices, hardware.device == "cuda") as executor:
             rule = given_rule(study.learning_rate, study.families)
-            failed = _run_cells(folder, plan, plan.of_kind("sweep"), rule, dataset, executor)
-            rule = learning_rates(folder, plan)
-            write_json(folder.rule_file, rule.model_dump(mode="json"))
-            failed |= _run_cells(folder, plan, plan.of_kind("main"), rule, dataset, executor)
+            failed = _run_cells(folder, plan, plan.of_kind("sweep"), rule, dataset, executor, until)
+            if not any(cell.kind == "sweep" for cell in cells_left(folder, plan)):
+                rule = learning_rates(folder, plan)
+                write_json(folder.rule_file, rule.model_dump(mode="json"))
+                failed |= _run_cells(folder, plan, plan.of_kind("main"), rule, dataset, executor, until)
     if failed:
         name, reason = next(iter(failed.items()))
         raise UserError(
@@ -152,9 +165,15 @@ def learning_rates(folder: StudyFolder, plan: Plan) -> LearningRateRule:
 
 
 def _run_cells(
-    folder: StudyFolder, plan: Plan, cells: list[Cell], rule: LearningRateRule, dataset: Path, executor: Executor
+    folder: StudyFolder,
+    plan: Plan,
+    cells: list[Cell],
+    rule: LearningRateRule,
+    dataset: Path,
+    executor: Executor,
+    until: float,
 ) -> dict[str, str]:
-    """Run the cells that have no record; returns the last error of those that failed for good."""
+    """Run the cells that have no record and would end before `until`; the last error of those that failed for good."""
     study = plan.study
     of = {cell.name: cell for cell in cells}
     configs = {cell.name: cell_config(study, cell, rule) for cell in cells}
@@ -166,12 +185,15 @@ def _run_cells(
         return {}
     with stage("cells", total=len(cells), unit="cells", done=len(cells) - len(left)) as progress:
         waiting = list(left)
-        while waiting or running:
+        pace = Pace(folder.results(plan))
+        while running or any(_in_time(pace, of[name], until) for name in waiting):
             for name in list(waiting):
                 if _is_done(folder, of[name], configs[name]):  # by another supervisor
                     waiting.remove(name)
                     continue
                 if _held_elsewhere(folder.run(of[name]), looked):
+                    continue
+                if not _in_time(pace, of[name], until):
                     continue
                 if not executor.start(plan, of[name], configs[name], folder.run(of[name]), dataset):
                     continue
@@ -192,10 +214,16 @@ def _run_cells(
                     waiting.append(name)  # somebody else claimed it first
                 else:
                     folder.failure_file(of[name]).unlink(missing_ok=True)
+                    pace = Pace(folder.results(plan))
             gone = sum(len(found) >= study.attempts for found in errors.values())
             progress.update(len(cells) - len(waiting) - len(running) - gone, note=" ".join(sorted(running)))
             time.sleep(POLL_SECONDS)
     return {name: found[-1] for name, found in errors.items() if len(found) >= study.attempts}
+
+
+def _in_time(pace: Pace, cell: Cell, until: float) -> bool:
+    """Whether the cell, started now, would end before `until` (monotonic seconds)."""
+    return time.monotonic() + pace(cell) <= until
 
 
 def _is_done(folder: StudyFolder, cell: Cell, config: RunConfig) -> bool:
@@ -251,6 +279,12 @@ def _store_plan(folder: StudyFolder, plan: Plan) -> None:
                     "name the study anew"
                 )
     write_json(folder.plan_file, plan.model_dump(mode="json"))
+
+
+def cells_left(folder: StudyFolder, plan: Plan) -> list[Cell]:
+    """Cells that are neither done nor failed for good."""
+    done, failed = {result.cell.name for result in folder.results(plan)}, failed_cells(folder, plan.cells)
+    return [cell for cell in plan.cells if cell.name not in done and cell.name not in failed]
 
 
 def failed_cells(folder: StudyFolder, cells: Iterable[Cell]) -> dict[str, str]:

@@ -40,20 +40,30 @@ def run(
     data: Data = Path("data"),
     ray: Annotated[bool, typer.Option("--ray", help="Place the cells with Ray, on a cluster of its own.")] = False,
     address: Annotated[str | None, typer.Option(help="Place the cells with the Ray cluster at this address.")] = None,
+    limit: Annotated[
+        str | None, typer.Option("--for", help="Start no cell that would end later than that from now: 50m, 2h.")
+    ] = None,
 ) -> None:
     """Run every cell that has no result, then fit and report. Run it again after an interruption: it goes on.
 
     Without --ray or --address the cells are processes of this machine, packed on its devices.
     """
+    from .durations import seconds
     from .studies.config import load_study
-    from .study import plan_study, run_study
+    from .study import cells_left, plan_study, run_study
     from .study_report import fit_and_report
     from .study_tables import plan_summary
 
+    allowed = None if limit is None else seconds(limit, "--for")
     loaded = load_study(study)
     console.print(plan_summary(plan_study(loaded, data)), markup=False)
-    folder = run_study(loaded, studies, data, use_ray=ray or address is not None, address=address)
-    fit_and_report(folder)
+    ray |= address is not None
+    folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=allowed)
+    stored = folder.load_plan()
+    if left := cells_left(folder, stored):
+        console.print(f"{len(left)} of {len(stored.cells)} cells are left: no time was left for them, run it again")
+    else:
+        fit_and_report(folder)
 
 
 @study_app.command()

@@ -14,7 +14,7 @@ from .studies.fit import Interval, StudyFit
 from .studies.learning_rate import given_rule
 from .studies.packing import makespan
 from .studies.plan import Cell, Plan, jobs
-from .studies.results import CellResult
+from .studies.results import CellResult, Pace
 from .study import StudyFolder, failed_cells
 from .study_cell import lease_path
 
@@ -56,12 +56,13 @@ def plan_summary(plan: Plan) -> str:
         data = f"{plan.train_tokens:,} tokens of {study.data.name}: {most.epochs:.2f} epochs at most ({most.name})"
     cost = f", cost {plan.cost:,.2f}" if hardware.cost_per_hour else ""
     held = ", ".join(study.held_out_sizes) or "none"
+    most_beside = max(hardware.processes_of(size) for size in study.sizes)
     return (
         f"study {study.name}: {study.question}\n"
         f"{len(main)} cells{swept}; {plan.flops:.3g} FLOPs, {plan.tokens:,} tokens; sizes held out of the fits: {held}\n"
         f"{data}\n"
         f"predicted {plan.hours:.2f} h on {hardware.devices} x {hardware.name} "
-        f"({hardware.device}, up to {hardware.processes_per_device} cells each), {plan.device_hours:.2f} device hours{cost}"
+        f"({hardware.device}, up to {most_beside} cells each), {plan.device_hours:.2f} device hours{cost}"
     )
 
 
@@ -136,10 +137,8 @@ def _progress(folder: StudyFolder, cell: Cell, result: CellResult | None) -> tup
 
 
 def _hours_left(plan: Plan, left: list[Cell], results: dict[str, CellResult]) -> float:
-    """Predicted hours of what is left, corrected by what the finished cells took against their prediction."""
-    predicted = sum(result.cell.seconds for result in results.values())
-    ratio = sum(result.seconds for result in results.values()) / predicted if predicted else 1.0
-    return ratio * makespan(jobs(left), plan.study.hardware.devices) / 3600
+    """Predicted hours of what is left, corrected by what the finished cells took."""
+    return makespan(jobs(left, Pace(results.values())), plan.study.hardware.devices) / 3600
 
 
 def _table(titles: tuple[str, ...]) -> Table:

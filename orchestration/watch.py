@@ -8,7 +8,6 @@ process with it, and the next round does what is left.
 import glob
 import multiprocessing
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -27,19 +26,6 @@ POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
 LOOK_SECONDS, SILENT_SECONDS = 3.0, 60.0
 TELL_SECONDS = 20.0
-UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def seconds(text: str) -> float:
-    """`90s`, `30m`, `2h` in seconds.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not match or not float(match[1]):
-        raise UserError(f"--every {text!r} is no time: write it as 90s, 30m or 2h")
-    return float(match[1]) * UNITS[match[2]]
 
 
 class Watcher:

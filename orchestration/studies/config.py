@@ -15,6 +15,7 @@ from ...models.validation import describe_validation_error, first_line
 from ...pipeline.config import Section
 
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
 
 
 class SizeConfig(Section):
@@ -118,21 +119,22 @@ class HardwareConfig(Section):
     Attributes:
         device: "cpu" or "cuda".
         devices: GPUs, or CPU cores.
-        processes_per_device: cells side by side on one device, at most; memory may allow fewer.
+        processes_per_device: cells side by side on one device, at most: one number, or one a size. Memory may allow fewer.
         memory_gib: of one device.
         tflops: TFLOP/s that one process reaches, with `processes_per_device` of them running: one number, or one a
-            size. An assumption; `study status` corrects it by what was measured.
+            size. An assumption; `study status` and `study run --for` correct it by what was measured.
         peak_tflops: of one device, for the MFU.
         cost_per_hour: of one device; any currency.
         startup_seconds: a cell's imports, compilation, evaluation and files.
         microbatch_tokens: tokens a forward pass holds, for the memory; the whole batch if None.
         threads: CPU threads of a cell.
+        compile: torch.compile of every block: longer to start, faster steps.
     """
 
     name: str = "this machine"
     device: Literal["cpu", "cuda"] = "cpu"
     devices: int = Field(default=1, gt=0)
-    processes_per_device: int = Field(default=1, gt=0)
+    processes_per_device: Count | dict[str, Count] = 1
     memory_gib: Positive
     tflops: Positive | dict[str, Positive]
     peak_tflops: Positive | None = None
@@ -140,6 +142,19 @@ class HardwareConfig(Section):
     startup_seconds: float = Field(default=10.0, ge=0)
     microbatch_tokens: int | None = Field(default=None, gt=0)
     threads: int = Field(default=1, gt=0)
+    compile: bool = False
+
+    def processes_of(self, size: str) -> int:
+        """Cells of that size side by side on one device, at most."""
+        return (
+            self.processes_per_device[size]
+            if isinstance(self.processes_per_device, dict)
+            else self.processes_per_device
+        )
+
+    def tflops_of(self, size: str) -> float:
+        """TFLOP/s of one process that trains a model of that size."""
+        return self.tflops[size] if isinstance(self.tflops, dict) else self.tflops
 
 
 class LimitConfig(Section):
@@ -208,10 +223,10 @@ class StudyConfig(Section):
             raise ValueError(f"learning_rate.sweep.budget={swept.budget}: there are {len(self.budgets.values)} budgets")
         for size in (*(self.fit.hold_out or ()), *(swept.sizes if swept else ())):
             _one_of(size, tuple(self.sizes), "size of this study")
-        if isinstance(self.hardware.tflops, dict):
-            for size in self.sizes:
-                if size not in self.hardware.tflops:
-                    raise ValueError(f"hardware.tflops names no speed for size {size}")
+        for field in ("tflops", "processes_per_device"):
+            value = getattr(self.hardware, field)
+            if missing := [size for size in self.sizes if isinstance(value, dict) and size not in value]:
+                raise ValueError(f"hardware.{field} has no number for size {missing[0]}")
         return self
 
     @property

@@ -5,6 +5,8 @@ Pure code: a plan depends on the study file and on the prepared data alone.
 
 import fnmatch
 import math
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -137,9 +139,9 @@ def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
     )
 
 
-def jobs(cells: list[Cell]) -> list[Job]:
-    """The cells as the packer sees them."""
-    return [Job(cell.name, cell.seconds, cell.per_device) for cell in cells]
+def jobs(cells: Iterable[Cell], seconds: Callable[[Cell], float] = attrgetter("seconds")) -> list[Job]:
+    """The cells as the packer sees them; `seconds` of a cell are the predicted ones if nothing better is known."""
+    return [Job(cell.name, seconds(cell), cell.per_device) for cell in cells]
 
 
 def cell_config(study: StudyConfig, cell: Cell, rule: LearningRateRule) -> RunConfig:
@@ -173,6 +175,7 @@ def cell_config(study: StudyConfig, cell: Cell, rule: LearningRateRule) -> RunCo
             checkpoint_every=max(1, min(cell.steps, checkpoint_every)),
             keep_checkpoints=1,
             threads=hardware.threads,
+            compile=hardware.compile,
             device=hardware.device,
         ),
         evaluation=dict(suites=list(study.evaluation.suites)),
@@ -246,7 +249,7 @@ class _Planner:
             state_bytes=state_bytes(config, study.fit.state_context),
             epochs=self._epochs_of(batch_tokens, steps),
             memory_gib=memory,
-            per_device=max(1, min(study.hardware.processes_per_device, int(study.hardware.memory_gib / memory))),
+            per_device=max(1, min(study.hardware.processes_of(size), int(study.hardware.memory_gib / memory))),
             seconds=self._seconds(size, flops_per_token * tokens),
             held_out=size in study.held_out_sizes,
             preset=preset_name,
@@ -287,10 +290,8 @@ class _Planner:
         return PROCESS_GIB + (training_bytes_per_gpu(config, zero_stage=_zero_stage(study), world_size=1) + kept) / GIB
 
     def _seconds(self, size: str, flops: float) -> float:
-        speed = self.study.hardware.tflops
-        return self.study.hardware.startup_seconds + flops / (
-            1e12 * (speed[size] if isinstance(speed, dict) else speed)
-        )
+        hardware = self.study.hardware
+        return hardware.startup_seconds + flops / (1e12 * hardware.tflops_of(size))
 
     def _epochs_of(self, batch_tokens: int, steps: int) -> float | None:
         """Epochs over the source that repeats most."""

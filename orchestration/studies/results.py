@@ -2,6 +2,7 @@
 
 import os
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,30 @@ class CellResult(Record):
     def tflops(self) -> float:
         """TFLOP/s that this process reached in its steps, by the accounting's FLOPs."""
         return self.tokens_per_second * self.cell.flops / self.cell.tokens / 1e12
+
+
+class Pace:
+    """How long cells really take: their predictions, times what finished cells took against theirs.
+
+    Of the same family and size if any has finished, else of the same size, else of all; before any has, predictions stand.
+    """
+
+    def __init__(self, results: Iterable[CellResult]):
+        self._seconds: dict[tuple[str, ...], tuple[float, float]] = {}  # taken and predicted, by what cells share
+        for result in results:
+            for key in _pace_keys(result.cell):
+                taken, predicted = self._seconds.get(key, (0.0, 0.0))
+                self._seconds[key] = taken + result.seconds, predicted + result.cell.seconds
+
+    def __call__(self, cell: Cell) -> float:
+        """Seconds that the cell will take."""
+        taken, predicted = next((self._seconds[key] for key in _pace_keys(cell) if key in self._seconds), (1.0, 1.0))
+        return cell.seconds * taken / predicted
+
+
+def _pace_keys(cell: Cell) -> tuple[tuple[str, ...], ...]:
+    """What a cell's pace is known by, the closest first."""
+    return (cell.family, cell.size), (cell.size,), ()
 
 
 def collect(plan: Plan, cell: Cell, folder: Path, identity: str, learning_rate: float) -> CellResult:

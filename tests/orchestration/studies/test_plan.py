@@ -13,6 +13,7 @@ from echo_lm.orchestration.studies.config import load_study, study_names
 from echo_lm.orchestration.studies.learning_rate import fitted_rule, given_rule
 from echo_lm.orchestration.studies.packing import Devices, Job, makespan
 from echo_lm.orchestration.studies.plan import cell_config, make_plan
+from echo_lm.orchestration.studies.results import Pace
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -106,6 +107,32 @@ def test_longest_first_on_two_devices_by_hand():
     assert [devices.take(Fraction(1, 2)) for _ in range(5)] == [0, 1, 0, 1, None]
     devices.give_back(1, Fraction(1, 2))
     assert devices.take(Fraction(1, 2)) == 1
+
+
+def test_cells_side_by_side_by_size(study):
+    hardware = {"memory_gib": 80, "tflops": 1, "processes_per_device": {"1m": 6, "4m": 2}}
+    plan = make_plan(study(sizes=["1m", "4m"], hardware=hardware))
+    assert {cell.size: cell.per_device for cell in plan.cells} == {"1m": 6, "4m": 2}
+    del hardware["processes_per_device"]["4m"]
+    with pytest.raises(ValueError, match=r"hardware\.processes_per_device has no number for size 4m"):
+        study(sizes=["1m", "4m"], hardware=hardware)
+
+
+def test_predictions_are_corrected_by_the_closest_cells_that_finished(study, record):
+    cells = {cell.name: cell for cell in make_plan(study()).cells}
+    done, rival, large, other = (
+        cells[name] for name in ("echo-1m-10M-s0", "transformer-1m-10M-s0", "echo-4m-10M-s0", "echo-1m-30M-s0")
+    )
+    assert Pace([])(large) == large.seconds
+
+    def taken(cell, factor):
+        return record(cell, 2.0).model_copy(update={"seconds": factor * cell.seconds})
+
+    pace = Pace([taken(done, 2), taken(large, 3)])
+    assert pace(other) == pytest.approx(2 * other.seconds), "its family and size"
+    assert pace(rival) == pytest.approx(2 * rival.seconds), "its size"
+    in_all = (2 * done.seconds + 3 * large.seconds) / (done.seconds + large.seconds)
+    assert pace(cells["echo-50m-10M-s0"]) == pytest.approx(in_all * cells["echo-50m-10M-s0"].seconds)
 
 
 def test_models_of_a_cell_are_valid(study):

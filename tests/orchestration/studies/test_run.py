@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from echo_lm.data_prep.dataset import Dataset
 from echo_lm.models.errors import UserError
 from echo_lm.orchestration import study as study_module
-from echo_lm.orchestration.study import StudyFolder, failed_cells, find_study, run_study
+from echo_lm.orchestration.studies.plan import make_plan
+from echo_lm.orchestration.study import StudyFolder, cells_left, failed_cells, find_study, run_study
 from echo_lm.orchestration.study_cell import result_file
 from echo_lm.orchestration.study_report import fit_and_report
 from echo_lm.orchestration.study_tables import status_view
@@ -157,6 +159,41 @@ def test_failures_are_retried_then_reported_and_the_others_done(study, record, d
     run_study(study(**TINY), tmp_path, data)
     assert executor.started == ["transformer-xs-32.768k-s0"], "only what is missing is run"
     assert failed_cells(folder, plan.cells) == {}
+
+
+def test_with_little_time_the_cells_that_fit_are_run_and_the_others_left(study, record, data, tmp_path, monkeypatch):
+    """Predicted are 4.2 and 13.9 s; the first is said to have taken 60, so 15 s, enough by prediction, are too few for the other."""
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.0)
+    toy = study(**TINY)
+
+    def run_for(seconds: float | None) -> list[str]:
+        executor = Scripted({"8.192k": [None], "32.768k": [None]}, record)
+        monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+        folder = run_study(toy, tmp_path, data, seconds=seconds)
+        left.append([cell.name for cell in cells_left(folder, folder.load_plan())])
+        return executor.started
+
+    left: list[list[str]] = []
+    short, long = "transformer-xs-8.192k-s0", "transformer-xs-32.768k-s0"
+    predicted = {cell.name: cell.seconds for cell in make_plan(toy, Dataset.open(data / toy.data.name)).cells}
+    assert predicted[short] < 5 < predicted[long] < 15
+    assert run_for(5) == [short]
+    assert run_for(15) == []
+    assert run_for(None) == [long]
+    assert left == [[long], [long], []]
+
+
+def test_a_sweep_that_was_not_finished_in_time_sets_no_rate(study, record, data, tmp_path, monkeypatch):
+    sizes = {
+        size: {"preset": "1m", "model": {"d_model": d}, "feedforward_width": 64} for size, d in (("a", 32), ("b", 64))
+    }
+    rule = {"value": 3e-3, "sweep": {"sizes": ["a", "b"], "factors": [0.5, 1, 2]}}
+    executor = Scripted({}, record)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+    folder = run_study(study(**TINY | {"sizes": sizes, "learning_rate": rule}), tmp_path, data, seconds=0.5)
+    assert executor.started == []
+    assert not folder.rule_file.exists()
+    assert len(cells_left(folder, folder.load_plan())) == 10
 
 
 def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data, tmp_path, monkeypatch):
