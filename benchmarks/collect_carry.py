@@ -65,15 +65,30 @@ COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 2**26}]
 
 
 def main() -> None:
-    """Fill `carry/site` afresh and print its size."""
+    """Make the archives of `carry/` afresh and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", action="store_true", help="pytest and pytest-xdist as well")
     parser.add_argument("--rivals", action="store_true", help="flash-linear-attention as well")
     options = parser.parse_args()
     pure = (*PURE, *(TESTS if options.tests else ()))
-    site = CARRY / "site"
-    shutil.rmtree(site, ignore_errors=True)
-    site.mkdir(parents=True)
+    CARRY.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        copy_packages(Path(folder), pure, options.rivals)
+        pack(Path(folder), CARRY / "site.tar.xz")
+    with tempfile.TemporaryDirectory() as folder:
+        copy_kernels(Path(folder))
+        pack(Path(folder), CARRY / "triton_cache.tar.xz")
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """All that lies in `folder`, as one archive."""
+    with lzma.open(archive, "wb", filters=COMPRESSION) as file, tarfile.open(fileobj=file, mode="w|") as tar:
+        tar.add(folder, ".")
+    print(f"{archive.relative_to(ROOT)}: {archive.stat().st_size / 2**20:.1f} MiB")
+
+
+def copy_packages(site: Path, pure: Iterable[str], rivals: bool) -> None:
+    """What the machine imports, with the metadata that some of it asks for."""
     for package in pure:
         found = util.find_spec(package)
         if found is None:
@@ -84,7 +99,7 @@ def main() -> None:
         source = Path(found.submodule_search_locations[0])
         shutil.copytree(source, site / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     fetch([f"{package}=={version(package)}" for package in COMPILED], site)
-    if options.rivals:
+    if rivals:
         fetch(RIVALS, site)
         for folder in UNUSED:
             shutil.rmtree(site / folder)
@@ -94,14 +109,6 @@ def main() -> None:
         for name in distributions[package.replace("-", "_")]:
             metadata = next(file for file in files(name) if file.name == "METADATA").locate().parent
             shutil.copytree(metadata, site / metadata.name, dirs_exist_ok=True)
-    kernels = CARRY / "triton_cache.tar.xz"
-    with tempfile.TemporaryDirectory() as folder:
-        copy_kernels(Path(folder))
-        with lzma.open(kernels, "wb", filters=COMPRESSION) as file, tarfile.open(fileobj=file, mode="w|") as archive:
-            archive.add(folder, ".")
-    for path in (site, kernels):
-        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-        print(f"{path.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
 
 
 def fetch(requirements: Iterable[str], site: Path) -> None:

@@ -4,8 +4,9 @@ mkdir -p "$root/carry/echo/echo_lm"
 for folder in kernels models data_prep evals pipeline orchestration; do
     ln -sfn "$root/$folder" "$root/carry/echo/echo_lm/$folder"
 done
-export PYTHONPATH="$root/carry/echo:$root/carry/site${PYTHONPATH:+:$PYTHONPATH}"
 # Outside of `carry`, which the next call may replace: what this one compiles stays.
+[ -d /tmp/echo-lm-site ] || python -m tarfile -e "$root/carry/site.tar.xz" /tmp/echo-lm-site
+export PYTHONPATH="$root/carry/echo:/tmp/echo-lm-site${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
 mkdir -p "$TRITON_CACHE_DIR"
 [ -f "$root/carry/triton_cache.tar.xz" ] && python -m tarfile -e "$root/carry/triton_cache.tar.xz" "$TRITON_CACHE_DIR"

@@ -162,7 +162,7 @@ def test_failures_are_retried_then_reported_and_the_others_done(study, record, d
 
 
 def test_with_little_time_the_cells_that_fit_are_run_and_the_others_left(study, record, data, tmp_path, monkeypatch):
-    """Predicted are 4.2 and 13.9 s; the first is said to have taken 60, so 15 s, enough by prediction, are too few for the other."""
+    """Predicted are 4.2 and 13.9 s; the first is said to have taken 60, so 15, enough by prediction, are too few then."""
     monkeypatch.setattr(study_module, "POLL_SECONDS", 0.0)
     toy = study(**TINY)
 
