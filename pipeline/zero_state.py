@@ -90,7 +90,8 @@ def _moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[Tenso
     """AdamW's moments of a parameter, made as AdamW makes them if it has not stepped yet."""
     state = optimizer.state[parameter]
     if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
+        fused = any(group["fused"] for group in optimizer.param_groups)  # then the count lies beside the parameter
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
         state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return state["exp_avg"], state["exp_avg_sq"]

@@ -134,6 +134,8 @@ def test_the_kernels_under_the_interpreter_equal_the_loop(mode):
     if mode == "chunk":
         # Two segments of eight chunks; two tiles of a chunk, and three steps.
         cases += [(150, 8, 16, 16, mode, 1, True, True), (130, 8, 16, 128, mode, 3, False, True)]
+        # A chunk that enters with the few keys of a document just begun, whose G needs a step of refinement.
+        cases += [(53, 64, 16, 16, mode, 1, False, True)]
     done = interpreted(CASES.format(cases=cases))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
@@ -308,8 +310,9 @@ GRID = [
 def test_the_kernels_on_a_gpu_equal_the_loop(mode, sizes, dtype):
     rank, width, chunk = sizes
     for power, lag, documents in ((1, False, True), (0, True, False), (1, False, False), (0, True, True)):
-        inputs, borders, weights = draw(300, rank, width, documents=documents)
+        inputs, borders, (dy, *weights) = draw(300, rank, width, documents=documents)
         inputs = [x.to(dtype).double() for x in inputs[:3]] + list(inputs[3:])
+        weights = [dy.to(dtype).double(), *weights]  # it is handed on in the dtype of y
         options = dict(mode=mode, power=power, value_lag=lag, chunk_size=chunk)
         wanted = run(inputs, borders, weights, backend="naive", dtype=torch.float64, **options)
         found = errors(run(inputs, borders, weights, backend="triton", dtype=dtype, device="cuda", **options), wanted)
