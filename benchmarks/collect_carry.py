@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterable
 from importlib import util
 from importlib.metadata import files, packages_distributions, version
@@ -69,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", action="store_true", help="pytest and pytest-xdist as well")
     parser.add_argument("--rivals", action="store_true", help="flash-linear-attention as well")
+    parser.add_argument("--hours", type=float, default=24 * 365, help="only kernels that were asked for so lately")
     options = parser.parse_args()
     pure = (*PURE, *(TESTS if options.tests else ()))
     CARRY.mkdir(exist_ok=True)
@@ -76,7 +78,7 @@ def main() -> None:
         copy_packages(Path(folder), pure, options.rivals)
         pack(Path(folder), CARRY / "site.tar.xz")
     with tempfile.TemporaryDirectory() as folder:
-        copy_kernels(Path(folder))
+        copy_kernels(Path(folder), time.time() - 3600 * options.hours)
         pack(Path(folder), CARRY / "triton_cache.tar.xz")
 
 
@@ -119,9 +121,12 @@ def fetch(requirements: Iterable[str], site: Path) -> None:
     subprocess.run([*pip, *requirements], check=True)
 
 
-def copy_kernels(folder: Path) -> None:
-    """Compiled kernels as they shall lie in `KERNELS_THERE`: Triton notes absolute paths."""
+def copy_kernels(folder: Path, since: float) -> None:
+    """Compiled kernels as they shall lie in `KERNELS_THERE`: Triton notes absolute paths. Those that `compile_kernels.py` was
+    asked for after `since`."""
     for compiled in STORE.glob("triton-*[0-9]/*/*.cubin"):
+        if compiled.parent.stat().st_mtime < since:
+            continue
         name, target = compiled.parent.name, folder / compiled.parent.name
         target.mkdir(parents=True, exist_ok=True)
         for file in (compiled, *compiled.parent.glob("*.json")):
