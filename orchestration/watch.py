@@ -6,6 +6,7 @@ process with it, and the next round does what is left.
 """
 
 import glob
+import importlib.util
 import multiprocessing
 import os
 import threading
@@ -15,12 +16,16 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..evals.summary import write_summary
 from ..models.errors import UserError
 from ..pipeline.run_folder import RunFolder
 from .evaluation_jobs import EvaluationJob, Pool, ProcessPool, RayPool, Scheduler, missing_jobs
 from .progress import console
+
+if TYPE_CHECKING:
+    from .tracking import Tracker
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
@@ -55,6 +60,7 @@ class Watcher:
         self._behind: set[Path] = set()  # runs of which MLflow lacks something
         self._telling: threading.Thread | None = None
         self._seen: dict[Path, list[tuple[str, int]]] = {}
+        self._trackers: dict[Path, Tracker | None] = {}
 
     def watch(self, every_seconds: float) -> None:
         """Rounds for ever, one every so often; at once again when one was cut short."""
@@ -104,12 +110,16 @@ class Watcher:
                 self._behind.discard(path)
 
     def _sync(self, path: Path) -> bool:
-        try:
-            from .tracking import Tracker
-
-            return Tracker(path, self.uri).sync()
-        except ModuleNotFoundError:  # a machine without MLflow: the files are all there is
+        if importlib.util.find_spec("mlflow") is None:
+            if not self._trackers:
+                console.print("MLflow: not installed here; `echo-lm track` replays the files elsewhere")
+            self._trackers[path] = None
             return True
+        from .tracking import Tracker
+
+        tracker = self._trackers.get(path) or Tracker(path, self.uri)
+        self._trackers[path] = tracker  # it says once that MLflow is down
+        return tracker.sync()
 
 
 def evaluate_missing(

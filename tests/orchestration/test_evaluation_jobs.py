@@ -1,5 +1,6 @@
 """Evaluations that run by themselves: nothing is done twice, nothing is lost, whatever dies."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,11 +16,10 @@ import torch
 from mlflow import MlflowClient
 
 from echo_lm.models import build_model, save_pretrained
-from echo_lm.models.errors import UserError
 from echo_lm.models.files import write_json
 from echo_lm.orchestration.evaluation_jobs import ProcessPool, Scheduler, missing_jobs, run_job, wanted_jobs
 from echo_lm.orchestration.leases import claim, holder
-from echo_lm.orchestration.watch import Watcher, evaluate_missing, seconds
+from echo_lm.orchestration.watch import Watcher, evaluate_missing
 from echo_lm.pipeline.run_folder import RunFolder
 
 SUITE = """
@@ -88,6 +88,24 @@ def test_a_watcher_evaluates_runs_it_did_not_start_once(run):
     assert results(run) == before
     history = metric_history(watcher.uri, "recall/niah-4/length-128")
     assert [step for step, _ in history] == [10, 20]
+
+
+def test_what_mlflow_lacks_is_told_once(run, monkeypatch, caplog, capsys):
+    """First it is down for two rounds, then it is not installed at all."""
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    nowhere = run.path.parent / "folder.db"
+    nowhere.mkdir()
+    watcher = Watcher(f"{run.path.parent}/*", tracking_uri=f"sqlite:///{nowhere}")
+    assert [watcher.round(), watcher.round()] == [False, False]
+    assert sum("the run goes on" in record.message for record in caplog.records) == 1
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mlflow" else find(name))
+    without = Watcher(f"{run.path.parent}/*")
+    capsys.readouterr()
+    assert without.round()
+    run.evals.joinpath("step_00000010", "short.json").touch()
+    assert without.round()
+    assert capsys.readouterr().out.count("MLflow: not installed here") == 1
 
 
 def metric_history(uri: str, key: str) -> list[tuple[int, float]]:
@@ -165,13 +183,6 @@ def test_every_so_many_tokens(run, smoke):
     assert [job.step for job in wanted_jobs(run, config)] == [7, 14, 21, 28, 30]
     config = smoke("run.checkpoint_every=4", "evaluation.every=2", "evaluation.suites=[language]")
     assert [job.step for job in wanted_jobs(run, config)] == [8, 16, 24, 30]
-
-
-def test_times_are_read_and_others_refused():
-    assert (seconds("90s"), seconds("30m"), seconds("1.5h")) == (90, 1800, 5400)
-    for wrong in ("30", "0m", "m", "-1s"):
-        with pytest.raises(UserError, match="write it as"):
-            seconds(wrong)
 
 
 class Head:
