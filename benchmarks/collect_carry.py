@@ -27,6 +27,7 @@ from importlib.metadata import files, packages_distributions, version
 from pathlib import Path
 
 from compile_kernels import STORE
+from provenance import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRY = ROOT / "carry"
@@ -76,6 +77,7 @@ def main() -> None:
     CARRY.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         copy_packages(Path(folder), pure, options.rivals)
+        (Path(folder) / "commit").write_text(commit() + "\n")
         pack(Path(folder), CARRY / "site.tar.xz")
     with tempfile.TemporaryDirectory() as folder:
         copy_kernels(Path(folder), time.time() - 3600 * options.hours)

@@ -5,9 +5,10 @@ for folder in kernels models data_prep evals pipeline orchestration; do
     ln -sfn "$root/$folder" "$root/carry/echo/echo_lm/$folder"
 done
 # Outside of `carry`, which the next call may replace: what this one compiles stays.
-[ -d /tmp/echo-lm-site ] || python -m tarfile -e "$root/carry/site.tar.xz" /tmp/echo-lm-site
+python -W ignore -m tarfile -e "$root/carry/site.tar.xz" /tmp/echo-lm-site
+export ECHO_LM_COMMIT="$(cat /tmp/echo-lm-site/commit)"
 export PYTHONPATH="$root/carry/echo:/tmp/echo-lm-site${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
 mkdir -p "$TRITON_CACHE_DIR"
-[ -f "$root/carry/triton_cache.tar.xz" ] && python -m tarfile -e "$root/carry/triton_cache.tar.xz" "$TRITON_CACHE_DIR"
+[ -f "$root/carry/triton_cache.tar.xz" ] && python -W ignore -m tarfile -e "$root/carry/triton_cache.tar.xz" "$TRITON_CACHE_DIR"
 export TRITON_CACHE_AUTOTUNING="${TRITON_CACHE_AUTOTUNING:-1}" PYTHONUNBUFFERED=1

@@ -158,9 +158,15 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "hardware": _describe_hardware(),
-        "git_commit": _git(source, "rev-parse", "HEAD"),
-        "git_dirty": bool(_git(source, "status", "--porcelain")),
-    }
+    } | _code(source)
+
+
+def _code(source: Path) -> dict[str, Any]:
+    """The commit of the code, and whether files differ from it. `ECHO_LM_COMMIT` says it where the code lies without its
+    history, or with a stale one."""
+    if commit := os.environ.get("ECHO_LM_COMMIT"):
+        return {"git_commit": commit.removesuffix("-dirty"), "git_dirty": commit.endswith("-dirty")}
+    return {"git_commit": _git(source, "rev-parse", "HEAD"), "git_dirty": bool(_git(source, "status", "--porcelain"))}
 
 
 def _describe_hardware() -> str:

@@ -16,6 +16,7 @@ from echo_lm.pipeline.health_watch import out_of_range
 from echo_lm.pipeline.mesh import Mesh
 from echo_lm.pipeline.metrics import bits_per_byte, model_flops_utilization, peak_flops
 from echo_lm.pipeline.prefetch import Prefetcher
+from echo_lm.pipeline.run_folder import describe_environment
 from echo_lm.pipeline.schedule import learning_rate_at
 
 
@@ -97,3 +98,11 @@ def test_a_checkpoint_that_is_being_completed_is_not_complete(tmp_path):
     for name in (".step_00000020.partial", "step_00000010"):
         write_json(tmp_path / "checkpoints" / name / "complete.json", {"step": 10})
     assert [folder.name for folder, _ in complete_checkpoints(tmp_path)] == ["step_00000010"]
+
+
+def test_code_without_its_history_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv("ECHO_LM_COMMIT", "abc1234-dirty")
+    found = describe_environment()
+    assert (found["git_commit"], found["git_dirty"]) == ("abc1234", True)
+    monkeypatch.delenv("ECHO_LM_COMMIT")
+    assert describe_environment()["git_commit"] != "abc1234"
