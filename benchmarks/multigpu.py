@@ -99,6 +99,14 @@ def plan(world: int, largest: int, sizes: dict) -> list[dict]:
     return [case | dict(vocabulary=sizes["vocabulary"]) for case in cases]
 
 
+def profile_of(case: dict, out: Path) -> dict:
+    """Where the profile of a case goes, if it is one that has a profile."""
+    if case["kind"] != "speed":
+        return {}
+    name = f"profile_{re.sub('[^a-z0-9]+', '_', case['name'])}_{case['world']}.txt"
+    return {"profile": str((out / name).resolve())}
+
+
 class Gang:
     """`world` processes from GPU `first` on, with a list of cases."""
 
@@ -249,6 +257,9 @@ def main() -> int:
     parser.add_argument("--processes", type=int, help="instead of GPUs: so many processes on the CPU")
     parser.add_argument("--tiny", action="store_true", help="small models and lengths")
     parser.add_argument("--only", help="cases whose name this regular expression finds")
+    parser.add_argument(
+        "--profile", action="store_true", help="of each speed case a file in --out: where rank 0's time goes"
+    )
     parser.add_argument("--seconds", type=float, default=570, help="begin nothing and stop what runs after so long")
     options = parser.parse_args()
     ask = "import torch; print(torch.cuda.device_count())"
@@ -268,13 +279,18 @@ def main() -> int:
         while world >= 1:
             cases = [case for case in plan(world, largest, TINY if options.tiny else FULL)]
             cases = [case for case in cases if not options.only or re.search(options.only, case["name"])]
+            if options.profile:
+                cases = [case | profile_of(case, options.out) for case in cases]
             started = time.monotonic()
             found = run_gangs(cases, world, largest // world, device, Path(folder), options.out, until)
             print(f"gangs of {world}: {time.monotonic() - started:.0f} s", flush=True)
             for row in found:
                 if "failed" in row:
                     print(f"  {row['name']}: {row['failed']}", flush=True)
-            rows = merged(rows, [row | {"commit": commit()} for row in found])
+            added = [
+                {key: value for key, value in row.items() if key != "profile"} | {"commit": commit()} for row in found
+            ]
+            rows = merged(rows, added)
             write(path, {"hardware": f"{largest} x {name}", "date": str(date.today()), "rows": rows})
             world //= 2
     parity_table(rows)

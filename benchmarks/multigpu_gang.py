@@ -5,15 +5,17 @@ Started by `multigpu.py` as `python multigpu_gang.py CASES.json ROWS.jsonl`, wit
 
 import gc
 import json
+import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from step_profile import print_profile
 from train import Case, make_config
 
 from echo_lm.data_prep.batch import Batch
@@ -135,7 +137,8 @@ def parity(case: dict, folder: Path) -> dict:
 
 
 def speed(case: dict, folder: Path) -> dict:
-    """Tokens a second: the median of some steps after some that are not counted."""
+    """Tokens a second: the median of some steps after some that are not counted. `profile`, a file, gets where rank 0's time
+    goes."""
     with built(case) as made:
         for _ in range(case["warmup"]):
             made.step()
@@ -144,6 +147,9 @@ def speed(case: dict, folder: Path) -> dict:
         for _ in range(case["steps"]):
             dist.barrier()
             times.append(made.step()[0])
+        if "profile" in case:
+            with Path(case["profile"] if dist.get_rank() == 0 else os.devnull).open("w") as file, redirect_stdout(file):
+                print_profile(made, case["rows"] * case["length"])
         tokens = case["rows"] * case["length"] / median(times)
         peak = peak_flops(made.device, "bf16")
         mfu = model_flops_utilization(made.model, case["length"], tokens, peak, dist.get_world_size())
