@@ -43,7 +43,7 @@ def test_the_kernel_under_the_interpreter_equals_the_parallel_form():
     code = """
 import torch, test_ska_decode as t
 torch.set_num_threads(1)
-t.check([(24, 17, power, power % 2 == 0, "exact", 12, torch.float32) for power in range(5)]
+t.check([(24, 17, power, power % 2 == 0, "exact", 8, torch.float32) for power in (0, 1, 4)]
     + [(8, 5, 1, lag, "chunk", 34, torch.float32) for lag in (False, True)]
     + [(72, 33, 1, False, "exact", 6, torch.float32)])
 """

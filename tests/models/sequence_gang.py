@@ -216,17 +216,21 @@ def single_precision(groups, report):
 
 
 def in_kernels(groups, report):
-    """Segments and whole rows in Triton's kernels, as vectors, in fp32; and how often SKA's were called for the segments."""
+    """Segments and whole rows in Triton's kernels, as vectors, in fp32; and how often SKA's were called for the segments.
+
+    One layer of each kind: the interpreter takes seconds for one."""
     calls, fused = [], attention.IMPLEMENTATIONS["triton"]
+    shallow = STACKS["echo exact K=1"] | dict(layers=("mamba2", "ska"))
 
     def noted(*arguments, **options):
         calls.append(1)
         return fused(*arguments, **options)
 
     arguments = "echo exact K=1", BORDERS["across edges"], torch.float32
-    whole = only_rank_0(on_whole_rows, *arguments)
-    with replaced_item(attention.IMPLEMENTATIONS, "triton", noted):
-        ours = on_segments(*arguments, groups[2]) if dist.get_rank() < 2 else None
+    with replaced_item(STACKS, "echo exact K=1", shallow):
+        whole = only_rank_0(on_whole_rows, *arguments)
+        with replaced_item(attention.IMPLEMENTATIONS, "triton", noted):
+            ours = on_segments(*arguments, groups[2]) if dist.get_rank() < 2 else None
     report["kernels"] = worst(joined(ours), joined(whole))
     report["calls of kernels"] = len(calls)
 
@@ -277,9 +281,9 @@ def sabotage(groups, report):
 def traffic(groups, report):
     """Calls of one forward and backward pass, one row over four ranks."""
     for name, lengths in (
-        ("echo exact K=1", (4096, 65_536)),
-        ("echo exact K=0 lagged", (4096, 65_536)),
-        ("echo chunk K=1", (4096, 65_536)),
+        ("echo exact K=1", (1024, 65_536)),  # Mamba-2 sums tails alone in segments of 16,384
+        ("echo exact K=0 lagged", (1024, 4096)),
+        ("echo chunk K=1", (1024, 4096)),
         ("hybrid", (64, 256)),
     ):
         model = make_model(name, torch.float32)
