@@ -1,10 +1,11 @@
 """Collect what a bare GPU machine (Python 3.12, torch and triton installed, no network) lacks, in the ignored folder `carry/`.
 
-    python benchmarks/collect_carry.py            # then take the checkout and carry/ to the machine
+    python benchmarks/collect_carry.py            # before each time: then take the checkout and carry/ to the machine
     source benchmarks/use_carry.sh                # on that machine: PYTHONPATH with the packages and echo_lm
 
 Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment. Kernels that
-`compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them. `--rivals` takes
+`compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them; and the commit, which results
+there are stamped with. `--rivals` takes
 flash-linear-attention along, for its rows in `benchmarks/ska.py`; `--tests` pytest, for a machine that has none:
 
     OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused.py

@@ -29,7 +29,7 @@ from echo_lm.orchestration.study import StudyFolder
 from echo_lm.orchestration.study_cell import result_file
 
 PACKING = 15.0  # seconds that are kept for it
-STARTING = 30.0  # imports before a cell starts its clock, and its files after: no prediction holds them
+STARTING = 15.0  # until `study run` begins to count
 WEIGHTS = ".safetensors"
 
 

@@ -5,7 +5,9 @@ for folder in kernels models data_prep evals pipeline orchestration; do
     ln -sfn "$root/$folder" "$root/carry/echo/echo_lm/$folder"
 done
 # Outside of `carry`, which the next call may replace: what this one compiles stays.
-python -W ignore -m tarfile -e "$root/carry/site.tar.xz" /tmp/echo-lm-site
+[ -f "$root/carry/site.tar.xz" ] || { echo "carry/site.tar.xz is not here: run benchmarks/collect_carry.py first" >&2; return 1; }
+unpacked=$(mktemp -d) && python -W ignore -m tarfile -e "$root/carry/site.tar.xz" "$unpacked" &&
+    rm -rf /tmp/echo-lm-site && mv "$unpacked" /tmp/echo-lm-site || return 1
 export ECHO_LM_COMMIT="$(cat /tmp/echo-lm-site/commit)"
 export PYTHONPATH="$root/carry/echo:/tmp/echo-lm-site${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ..data_prep.dataset import Dataset
 from ..evals.config import load_suite
+from ..evals.run_layout import complete_checkpoints
 from ..models.errors import UserError
 from ..models.files import read_json, write_json
 from ..models.validation import first_difference
@@ -48,7 +49,7 @@ class StudyFolder:
         return self.runs / cell.name
 
     def failure_file(self, cell: Cell) -> Path:
-        """Exists while the cell's last word is a failure for good."""
+        """Exists while the cell's last word is a failure."""
         return self.path / "failures" / f"{cell.name}.json"
 
     def load_plan(self) -> Plan:
@@ -111,15 +112,19 @@ def run_study(
     """Prepare the data and run every cell that has no record yet. Run again, it goes on where it stopped.
 
     Args:
-        seconds: start no cell that would end later than that from now, by its prediction and what was measured so far;
-            what was not started is left for the next time (`cells_left`).
+        seconds: start no cell that would end later than that from now, by what finished cells took (`Pace`); what was not
+            started is left for the next time (`cells_left`). Not with Ray.
 
     Raises:
-        UserError: bad input, a folder of another study, or cells that failed `study.attempts` times; all others are
-            done by then.
+        UserError: bad input, a folder of another study, or cells that failed (`study.attempts` times, or less where no time
+            was left for another); by then all others are done, or left for lack of time.
     """
     from .cluster import ray_cluster
 
+    if use_ray and seconds is not None:
+        raise UserError(
+            "--for needs the processes of this machine: Ray queues every cell at once; leave --ray or --for out"
+        )
     folder = StudyFolder(studies / study.name)
     until = math.inf if seconds is None else time.monotonic() + seconds
     plan_study(study, data)  # an impossible cell is refused before any data is prepared
@@ -130,16 +135,16 @@ def run_study(
         hardware = study.hardware
         with RayExecutor() if use_ray else ProcessExecutor(hardware.devices, hardware.device == "cuda") as executor:
             rule = given_rule(study.learning_rate, study.families)
-            failed = _run_cells(folder, plan, plan.of_kind("sweep"), rule, dataset, executor, until)
+            _run_cells(folder, plan, plan.of_kind("sweep"), rule, dataset, executor, until)
             if not any(cell.kind == "sweep" for cell in cells_left(folder, plan)):
                 rule = learning_rates(folder, plan)
                 write_json(folder.rule_file, rule.model_dump(mode="json"))
-                failed |= _run_cells(folder, plan, plan.of_kind("main"), rule, dataset, executor, until)
-    if failed:
+                _run_cells(folder, plan, plan.of_kind("main"), rule, dataset, executor, until)
+    if failed := failed_cells(folder, plan.cells):
         name, reason = next(iter(failed.items()))
         raise UserError(
-            f"{len(failed)} of {len(plan.cells)} cells failed {study.attempts} times, first {name}: {reason} "
-            f"(see {folder.path / 'logs'}); the same command tries them again, `echo-lm study report` goes without them"
+            f"{len(failed)} of {len(plan.cells)} cells failed, first {name}: {reason} (see {folder.path / 'logs'}); the same "
+            "command tries them again, `echo-lm study report` goes without them"
         )
     return folder
 
@@ -172,8 +177,8 @@ def _run_cells(
     dataset: Path,
     executor: Executor,
     until: float,
-) -> dict[str, str]:
-    """Run the cells that have no record and would end before `until`; the last error of those that failed for good."""
+) -> None:
+    """Run the cells that have no record and would end before `until` (monotonic seconds); those that fail leave a file."""
     study = plan.study
     of = {cell.name: cell for cell in cells}
     configs = {cell.name: cell_config(study, cell, rule) for cell in cells}
@@ -182,18 +187,18 @@ def _run_cells(
     looked: dict[str, float] = {}
     running: set[str] = set()
     if not left:
-        return {}
+        return
     with stage("cells", total=len(cells), unit="cells", done=len(cells) - len(left)) as progress:
         waiting = list(left)
-        pace = Pace(folder.results(plan))
-        while running or any(_in_time(pace, of[name], until) for name in waiting):
+        pace = Pace(study, folder.results(plan))
+        while running or any(_in_time(pace, of[name], folder, until) for name in waiting):
             for name in list(waiting):
                 if _is_done(folder, of[name], configs[name]):  # by another supervisor
                     waiting.remove(name)
                     continue
                 if _held_elsewhere(folder.run(of[name]), looked):
                     continue
-                if not _in_time(pace, of[name], until):
+                if not _in_time(pace, of[name], folder, until):
                     continue
                 if not executor.start(plan, of[name], configs[name], folder.run(of[name]), dataset):
                     continue
@@ -206,24 +211,28 @@ def _run_cells(
                     console.print(
                         f"cell {name}, attempt {len(errors[name])} of {study.attempts}: {error}", markup=False
                     )
+                    write_json(folder.failure_file(of[name]), {"errors": errors[name], "time": time.time()})
                     if len(errors[name]) < study.attempts:
                         waiting.append(name)
-                    else:
-                        write_json(folder.failure_file(of[name]), {"errors": errors[name], "time": time.time()})
                 elif not _is_done(folder, of[name], configs[name]):
                     waiting.append(name)  # somebody else claimed it first
                 else:
                     folder.failure_file(of[name]).unlink(missing_ok=True)
-                    pace = Pace(folder.results(plan))
+                    pace = Pace(study, folder.results(plan))
             gone = sum(len(found) >= study.attempts for found in errors.values())
             progress.update(len(cells) - len(waiting) - len(running) - gone, note=" ".join(sorted(running)))
             time.sleep(POLL_SECONDS)
-    return {name: found[-1] for name, found in errors.items() if len(found) >= study.attempts}
 
 
-def _in_time(pace: Pace, cell: Cell, until: float) -> bool:
+def _in_time(pace: Pace, cell: Cell, folder: StudyFolder, until: float) -> bool:
     """Whether the cell, started now, would end before `until` (monotonic seconds)."""
-    return time.monotonic() + pace(cell) <= until
+    return until == math.inf or time.monotonic() + pace(cell, _trained(folder, cell)) <= until
+
+
+def _trained(folder: StudyFolder, cell: Cell) -> float:
+    """How much of the cell's training lies in its last checkpoint, 0 to 1."""
+    steps = [record["step"] for _, record in complete_checkpoints(folder.run(cell))]
+    return max(steps, default=0) / cell.steps
 
 
 def _is_done(folder: StudyFolder, cell: Cell, config: RunConfig) -> bool:
@@ -282,12 +291,25 @@ def _store_plan(folder: StudyFolder, plan: Plan) -> None:
 
 
 def cells_left(folder: StudyFolder, plan: Plan) -> list[Cell]:
-    """Cells that are neither done nor failed for good."""
+    """Cells that are neither done nor failed."""
     done, failed = {result.cell.name for result in folder.results(plan)}, failed_cells(folder, plan.cells)
     return [cell for cell in plan.cells if cell.name not in done and cell.name not in failed]
 
 
+def describe_left(folder: StudyFolder, plan: Plan) -> str:
+    """What is left, and how much time would do, in a line; empty if nothing is."""
+    left = cells_left(folder, plan)
+    if not left:
+        return ""
+    pace = Pace(plan.study, folder.results(plan))
+    minutes = [pace(cell, _trained(folder, cell)) / 60 for cell in left]
+    return (
+        f"{len(left)} of {len(plan.cells)} cells are left, for lack of time or because somebody else has them: they take "
+        f"about {min(minutes):.1f} to {max(minutes):.1f} minutes each; run it again"
+    )
+
+
 def failed_cells(folder: StudyFolder, cells: Iterable[Cell]) -> dict[str, str]:
-    """Last error of the cells whose last word is a failure for good."""
+    """Last error of the cells whose last word is a failure."""
     files = {cell.name: folder.failure_file(cell) for cell in cells}
     return {name: read_json(file)["errors"][-1] for name, file in files.items() if file.is_file()}

@@ -18,11 +18,12 @@ from .studies.results import collect, read_result, write_result
 TAKEN = 75  # exit code: another process holds the cell (EX_TEMPFAIL)
 
 
-def run_cell(plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path) -> bool:
+def run_cell(plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path, started: float) -> bool:
     """Train the cell, evaluate its last checkpoint, write its record. Goes on where an earlier attempt stopped.
 
     Args:
         folder: of the cell's run; its lease lies beside it.
+        started: when this attempt began (seconds since the epoch); the record counts from there.
 
     Returns:
         whether the cell is done; False if another process holds it.
@@ -49,7 +50,7 @@ def run_cell(plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: P
             output = result_path(run.path, checkpoint.name, suite.name)
             model = checkpoint / "model"
             run_suite(model, suite, dataset, output, step=record["step"], tokens=record["tokens"], device=device)
-        result = collect(plan, cell, run.path, config.identity(), config.train.learning_rate)
+        result = collect(plan, cell, run.path, config.identity(), config.train.learning_rate, started)
         write_result(result_file(folder), result)
     return True
 
@@ -64,7 +65,9 @@ def result_file(folder: Path) -> Path:
     return folder / "cell.json"
 
 
-def cell_process(plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path, gpu: int | None) -> None:
+def cell_process(
+    plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path, started: float, gpu: int | None
+) -> None:
     """Target of a spawned process: `run_cell` with its output in `<cell>.log`, and an end when its parent ends.
 
     Exit code 0 if done, `TAKEN` if another process holds the cell; anything else is a failure, told by the log.
@@ -82,7 +85,7 @@ def cell_process(plan: Plan, cell: Cell, config: RunConfig, folder: Path, datase
     log = open_log(folder)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.exit(0 if run_cell(plan, cell, config, folder, dataset) else TAKEN)
+    sys.exit(0 if run_cell(plan, cell, config, folder, dataset, started) else TAKEN)
 
 
 def open_log(folder: Path) -> int:

@@ -41,7 +41,8 @@ def run(
     ray: Annotated[bool, typer.Option("--ray", help="Place the cells with Ray, on a cluster of its own.")] = False,
     address: Annotated[str | None, typer.Option(help="Place the cells with the Ray cluster at this address.")] = None,
     limit: Annotated[
-        str | None, typer.Option("--for", help="Start no cell that would end later than that from now: 50m, 2h.")
+        str | None,
+        typer.Option("--for", help="Start no cell that would end later than that from now: 50m, 2h. Without Ray."),
     ] = None,
 ) -> None:
     """Run every cell that has no result, then fit and report. Run it again after an interruption: it goes on.
@@ -50,7 +51,7 @@ def run(
     """
     from .durations import seconds
     from .studies.config import load_study
-    from .study import cells_left, plan_study, run_study
+    from .study import describe_left, plan_study, run_study
     from .study_report import fit_and_report
     from .study_tables import plan_summary
 
@@ -59,9 +60,8 @@ def run(
     console.print(plan_summary(plan_study(loaded, data)), markup=False)
     ray |= address is not None
     folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=allowed)
-    stored = folder.load_plan()
-    if left := cells_left(folder, stored):
-        console.print(f"{len(left)} of {len(stored.cells)} cells are left: no time was left for them, run it again")
+    if left := describe_left(folder, folder.load_plan()):
+        console.print(left, markup=False)
     else:
         fit_and_report(folder)
 

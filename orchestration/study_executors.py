@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from fractions import Fraction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,7 +58,7 @@ class ProcessExecutor:
         device = self._devices.take(share)
         if device is None:
             return False
-        arguments = (plan, cell, config, folder, dataset, device if self._cuda else None)
+        arguments = (plan, cell, config, folder, dataset, time.time(), device if self._cuda else None)
         process = self._context.Process(target=cell_process, args=arguments, name=cell.name, daemon=True)
         process.start()
         self._running[cell.name] = (process, device, share, folder)
@@ -123,10 +124,11 @@ class RayExecutor:
 
 
 def _ray_cell(plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path) -> None:
+    started = time.time()  # not when it was submitted: Ray queues
     log = open_log(folder)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    run_cell(plan, cell, config, folder, dataset)
+    run_cell(plan, cell, config, folder, dataset, started)
 
 
 def _reason(folder: Path, exitcode: int | None, message: str = "") -> str:

@@ -138,7 +138,7 @@ def _progress(folder: StudyFolder, cell: Cell, result: CellResult | None) -> tup
 
 def _hours_left(plan: Plan, left: list[Cell], results: dict[str, CellResult]) -> float:
     """Predicted hours of what is left, corrected by what the finished cells took."""
-    return makespan(jobs(left, Pace(results.values())), plan.study.hardware.devices) / 3600
+    return makespan(jobs(left, Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
 
 
 def _table(titles: tuple[str, ...]) -> Table:

@@ -90,14 +90,22 @@ class Tracker:
     repetition was seen in time or not.
     """
 
-    def __init__(self, run_folder: Path, tracking_uri: str | None = None, tags: dict[str, str] | None = None):
-        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet. `tags` are set on a new run."""
+    def __init__(
+        self,
+        run_folder: Path,
+        tracking_uri: str | None = None,
+        tags: dict[str, str] | None = None,
+        *,
+        outage_told: bool = False,
+    ):
+        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet. `tags` are set on a new run. An outage is
+        not logged if it was told already."""
         self.run_folder = Path(run_folder)
         if not (self.run_folder / "config.yaml").is_file():
             raise UserError(f"{self.run_folder} is not a run folder: it holds no config.yaml")
         self.uri = tracking_uri or default_tracking_uri(self.run_folder)
         self._tags = tags or {}
-        self._down = False
+        self._down = outage_told
         self._forget()
 
     def sync(self) -> bool:

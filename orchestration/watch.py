@@ -16,16 +16,12 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..evals.summary import write_summary
 from ..models.errors import UserError
 from ..pipeline.run_folder import RunFolder
 from .evaluation_jobs import EvaluationJob, Pool, ProcessPool, RayPool, Scheduler, missing_jobs
 from .progress import console
-
-if TYPE_CHECKING:
-    from .tracking import Tracker
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
@@ -60,7 +56,7 @@ class Watcher:
         self._behind: set[Path] = set()  # runs of which MLflow lacks something
         self._telling: threading.Thread | None = None
         self._seen: dict[Path, list[tuple[str, int]]] = {}
-        self._trackers: dict[Path, Tracker | None] = {}
+        self._told: set[Path] = set()  # runs of which it was said that MLflow lacks something
 
     def watch(self, every_seconds: float) -> None:
         """Rounds for ever, one every so often; at once again when one was cut short."""
@@ -111,15 +107,16 @@ class Watcher:
 
     def _sync(self, path: Path) -> bool:
         if importlib.util.find_spec("mlflow") is None:
-            if not self._trackers:
+            if not self._told:
                 console.print("MLflow: not installed here; `echo-lm track` replays the files elsewhere")
-            self._trackers[path] = None
+            self._told.add(path)
             return True
         from .tracking import Tracker
 
-        tracker = self._trackers.get(path) or Tracker(path, self.uri)
-        self._trackers[path] = tracker  # it says once that MLflow is down
-        return tracker.sync()
+        # A new one asks MLflow what it has: the run may have been started anew, or tracked by somebody else.
+        sent = Tracker(path, self.uri, outage_told=path in self._told).sync()
+        (self._told.discard if sent else self._told.add)(path)
+        return sent
 
 
 def evaluate_missing(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ...data_prep.config import DatasetConfig, MixtureConfig
 from ...models.errors import UserError
@@ -143,6 +143,20 @@ class HardwareConfig(Section):
     microbatch_tokens: int | None = Field(default=None, gt=0)
     threads: int = Field(default=1, gt=0)
     compile: bool = False
+
+    @field_validator("tflops", "processes_per_device", mode="before")
+    @classmethod
+    def _each_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Of the two forms that pydantic would try, the one that is meant: what is wrong is told of it alone."""
+        kind, what = (int, "a whole number") if info.field_name == "processes_per_device" else (float, "a number")
+        for size, number in (value if isinstance(value, dict) else {"": value}).items():
+            try:
+                right = kind(number) == float(number) > 0
+            except (TypeError, ValueError):
+                right = False
+            if not right:
+                raise ValueError(f"{f'size {size}: ' if size else ''}{number!r} is not {what} above 0")
+        return value
 
     def processes_of(self, size: str) -> int:
         """Cells of that size side by side on one device, at most."""

@@ -14,6 +14,7 @@ from ...models.accounting import state_bytes
 from ...models.errors import UserError
 from ...models.files import read_json, write_json
 from ...pipeline.run_files import RunFiles
+from .config import StudyConfig
 from .plan import Cell, Plan, Record
 
 FILE_NAME = "cell.json"
@@ -39,7 +40,8 @@ class CellResult(Record):
         identity: of its run's configuration.
         loss: the metric that the study fits.
         learning_rate: its peak.
-        seconds: of training and evaluation, over all attempts; `training_seconds` of its steps alone.
+        seconds: of training and evaluation, over all attempts, and of the last one's start; `training_seconds` of its steps
+            alone.
         tokens_per_second: median over the steps.
         beside: cells of one device side by side, as planned; the MFU counts all of them.
         starts: how often its training was started.
@@ -67,22 +69,29 @@ class CellResult(Record):
 
 
 class Pace:
-    """How long cells really take: their predictions, times what finished cells took against theirs.
+    """How long cells really take, by what finished ones took: start and evaluation, and how far their speed was from the study's.
 
     Of the same family and size if any has finished, else of the same size, else of all; before any has, predictions stand.
     """
 
-    def __init__(self, results: Iterable[CellResult]):
-        self._seconds: dict[tuple[str, ...], tuple[float, float]] = {}  # taken and predicted, by what cells share
+    def __init__(self, study: StudyConfig, results: Iterable[CellResult]):
+        self._study = study
+        self._fixed: dict[tuple[str, ...], list[float]] = {}  # seconds beside the steps, by what cells share
+        self._slower: dict[tuple[str, ...], list[float]] = {}  # than `hardware.tflops`
         for result in results:
+            fixed = max(0.0, result.seconds - result.cell.tokens / result.tokens_per_second)
             for key in _pace_keys(result.cell):
-                taken, predicted = self._seconds.get(key, (0.0, 0.0))
-                self._seconds[key] = taken + result.seconds, predicted + result.cell.seconds
+                self._fixed.setdefault(key, []).append(fixed)
+                self._slower.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
 
-    def __call__(self, cell: Cell) -> float:
-        """Seconds that the cell will take."""
-        taken, predicted = next((self._seconds[key] for key in _pace_keys(cell) if key in self._seconds), (1.0, 1.0))
-        return cell.seconds * taken / predicted
+    def __call__(self, cell: Cell, done: float = 0.0) -> float:
+        """Seconds that the cell will take, where `done` of its training, 0 to 1, lies in a checkpoint."""
+        hardware = self._study.hardware
+        training = (1 - done) * cell.flops / (1e12 * hardware.tflops_of(cell.size))
+        for key in _pace_keys(cell):
+            if key in self._fixed:
+                return statistics.mean(self._fixed[key]) + training * statistics.median(self._slower[key])
+        return hardware.startup_seconds + training
 
 
 def _pace_keys(cell: Cell) -> tuple[tuple[str, ...], ...]:
@@ -90,8 +99,11 @@ def _pace_keys(cell: Cell) -> tuple[tuple[str, ...], ...]:
     return (cell.family, cell.size), (cell.size,), ()
 
 
-def collect(plan: Plan, cell: Cell, folder: Path, identity: str, learning_rate: float) -> CellResult:
+def collect(plan: Plan, cell: Cell, folder: Path, identity: str, learning_rate: float, started: float) -> CellResult:
     """Read what a cell's run left in its folder.
+
+    Args:
+        started: when the attempt that ends now began, before its imports (seconds since the epoch).
 
     Raises:
         UserError: the run is not finished, or a suite did not measure what the study fits.
@@ -107,6 +119,7 @@ def collect(plan: Plan, cell: Cell, folder: Path, identity: str, learning_rate: 
         for before, after in zip(run.events, run.events[1:], strict=False)
         if after["kind"] != "start"
     )
+    seconds += max(0.0, run.starts[-1]["time"] - started)  # an attempt that only evaluated has no start behind its own
     for file in sorted(result_path(folder, checkpoint.name, "any").parent.glob("*.json")):
         result = read_json(file)
         metrics |= result["metrics"]

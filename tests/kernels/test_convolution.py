@@ -116,6 +116,7 @@ import torch
 from torch.library import opcheck
 import echo_lm.kernels.ssd.convolution_kernels
 x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((1, 5, 8), (8, 4), (8,)))
+opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, None, True, [5, 2, 1]))
 opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, x[:, :3], True, [5, 2, 1]))
 """
     done = subprocess.run([sys.executable, "-c", code], env=interpreted(), capture_output=True, text=True, timeout=500)

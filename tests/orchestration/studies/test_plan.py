@@ -118,21 +118,45 @@ def test_cells_side_by_side_by_size(study):
         study(sizes=["1m", "4m"], hardware=hardware)
 
 
-def test_predictions_are_corrected_by_the_closest_cells_that_finished(study, record):
-    cells = {cell.name: cell for cell in make_plan(study()).cells}
-    done, rival, large, other = (
-        cells[name] for name in ("echo-1m-10M-s0", "transformer-1m-10M-s0", "echo-4m-10M-s0", "echo-1m-30M-s0")
-    )
-    assert Pace([])(large) == large.seconds
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("processes_per_device", {"1m": 2.5}, "size 1m: 2.5 is not a whole number above 0"),
+        ("tflops", {"1m": "fast"}, "size 1m: 'fast' is not a number above 0"),
+        ("tflops", 0, "0 is not a number above 0"),
+    ],
+)
+def test_a_wrong_number_of_a_size_is_told(study_file, field, value, message):
+    hardware = {"memory_gib": 80, "tflops": 1} | {field: value}
+    with pytest.raises(UserError, match=message) as raised:
+        load_study(study_file(sizes=["1m"], hardware=hardware))
+    assert "\n" not in str(raised.value)
 
-    def taken(cell, factor):
-        return record(cell, 2.0).model_copy(update={"seconds": factor * cell.seconds})
 
-    pace = Pace([taken(done, 2), taken(large, 3)])
-    assert pace(other) == pytest.approx(2 * other.seconds), "its family and size"
-    assert pace(rival) == pytest.approx(2 * rival.seconds), "its size"
-    in_all = (2 * done.seconds + 3 * large.seconds) / (done.seconds + large.seconds)
-    assert pace(cells["echo-50m-10M-s0"]) == pytest.approx(in_all * cells["echo-50m-10M-s0"].seconds)
+def test_what_finished_cells_took_says_what_others_take(study, record):
+    """Records of 10 seconds beside the steps, at a half or a third of the speed that the study assumes: 1 TFLOP/s."""
+    plan = make_plan(study())
+    cells = {cell.name: cell for cell in plan.cells}
+
+    def taken(name, slower):
+        cell = cells[name]
+        speed = cell.tokens * 1e12 / (slower * cell.flops)
+        return record(cell, 2.0).model_copy(
+            update={"tokens_per_second": speed, "seconds": 10 + cell.tokens / speed, "cell": cell}
+        )
+
+    def training(cell):
+        return cell.flops / 1e12
+
+    assert Pace(plan.study, [])(cells["echo-4m-10M-s0"]) == pytest.approx(cells["echo-4m-10M-s0"].seconds)
+    pace = Pace(plan.study, [taken("echo-1m-10M-s0", 2), taken("echo-4m-10M-s0", 3)])
+    longer, rival, largest = (cells[name] for name in ("echo-1m-30M-s0", "transformer-1m-10M-s0", "echo-50m-10M-s0"))
+    assert pace(longer) == pytest.approx(10 + 2 * training(longer)), "its family and size"
+    assert pace(rival) == pytest.approx(10 + 2 * training(rival)), "its size"
+    assert pace(largest) == pytest.approx(10 + 2.5 * training(largest)), "all"
+    assert pace(longer, done=0.75) == pytest.approx(10 + 0.5 * training(longer)), "a checkpoint counts"
+    faster = study(hardware={"memory_gib": 80, "tflops": 4})
+    assert Pace(faster, [taken("echo-1m-10M-s0", 2)])(longer) == pytest.approx(10 + 2 * training(longer))
 
 
 def test_models_of_a_cell_are_valid(study):

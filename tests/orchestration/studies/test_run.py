@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from echo_lm.data_prep.dataset import Dataset
 from echo_lm.models.errors import UserError
 from echo_lm.orchestration import study as study_module
+from echo_lm.orchestration.cli import app
 from echo_lm.orchestration.studies.plan import make_plan
 from echo_lm.orchestration.study import StudyFolder, cells_left, failed_cells, find_study, run_study
 from echo_lm.orchestration.study_cell import result_file
@@ -145,7 +148,7 @@ def test_failures_are_retried_then_reported_and_the_others_done(study, record, d
     executor = Scripted({"8.192k": ["out of memory", None], "32.768k": ["killed", "killed", "out of luck"]}, record)
     monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
     monkeypatch.setattr(study_module, "POLL_SECONDS", 0.0)
-    with pytest.raises(UserError, match=r"1 of 2 cells failed 3 times, first transformer-xs-32\.768k-s0: out of luck"):
+    with pytest.raises(UserError, match=r"1 of 2 cells failed, first transformer-xs-32\.768k-s0: out of luck"):
         run_study(study(**TINY), tmp_path, data)
     assert len(executor.started) == 5
     folder = find_study("toy", tmp_path)
@@ -181,6 +184,40 @@ def test_with_little_time_the_cells_that_fit_are_run_and_the_others_left(study, 
     assert run_for(15) == []
     assert run_for(None) == [long]
     assert left == [[long], [long], []]
+    with pytest.raises(UserError, match="--for needs the processes of this machine"):
+        run_study(toy, tmp_path, data, use_ray=True, seconds=5)
+
+
+def test_the_command_says_what_is_left_and_what_failed(study_file, record, data, tmp_path, monkeypatch):
+    """A cell is left; then it fails, and there is no time for another attempt; then it is not even begun."""
+    now = [0.0]
+
+    class Slow(Scripted):
+        def start(self, *arguments):
+            now[0] += 150
+            return super().start(*arguments)
+
+    executor = Slow({"8.192k": [None], "32.768k": ["out of luck"]}, record)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None, time=time.time)
+    monkeypatch.setattr(study_module, "time", clock)
+    monkeypatch.setenv("COLUMNS", "300")
+    command = ["study", "run", str(study_file(**TINY)), "--studies", str(tmp_path), "--data", str(data), "--for"]
+    long = "transformer-xs-32.768k-s0"
+
+    def run_for(limit: str) -> str:
+        done = CliRunner().invoke(app, [*command, limit])
+        assert done.exception is None or isinstance(done.exception, UserError), done.exception
+        return " ".join(f"{done.output} {done.exception or ''}".split())
+
+    said = run_for("5s")
+    assert "1 of 2 cells are left" in said
+    assert not (tmp_path / "toy" / "report.md").exists()
+    assert f"1 of 2 cells failed, first {long}: out of luck" in run_for("200s")
+    assert executor.started == ["transformer-xs-8.192k-s0", long]
+    assert f"1 of 2 cells failed, first {long}: out of luck" in run_for("1s")
+    assert len(executor.started) == 2
+    assert "--for 'soon' is no time: write it as 90s, 30m or 2h" in run_for("soon")
 
 
 def test_a_sweep_that_was_not_finished_in_time_sets_no_rate(study, record, data, tmp_path, monkeypatch):
