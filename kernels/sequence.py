@@ -21,6 +21,44 @@ from .documents import inner_borders
 Combine = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], int], tuple[Tensor, ...]]
 
 
+class Guesses:
+    """Numbers that the host needs of data on the device, each guessed from the batch before: one look at all of them behind the
+    forward pass, where the host would wait for each in turn while the device runs dry. Keep one as long as the model.
+
+    A guess is right if it is not above its number. One that was not has to be made good by running again without guesses.
+    """
+
+    def __init__(self) -> None:
+        self._expected: dict[Any, int] = {}
+        self._open: list[tuple[Any, Tensor, int, Callable[[int], int]]] = []
+
+    @property
+    def made(self) -> bool:
+        """Whether any was made that `settle` has not seen. Alike on all ranks that run the same layers on the same shapes."""
+        return bool(self._open)
+
+    def number(self, key: Any, value: Tensor, safe: Callable[[int], int]) -> int:
+        """A guess of `value`, a number on the device; the first time of a `key`, the number itself.
+
+        Args:
+            safe: from a batch's number, what to guess for the next.
+        """
+        if key not in self._expected:
+            number = int(value)
+            self._expected[key] = safe(number)
+            return number
+        self._open.append((key, value, self._expected[key], safe))
+        return self._expected[key]
+
+    def settle(self) -> bool:
+        """Whether all guesses since the last time were right. Learns the next ones."""
+        made, self._open = self._open, []
+        numbers = torch.stack([value for _, value, *_ in made]).tolist() if made else []
+        for (key, _, _, safe), number in zip(made, numbers, strict=True):
+            self._expected[key] = safe(number)
+        return all(guess <= number for (_, _, guess, _), number in zip(made, numbers, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class SequenceContext:
     """One rank's place in rows that a group of ranks shares.
@@ -35,6 +73,7 @@ class SequenceContext:
         rank, world: this rank's number in the group, and the group's size. A world of 1 sends nothing.
         cu_seqlens: int32 or int64 `[documents + 1]`, *global* offsets into the flattened `B * T` tokens, the same on
             every rank; see `kernels/documents.py`. A border may fall anywhere, also on the edge of a segment.
+        guesses: numbers may be guessed; whoever gives them settles them. Without, the host waits for each.
 
     Raises:
         ValueError: rank, world and group do not go together.
@@ -44,6 +83,7 @@ class SequenceContext:
     rank: int
     world: int
     cu_seqlens: Tensor | None = None
+    guesses: Guesses | None = None
     _derived: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
@@ -116,16 +156,23 @@ class SequenceContext:
         starts = self.starts(batch, length, device)
         return None if starts is None else starts[:, self.rank]
 
-    def once(self, weight: Tensor, shape: torch.Size, compute: Callable[[], Any]) -> Any:
-        """`compute()` of a layer's inputs, remembered for its weight and the inputs' shape: a layer that runs again on the same
-        batch, for activation checkpointing, need not wait for the same answer of the device.
+    def number(
+        self, weight: Tensor, shape: torch.Size, compute: Callable[[], Tensor], safe: Callable[[int], int]
+    ) -> int:
+        """`compute()`, a number of a layer's inputs on the device, or a guess that is not above it. Remembered for the layer's
+        weight and the inputs' shape: a layer that runs again on the same batch, for activation checkpointing, gets the same.
 
-        The answer depends on data, so it holds as a context does: for one batch. The weight is known by its object, not its
+        The number depends on data, so it holds as a context does: for one batch. The weight is known by its object, not its
         address: under ZeRO 3 many weights lie at the same one in turn.
+
+        Args:
+            safe: from a batch's number, what to guess for the next.
         """
         key = (id(weight), weight._version, shape)
         if key not in self._derived:
-            self._derived[key] = compute()
+            value = compute()
+            guesses = self.guesses
+            self._derived[key] = int(value) if guesses is None else guesses.number((id(weight), shape), value, safe)
         return self._derived[key]
 
     def segment(self, rows: Tensor, dim: int = 1) -> Tensor:

@@ -1,11 +1,12 @@
 """Which rows of a batch, and which segment of them, a rank computes: data parallel x sequence parallel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
 from ..data_prep.batch import Batch
+from ..kernels.sequence import Guesses
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Mesh:
         sequence_parallel: n, ranks that share a sequence.
         group: the process group of this rank's n; None if n is 1.
         place: where this rank comes in `sequence_groups`, one group after the other; its rank unless given.
+        guesses: of the layers, from batch to batch.
     """
 
     rank: int
@@ -26,6 +28,7 @@ class Mesh:
     sequence_parallel: int = 1
     group: dist.ProcessGroup | None = None
     place: int | None = None
+    guesses: Guesses = field(default_factory=Guesses, compare=False, repr=False)
 
     @property
     def replicas(self) -> int:

@@ -1,6 +1,7 @@
 """One optimizer update on a whole batch: what a rank computes of it, and what all ranks learn together."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -92,13 +93,15 @@ def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tenso
     """Of one micro-batch: nats and labels by component, `[2, 2]`, and the sum to descend on."""
     device = engine.device
     borders = None if micro.whole_rows else micro.cu_seqlens
-    if mesh.group is None:
-        options, part = {"cu_seqlens": None if borders is None else borders.to(device)}, lambda tensor: tensor
-    else:
-        context = SequenceContext(
-            mesh.group, mesh.segment, mesh.sequence_parallel, None if borders is None else borders.to(device)
-        )
-        options, part = {"context": context}, context.segment
+    borders = None if borders is None else borders.to(device)
+    context = None
+    if mesh.group is not None:
+        context = SequenceContext(mesh.group, mesh.segment, mesh.sequence_parallel, borders, mesh.guesses)
+    options = {"cu_seqlens": borders} if context is None else {"context": context}
+
+    def part(tensor: Tensor) -> Tensor:
+        return tensor if context is None else context.segment(tensor)
+
     # The loss is taken only where a label counts: recall rows have few. Chosen on the CPU, so that a GPU need not wait; by
     # NumPy, for torch's threads take milliseconds to meet.
     mask = part(micro.loss_mask)
@@ -110,9 +113,20 @@ def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tenso
     labels, weights = labels.flatten()[at], weights.flatten()[at]
     loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=z_loss)
     objective, nats = engine(tokens, at=at, read_out=loss, **options)
+    if context is not None and not _guessed_right(mesh, device):
+        objective, nats = engine(tokens, at=at, read_out=loss, context=replace(context, guesses=None))
     both = torch.stack([nats * weights, weights]).double()
     of_recall = (both * rows[at // mask.shape[1]]).sum(1)
     return torch.stack([both.sum(1) - of_recall, of_recall]), objective
+
+
+def _guessed_right(mesh: Mesh, device: torch.device) -> bool:
+    """Whether the layers' guesses were right on every rank: all run again together, for ZeRO 3 gathers weights over all of them."""
+    if not mesh.guesses.made:
+        return True
+    wrong = torch.tensor(float(not mesh.guesses.settle()), device=device)
+    dist.all_reduce(wrong)
+    return wrong.item() == 0
 
 
 def _replicated_gradient_norm(engine: Any) -> float | None:

@@ -23,7 +23,8 @@ from ..sequence import SequenceContext, entering_state
 from .convolution import convolve_documents, sum_of_taps
 
 BLOCK = 256  # tokens that are summed side by side with the other blocks
-LONG = 16_384  # tokens from which on it pays to look for the tail: the host waits for the answer
+LONG = 16_384  # tokens from which on it pays to look for the tail: without a guess, the host waits for the answer
+SPARE = 16  # chunks that a guessed tail is longer, and a quarter
 
 
 @torch.compiler.disable  # the tail's length is data, and little is computed beside it
@@ -81,7 +82,11 @@ def enter_segment(
 
     with torch.autocast(inputs.device.type, enabled=False):
         dt, a = dt.to(dtype), a.to(dtype)
-        begin = context.once(weight, dt.shape, lambda: _begin_of_tail(dt, a)) if length >= LONG else 0
+        begin = 0
+        if length >= LONG:
+            begin = context.number(
+                weight, dt.shape, lambda: _begin_of_tail(dt, a), lambda found: _sooner(found, length)
+            )
         weight = weight.squeeze(1)
         inputs, first, last, tail = _Pieces.apply(inputs, (0, reach), (length - reach, length), (begin, length))
         decay, weights = _decay_to_end(dt[:, begin:], a)
@@ -124,14 +129,20 @@ class _Pieces(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _begin_of_tail(dt: Tensor, a: Tensor) -> int:
-    """The tokens before it, and a chunk of the sum that follows behind it, leave nothing in the state behind the segment: less
-    than eps^2 of what they wrote."""
+def _begin_of_tail(dt: Tensor, a: Tensor) -> Tensor:
+    """A number on the device: the tokens before it, and a chunk of the sum that follows behind it, leave nothing in the state
+    behind the segment, less than eps^2 of what they wrote."""
     negligible = 2 * math.log(torch.finfo(dt.dtype).eps)
     chunks = F.pad(dt, (0, 0, 0, -dt.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK)).sum(2) * a  # [B, T / CHUNK, H]
     to_end = chunks.flip(1).cumsum(1).flip(1)
-    decayed = int((to_end.amax((0, 2)) < negligible).sum())
-    return CHUNK * max(0, decayed - 2)
+    decayed = (to_end.amax((0, 2)) < negligible).sum()
+    return CHUNK * (decayed - 2).clamp(min=0)
+
+
+def _sooner(begin: int, length: int) -> int:
+    """Where a tail may be guessed to begin that began at `begin` in the batch before: a quarter longer, and some chunks."""
+    tail = length - begin
+    return max(0, length - tail - tail // 4 - SPARE * CHUNK) // CHUNK * CHUNK
 
 
 def _decay_to_end(dt: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:

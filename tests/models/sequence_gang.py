@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from collectives import counted
 
 from echo_lm.kernels import sequence
-from echo_lm.kernels.sequence import SequenceContext
+from echo_lm.kernels.sequence import Guesses, SequenceContext
 from echo_lm.kernels.ska import attention, ska_attention
 from echo_lm.kernels.ska import sequence as ska_sequence
 from echo_lm.kernels.ssd import sequence as ssd_sequence
@@ -159,9 +160,9 @@ def parity(groups, report):
             ]
 
 
-def forgetful(groups, report):
-    """Mamba-2 that forgets within a few tokens sums a segment's tail alone: parity, and where the tails began."""
-
+@contextmanager
+def forgetting():
+    """Models of Mamba-2 that forget within a few tokens, and segments of which only the tail is summed."""
     make = make_model
 
     def make_forgetful(*arguments):
@@ -172,24 +173,51 @@ def forgetful(groups, report):
                 block.mixer.A_log.fill_(1.8)
         return model
 
+    with (
+        replaced(sys.modules[__name__], "make_model", make_forgetful),
+        replaced(ssd_sequence, "LONG", 1),
+        replaced(ssd_sequence, "CHUNK", 4),
+        replaced(ssd_sequence, "SPARE", 0),
+    ):
+        yield
+
+
+def forgetful(groups, report):
+    """Mamba-2 that forgets within a few tokens sums a segment's tail alone: parity, and where the tails began."""
     begun, begin_of_tail = [], ssd_sequence._begin_of_tail
 
     def noted(*arguments):
         begun.append(begin_of_tail(*arguments))
         return begun[-1]
 
-    with (
-        replaced(sys.modules[__name__], "make_model", make_forgetful),
-        replaced(ssd_sequence, "LONG", 1),
-        replaced(ssd_sequence, "CHUNK", 4),
-        replaced(ssd_sequence, "_begin_of_tail", noted),
-    ):
+    with forgetting(), replaced(ssd_sequence, "_begin_of_tail", noted):
         for pattern in ("none", "across edges"):
             whole = only_rank_0(on_whole_rows, "mamba2", BORDERS[pattern], torch.float64)
             if dist.get_rank() < 2:
                 ours = on_segments("mamba2", BORDERS[pattern], torch.float64, groups[2])
                 report["forgetful", pattern] = worst(ours, whole)
-    report["tails"] = begun
+    report["tails"] = [int(begin) for begin in begun]
+
+
+def guessing(groups, report):
+    """One model twice on the same rows, then remembering for longer: whether tails were guessed, whether the guesses were said
+    to be right, and how far the logits are from those without guesses."""
+    if dist.get_rank() >= 2:
+        return
+    guesses, passes = Guesses(), []
+    with forgetting(), torch.no_grad():
+        model = make_model("mamba2", torch.float64)
+        tokens = context_of(groups[2], []).segment(batch()[0])
+        for less in (0.0, 0.0, 4.0):
+            for block in model.blocks:
+                block.mixer.A_log -= less
+            plain, guessed = (
+                model(tokens, context=replace(context_of(groups[2], []), guesses=given)) for given in (None, guesses)
+            )
+            error = torch.tensor(worst([guessed], [plain]))
+            dist.all_reduce(error, dist.ReduceOp.MAX, groups[2])  # the second segment shows what the first one left out
+            passes.append((guesses.made, guesses.settle(), error.item()))
+    report["guesses"] = passes
 
 
 def joined(tensors):
@@ -337,6 +365,7 @@ CASES = {
     "cpu": [
         parity,
         forgetful,
+        guessing,
         single_precision,
         half_precision,
         no_labels_on_a_rank,
@@ -345,7 +374,7 @@ CASES = {
         single_tokens,
         refusals,
     ],
-    "cuda": [parity, forgetful],
+    "cuda": [parity, forgetful, guessing],
     "interpreter": [in_kernels],
 }
 

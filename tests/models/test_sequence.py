@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from echo_lm.kernels.sequence import SequenceContext
+from echo_lm.kernels.sequence import Guesses, SequenceContext
 from echo_lm.models import ModelConfig
 from echo_lm.models.accounting import segment_messages
 
@@ -32,6 +32,15 @@ def test_segments_give_the_output_and_gradients_of_whole_rows(stack, borders, re
 def test_a_state_that_forgets_is_summed_from_its_tail(borders, report):
     assert report["forgetful", borders] <= 1e-9
     assert min(report["tails"]) > 0
+
+
+def test_a_tail_may_be_guessed_and_a_wrong_guess_is_told(report):
+    first, again, slower = report["guesses"]
+    assert first == (False, True, 0.0)
+    assert again[:2] == (True, True)
+    assert again[2] <= 1e-9
+    assert slower[:2] == (True, False)
+    assert slower[2] >= 1e-4, "what was not summed counts"
 
 
 @pytest.mark.parametrize("stack", gang.STACKS)
@@ -133,17 +142,34 @@ def test_borders_of_a_segment():
     assert context.local_cu_seqlens(2, 4, torch.device("cpu")).tolist() == [0, 2, 4, 5, 8]
 
 
-def test_an_answer_is_remembered_for_a_weight_until_it_changes():
+def test_a_number_is_remembered_for_a_weight_until_it_changes():
     """Weights that lie at one address in turn, as ZeRO 3 gathers them, are not taken for each other."""
     context, memory = SequenceContext(None, 0, 1), torch.zeros(4)
     one, other = (torch.nn.Parameter(memory) for _ in range(2))
     short, long = torch.Size([1, 8]), torch.Size([1, 16])
     answers = iter(range(9))
-    assert [context.once(weight, short, lambda: next(answers)) for weight in (one, other, one, other)] == [0, 1, 0, 1]
-    assert context.once(one, long, lambda: next(answers)) == 2
+
+    def number(weight, shape):
+        return context.number(weight, shape, lambda: torch.tensor(next(answers)), lambda found: found)
+
+    assert [number(weight, short) for weight in (one, other, one, other)] == [0, 1, 0, 1]
+    assert number(one, long) == 2
     with torch.no_grad():
         one.add_(1)
-    assert context.once(one, short, lambda: next(answers)) == 3
+    assert number(one, short) == 3
+
+
+def test_guesses_are_of_the_batch_before():
+    """The first is the number itself; one that was above its number is told, and the next is of that number."""
+    guesses = Guesses()
+
+    def number(value):
+        return guesses.number("layer", torch.tensor(value), lambda found: found - 1)
+
+    assert (number(10), guesses.made, guesses.settle()) == (10, False, True)
+    assert (number(9), guesses.made, guesses.settle()) == (9, True, True)
+    assert (number(7), guesses.made, guesses.settle()) == (8, True, False)
+    assert (number(7), guesses.settle(), guesses.made) == (6, True, False)
 
 
 def test_messages_by_hand():

@@ -1,13 +1,20 @@
 """The same training on any topology: ZeRO stages, data parallel and sequence parallel, in fp32 by gloo."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from echo_lm.data_prep.dataset import Dataset
+from echo_lm.kernels.sequence import Guesses
+from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.pipeline.engine import build_engine
 from echo_lm.pipeline.mesh import make_mesh
+from echo_lm.pipeline.schedule import learning_rate_at
+from echo_lm.pipeline.train import make_loader
+from echo_lm.pipeline.update import update
 
 from .gang import Case, Result, collect, play, randomized
 
@@ -69,3 +76,36 @@ def test_the_world_mean_is_the_gradient_in_every_stage(tmp_path, data_root):
             torch.testing.assert_close(
                 moment, 0.1 * 2.5 * gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max(), msg=f"stage {stage} {name}"
             )
+
+
+class WrongGuesses(Guesses):
+    """That tails begin at the twelfth of a segment's 32 tokens, whatever they do."""
+
+    def number(self, key, value, safe):
+        return super().number(key, value, lambda found: 12)
+
+
+def losses_of_guesses(guesses: type[Guesses], data: Path) -> tuple[list[float], int]:
+    """Losses of three steps of two ranks that share sequences, and how often the model ran."""
+    config = Case("echo", 1, 2).config(dist.get_world_size())
+    mesh = replace(make_mesh(2), guesses=guesses())
+    dataset = Dataset.open(data / config.data.name)
+    loader = make_loader(dataset, config)
+    engine = build_engine(config, dataset.tokenizer().get_vocab_size(), torch.device("cpu"), mesh)
+    runs = []
+    engine.module.register_forward_pre_hook(lambda *_: runs.append(1))
+    found = []
+    old, ssd_sequence.LONG = ssd_sequence.LONG, 1
+    for step in range(3):
+        rate = learning_rate_at(step, config.train)
+        found.append(update(engine, loader.batch(step), rate, config, mesh, flags=[]).metrics["loss"])
+    ssd_sequence.LONG = old
+    engine.destroy()
+    return found, len(runs)
+
+
+def test_a_wrong_guess_of_a_layer_is_made_good(tmp_path, data_root):
+    """The second and third step run twice: in the first nothing was guessed."""
+    (right, once), (wrong, twice) = play([Guesses, WrongGuesses], 2, data_root, tmp_path, losses_of_guesses)
+    assert wrong == pytest.approx(right, rel=1e-6)
+    assert twice == once + 2
