@@ -87,7 +87,7 @@ class WrongGuesses(Guesses):
 
 def losses_of_guesses(guesses: type[Guesses], data: Path) -> tuple[list[float], int]:
     """Losses of three steps of two ranks that share sequences, and how often the model ran."""
-    config = Case("echo", 1, 2).config(dist.get_world_size())
+    config = Case("echo", 3, 2, ("run.activation_checkpointing=true",)).config(dist.get_world_size())
     mesh = replace(make_mesh(2), guesses=guesses())
     dataset = Dataset.open(data / config.data.name)
     loader = make_loader(dataset, config)
