@@ -17,7 +17,7 @@ help:
 quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model and its report (about 9 minutes on 2 cores)
 	$(BIN)/echo-lm run quickstart
 
-test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, 13 to 17 minutes on 2 cores)
+test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, about 20 minutes on 2 cores)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not netns and not slow"
 	@echo "not run here: gpu (needs a CUDA device: make test-gpu), netns (needs root: make test-netns), slow (make soak)"
 
