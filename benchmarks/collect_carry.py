@@ -5,8 +5,8 @@
 
 Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment. Kernels that
 `compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them; and the commit, which results
-there are stamped with. `--rivals` takes
-flash-linear-attention along, for its rows in `benchmarks/ska.py`; `--tests` pytest, for a machine that has none:
+there are stamped with. `--rivals` takes flash-linear-attention along, for its rows in `benchmarks/ska.py`; `--tests` pytest, for a
+machine that has none:
 
     OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused.py
 

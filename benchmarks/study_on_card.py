@@ -5,8 +5,8 @@
 
 The dataset is prepared already, or is made now. DIR gets `NAME.tar.xz`: the study's folder with the cells that have a record,
 without weights. A cell that is predicted to end later is not begun; one that is at work when the time is up begins anew in the
-next sitting. Unpack it anywhere:
-`echo-lm study status`, `report` and `track` work on it. All GPUs that are visible are used. Nothing here needs Ray or MLflow.
+next sitting. Unpack it anywhere: `echo-lm study status`, `report` and `track` work on it. All GPUs that are visible are used.
+Nothing here needs Ray or MLflow.
 On a bare GPU machine: `source benchmarks/use_carry.sh` first.
 """
 

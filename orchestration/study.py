@@ -211,9 +211,10 @@ def _run_cells(
                     console.print(
                         f"cell {name}, attempt {len(errors[name])} of {study.attempts}: {error}", markup=False
                     )
-                    write_json(folder.failure_file(of[name]), {"errors": errors[name], "time": time.time()})
                     if len(errors[name]) < study.attempts:
                         waiting.append(name)
+                    else:
+                        _write_failure(folder, of[name], errors[name])
                 elif not _is_done(folder, of[name], configs[name]):
                     waiting.append(name)  # somebody else claimed it first
                 else:
@@ -222,6 +223,13 @@ def _run_cells(
             gone = sum(len(found) >= study.attempts for found in errors.values())
             progress.update(len(cells) - len(waiting) - len(running) - gone, note=" ".join(sorted(running)))
             time.sleep(POLL_SECONDS)
+    for name in waiting:  # without time for another attempt
+        if name in errors:
+            _write_failure(folder, of[name], errors[name])
+
+
+def _write_failure(folder: StudyFolder, cell: Cell, errors: list[str]) -> None:
+    write_json(folder.failure_file(cell), {"errors": errors, "time": time.time()})
 
 
 def _in_time(pace: Pace, cell: Cell, folder: StudyFolder, until: float) -> bool:
