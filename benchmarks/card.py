@@ -67,10 +67,11 @@ def main() -> int:
 
 
 def start(arguments: list[str], gpu: int | None = None) -> subprocess.Popen:
-    """An `echo-lm` command on that GPU or on the last one there is; on all of them if None."""
+    """An `echo-lm` command on that one of the visible GPUs or on the last one there is; on all of them if None."""
     ask = "import torch; print(torch.cuda.device_count())"
     count = int(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout or 0)
-    place = {"CUDA_VISIBLE_DEVICES": str(min(gpu, count - 1))} if count and gpu is not None else {}
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(str(i) for i in range(count))).split(",")
+    place = {"CUDA_VISIBLE_DEVICES": names[min(gpu, count - 1)]} if count and gpu is not None else {}
     return subprocess.Popen([*COMMAND, *arguments], env=os.environ | place, stdin=subprocess.DEVNULL)
 
 
