@@ -148,6 +148,7 @@ def write_running(root: Path, name: str = "going", step: int = 23) -> Path:
     lease = folder / "evals/step_00000020/language.lease"
     lease.parent.mkdir(parents=True)
     lease.write_text(json.dumps({"machine": "node-b/pid:[1]", "pid": 7, "claimed": time.time()}))
+    touch(lease, seconds_ago=-3600)  # nobody renews it: good for as long as the tests last
     write_beats(folder, ["node-a", "node-d", "node-d"], step)
     return folder
 

@@ -190,10 +190,10 @@ def test_an_open_page_follows_the_files(page, serve, tmp_path):
     other = page.context.new_page()
     other.goto(address)
     assert page.locator("#step").inner_text() == "12"
-    with open(folder / "events.jsonl", "a") as file:
-        file.write(json.dumps(step_event(30, time.time())) + "\n" + '{"kind": "step", "ti')
     write_checkpoint(folder, 30)
     write_results(folder, 30)
+    with open(folder / "events.jsonl", "a") as file:  # last: what shows step 30 shows the others too
+        file.write(json.dumps(step_event(30, time.time())) + "\n" + '{"kind": "step", "ti')
     write_finished(tmp_path / "runs", "another")
     page.wait_for_selector("text=step 30 of 40", timeout=LIVE_MS)
     assert page.locator('[data-value="loss"]').inner_text() == f"{step_event(30, 0)['loss']:.3f}"
