@@ -3,11 +3,13 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -95,11 +97,33 @@ def kill_when_writing(run: RunFolder, step: int, delay: float) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def kill_workers() -> None:
+def workers() -> list[psutil.Process]:
+    """The training processes that `launch` started."""
+    found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if any("spawn_main" in word for word in child.cmdline()):
-                child.kill()
+                found.append(child)
+    return found
+
+
+def kill_workers() -> None:
+    for worker in workers():
+        with contextlib.suppress(psutil.Error):
+            worker.kill()
+
+
+def is_told_to_leave(worker: psutil.Process) -> bool:
+    """Whether a SIGTERM waits for a process that is stopped."""
+    pending = re.search(r"ShdPnd:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text())[1]
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """At most a minute; what does not happen shows in what the test looks at."""
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def check_after_crash(run: RunFolder, expected: torch.Tensor, beside: bool) -> None:
@@ -122,11 +146,25 @@ def check_after_crash(run: RunFolder, expected: torch.Tensor, beside: bool) -> N
             reached = event["step"]
 
 
+DIES_WHILE_WRITING = """
+    import os, signal
+    import echo_lm.pipeline.checkpoint_writer as writer
+    save = writer.save_file
+    def save_and_die(pieces, path):
+        save(pieces, path)
+        if ".step_00000020." in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    writer.save_file = save_and_die
+"""
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_kill_while_a_checkpoint_is_written(beside, undisturbed, tmp_path, data_root, smoke):
+    """From inside: who looks on from outside may miss the moment."""
     config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(beside).lower()}")
     run = set_up(config, tmp_path / "run", data_root)
-    kill_when_writing(run, 20, 0.005)
+    assert alone(run, DIES_WHILE_WRITING).returncode == -signal.SIGKILL
+    assert (run.checkpoints / ".step_00000020.partial").is_dir()
     launch(run, config)
     assert len(of_kind(run, "start")) == 2
     check_after_crash(run, undisturbed, beside)
@@ -190,7 +228,15 @@ def test_sigterm_saves_and_leaves(undisturbed, tmp_path, data_root, smoke):
     def watch() -> None:
         while len(of_kind(run, "step")) < 3:
             time.sleep(0.01)
+        # They are stopped until both are told: a signal that is passed on late might find them at the end.
+        stopped = workers()
+        for worker in stopped:
+            worker.suspend()
+        wait_for(lambda: all(worker.status() == psutil.STATUS_STOPPED for worker in stopped))
         os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: all(map(is_told_to_leave, stopped)))
+        for worker in stopped:
+            worker.resume()
 
     threading.Thread(target=watch, daemon=True).start()
     launch(run, config)
