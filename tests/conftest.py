@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from echo_lm.data_prep.prepare import prepare
+from echo_lm.pipeline.checkpoint import checkpoint_name
 from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.events import read_events
 from echo_lm.pipeline.run_folder import RunFolder
@@ -43,14 +44,21 @@ def smoke():
 
 @pytest.fixture(scope="session")
 def kill_rank_0():
-    """`kill_rank_0(run, step)` has a thread `kill -9` the process of rank 0 as soon as it has written `step`."""
+    """`kill_rank_0(run, step, after=None)` has a thread `kill -9` the process of rank 0 as soon as it has written `step`.
 
-    def watch(run: RunFolder, step: int) -> None:
+    And the checkpoint of step `after`, which is written beside the steps that follow it and may be complete later than they.
+    """
+
+    def watch(run: RunFolder, step: int, after: int | None) -> None:
         while True:
             events = read_events(run.events_file)
-            if any(event["kind"] == "step" and event["step"] >= step for event in events):
+            written = after is None or (run.checkpoints / checkpoint_name(after)).is_dir()
+            if written and any(event["kind"] == "step" and event["step"] >= step for event in events):
                 os.kill([event["pid"] for event in events if event["kind"] == "start"][-1], signal.SIGKILL)
                 return
             time.sleep(0.02)
 
-    return lambda run, step: threading.Thread(target=watch, args=(run, step), daemon=True).start()
+    def start(run: RunFolder, step: int, after: int | None = None) -> None:
+        threading.Thread(target=watch, args=(run, step, after), daemon=True).start()
+
+    return start

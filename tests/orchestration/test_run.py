@@ -13,14 +13,18 @@ import pytest
 
 from echo_lm.orchestration.run import run_pipeline
 from echo_lm.orchestration.tracking import Tracker
+from echo_lm.pipeline.checkpoint import checkpoint_name
 from echo_lm.pipeline.config import load_config
 from echo_lm.pipeline.events import read_events, steps
 from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run_folder import RunFolder
 
+# Two runs of the pipeline with their restarts: five minutes on two free cores.
+pytestmark = pytest.mark.timeout(1800)
+
 # Enough work behind the second kill that a driver's death reaches its gang before the end.
-OVERRIDES = ["train.steps=120", "train.batch_tokens=2048", "run.checkpoint_every=40"]
-KILL_AT, KILL_DRIVER_AT = 50, 82
+EVERY, KILL_AT, KILL_DRIVER_AT = 40, 50, 82
+OVERRIDES = ["train.steps=120", "train.batch_tokens=2048", f"run.checkpoint_every={EVERY}"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def disturbed(tmp_path_factory, kill_rank_0):
     root = tmp_path_factory.mktemp("pipeline")
     config = load_config("smoke", OVERRIDES)
     run = RunFolder(root / "runs" / "smoke")
-    kill_rank_0(run, KILL_AT)
+    kill_rank_0(run, KILL_AT, after=EVERY)
     threading.Thread(target=kill_driver, args=(run, KILL_DRIVER_AT), daemon=True).start()
     run_pipeline(config, root / "runs", root / "data")
     return root, run, config
@@ -41,7 +45,8 @@ def disturbed(tmp_path_factory, kill_rank_0):
 def kill_driver(run: RunFolder, step: int) -> None:
     while True:
         events = read_events(run.events_file)
-        if any(event["kind"] == "step" and event["step"] >= step for event in events):
+        written = (run.checkpoints / checkpoint_name(2 * EVERY)).is_dir()  # beside the steps that follow it
+        if written and any(event["kind"] == "step" and event["step"] >= step for event in events):
             os.kill([event["pid"] for event in events if event["kind"] == "attempt"][-1], signal.SIGKILL)
             return
         time.sleep(0.02)

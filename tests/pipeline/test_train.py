@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,11 @@ def losses(run: RunFolder) -> torch.Tensor:
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return load_file(latest_checkpoint(run) / "model" / "model.safetensors")
+
+
+def made(checkpoint: Path) -> float:
+    """When it was complete."""
+    return (checkpoint / "complete.json").stat().st_mtime
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +94,15 @@ def test_one_process_with_microbatches_changes_nothing_but_rounding(undisturbed,
 
 
 def test_gang_that_loses_a_process_ends_like_the_undisturbed_run(undisturbed, tmp_path, data_root, smoke, kill_rank_0):
-    """Two ZeRO-2 processes, one killed after the second checkpoint; the agent restarts both."""
+    """Two ZeRO-2 processes, one killed after the first checkpoint; the agent restarts both."""
     config = smoke()
     run = set_up(config, tmp_path, data_root)
-    kill_rank_0(run, 12)
+    kill_rank_0(run, 12, after=10)
     launch(run, config)
-    events = read_events(run.events_file)
-    starts = [event["step"] for event in events if event["kind"] == "start"]
-    assert starts == [0, 10], "the kill must have come between the first and the second checkpoint"
+    _, again = [event for event in read_events(run.events_file) if event["kind"] == "start"]
+    # On a busy machine the kill may come after the second checkpoint.
+    before = [record["step"] for folder, record in complete_checkpoints(run.path) if made(folder) < again["time"]]
+    assert again["step"] == max(before), "the last checkpoint that was complete"
     assert torch.equal(losses(run), losses(undisturbed))
 
 
