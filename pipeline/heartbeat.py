@@ -94,6 +94,9 @@ class Heart:
                 os._exit(FENCED)  # the training thread may be stuck in a collective: nothing gentler ends it
             with contextlib.suppress(OSError):  # a shared disk that is away for a moment
                 _write(path, self._beat())
+                if self.replaced():  # since the look above: the new gang may have removed the old beats before this one
+                    path.unlink(missing_ok=True)  # if it is a beat of the new gang by now, the next one follows
+                    os._exit(FENCED)
             if self._stopped.wait(BEAT_SECONDS):
                 return
 

@@ -87,6 +87,29 @@ def test_a_heart_beats_and_a_replaced_gang_ends_itself(tmp_path):
     assert read_beats(run) == []
 
 
+def test_a_beat_that_is_written_while_its_gang_is_replaced_does_not_stay(tmp_path):
+    """The new gang may be smaller: nobody else would write over it."""
+    start_gang(RunFolder(tmp_path), "first")
+    code = textwrap.dedent(f"""
+        import time
+        from echo_lm.pipeline import heartbeat
+        from echo_lm.pipeline.run_folder import RunFolder
+        run, write = RunFolder({str(tmp_path)!r}), heartbeat._write
+        def late(path, beat):
+            heartbeat.start_gang(run, "second")
+            write(path, beat)
+            print("written", flush=True)
+        heartbeat._write = late
+        with heartbeat.Heart(run, rank=3, world=4):
+            time.sleep(120)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"ECHO_LM_GANG": "first"}, capture_output=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (FENCED, b"written\n")
+    assert read_beats(RunFolder(tmp_path)) == []
+
+
 def test_a_straggler_is_named_once_a_window_and_noise_is_not():
     watch = StragglerWatch(2.0)
     even = [[0.10, 0.11, 0.09, 0.10]] * WINDOW
