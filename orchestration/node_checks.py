@@ -92,11 +92,11 @@ def missing_marks(run_path: str, marks: list[str]) -> list[str]:
     """Those of the marks that this node does not see within `SEEN_SECONDS`."""
     deadline = time.monotonic() + SEEN_SECONDS
     missing = list(marks)
-    while missing and time.monotonic() < deadline:
+    while True:
         missing = [mark for mark in missing if not _holds(Path(run_path) / mark, mark)]
-        if missing:
-            time.sleep(0.2)
-    return missing
+        if not missing or time.monotonic() > deadline:  # looked at once at least, however late that was
+            return missing
+        time.sleep(0.2)
 
 
 def _holds(path: Path, text: str) -> bool:
