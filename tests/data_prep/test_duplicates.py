@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echo_lm.data_prep.config import DatasetConfig, NearDuplicateConfig, OverlapConfig, SourceConfig
@@ -123,6 +123,7 @@ def test_overlaps_of_13_words_are_found_and_those_of_12_are_not(tmp_path: Path) 
     assert Dataset.open(folders["drop"]).manifest.sources[0].overlapping == 20
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab \n.,", max_size=30), max_size=8), st.integers(1, 4))
 def test_runs_are_those_of_a_plain_loop(documents: list[str], length: int) -> None:
     words = [split_words(text.encode()) for text in documents]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -101,6 +101,7 @@ def test_the_ranks_rows_are_the_batch(dataset: Dataset, world_size: int) -> None
         assert equal(parts[1].rows(0, 2), batch.rows(2, 4))
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 64), share=st.floats(0.01, 1), world_size=st.integers(1, 16))
 def test_every_rank_gets_its_share_of_recall(dataset: Dataset, rows: int, share: float, world_size: int) -> None:
     recall = round(rows * share)
@@ -180,6 +181,7 @@ def test_whole_documents_are_cut_only_where_they_are_longer_than_a_row(dataset: 
     assert sum(map(len, documents)) / (rows.windows[0] * length) > 0.9, "rows are nearly full"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=60))
 def test_best_fit_opens_a_row_only_where_none_has_room(sizes: list[int]) -> None:
     sizes = sorted(sizes, reverse=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
@@ -33,6 +33,7 @@ def test_training_twice_gives_the_same_file(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_decoding_gives_the_text_back(dataset: Dataset, text: str) -> None:
     tokenizer = load_tokenizer(dataset.folder)

@@ -1,6 +1,5 @@
 """When a gang is started again, what is said of its loss, and when it grows."""
 
-import threading
 import time
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -52,7 +51,6 @@ def test_the_dead_are_named_and_those_who_lost_their_connection_are_not():
 def run(tmp_path, monkeypatch) -> RunFolder:
     monkeypatch.setattr(gang_policies.ray, "nodes", lambda: [{"NodeName": "node-0", "Alive": True}])
     monkeypatch.setattr(gang_policies, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(gang_policies, "SILENT_SECONDS", 0.2)
     return RunFolder(tmp_path)
 
 
@@ -66,7 +64,7 @@ def test_restarts_are_counted_from_the_last_checkpoint_on(run):
     assert [event["kind"] for event in read_events(run.events_file)] == ["lost"] * 7
 
 
-def test_who_fell_silent_is_told_when_the_others_fail_before_ray_knows_of_a_death(run):
+def test_who_fell_silent_is_told_when_the_others_fail_before_ray_knows_of_a_death(run, monkeypatch):
     """Rank 1's machine is gone; rank 0 lost its connection to it; rank 2 waits in a collective, and beats."""
     run.heartbeats.mkdir()
 
@@ -75,8 +73,11 @@ def test_who_fell_silent_is_told_when_the_others_fail_before_ray_knows_of_a_deat
 
     for rank in range(3):
         beat(rank)
-    threading.Timer(0.1, beat, [2]).start()
+    slept = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: (slept.append(seconds), beat(2)))
+    monkeypatch.setattr(gang_policies, "time", clock)
     Patience(FailureConfig(), run, max_restarts=5, wait_seconds=60).make_decision(WorkerGroupError("", {0: RESET}))
+    assert slept == [gang_policies.SILENT_SECONDS]
     (lost,) = read_events(run.events_file)
     assert (lost["what"], lost["name"]) == ("node", "node-1"), "the cluster has node-0 alone"
 

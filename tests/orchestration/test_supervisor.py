@@ -25,8 +25,14 @@ def run(tmp_path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
-def start(run: RunFolder, config, drive) -> None:
-    supervise(run, config, drive, (str(run.path),), address=None, progress=lambda: len(list(run.path.glob("done-*"))))
+def start(run: RunFolder, config, drive, asked=lambda: None) -> None:
+    """`asked` is called whenever the supervisor asks how far the run is: at the start, and after each loss was told."""
+
+    def progress() -> int:
+        asked()
+        return len(list(run.path.glob("done-*")))
+
+    supervise(run, config, drive, (str(run.path),), address=None, progress=progress)
 
 
 def told(run: RunFolder) -> list[tuple[str, str]]:
@@ -48,12 +54,13 @@ def test_a_driver_that_dies_or_falls_silent_is_started_again(run, smoke, monkeyp
         while not (run.path / "done-1").exists():
             time.sleep(0.05)
         monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 1)
-        while len([kind for kind, _ in told(run) if kind == "lost"]) < 2:
-            time.sleep(0.05)
-        monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 600)
+
+    def be_patient_with_the_third() -> None:
+        if [kind for kind, _ in told(run)].count("lost") == 2:
+            monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 600)
 
     threading.Thread(target=be_impatient_with_the_second, daemon=True).start()
-    start(run, smoke("run.max_restarts=1"), dies_twice)
+    start(run, smoke("run.max_restarts=1"), dies_twice, asked=be_patient_with_the_third)
     kinds = [kind for kind, _ in told(run)]
     assert kinds == ["attempt", "lost", "attempt", "lost", "attempt"]
     messages = [message for kind, message in told(run) if kind == "lost"]
@@ -102,7 +109,7 @@ def test_a_cluster_that_is_away_is_waited_for_and_not_for_ever():
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=rf"no Ray cluster answers at {address}.*ray start --head"):
             wait_for_cluster(address, 1)
-        threading.Timer(1, server.listen).start()
         started = time.monotonic()
+        threading.Timer(1, server.listen).start()
         wait_for_cluster(address, 60)
         assert time.monotonic() - started > 0.5

@@ -229,9 +229,9 @@ def test_a_thousand_steps_take_seconds(run_folder):
         for step in range(21, 1021):
             fields = {name: 1.0 for name in ("loss", "loss_text", "loss_recall", "learning_rate", "tokens_per_second")}
             log.write("step", time=START + 100 + step, step=step, tokens=step, data_stall_seconds=0.0, **fields)
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: MLflow's client and sqlite are in it, what else runs here is not
     run = track(run_folder)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert len(history(run_folder, run, "train/loss")) == 1020
 
 

@@ -1,7 +1,7 @@
 """The parts of the training loop that need no processes: schedule, prefetch, metrics, mesh, health ranges."""
 
 import os
-import threading
+import time
 
 import pytest
 import torch
@@ -39,9 +39,12 @@ def test_prefetch_gives_every_step_in_order_and_starts_over_where_asked():
 
 
 def test_prefetch_works_ahead_and_measures_the_wait():
-    ready = threading.Event()
-    with Prefetcher(lambda step: ready.wait(5) and step, 3, depth=2) as batches:
-        threading.Timer(0.2, ready.set).start()
+    def make(step: int) -> int:
+        if step == 0:
+            time.sleep(0.2)
+        return step
+
+    with Prefetcher(make, 3, depth=2) as batches:
         assert batches.batch(0)[1] > 0.1
         assert batches.batch(1)[0] == 1
 
