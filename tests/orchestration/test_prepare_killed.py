@@ -95,7 +95,7 @@ def kill_worker(process: subprocess.Popen) -> bool:
     """`kill -9` a worker that is at a slice, if one is."""
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::Map"):
+            if next(iter(child.cmdline()), "").startswith("ray::Map"):  # one that is ending has none
                 child.kill()
                 return True
         except psutil.Error:

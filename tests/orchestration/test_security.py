@@ -22,12 +22,13 @@ LOCAL_CLUSTER = textwrap.dedent("""
         import ray
         ray.get(ray.remote(lambda: 1).remote())
         me = psutil.Process()
-        listening = [
-            (process.name(), connection.laddr.ip)
-            for process in [me, *me.children(recursive=True)]
-            for connection in process.net_connections()
-            if connection.status == "LISTEN"
-        ]
+        listening = []
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                name, connections = process.name(), process.net_connections()
+            except psutil.NoSuchProcess:  # it ended since it was listed
+                continue
+            listening += [(name, connection.laddr.ip) for connection in connections if connection.status == "LISTEN"]
         assert any(name == "gcs_server" for name, _ in listening), listening
         outside = [entry for entry in listening if entry[1].removeprefix("::ffff:") not in ("127.0.0.1", "::1")]
         assert not outside, outside
