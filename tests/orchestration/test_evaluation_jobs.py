@@ -23,6 +23,8 @@ from echo_lm.orchestration.leases import claim, holder
 from echo_lm.orchestration.watch import Watcher, evaluate_missing
 from echo_lm.pipeline.run_folder import RunFolder
 
+from ..ports import free_port
+
 # Minutes on two free cores. This and what is waited for below only end a hang.
 pytestmark = pytest.mark.timeout(1800)
 
@@ -194,9 +196,7 @@ class Head:
     """A Ray head of its own, as another machine would run it."""
 
     def __init__(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
 
     def start(self) -> None:

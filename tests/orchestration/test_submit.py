@@ -14,20 +14,19 @@ from echo_lm.orchestration.submit import submit_run
 from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run_folder import RunFolder
 
+from ..ports import free_port
 from .nodes import RAY, kill_tree
 
 
 @pytest.fixture
 def head(tmp_path):
     """A Ray head with its job server; the address of that."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
+    ports = [free_port() for _ in range(3)]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = [*RAY, "--head", f"--port={ports[0]}", "--node-ip-address=127.0.0.1", "--num-cpus=1"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}"]
+    # The agent takes the jobs. Every head wants the same port for it: where another has that one, no job is taken.
+    command += [f"--dashboard-agent-listen-port={ports[2]}"]
     with open(tmp_path / "head.log", "wb") as log:
         process = subprocess.Popen(
             [*command, "--object-store-memory=100000000"],

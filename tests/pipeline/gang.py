@@ -4,7 +4,6 @@ A process group and DeepSpeed are set up once; engine follows engine. `play` is 
 """
 
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,8 @@ from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.mesh import make_mesh
 from echo_lm.pipeline.schedule import learning_rate_at
 from echo_lm.pipeline.zero_state import fragments
+
+from ..ports import free_port
 
 MODELS = {
     # A ridge of 1e-3 multiplies rounding up to a thousandfold, from step to step; what is tested is the same with a larger one.
@@ -57,13 +58,10 @@ class Result(NamedTuple):
 
 def play(cases: list[Any], world: int, data: Path, folder: Path, run_case: Any = None) -> list[Any]:
     """What `run_case(case, data)` returns on rank 0 for each case, on `world` processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     if (root := str(Path(__file__).parents[2])) not in sys.path:
         sys.path.append(root)  # where a spawned process finds the functions of this module
-    arguments = (world, port, run_case or train_case, cases, data, folder / "results.pt")
+    arguments = (world, free_port(), run_case or train_case, cases, data, folder / "results.pt")
     mp.spawn(_process, arguments, nprocs=world)
     return torch.load(folder / "results.pt", weights_only=False)
 
