@@ -37,6 +37,7 @@ from typing import Any
 from ..models.errors import UserError
 
 SUPERVISION = "supervision.jsonl"
+SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed")
 
 
 class EventLog:

@@ -5,6 +5,7 @@ Nothing here depends on when it is called: the same files give the same bytes.
 
 import statistics
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..evals import figures
 from ..models import count_parameters
 from ..models.accounting import state_bytes
 from ..models.files import write_text
+from .events import SUPERVISION_KINDS
 from .run_files import RunFiles
 
 HEADLINE_TASK = "sysprompt-4"
@@ -168,9 +170,9 @@ def _memory(run: RunFiles) -> str:
 
 def _timeline(run: RunFiles) -> str:
     """Which evaluations ran while training went on: the steps whose end falls between an evaluation's start and end."""
-    if not run.results or not run.events:
+    if not run.results or not run.starts:
         return ""
-    begin = run.events[0]["time"]
+    begin = run.starts[0]["time"]
     ends = [event["time"] for event in run.events if event["kind"] == "step"]
     rows, beside = [], set()
     for result in run.results:
@@ -183,7 +185,7 @@ def _timeline(run: RunFiles) -> str:
     evaluated = len({result["step"] for result in run.results})
     return (
         f"## Evaluations beside the training\n\n{len(beside)} of {evaluated} evaluated checkpoints were evaluated "
-        f"while training went on. Times count from the start of the run.\n\n{table}"
+        f"while training went on. Times count from the start of the training.\n\n{table}"
     )
 
 
@@ -200,9 +202,10 @@ def _restarts(run: RunFiles) -> str:
 
 
 def _seconds_trained(run: RunFiles) -> float:
-    """From each start to the last event before the next one: the time that a run lay dead does not count."""
-    pairs = zip(run.events, run.events[1:], strict=False)
-    return sum(after["time"] - before["time"] for before, after in pairs if after["kind"] != "start")
+    """From each start to the last event of the training before the next one: the time that a run lay dead does not count,
+    nor that of evaluations after its end."""
+    events = [event for event in run.events if event["kind"] not in SUPERVISION_KINDS]
+    return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
 
 
 def _model(run: RunFiles) -> str:

@@ -11,7 +11,7 @@ from echo_lm.evals.scores import accuracy
 from echo_lm.models import build_model, count_parameters, preset, save_pretrained
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import write_json
-from echo_lm.pipeline.events import EventLog
+from echo_lm.pipeline.events import SUPERVISION, EventLog
 from echo_lm.pipeline.report import write_report
 
 START = 1_700_000_000.0
@@ -74,6 +74,10 @@ def run(tmp_path) -> Path:
         log.write("skip", time=START + 145.5, step=46, reason="loss is not finite")
         write_steps(log, 47, 60, late=100)
         log.write("finish", time=START + 161, step=60, tokens=61440)
+    with EventLog(run / SUPERVISION) as log:
+        log.write("attempt", time=START - 20, number=1, reason="start", pid=1)
+        log.write("lost", time=START + 60, what="worker", name="here", message="rank 0 on here died")
+        log.write("evaluation", time=START + 167, step=60, suite="language", node="here", seconds=5)
     for step, correct, started in ((20, 100, 21.5), (40, 500, 141.5), (60, 950, 162)):
         write_checkpoint(run, step)
         write_evaluation(run, step, correct, started=started)
@@ -88,7 +92,7 @@ def test_the_report_says_what_the_files_say(run):
     assert f"{count.total:,} ({count.non_embedding:,} without embeddings)" in report
     for fact in ("abc123 (with uncommitted changes)", "words", "2 processes, 2 CPU cores", "torch 2.13.0", "echo-1m"):
         assert fact in report
-    # 30 steps before the crash, 61 seconds after it; the time between is no training.
+    # 30 steps before the crash, 61 seconds after it; the time between is no training, nor is the evaluation at the end.
     assert "1 min 31 s" in report
 
 
