@@ -25,6 +25,7 @@ from echo_lm.evals.run_layout import complete_checkpoints
 from echo_lm.models.files import write_aside
 from echo_lm.pipeline.report import write_report
 from echo_lm.pipeline.run_folder import RunFolder
+from echo_lm.pipeline.visible_gpus import visible_gpus
 
 COMMAND = [sys.executable, "-W", "ignore", "-c", "from echo_lm.orchestration.cli import main; main()"]
 
@@ -70,8 +71,7 @@ def start(arguments: list[str], gpu: int | None = None) -> subprocess.Popen:
     """An `echo-lm` command on that one of the visible GPUs or on the last one there is; on all of them if None."""
     ask = "import torch; print(torch.cuda.device_count())"
     count = int(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout or 0)
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(str(i) for i in range(count))).split(",")
-    place = {"CUDA_VISIBLE_DEVICES": names[min(gpu, count - 1)]} if count and gpu is not None else {}
+    place = {"CUDA_VISIBLE_DEVICES": visible_gpus([min(gpu, count - 1)])} if count and gpu is not None else {}
     return subprocess.Popen([*COMMAND, *arguments], env=os.environ | place, stdin=subprocess.DEVNULL)
 
 

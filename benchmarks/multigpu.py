@@ -30,6 +30,8 @@ from pathlib import Path
 from provenance import commit
 from train import hardware, reason_of, write
 
+from echo_lm.pipeline.visible_gpus import visible_gpus
+
 GANG = Path(__file__).with_name("multigpu_gang.py")
 # NVLink multicast can put GPUs that others share out of service.
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
@@ -122,7 +124,7 @@ class Gang:
         shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | NO_MULTICAST
         if device == "cuda":
             shared["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # models of all sizes follow each other
-            shared["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + rank) for rank in range(world))
+            shared["CUDA_VISIBLE_DEVICES"] = visible_gpus(range(first, first + world))
         else:
             shared["GLOO_SOCKET_IFNAME"] = "lo"
         self.processes = [

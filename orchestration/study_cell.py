@@ -11,6 +11,7 @@ from ..evals.run import run_suite
 from ..evals.run_layout import complete_checkpoints, result_path
 from ..pipeline.config import RunConfig
 from ..pipeline.run_folder import RunFolder
+from ..pipeline.visible_gpus import visible_gpus
 from .leases import claim
 from .studies.plan import Cell, Plan
 from .studies.results import collect, read_result, write_result
@@ -80,11 +81,11 @@ def cell_process(
         os._exit(1)  # a supervisor that was killed starts again and claims this cell anew
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     log = open_log(folder)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus([gpu])
     sys.exit(0 if run_cell(plan, cell, config, folder, dataset, started) else TAKEN)
 
 
