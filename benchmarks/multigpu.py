@@ -101,9 +101,9 @@ def plan(world: int, largest: int, sizes: dict) -> list[dict]:
     return [case | dict(vocabulary=sizes["vocabulary"]) for case in cases]
 
 
-def profile_of(case: dict, out: Path) -> dict:
+def profile_of(case: dict, wanted: str, out: Path) -> dict:
     """Where the profile of a case goes, if it is one that has a profile."""
-    if case["kind"] != "speed":
+    if case["kind"] != "speed" or not re.search(wanted, case["name"]):
         return {}
     name = f"profile_{re.sub('[^a-z0-9]+', '_', case['name'])}_{case['world']}.txt"
     return {"profile": str((out / name).resolve())}
@@ -260,7 +260,11 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small models and lengths")
     parser.add_argument("--only", help="cases whose name this regular expression finds")
     parser.add_argument(
-        "--profile", action="store_true", help="of each speed case a file in --out: where rank 0's time goes"
+        "--profile",
+        nargs="?",
+        const="",
+        metavar="REGEX",
+        help="of each speed case whose name it finds (all without one) a file in --out: where rank 0's time goes",
     )
     parser.add_argument("--seconds", type=float, default=570, help="begin nothing and stop what runs after so long")
     options = parser.parse_args()
@@ -281,8 +285,8 @@ def main() -> int:
         while world >= 1:
             cases = [case for case in plan(world, largest, TINY if options.tiny else FULL)]
             cases = [case for case in cases if not options.only or re.search(options.only, case["name"])]
-            if options.profile:
-                cases = [case | profile_of(case, options.out) for case in cases]
+            if options.profile is not None:
+                cases = [case | profile_of(case, options.profile, options.out) for case in cases]
             started = time.monotonic()
             found = run_gangs(cases, world, largest // world, device, Path(folder), options.out, until)
             print(f"gangs of {world}: {time.monotonic() - started:.0f} s", flush=True)

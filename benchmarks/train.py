@@ -246,11 +246,7 @@ def start(model: str, length: int, options: argparse.Namespace, tail: list[str])
     command += ["--step-tokens", str(options.step_tokens), "--microbatch-tokens", str(options.microbatch_tokens)]
     command += ["--warmup", str(options.warmup), "--steps", str(options.steps)]
     command += ["--compile" if options.compile else "--no-compile", *tail]
-    # Which configuration of an autotuned kernel was fastest is remembered too, but only where one process measures.
-    remember = {} if "1" in tail else {"TRITON_CACHE_AUTOTUNING": "1"}
-    return subprocess.Popen(
-        command, env=os.environ | remember, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def last_line(output: str) -> str:

@@ -5,10 +5,15 @@ ranks before it, and *seeds* its segment with the result. What is sent does not 
 
 The backward pass gathers once more: every rank's gradient of the state it entered with. The states are few and small,
 so a rank then differentiates the fold of its own summary into all later states by itself.
+
+A region under activation checkpointing keeps what it learned of the other ranks, as small as its messages, and sends nothing
+when it is computed again (`kept_messages`).
 """
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,13 +191,60 @@ class SequenceContext:
         return rows.chunk(self.world, dim)[self.rank]
 
 
+def kept_messages() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """The `context_fn` of `torch.utils.checkpoint.checkpoint`: a region that is computed again takes from the first time what its
+    layers learned of the other ranks."""
+    messages: list[_Message] = []
+    return _Region(messages, again=False), _Region(messages, again=True)
+
+
+def known_summary(context: SequenceContext) -> tuple[Tensor, ...] | None:
+    """What this rank's `entering_state` that comes next was given as `summary`, if its region is computed again: it need not be
+    summed up anew. Without gradients."""
+    region = _REGION.get()
+    if region is None or not region.again:
+        return None
+    gathered, _, shapes = region.next()
+    return tuple(part.clone() for part in _unpack(gathered[context.rank], shapes))
+
+
+_Message = tuple[
+    Tensor, Tensor, list[torch.Size]
+]  # all ranks' summaries, the state entered with, the shapes of a summary
+
+
+class _Region:
+    """While it is entered, messages are kept, or `again` taken in the same order."""
+
+    def __init__(self, messages: list[_Message], again: bool):
+        self.messages, self.again = messages, again
+
+    def __enter__(self) -> None:
+        self._position = 0
+        self._before = _REGION.set(self)
+
+    def __exit__(self, *exception: object) -> None:
+        _REGION.reset(self._before)
+
+    def next(self) -> _Message:
+        return self.messages[self._position]
+
+    def take(self) -> _Message:
+        self._position += 1
+        return self.messages[self._position - 1]
+
+
+_REGION: ContextVar[_Region | None] = ContextVar("region", default=None)
+
+
 @torch.compiler.disable  # collectives and small tensors: nothing to fuse
 def entering_state(
     summary: Sequence[Tensor], initial: Sequence[Tensor], combine: Combine, context: SequenceContext, length: int
 ) -> tuple[Tensor, ...]:
     """Fold the summaries of the ranks before this one: the state that this rank's segment is entered with.
 
-    One all-gather of the packed summary and `length`, and in the backward pass one of the packed gradient of the result.
+    One all-gather of the packed summary and `length`, and in the backward pass one of the packed gradient of the result. None
+    where a region that keeps its messages is computed again.
 
     Args:
         summary: of this rank's segment, tensors of one dtype; shapes equal on all ranks.
@@ -217,14 +269,20 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, summary, initial, combine, context, shapes, length):
-        # Filled on the device: a number that is copied there makes the host wait for all that is queued.
-        gathered = all_gather(torch.cat((summary, summary.new_full((1,), length))), context)
-        _check_lengths(gathered[:, -1], context)
-        gathered = gathered[:, :-1]
-        state = initial
-        with torch.autocast(summary.device.type, enabled=False):
-            for i in range(context.rank):
-                state = _fold(state, gathered[i], combine, i, shapes)
+        region = _REGION.get()
+        if region is not None and region.again:
+            gathered, state, _ = region.take()
+        else:
+            # Filled on the device: a number that is copied there makes the host wait for all that is queued.
+            gathered = all_gather(torch.cat((summary, summary.new_full((1,), length))), context)
+            _check_lengths(gathered[:, -1], context)
+            gathered = gathered[:, :-1]
+            state = initial
+            with torch.autocast(summary.device.type, enabled=False):
+                for i in range(context.rank):
+                    state = _fold(state, gathered[i], combine, i, shapes)
+            if region is not None:
+                region.messages.append((gathered, state, shapes[0]))
         ctx.save_for_backward(gathered, state)
         ctx.combine, ctx.context, ctx.shapes = combine, context, shapes
         return state.clone()

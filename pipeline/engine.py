@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.sequence import kept_messages
 from ..models import EchoLM, build_model, parameter_groups
 from ..models.errors import UserError
 from ..models.stack import Block
@@ -68,7 +69,9 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
             block.forward = torch.compile(block.forward)
         # Outermost: a region that is computed again must not be one that the compiler may have to cut.
         if run.activation_checkpointing:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            block.forward = partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=kept_messages
+            )
     on_gpu = device.type == "cuda" and not run.offload_optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, train.weight_decay),

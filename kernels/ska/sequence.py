@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..documents import document_ids
 from ..outer_products import sum_of_outer_products
-from ..sequence import SequenceContext, entering_state
+from ..sequence import SequenceContext, entering_state, known_summary
 from .state import SKAState
 
 
@@ -44,16 +44,20 @@ def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceCon
         )
 
     initial = SKAState.zeros(batch, heads, rank, v.shape[-1], dtype=dtype, device=k.device)
-    summary = summarise(k, v, context.own_starts(batch, length, k.device), value_lag=value_lag)
+    starts = context.own_starts(batch, length, k.device)
+    summary = summarise(k, v, starts, value_lag=value_lag, known=known_summary(context))
     summary = tuple(part.to(dtype) for part in summary)
     return SKAState(*entering_state(summary, initial, combine, context, length))
 
 
-def summarise(k: Tensor, v: Tensor, starts: Tensor | None, *, value_lag: bool) -> tuple[Tensor, ...]:
+def summarise(
+    k: Tensor, v: Tensor, starts: Tensor | None, *, value_lag: bool, known: tuple[Tensor, ...] | None = None
+) -> tuple[Tensor, ...]:
     """The sums over the segment's rows after its last border, its first and its last key, and its first value if lagged.
 
     Args:
         starts: bool `[B, T]`, the first tokens of documents; None if there are none, or the segment's own first alone.
+        known: the result of an earlier time, to get it with gradients and without the sums.
 
     Returns:
         gram, transition `[B, H, R, R]`, value_map `[B, H, P, R]`, first and last key `[B, H, R]` (, value `[B, H, P]`); the
@@ -64,7 +68,7 @@ def summarise(k: Tensor, v: Tensor, starts: Tensor | None, *, value_lag: bool) -
         ids = document_ids(starts)
         kept = (ids == ids[:, -1:])[..., None, None].to(k.dtype)
         paired = (kept * ~starts[..., None, None])[:, 1:]  # rows whose key before is of the same document
-    summary = _Summary.apply(k, v, kept, paired, value_lag)
+    summary = _Summary.apply(k, v, kept, paired, value_lag, known)
     return summary if value_lag else summary[:-1]
 
 
@@ -74,12 +78,20 @@ class _Summary(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, k: Tensor, v: Tensor, kept: Tensor | None, paired: Tensor | None, value_lag: bool
+        ctx: Any,
+        k: Tensor,
+        v: Tensor,
+        kept: Tensor | None,
+        paired: Tensor | None,
+        value_lag: bool,
+        known: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor, ...]:
         """kept: `[B, T, 1, 1]` 1 for the rows that count; paired: `[B, T - 1, 1, 1]` 1 for those from the second on whose key
         before counts with them; None if all do."""
         ctx.save_for_backward(k, v, kept, paired)
         ctx.value_lag = value_lag
+        if known is not None:
+            return known if value_lag else (*known, v[:, 0].clone())
         read = _masked(v[:, 1:], paired) if value_lag else _masked(v, kept)
         return (
             sum_of_outer_products(_masked(k, kept), k),
@@ -109,7 +121,7 @@ class _Summary(torch.autograd.Function):
         dk[:, 0] += dfirst
         dk[:, -1] += dlast
         dv[:, 0] += dfirst_value
-        return dk, dv, None, None, None
+        return dk, dv, None, None, None, None
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

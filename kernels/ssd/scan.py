@@ -14,7 +14,7 @@ from ..available import MAMBA_SSM
 from ..documents import document_ids, inner_borders
 from .chunked import ssd_chunked
 from .naive import ssd_naive
-from .shortlist import shorten
+from .tuning import choose
 
 Backend = Literal["auto", "naive", "torch", "mamba-ssm"]
 
@@ -106,7 +106,7 @@ def mamba_ssm_kernel() -> Callable | None:
     finally:
         if bare:
             del sys.modules["mamba_ssm"]
-    shorten([ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing])
+    choose([ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing])
     return ssd_combined.mamba_chunk_scan_combined
 
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from collectives import counted
+from torch.utils.checkpoint import checkpoint
 
 from echo_lm.kernels import sequence
 from echo_lm.kernels.sequence import Guesses, SequenceContext
@@ -323,6 +325,38 @@ def traffic(groups, report):
             report["calls", name, length] = calls
 
 
+@contextmanager
+def checkpointing():
+    """Models whose blocks are computed again in the backward pass."""
+    make = make_model
+
+    def make_checkpointed(*arguments):
+        model = make(*arguments)
+        for block in model.blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=sequence.kept_messages)
+        return model
+
+    with replaced(sys.modules[__name__], "make_model", make_checkpointed):
+        yield
+
+
+def checkpointed(groups, report):
+    """Blocks that are computed again: parity; the collectives; how often SKA's sums were summed up, in three products."""
+    products, summed = [], ska_sequence.sum_of_outer_products
+
+    def noted(*arguments):
+        products.append(1)
+        return summed(*arguments)
+
+    for name in ("echo exact K=1", "echo exact K=0 lagged", "hybrid"):
+        for dtype in (torch.float64, torch.bfloat16):
+            plain = on_segments(name, BORDERS["across edges"], dtype, groups[WORLD])
+            products.clear()
+            with checkpointing(), replaced(ska_sequence, "sum_of_outer_products", noted), counted() as calls:
+                again = on_segments(name, BORDERS["across edges"], dtype, groups[WORLD])
+            report["checkpointed", name, str(dtype)] = worst(again, plain), [call for call, _ in calls], len(products)
+
+
 def single_tokens(groups, report):
     """Four segments of one token, SKA alone: nothing pairs inside of one."""
     q, k, v = (
@@ -371,6 +405,7 @@ CASES = {
         no_labels_on_a_rank,
         sabotage,
         traffic,
+        checkpointed,
         single_tokens,
         refusals,
     ],
