@@ -60,7 +60,7 @@ def built(case: dict, batch: Batch | None = None):
     try:
         yield made
     finally:
-        made.engine.destroy()
+        made.close()
         del made
         gc.collect()
         if torch.cuda.is_available():

@@ -118,6 +118,7 @@ class Case:
 
         from echo_lm.models import preset
         from echo_lm.pipeline.engine import build_engine, choose_device, join_process_group
+        from echo_lm.pipeline.garbage import GarbageCollection
         from echo_lm.pipeline.mesh import make_mesh
 
         torch._dynamo.reset()
@@ -130,6 +131,12 @@ class Case:
             config.train.batch_sequences, config.train.sequence_length, self.model.vocab_size
         )
         self.engine = build_engine(config, self.model.vocab_size, self.device, self.mesh)
+        self.garbage = GarbageCollection().__enter__()
+
+    def close(self) -> None:
+        """Let go of everything; the case's memory is free after `gc.collect()` once nobody holds it."""
+        self.garbage.__exit__(None, None, None)
+        self.engine.destroy()
 
     def step(self, batch=None, learning_rate: float = 1e-4) -> tuple[float, float]:
         """Seconds and loss of one step, from nothing to do to everything done."""
@@ -140,6 +147,7 @@ class Case:
         self.wait()
         started = time.perf_counter()
         done = update(self.engine, batch or self.batch, learning_rate, self.config, self.mesh, flags=[])
+        self.garbage.collect()
         self.wait()
         loss = done.metrics["loss"]
         if not done.applied or not torch.tensor(loss).isfinite():
@@ -180,7 +188,7 @@ def fit(model: str, length: int, tokens: int, options: argparse.Namespace) -> tu
         except torch.OutOfMemoryError:
             print(f"{model} {length}: micro-batches of {plan[0]}, checkpointing {plan[1]}: {OUT_OF_MEMORY}", flush=True)
         if case is not None:  # outside the handler: its traceback holds tensors
-            case.engine.destroy()
+            case.close()
         del case
         gc.collect()
         torch.cuda.empty_cache()

@@ -19,6 +19,7 @@ from .checkpoint_writer import CheckpointWriter
 from .config import RunConfig
 from .engine import build_engine, choose_device, join_process_group
 from .events import EventLog
+from .garbage import GarbageCollection
 from .health_watch import HealthWatch
 from .heartbeat import Heart
 from .mesh import Mesh, make_mesh
@@ -112,7 +113,10 @@ class _Loop:
         config = self.config
         last = min(config.train.steps, config.run.stop_step or config.train.steps)
         leave, busy = False, 0.0
-        with Prefetcher(self.loader.batch, last, depth=config.run.prefetch) as batches:
+        with (
+            GarbageCollection() as garbage,
+            Prefetcher(self.loader.batch, last, depth=config.run.prefetch) as batches,
+        ):
             while self.step < last and not leave:
                 started = time.perf_counter()
                 batch, stall = batches.batch(self.step)
@@ -120,6 +124,7 @@ class _Loop:
                 flags = [stop.received, self.writer.failed()]
                 self.alone.start()
                 done = update(self.engine, batch, rate, config, self.mesh, flags=flags, busy=busy, alone=self.alone)
+                garbage.collect()
                 busy = stall + self.alone.seconds()  # told to the others with the next step
                 self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens
                 self.heart.moved(self.step)
