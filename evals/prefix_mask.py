@@ -35,6 +35,6 @@ def before_questions(at: Tensor, shape: torch.Size) -> Tensor:
     asked = at
     if at.dtype != torch.bool:
         asked = torch.zeros(shape.numel(), dtype=torch.bool, device=at.device).index_fill(0, at, True)
-        asked[0] = False
+        asked[:1].fill_(False)  # an assignment would copy from the host, which a CUDA graph cannot hold
         asked = asked.view(shape)
     return asked.cumsum(1) == 0

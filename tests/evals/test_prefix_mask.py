@@ -21,6 +21,18 @@ def test_what_precedes_the_first_question_is_left():
     assert before_questions(torch.tensor([5, 3, 7, 0, 0]), SHAPE).tolist() == LEFT
 
 
+@pytest.mark.gpu
+def test_a_cuda_graph_can_hold_it():
+    """Training on a GPU is replayed from one."""
+    at = torch.tensor([5, 3, 7, 0, 0], device="cuda")
+    before_questions(at, SHAPE)  # allocations happen outside of it
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = before_questions(at, SHAPE)
+    graph.replay()
+    assert found.tolist() == LEFT
+
+
 @pytest.mark.parametrize(("power", "normalization"), [(0, "l2"), (1, "l2"), (1, "sequence-max")])
 def test_a_masked_layer_reads_the_prefix_alone(power, normalization):
     """One SKA layer: without the mask an answer changes with any token before it, with it only with those of the prefix."""
