@@ -74,6 +74,9 @@ def plan(world: int, largest: int, sizes: dict) -> list[dict]:
             name = f"parity: {layout} ZeRO-{stage}"
             micro = rows * sequence // world
             cases.append(same | dict(name=name, micro=micro, sequence_parallel=sequence, zero_stage=stage))
+        if sequence == world:  # what a block learned of other ranks is kept for when it is computed again
+            again = dict(micro=rows, sequence_parallel=world, checkpointed=True, compile=sizes["speed"]["compile"])
+            cases.append(same | dict(name=f"parity: {layout} checkpointed, compiled") | again)
     half = max(1, largest // 2)
     if world == largest:
         cases.append(same | dict(name=f"checkpoint: saved on {world}", micro=rows // world, zero_stage=2, save=True))

@@ -13,4 +13,4 @@ export PYTHONPATH="$root/carry/echo:/tmp/echo-lm-site${PYTHONPATH:+:$PYTHONPATH}
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
 mkdir -p "$TRITON_CACHE_DIR"
 [ -f "$root/carry/triton_cache.tar.xz" ] && python -W ignore -m tarfile -e "$root/carry/triton_cache.tar.xz" "$TRITON_CACHE_DIR"
-export TRITON_CACHE_AUTOTUNING="${TRITON_CACHE_AUTOTUNING:-1}" PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1

@@ -193,7 +193,8 @@ class SequenceContext:
 
 def kept_messages() -> tuple[AbstractContextManager, AbstractContextManager]:
     """The `context_fn` of `torch.utils.checkpoint.checkpoint`: a region that is computed again takes from the first time what its
-    layers learned of the other ranks."""
+    layers learned of the other ranks by `entering_state`. It must run the same layers in the same order. `gather_segments`, whose
+    messages are large, asks again."""
     messages: list[_Message] = []
     return _Region(messages, again=False), _Region(messages, again=True)
 
@@ -204,13 +205,12 @@ def known_summary(context: SequenceContext) -> tuple[Tensor, ...] | None:
     region = _REGION.get()
     if region is None or not region.again:
         return None
-    gathered, _, shapes = region.next()
+    gathered, _, shapes = region.peek()
     return tuple(part.clone() for part in _unpack(gathered[context.rank], shapes))
 
 
-_Message = tuple[
-    Tensor, Tensor, list[torch.Size]
-]  # all ranks' summaries, the state entered with, the shapes of a summary
+# All ranks' summaries, the state entered with, the shapes of a summary.
+_Message = tuple[Tensor, Tensor, list[torch.Size]]
 
 
 class _Region:
@@ -226,7 +226,7 @@ class _Region:
     def __exit__(self, *exception: object) -> None:
         _REGION.reset(self._before)
 
-    def next(self) -> _Message:
+    def peek(self) -> _Message:
         return self.messages[self._position]
 
     def take(self) -> _Message:

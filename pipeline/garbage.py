@@ -1,8 +1,8 @@
 """Python's garbage, collected by all ranks between the same steps.
 
-A full collection looks at everything that PyTorch and its compiler have made, some 700,000 objects, for a quarter to half a
-second, whenever enough new ones have been counted. All ranks wait for the one that is in it, so that they meet more of them the
-more they are.
+A full collection looks at everything that PyTorch and its compiler have made, some 700,000 objects (0.56 s on the machine of the
+tests), whenever enough new ones have been counted. All ranks wait for the one that is in it, so that they meet more of them the
+more they are. DeepSpeed's `disable_python_gc` would switch it off as well, but each collection of its own would be a full one.
 """
 
 import gc
@@ -20,6 +20,7 @@ class GarbageCollection:
     """
 
     def __enter__(self) -> "GarbageCollection":
+        self._before = gc.isenabled()
         gc.disable()
         return self
 
@@ -27,7 +28,8 @@ class GarbageCollection:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         gc.unfreeze()
-        gc.enable()
+        if self._before:
+            gc.enable()
 
     def collect(self) -> None:
         """Free what only its own references keep alive."""

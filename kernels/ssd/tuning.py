@@ -8,6 +8,7 @@ all again.
 """
 
 import os
+import warnings
 from typing import Any
 
 # The values of BLOCK_SIZE_* in the order in which a configuration names them.
@@ -33,16 +34,21 @@ CHOICES = {
 
 def choose(modules: list[Any]) -> None:
     """Leave the autotuned kernels in `modules` their configuration of the list. A kernel that has none with these blocks, in
-    another release of mamba-ssm, keeps its own."""
+    another release of mamba-ssm, keeps its own, with a warning."""
     if os.environ.get("ECHO_LM_MAMBA_AUTOTUNE") == "all":
         return
     for module in modules:
         for name, blocks in CHOICES.items():
             kernel = vars(module).get(name)
-            if kernel is not None and hasattr(kernel, "configs"):
-                kernel.configs = [config for config in kernel.configs if blocks_of(config) == blocks][
-                    :1
-                ] or kernel.configs
+            if kernel is None or not hasattr(kernel, "configs"):
+                continue
+            listed = [config for config in kernel.configs if blocks_of(config) == blocks]
+            if listed:
+                kernel.configs = listed[:1]
+            else:
+                warnings.warn(
+                    f"mamba-ssm's {name} has no blocks of {blocks}: each process measures its own choice", stacklevel=2
+                )
 
 
 def blocks_of(config: Any) -> tuple[int, ...]:

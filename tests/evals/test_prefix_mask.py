@@ -25,7 +25,7 @@ def test_what_precedes_the_first_question_is_left():
 def test_a_cuda_graph_can_hold_it():
     """Training on a GPU is replayed from one."""
     at = torch.tensor([5, 3, 7, 0, 0], device="cuda")
-    before_questions(at, SHAPE)  # allocations happen outside of it
+    before_questions(at, SHAPE)  # what PyTorch loads at the first call is no part of it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = before_questions(at, SHAPE)

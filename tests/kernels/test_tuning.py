@@ -3,6 +3,8 @@
 import sys
 from types import SimpleNamespace
 
+import pytest
+
 from echo_lm.kernels.ssd.scan import mamba_ssm_kernel
 from echo_lm.kernels.ssd.tuning import CHOICES, blocks_of, choose
 
@@ -20,7 +22,8 @@ def test_the_listed_configuration_is_taken_and_a_kernel_without_it_keeps_its_own
     configs = [SimpleNamespace(kwargs={"BLOCK_SIZE_H": size, "other": 1}) for size in (3, 5, 8, 8)]
     kernel = SimpleNamespace(configs=configs[:2])
     module = SimpleNamespace(_chunk_cumsum_fwd_kernel=kernel)
-    choose([module])
+    with pytest.warns(UserWarning, match=r"_chunk_cumsum_fwd_kernel has no blocks of \(8,\)"):
+        choose([module])
     assert kernel.configs == configs[:2]
     kernel.configs = configs
     monkeypatch.setenv("ECHO_LM_MAMBA_AUTOTUNE", "all")

@@ -102,10 +102,7 @@ def test_bytes_of_attention_grow(length, report):
     assert report["calls", "hybrid", length] == expected_calls("hybrid", length)
 
 
-@pytest.mark.parametrize(
-    ("stack", "bound"),
-    [("echo exact K=1", 1e-12), ("echo exact K=0 lagged", 1e-6), ("hybrid", 1e-12), ("echo chunk K=1", 1e-6)],
-)
+@pytest.mark.parametrize(("stack", "bound"), gang.CHECKPOINTED.items())
 def test_a_block_that_is_computed_again_asks_and_sums_nothing(stack, bound, report):
     layers = gang.STACKS[stack]["layers"][:2]
     forward = ["all_gather_into_tensor"] * len(layers)

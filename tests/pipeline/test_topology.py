@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from echo_lm.data_prep.dataset import Dataset
+from echo_lm.kernels import sequence
 from echo_lm.kernels.sequence import Guesses
 from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.pipeline.engine import build_engine
@@ -85,8 +86,8 @@ class WrongGuesses(Guesses):
         return super().number(key, value, lambda found: 12)
 
 
-def losses_of_guesses(guesses: type[Guesses], data: Path) -> tuple[list[float], int]:
-    """Losses of three steps of two ranks that share sequences, and how often the model ran."""
+def losses_of_guesses(guesses: type[Guesses], data: Path) -> tuple[list[float], int, int]:
+    """Losses of three steps of two ranks that share sequences, how often the model ran, and how many messages its layers sent."""
     config = Case("echo", 3, 2, ("run.activation_checkpointing=true",)).config(dist.get_world_size())
     mesh = replace(make_mesh(2), guesses=guesses())
     dataset = Dataset.open(data / config.data.name)
@@ -94,18 +95,25 @@ def losses_of_guesses(guesses: type[Guesses], data: Path) -> tuple[list[float], 
     engine = build_engine(config, dataset.tokenizer().get_vocab_size(), torch.device("cpu"), mesh)
     runs = []
     engine.module.register_forward_pre_hook(lambda *_: runs.append(1))
-    found = []
+    found, messages = [], []
     old, ssd_sequence.LONG = ssd_sequence.LONG, 1
+    all_gather = sequence.all_gather
+    sequence.all_gather = lambda *arguments: messages.append(1) or all_gather(*arguments)
     for step in range(3):
         rate = learning_rate_at(step, config.train)
         found.append(update(engine, loader.batch(step), rate, config, mesh, flags=[]).metrics["loss"])
-    ssd_sequence.LONG = old
+    ssd_sequence.LONG, sequence.all_gather = old, all_gather
     engine.destroy()
-    return found, len(runs)
+    return found, len(runs), len(messages)
 
 
 def test_a_wrong_guess_of_a_layer_is_made_good(tmp_path, data_root):
-    """The second and third step run twice: in the first nothing was guessed."""
-    (right, once), (wrong, twice) = play([Guesses, WrongGuesses], 2, data_root, tmp_path, losses_of_guesses)
+    """The second and third step run twice: in the first nothing was guessed. Each of the two layers sends one message forward and
+    one backward, and none more for activation checkpointing."""
+    (right, once, messages), (wrong, twice, more) = play(
+        [Guesses, WrongGuesses], 2, data_root, tmp_path, losses_of_guesses
+    )
     assert wrong == pytest.approx(right, rel=1e-6)
     assert twice == once + 2
+    assert messages == 4 * once
+    assert more == messages + 4
