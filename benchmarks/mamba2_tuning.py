@@ -25,7 +25,7 @@ from echo_lm.kernels.ssd import ssd_scan
 from echo_lm.kernels.ssd.tuning import blocks_of
 from echo_lm.models import preset
 
-# rows, tokens a row, dtype, whether documents begin inside rows, whether a state enters
+# model, rows, tokens a row, dtype, whether documents begin inside rows, whether a state enters
 SHAPES = [
     ("echo-50m", 64, 2048, "bfloat16", True, False),
     ("echo-180m", 32, 2048, "bfloat16", False, False),

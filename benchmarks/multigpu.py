@@ -104,9 +104,17 @@ def plan(world: int, largest: int, sizes: dict) -> list[dict]:
     return [case | dict(vocabulary=sizes["vocabulary"]) for case in cases]
 
 
-def profile_of(case: dict, wanted: str, out: Path) -> dict:
+def pattern(text: str) -> re.Pattern:
+    """A regular expression of the command line."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+
+
+def profile_of(case: dict, wanted: re.Pattern, out: Path) -> dict:
     """Where the profile of a case goes, if it is one that has a profile."""
-    if case["kind"] != "speed" or not re.search(wanted, case["name"]):
+    if case["kind"] != "speed" or not wanted.search(case["name"]):
         return {}
     name = f"profile_{re.sub('[^a-z0-9]+', '_', case['name'])}_{case['world']}.txt"
     return {"profile": str((out / name).resolve())}
@@ -261,11 +269,12 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, help="how many; all that are visible if left out")
     parser.add_argument("--processes", type=int, help="instead of GPUs: so many processes on the CPU")
     parser.add_argument("--tiny", action="store_true", help="small models and lengths")
-    parser.add_argument("--only", help="cases whose name this regular expression finds")
+    parser.add_argument("--only", type=pattern, metavar="REGEX", help="cases whose name it finds")
     parser.add_argument(
         "--profile",
         nargs="?",
-        const="",
+        type=pattern,
+        const=re.compile(""),
         metavar="REGEX",
         help="of each speed case whose name it finds (all without one) a file in --out: where rank 0's time goes",
     )
@@ -287,7 +296,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         while world >= 1:
             cases = [case for case in plan(world, largest, TINY if options.tiny else FULL)]
-            cases = [case for case in cases if not options.only or re.search(options.only, case["name"])]
+            cases = [case for case in cases if not options.only or options.only.search(case["name"])]
             if options.profile is not None:
                 cases = [case | profile_of(case, options.profile, options.out) for case in cases]
             started = time.monotonic()

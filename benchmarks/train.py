@@ -131,11 +131,12 @@ class Case:
             config.train.batch_sequences, config.train.sequence_length, self.model.vocab_size
         )
         self.engine = build_engine(config, self.model.vocab_size, self.device, self.mesh)
-        self.garbage = GarbageCollection().__enter__()
+        self.open = contextlib.ExitStack()
+        self.garbage = self.open.enter_context(GarbageCollection())
 
     def close(self) -> None:
         """Let go of everything; the case's memory is free after `gc.collect()` once nobody holds it."""
-        self.garbage.__exit__(None, None, None)
+        self.open.close()
         self.engine.destroy()
 
     def step(self, batch=None, learning_rate: float = 1e-4) -> tuple[float, float]:
