@@ -1,6 +1,7 @@
 """The batch order: `batch(step)` is a pure function of the dataset, the mixture, the seed and the step."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ class SourceUse:
 
 class BatchLoader:
     """Batches of `batch_sequences` rows of `sequence_length` tokens, mixed of text and recall inside each batch.
+
+    Recall rows are spread evenly over all rows of a run: any stretch of rows, be it a rank's or a step's, holds its share to
+    within one row, and a batch too small for its share holds a recall row every few steps.
 
     Nothing is kept from step to step: any process can compute any step, and a resumed run repeats the same batches.
 
@@ -60,28 +64,24 @@ class BatchLoader:
                 f"recall sequences of {max(recall.lengths)} tokens do not fit a row of {sequence_length}: "
                 "lower recall.lengths or raise the sequence length"
             )
-        self.recall_rows = round(recall.share * batch_sequences) if recall else 0
-        self.text_rows = batch_sequences - self.recall_rows
-        if recall and (self.recall_rows == 0 or (self.text_rows == 0) != (recall.share == 1)):
-            raise UserError(
-                f"recall.share {recall.share} of {batch_sequences} rows is {self.recall_rows} rows: use more rows"
-            )
-        # Row i is recall where this grows: any run of rows, hence any rank, holds its share to within one row.
-        grown = np.arange(batch_sequences + 1) * self.recall_rows // batch_sequences
-        self.is_recall = np.diff(grown).astype(bool)
+        # Of a share, the decimal number that was written: as a binary fraction 0.05 of 20 rows would miss a row now and then.
+        self.recall_share = Fraction(str(recall.share)) if recall else Fraction(0)
 
-        if dataset is None and self.text_rows:
+        if dataset is None and self.recall_share < 1:
             raise UserError("a mixture with text needs a dataset: name one, or set recall.share to 1")
         self.vocabulary = RecallVocabulary(reserved_start(dataset.tokenizer()) if dataset and recall else 0)
         self.text: TextRows | None = None
-        if dataset and self.text_rows:
+        if dataset and self.recall_share < 1:
             self.text = TextRows(dataset, mixture, sequence_length=sequence_length, seed=seed)
 
     def batch(self, step: int) -> Batch:
         """The whole batch of a step, from 0; `.rows(rank, world_size)` is what one rank takes."""
-        text_index = step * self.text_rows
+        first = step * self.batch_sequences
+        recall_rows = [self._recall_rows(first + i) for i in range(self.batch_sequences + 1)]
+        flags = np.diff(recall_rows).astype(bool)
+        text_index = first - recall_rows[0]
         rows = []
-        for i, is_recall in enumerate(self.is_recall):
+        for i, is_recall in enumerate(flags):
             if is_recall:
                 assert self.mixture.recall is not None
                 rows.append(self._recall_row(self.mixture.recall, step, i))
@@ -96,22 +96,25 @@ class BatchLoader:
             labels=torch.from_numpy(np.stack([row.labels for row in rows])),
             loss_mask=torch.from_numpy(np.stack([row.loss_mask for row in rows])),
             cu_seqlens=torch.from_numpy(np.concatenate([*borders, [end]]).astype(np.int32)),
-            is_recall=torch.from_numpy(self.is_recall.copy()),
+            is_recall=torch.from_numpy(flags),
         )
 
     def describe(self, steps: int) -> list[SourceUse]:
-        """What `steps` steps take from every source of text and from the recall generators."""
-        uses = []
+        """What `steps` steps take from every source of text and from the recall generators, on average."""
+        uses, rows = [], steps * self.batch_sequences
+        recall_share = float(self.recall_share)
         if self.text:
             total = sum(self.text.quotas)
             for name, quota, windows in zip(self.text.names, self.text.quotas, self.text.windows, strict=True):
-                rows = steps * self.text_rows * quota / total
-                share = self.text_rows / self.batch_sequences * quota / total
-                uses.append(SourceUse(name, share, round(rows * self.sequence_length), rows / windows))
-        if self.recall_rows:
-            tokens = steps * self.recall_rows * self.sequence_length
-            uses.append(SourceUse("recall", self.recall_rows / self.batch_sequences, tokens, None))
+                share = (1 - recall_share) * quota / total
+                uses.append(SourceUse(name, share, round(rows * share * self.sequence_length), rows * share / windows))
+        if recall_share:
+            uses.append(SourceUse("recall", recall_share, round(rows * recall_share * self.sequence_length), None))
         return uses
+
+    def _recall_rows(self, rows: int) -> int:
+        """How many of the run's first rows are recall."""
+        return int(rows * self.recall_share)
 
     def _recall_row(self, recall: RecallMixtureConfig, step: int, row: int) -> Row:
         """As many sequences of one task, length and number of pairs as fit; each is a document of its own.
