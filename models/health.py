@@ -3,6 +3,7 @@
 Language-model loss hardly sees a broken SKA layer; these see it at once.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from .stack import EchoLM
 class LayerHealth(NamedTuple):
     """Attributes:
     layer: index of the block.
-    smallest_eigenvalue: lambda_min(G) / ridge, the smallest of all heads and rows; 1: some direction holds no key.
+    smallest_eigenvalue: lambda_min(G) / ridge, the smallest of all heads and rows; 1: some direction holds no key; below: of
+        the sums in fp32 the rounding is larger than the ridge.
     sigma_max: the largest ||A_w||_2 of all heads and rows, below 1 by construction.
     mean_gate: of the write gate; 1 without one.
     closed_gates: the share of gates that are exactly zero.
@@ -47,18 +49,28 @@ def _layer_health(layer: int, block, x: Tensor) -> LayerHealth:
     mixer, normed = block.mixer, block.mixer_norm(x)
     q, k, v = mixer.keys(normed)
     _, state = ska_attention(q, k, v, mode="prefix", ridge=mixer.config.ridge, return_state=True)
-    gram = state.gram.double()
-    gram.diagonal(dim1=-2, dim2=-1).add_(mixer.config.ridge)
-    factor = torch.linalg.cholesky(gram)
-    whitened = torch.linalg.solve_triangular(factor, state.transition.double(), upper=False)
-    whitened = torch.linalg.solve_triangular(factor.mT, whitened, upper=True, left=False)
+    smallest, sigma = _extremes(state.gram.double(), state.transition.double(), mixer.config.ridge)
     gate = mixer.gate(normed)
     written = mixer(normed)
     return LayerHealth(
         layer,
-        torch.linalg.eigvalsh(gram).min().item() / mixer.config.ridge,
-        torch.linalg.matrix_norm(whitened, 2).max().item(),
+        smallest / mixer.config.ridge,
+        sigma,
         1.0 if gate is None else gate.mean().item(),
         0.0 if gate is None else (gate == 0).float().mean().item(),
         (written.norm() / (x + written).norm()).item(),
     )
+
+
+def _extremes(gram: Tensor, transition: Tensor, ridge: float) -> tuple[float, float]:
+    """lambda_min(G) and ||A_w||_2 of sums without ridge `[..., r, r]`, the smallest and the largest; NaN if one is not finite.
+
+    A look must not end a run. Sums of thousands of keys in fp32 can miss what a small ridge adds, and be indefinite by their
+    rounding; as the true G is nowhere below the ridge, whitening takes no eigenvalue that is.
+    """
+    if not (gram.isfinite().all() and transition.isfinite().all()):
+        return math.nan, math.nan
+    values, vectors = torch.linalg.eigh(gram)
+    scale = (values + ridge).clamp(min=ridge).rsqrt().unsqueeze(-1)
+    whitened = scale * (vectors.mT @ transition @ vectors) * scale.mT
+    return values.min().item() + ridge, torch.linalg.matrix_norm(whitened, 2).max().item()

@@ -135,7 +135,11 @@ def run_study(
         hardware = study.hardware
         with RayExecutor() if use_ray else ProcessExecutor(hardware.devices, hardware.device == "cuda") as executor:
             rule = given_rule(study.learning_rate, study.families)
-            _run_cells(folder, plan, plan.of_kind("sweep"), rule, dataset, executor, until)
+            sweep = plan.of_kind("sweep")
+            if folder.rule_file.is_file():  # cells train by it: what failed must not change it any more
+                failed = failed_cells(folder, sweep)
+                sweep = [cell for cell in sweep if cell.name not in failed]
+            _run_cells(folder, plan, sweep, rule, dataset, executor, until)
             if not any(cell.kind == "sweep" for cell in cells_left(folder, plan)):
                 rule = learning_rates(folder, plan)
                 write_json(folder.rule_file, rule.model_dump(mode="json"))

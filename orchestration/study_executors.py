@@ -140,4 +140,6 @@ def _reason(folder: Path, exitcode: int | None, message: str = "") -> str:
         return f"killed by signal {-exitcode}"
     log = log_file(folder)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    # What libraries log at the exit comes after the error: "[rank0]:[W1126 ...] Warning: destroy_process_group() ...".
+    lines = [line for line in lines if not line.startswith("[")] or lines
     return message or (lines[-1] if lines else f"exit code {exitcode}")

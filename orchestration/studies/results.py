@@ -71,18 +71,21 @@ class CellResult(Record):
 class Pace:
     """How long cells really take, by what finished ones took: start and evaluation, and how far their speed was from the study's.
 
-    Of the same family and size if any has finished, else of the same size, else of all; before any has, predictions stand.
+    Of the same family, size and batch if any has finished, else of the same size and batch, of the same family and size, of the
+    size, of all; before any has, predictions stand. A device is taken to be shared evenly: with half as many cells on it, each
+    is twice as fast.
     """
 
     def __init__(self, study: StudyConfig, results: Iterable[CellResult]):
         self._study = study
-        self._fixed: dict[tuple[str, ...], list[float]] = {}  # seconds beside the steps, by what cells share
-        self._slower: dict[tuple[str, ...], list[float]] = {}  # than `hardware.tflops`
+        self._fixed: dict[tuple[object, ...], list[float]] = {}  # seconds beside the steps, by what cells share
+        self._slower: dict[tuple[object, ...], list[float]] = {}  # than `hardware.tflops`, and by how many side by side
         for result in results:
             fixed = max(0.0, result.seconds - result.cell.tokens / result.tokens_per_second)
+            slower = study.hardware.tflops_of(result.cell.size) / result.tflops
             for key in _pace_keys(result.cell):
                 self._fixed.setdefault(key, []).append(fixed)
-                self._slower.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
+                self._slower.setdefault(key, []).append(slower / result.cell.per_device)
 
     def __call__(self, cell: Cell, done: float = 0.0) -> float:
         """Seconds that the cell will take, where `done` of its training, 0 to 1, lies in a checkpoint."""
@@ -90,13 +93,21 @@ class Pace:
         training = (1 - done) * cell.flops / (1e12 * hardware.tflops_of(cell.size))
         for key in _pace_keys(cell):
             if key in self._fixed:
-                return statistics.mean(self._fixed[key]) + training * statistics.median(self._slower[key])
+                return statistics.mean(self._fixed[key]) + training * cell.per_device * statistics.median(
+                    self._slower[key]
+                )
         return hardware.startup_seconds + training
 
 
-def _pace_keys(cell: Cell) -> tuple[tuple[str, ...], ...]:
-    """What a cell's pace is known by, the closest first."""
-    return (cell.family, cell.size), (cell.size,), ()
+def _pace_keys(cell: Cell) -> tuple[tuple[object, ...], ...]:
+    """What a cell's pace is known by, the closest first. Small batches cost what launching costs."""
+    return (
+        (cell.family, cell.size, cell.batch_tokens),
+        (cell.size, cell.batch_tokens),
+        (cell.family, cell.size),
+        (cell.size,),
+        (),
+    )
 
 
 def collect(plan: Plan, cell: Cell, folder: Path, identity: str, learning_rate: float, started: float) -> CellResult:

@@ -1,5 +1,7 @@
 """Accounting against what is counted, measured or known by hand."""
 
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +15,7 @@ from echo_lm.models.accounting import (
     training_bytes_per_gpu,
     training_flops,
 )
+from echo_lm.models.health import _extremes
 
 
 @pytest.mark.parametrize("name", ["echo-1m", "mamba2-1m", "hybrid-1m", "transformer-1m", "mamba2-ska-swiglu-1m"])
@@ -97,3 +100,22 @@ def test_health_tells_a_living_layer_from_a_dead_one(random_model):
     assert closed.smallest_eigenvalue == pytest.approx(1)
     assert silent.written_share == 0
     assert silent.mean_gate > 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_health_of_what_is_damaged_is_a_number_or_nan_and_never_an_error(random_model):
+    """A look must not end a run. Sums in fp32 can be indefinite by more than the ridge."""
+    model = random_model("echo-1m")
+    tokens = torch.randint(0, 50, (1, 200), generator=torch.Generator().manual_seed(0))
+    keys = torch.randn(5, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gram, transition = keys.mT @ keys, keys.roll(-1, 0).mT @ keys
+    smallest, sigma = _extremes(gram - 0.003 * torch.eye(24), transition, 1e-3)
+    assert smallest == pytest.approx(-0.002)
+    assert 0.9 < sigma < 1.01
+    with torch.no_grad():
+        model.blocks[1].mixer.out_proj.weight.fill_(math.nan)
+    first, second = ska_health(model, tokens)
+    assert 0 < first.sigma_max < 1
+    assert math.isnan(first.written_share)
+    assert math.isnan(second.sigma_max)
+    assert math.isnan(second.smallest_eigenvalue)

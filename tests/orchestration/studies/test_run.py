@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +17,8 @@ from echo_lm.orchestration import study as study_module
 from echo_lm.orchestration.cli import app
 from echo_lm.orchestration.studies.plan import make_plan
 from echo_lm.orchestration.study import StudyFolder, cells_left, failed_cells, find_study, run_study
-from echo_lm.orchestration.study_cell import result_file
+from echo_lm.orchestration.study_cell import log_file, result_file
+from echo_lm.orchestration.study_executors import _reason
 from echo_lm.orchestration.study_report import fit_and_report
 from echo_lm.orchestration.study_tables import status_view
 from echo_lm.orchestration.study_tracking import track_study
@@ -244,9 +244,13 @@ def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data,
         size: {"preset": "1m", "model": {"d_model": d}, "feedforward_width": 64} for size, d in (("a", 32), ("b", 64))
     }
     rates = []
+    broken = ["transformer-a-8.192k-lr0.5"]
 
     class Bowl(Scripted):
         def start(self, plan, cell, config, folder, dataset):
+            if cell.name in broken:
+                self._ended.append((cell.name, "out of luck"))
+                return True
             rate = config.train.learning_rate
             rates.append((cell.kind, cell.size, rate))
             loss = 2 + (rate / {"a": 4e-3, "b": 2e-3}[cell.size] - 1) ** 2
@@ -259,9 +263,26 @@ def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data,
     monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: Bowl({}, record))
     monkeypatch.setattr(study_module, "POLL_SECONDS", 0.0)
     rule = {"value": 3e-3, "sweep": {"sizes": ["a", "b"], "factors": [0.5, 1, 2]}}
-    run_study(study(**TINY | {"sizes": sizes, "learning_rate": rule}), tmp_path, data)
-    assert [kind for kind, *_ in rates] == ["sweep"] * 6 + ["main"] * 4
+    swept = study(**TINY | {"sizes": sizes, "learning_rate": rule})
+    with pytest.raises(UserError, match="1 of 10 cells failed, first transformer-a-"):
+        run_study(swept, tmp_path, data)
+    assert [kind for kind, *_ in rates] == ["sweep"] * 5 + ["main"] * 4
     main = {size: rate for kind, size, rate in rates if kind == "main"}
     assert main["a"] > 1.4 * main["b"]
-    assert find_study("toy", tmp_path).rule_file.is_file()
-    assert Path(tmp_path / "toy" / "plan.json").is_file()
+    folder = find_study("toy", tmp_path)
+    stored = folder.rule_file.read_bytes()
+    broken.clear()
+    with pytest.raises(UserError, match="1 of 10 cells failed, first transformer-a-"):
+        run_study(swept, tmp_path, data)
+    assert len(rates) == 9, "the cells of its rule are trained: what failed of the sweep is not tried again"
+    assert folder.rule_file.read_bytes() == stored
+
+
+def test_the_reason_of_a_failure_is_its_error_not_what_libraries_say_at_the_exit(tmp_path):
+    folder = tmp_path / "runs" / "cell"
+    log = log_file(folder)
+    log.parent.mkdir(parents=True)
+    log.write_text("Traceback:\n  File x\nValueError: no luck\n[rank0]:[W1126 11:49 x.cpp:1] Warning: not called\n")
+    assert _reason(folder, 1) == "ValueError: no luck"
+    log.write_text("[rank0]: nothing else\n")
+    assert _reason(folder, 1) == "[rank0]: nothing else"
