@@ -4,8 +4,9 @@
     python benchmarks/study_on_card.py study-code-h100 --data DIR --out DIR --seconds 560 --archive carry/study-code-h100.tar.xz
 
 The dataset is prepared already, or is made now. DIR gets `NAME.tar.xz`: the study's folder with the cells that have a record,
-without weights. A cell that is predicted to end later is not begun; one that is at work when the time is up begins anew in the
-next sitting. Unpack it anywhere: `echo-lm study status`, `report` and `track` work on it. All GPUs that are visible are used.
+without weights; it is written anew after every cell, so that a machine that is taken away takes only what is at work. A cell
+that is predicted to end later is not begun; one that is at work when the time is up begins anew in the next sitting. Unpack the
+archive anywhere: `echo-lm study status`, `report` and `track` work on it. All GPUs that are visible are used.
 Nothing here needs Ray or MLflow.
 On a bare GPU machine: `source benchmarks/use_carry.sh` first.
 """
@@ -28,7 +29,8 @@ from echo_lm.orchestration.studies.config import StudyConfig, load_study
 from echo_lm.orchestration.study import StudyFolder
 from echo_lm.orchestration.study_cell import result_file
 
-PACKING = 15.0  # seconds that are kept for it
+PACKING = 30.0  # seconds that are kept for it, and for the end of what is at work
+LOOK_SECONDS = 2.0  # between looks at what is done
 STARTING = 15.0  # until `study run` begins to count
 WEIGHTS = ".safetensors"
 
@@ -63,13 +65,14 @@ def main() -> int:
         allowed = max(1.0, until - time.monotonic() - STARTING)
         places = ["--studies", str(folder.path.parent), "--data", str(options.data)]
         process = start(["study", "run", str(config), *places, "--for", f"{allowed:.0f}s"])
+        archive = options.out / f"{study.name}.tar.xz"
         try:
-            process.wait(timeout=max(1.0, until - time.monotonic()))
+            pack_while_running(process, folder, archive, until)
         except subprocess.TimeoutExpired:
             print("stopped: the time is up, the same command with --archive goes on", flush=True)
         finally:
             kill(process)
-        pack(folder, options.out / f"{study.name}.tar.xz")
+        pack(folder, archive)
     return process.returncode if process.returncode > 0 else 0
 
 
@@ -91,12 +94,32 @@ def on_this_machine(study: StudyConfig, path: Path) -> Path:
     return path
 
 
+def pack_while_running(process: subprocess.Popen, folder: StudyFolder, archive: Path, until: float) -> None:
+    """Wait for the process until then (monotonic seconds), and pack after every cell.
+
+    Raises:
+        subprocess.TimeoutExpired: it runs longer.
+    """
+    packed = 0
+    while time.monotonic() < until:
+        done = len(list(folder.runs.glob(f"*/{result_file(Path()).name}")))
+        if done > packed:
+            pack(folder, archive)
+            packed = done
+        try:
+            process.wait(timeout=LOOK_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+    raise subprocess.TimeoutExpired(process.args, 0)
+
+
 def pack(folder: StudyFolder, archive: Path) -> None:
     """The study's own files and the cells that are done."""
     runs = sorted(folder.runs.glob("*"))
     done = [run for run in runs if result_file(run).is_file()]
     others = [path for path in folder.path.glob("*") if path != folder.runs and path.name != "leases"]
-    with write_aside(archive) as aside, tarfile.open(aside, "w:xz") as file:
+    with write_aside(archive) as aside, tarfile.open(aside, "w:xz", preset=1) as file:  # 1 s instead of 15
         for path in sorted([*others, *done]):
             name = str(path.relative_to(folder.path.parent))
             file.add(path, name, filter=lambda entry: None if entry.name.endswith(WEIGHTS) else entry)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "study_on_card.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-from study_on_card import is_of, on_this_machine, pack  # noqa: E402
+from study_on_card import is_of, on_this_machine, pack, pack_while_running  # noqa: E402
 
 from echo_lm.orchestration.studies.config import load_study  # noqa: E402
 from echo_lm.orchestration.study import StudyFolder  # noqa: E402
@@ -36,6 +37,22 @@ def test_an_archive_has_what_is_done_and_no_weights(tmp_path):
         files = {entry.name for entry in file if entry.isfile()}
     wanted = ("plan.json", "logs/done.log", "runs/done/cell.json", "runs/done/events.jsonl")
     assert files == {f"study-pocket/{name}" for name in wanted}
+
+
+def test_what_is_done_is_packed_while_others_run(tmp_path):
+    folder, archive = StudyFolder(tmp_path / "toy"), tmp_path / "toy.tar.xz"
+    (folder.runs / "first").mkdir(parents=True)
+    (folder.runs / "first" / "cell.json").write_text("{}")
+    endless = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            pack_while_running(endless, folder, archive, time.monotonic() + 1)
+    finally:
+        endless.kill()
+    with tarfile.open(archive) as file:
+        assert "toy/runs/first/cell.json" in file.getnames()
+    endless.wait()
+    pack_while_running(endless, folder, archive, time.monotonic() + 60)  # it has ended: so does the waiting
 
 
 def test_the_study_is_the_same_on_all_devices(tmp_path, monkeypatch):
