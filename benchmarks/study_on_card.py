@@ -28,6 +28,7 @@ from echo_lm.models.files import write_aside
 from echo_lm.orchestration.studies.config import StudyConfig, load_study
 from echo_lm.orchestration.study import StudyFolder
 from echo_lm.orchestration.study_cell import result_file
+from echo_lm.orchestration.study_export import import_study
 
 PACKING = 30.0  # seconds that are kept for it, and for the end of what is at work
 LOOK_SECONDS = 2.0  # between looks at what is done
@@ -41,27 +42,23 @@ def main() -> int:
     parser.add_argument("study", help="a study's name or its YAML file")
     parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--out", type=Path, required=True, help="folder of NAME.tar.xz")
-    parser.add_argument("--archive", type=Path, help="NAME.tar.xz of an earlier sitting")
+    parser.add_argument("--archive", type=Path, help="NAME.tar.xz of an earlier sitting, or a report's study.json")
     parser.add_argument("--seconds", type=float, required=True, help="of this sitting, packing included")
     options = parser.parse_args()
     until = time.monotonic() + options.seconds - PACKING
     try:
         study = load_study(options.study)
-        if options.archive is not None and not is_of(study, options.archive):
-            raise UserError(
-                f"{options.archive} holds no {study.name}: name a {study.name}.tar.xz that this script wrote"
-            )
+        scratch = tempfile.TemporaryDirectory()
+        folder = StudyFolder(Path(scratch.name) / "studies" / study.name)
+        folder.path.mkdir(parents=True)
+        if options.archive is not None:
+            unpack(options.archive, folder)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = StudyFolder(Path(scratch) / "studies" / study.name)
-        folder.path.mkdir(parents=True)
-        if options.archive is not None:
-            with tarfile.open(options.archive) as file:
-                file.extractall(folder.path.parent, filter="data")
-        config = on_this_machine(study, Path(scratch) / "study.yaml")
+    with scratch:
+        config = on_this_machine(study, Path(scratch.name) / "study.yaml")
         allowed = max(1.0, until - time.monotonic() - STARTING)
         places = ["--studies", str(folder.path.parent), "--data", str(options.data)]
         process = start(["study", "run", str(config), *places, "--for", f"{allowed:.0f}s"])
@@ -76,12 +73,22 @@ def main() -> int:
     return process.returncode if process.returncode > 0 else 0
 
 
-def is_of(study: StudyConfig, archive: Path) -> bool:
-    """Whether that is an archive of the study."""
-    if not archive.is_file() or not tarfile.is_tarfile(archive):
-        return False
-    with tarfile.open(archive) as file:
-        return f"{study.name}/plan.json" in file.getnames()
+def unpack(archive: Path, folder: StudyFolder) -> None:
+    """What an earlier sitting left, into the study's folder.
+
+    Raises:
+        UserError: it holds no cells of this study.
+    """
+    name = folder.path.name
+    if archive.suffix == ".json" and archive.is_file():
+        import_study(archive, folder)
+        return
+    if archive.is_file() and tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as file:
+            if f"{name}/plan.json" in file.getnames():
+                file.extractall(folder.path.parent, filter="data")
+                return
+    raise UserError(f"{archive} holds no {name}: name a {name}.tar.xz that this script wrote, or a report's study.json")
 
 
 def on_this_machine(study: StudyConfig, path: Path) -> Path:
@@ -90,7 +97,7 @@ def on_this_machine(study: StudyConfig, path: Path) -> Path:
     count = torch.cuda.device_count()
     if count and study.hardware.device == "cuda":
         values["hardware"]["devices"] = count
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Fit and report of a study's folder: reads the cells, writes fit.json, report.md, report.html and figures."""
+"""Fit and report of a study's folder: reads the cells, writes fit.json, report.md, report.html, figures and study.json."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from .studies.fit import StudyFit, fit_study
 from .studies.learning_rate import LearningRateRule
 from .studies.report import write_report
 from .study import StudyFolder, failed_cells
+from .study_export import export_study
 
 
 def write_fit(folder: StudyFolder) -> StudyFit:
@@ -32,7 +33,7 @@ def fit_and_report(folder: StudyFolder) -> Path:
     fit = write_fit(folder)
     rule = LearningRateRule.model_validate(read_json(folder.rule_file)) if folder.rule_file.is_file() else None
     report = write_report(folder.path, plan, folder.results(plan), fit, rule, failed_cells(folder, plan.cells))
-    console.print(f"report: {report} and {report.with_suffix('.html')}")
+    console.print(f"report: {report} and {report.with_suffix('.html')}; everything behind it: {export_study(folder)}")
     try:
         from .study_tracking import track_study
 

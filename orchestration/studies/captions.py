@@ -6,7 +6,8 @@ CAPTIONS = {
     "isoflop": "Loss against size at equal training cost; stars: the best size.",
     "residuals": "What the laws leave unexplained.",
     "extrapolation": "Sizes that no fit saw.",
-    "recall_against_state": "Recall against the bytes that one sequence carries while decoding.",
-    "recall_against_parameters": "Recall against parameters.",
+    "recall_against_tokens": "Recall against training, a line for each size.",
+    "recall_against_state": "Recall against the bytes that one sequence carries while decoding; larger marks: larger budgets.",
+    "recall_against_parameters": "Recall against parameters; larger marks: larger budgets.",
     "throughput": "Median speed of each cell while others ran beside it.",
 }

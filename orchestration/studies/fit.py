@@ -9,7 +9,7 @@ from pydantic import Field
 from .config import StudyConfig
 from .isoflop import fit_parabola, minimum, resample_minimum
 from .loss_law import LossFit, fit_loss, interval, predict, prediction_interval
-from .plan import Plan, Record
+from .plan import Plan, Record, budget_names
 from .recall_law import fit_recall
 from .results import CellResult
 
@@ -86,7 +86,7 @@ class IsoFlop(Record):
 
 
 class RecallLaw(Record):
-    """`recalled = 1 / (1 + c pairs^p length^q / state_bytes^s)` of one task; family "all" pools the arms.
+    """`recalled = 1 / (1 + c pairs^p length^q / state_bytes^s)` of one task at the largest budget; family "all" pools the arms.
 
     `exponents` holds those of what varies: state_bytes (s), pairs (p), length (q).
     """
@@ -152,7 +152,8 @@ def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
         predictions=tuple(_predictions(study, main, fits)),
         comparisons=tuple(_comparisons(study, main, fits)),
         isoflops=tuple(_isoflops(study, main)) if study.budgets.kind == "flops" else (),
-        recall=tuple(_recall_laws(study, main)),
+        # Of one budget: others say what training has not taught yet, not what a state can hold.
+        recall=tuple(_recall_laws(study, [r for r in main if r.cell.budget == budget_names(study)[-1]])),
     )
 
 

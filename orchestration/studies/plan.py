@@ -345,6 +345,11 @@ def _kind(cells: list[Cell], kind: str) -> list[Cell]:
     return [cell for cell in cells if cell.kind == kind]
 
 
+def budget_names(study: StudyConfig) -> list[str]:
+    """The study's budgets, ascending, as in `Cell.budget`."""
+    return [_budget_label(study.budgets.kind, value) for value in study.budgets.values]
+
+
 def _budget_label(kind: str, value: float) -> str:
     if kind == "flops":
         return f"{value:.3g}F".replace("+", "")

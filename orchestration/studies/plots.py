@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ...evals.figures import BASELINE, PALETTE, figure, human_bytes
 from .fit import StudyFit, flops_per_parameter, frontier
 from .loss_law import predict
-from .plan import Plan
+from .plan import Plan, budget_names
 from .results import CellResult
 
 MARKERS = "osD^vP*X"
@@ -27,6 +28,7 @@ def draw_all(folder: Path, plan: Plan, results: Sequence[CellResult], fit: Study
         "isoflop": (bool(fit.isoflops) or laws, _isoflop),
         "residuals": (laws, _residuals),
         "extrapolation": (bool(fit.predictions), _extrapolation),
+        "recall_against_tokens": (has_recall, _recall_against_tokens),
         "recall_against_state": (has_recall, _recall_against_state),
         "recall_against_parameters": (has_recall, _recall_against_parameters),
         "throughput": (bool(main), _throughput),
@@ -63,7 +65,7 @@ def _loss_against_compute(path: Path, plan: Plan, main: Sequence[CellResult], fi
 
 def _arms(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
     """Loss against parameters, a line for each family and budget: the larger the budget, the darker."""
-    budgets = list(dict.fromkeys(r.cell.budget for r in main))
+    budgets = budget_names(plan.study)
     with figure(path, "Arms side by side", "parameters without embeddings", _loss_name(fit)) as axes:
         for color, family in _families(plan):
             for i, budget in enumerate(budgets):
@@ -142,17 +144,41 @@ def _extrapolation(path: Path, plan: Plan, main: Sequence[CellResult], fit: Stud
             if found.naive_error is not None:
                 axes.plot(found.naive_error, y, marker="x", color="0.3")
         axes.set_yticks(range(len(fit.predictions)), [found.cell for found in reversed(fit.predictions)], fontsize=8)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.1%}")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}%")
         marks = [Line2D([], [], marker="x", color="0.3", linestyle="", label="same as the next smaller size")]
         axes.legend(handles=[*_family_handles(plan), *marks], loc="center left", bbox_to_anchor=(1, 0.5))
 
 
+def _recall_against_tokens(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
+    """A line for each family and size: the larger the model, the darker."""
+    sizes = list(plan.study.sizes)
+    with figure(path, "Recall against training", "training tokens", "accuracy, mean of all tasks") as axes:
+        for color, family in _families(plan):
+            for i, size in enumerate(sizes):
+                cells = [r for r in main if (r.cell.family, r.cell.size) == (family, size) and r.recall]
+                tokens = sorted({r.cell.tokens for r in cells})
+                mean = [np.mean([_accuracy(r) for r in cells if r.cell.tokens == count]) for count in tokens]
+                shade = 0.35 + 0.65 * (i + 1) / len(sizes)
+                axes.plot(tokens, mean, color=color, alpha=shade, marker=MARKERS[i % len(MARKERS)], markersize=5)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({float(f"{r.cell.tokens:.1g}") for r in main}))
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.3g}M")
+        marks = [
+            Line2D([], [], color="0.3", marker=MARKERS[i % len(MARKERS)], label=size, linestyle="")
+            for i, size in enumerate(sizes)
+        ]
+        _accuracy_axis(axes, plan, main, marks)
+
+
 def _recall_against_state(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
-    _recall(path, plan, main, "state of one sequence", lambda r: r.recall[0].state_bytes, human_bytes)
+    name = f"state of a sequence of {plan.study.fit.state_context:,} tokens"
+    _recall(path, plan, main, name, lambda r: r.cell.state_bytes, human_bytes, base=2)
 
 
 def _recall_against_parameters(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
-    _recall(path, plan, main, "parameters without embeddings", lambda r: r.cell.parameters, lambda v: f"{v:.3g}")
+    _recall(path, plan, main, "parameters without embeddings", lambda r: r.cell.parameters, lambda v: f"{v / 1e6:.3g}M")
 
 
 def _recall(
@@ -162,20 +188,32 @@ def _recall(
     x_name: str,
     x: Callable[[CellResult], float],
     text: Callable[[float], str],
+    base: int = 10,
 ) -> None:
-    """Mean accuracy over a cell's recall rows against something of its model; the state is that at the first row."""
+    """Accuracy against something of a cell's model."""
+    budgets = budget_names(plan.study)
     with figure(path, f"Recall against {x_name}", x_name, "accuracy, mean of all tasks") as axes:
         for color, family in _families(plan):
             cells = [r for r in main if r.cell.family == family and r.recall]
-            y = [np.mean([row.correct / row.queries for row in r.recall]) for r in cells]
-            axes.scatter([x(r) for r in cells], y, 26, color=color, alpha=0.8)
-        chance = np.mean([row.chance for r in main for row in r.recall])
-        axes.axhline(chance, color=BASELINE, linestyle="--", linewidth=1)
-        axes.set_xscale("log")
+            area = [60 * (1 + budgets.index(r.cell.budget)) / len(budgets) for r in cells]
+            axes.scatter([x(r) for r in cells], [_accuracy(r) for r in cells], area, color=color, alpha=0.8)
+        axes.set_xscale("log", base=base)
         axes.xaxis.set_major_formatter(lambda value, _: text(value))
-        axes.set_ylim(-0.02, 1.03)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.legend(handles=[*_family_handles(plan), Line2D([], [], color=BASELINE, linestyle="--", label="chance")])
+        _accuracy_axis(axes, plan, main, [])
+
+
+def _accuracy(result: CellResult) -> float:
+    """Mean over the cell's recall rows."""
+    return float(np.mean([row.correct / row.queries for row in result.recall]))
+
+
+def _accuracy_axis(axes: Axes, plan: Plan, main: Sequence[CellResult], marks: list[Line2D]) -> None:
+    """Accuracy from 0 to 1 with the line of chance, and the legend beside."""
+    axes.axhline(np.mean([row.chance for r in main for row in r.recall]), color=BASELINE, linestyle="--", linewidth=1)
+    axes.set_ylim(-0.02, 1.03)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    chance = Line2D([], [], color=BASELINE, linestyle="--", label="chance")
+    axes.legend(handles=[*_family_handles(plan), *marks, chance], loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _throughput(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:

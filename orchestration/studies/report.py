@@ -14,7 +14,7 @@ from .captions import CAPTIONS
 from .config import StudyConfig
 from .fit import Comparison, Interval, StudyFit
 from .learning_rate import LearningRateRule
-from .plan import Plan
+from .plan import Plan, budget_names
 from .plots import draw_all
 from .results import CellResult
 
@@ -105,21 +105,27 @@ def _compared(found: Comparison) -> str:
 
 
 def _recall_sentence(study: StudyConfig, results: Sequence[CellResult]) -> str:
-    main = [r for r in results if r.cell.kind == "main" and r.recall]
-    if not main:
+    measured = [r for r in results if r.cell.kind == "main" and r.recall]
+    if not measured:
         return "**Recall**: not measured in this study."
-    largest = max(r.cell.parameters for r in main)
+    budget = budget_names(study)[-1]
     sizes = list(study.sizes)
-    top = max((r.cell.size for r in main), key=sizes.index)
+    most = [r for r in measured if r.cell.budget == budget]
+    if not most:
+        return f"**Recall**: no cell with {budget} is finished."
+    top = max((r.cell.size for r in most), key=sizes.index)
     parts = []
     for family in study.families:
-        rows = [row for r in main if r.cell.family == family and r.cell.size == top for row in r.recall]
+        cells = [r for r in most if r.cell.family == family and r.cell.size == top]
+        rows = [row for r in cells for row in r.recall]
         if rows:
             correct, queries = sum(row.correct for row in rows), sum(row.queries for row in rows)
-            state = next(r.recall[0].state_bytes for r in main if r.cell.family == family and r.cell.size == top)
-            parts.append(f"{family} {correct / queries:.1%} with {state / 2**20:.2f} MiB of state")
-    chance = np.mean([row.chance for r in main for row in r.recall])
-    return f"**Recall** (all tasks, size {top}, {largest / 1e6:.2g}M parameters): {', '.join(parts)}; chance is {chance:.1%}."
+            parts.append(f"{family} {correct / queries:.1%} with {cells[0].cell.state_bytes / 2**20:.2f} MiB of state")
+    chance = np.mean([row.chance for r in most for row in r.recall])
+    return (
+        f"**Recall** (all tasks, size {top}, trained on {budget}; state of a sequence of {study.fit.state_context:,} tokens): "
+        f"{', '.join(parts)}; chance is {chance:.1%}."
+    )
 
 
 def _certainty_sentence(fit: StudyFit) -> str:
@@ -215,8 +221,10 @@ def _recall(fit: StudyFit, drawn: dict[str, Path]) -> str:
     ]
     header = ("task", "family", "cells", "s (state bytes)", "p (pairs)", "q (length)", "RMS error of accuracy")
     return (
-        "## Recall\n\nShare recalled above chance = 1 / (1 + c pairs^p length^q / state_bytes^s); -: did not vary.\n\n"
-        f"{_table(header, rows)}\n\n" + _figures(drawn, "recall_against_state", "recall_against_parameters")
+        "## Recall\n\nAt the largest budget, share recalled above chance = 1 / (1 + c pairs^p length^q / state_bytes^s); "
+        "-: did not vary.\n\n"
+        f"{_table(header, rows)}\n\n"
+        + _figures(drawn, "recall_against_tokens", "recall_against_state", "recall_against_parameters")
     )
 
 

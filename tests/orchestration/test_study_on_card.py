@@ -11,8 +11,9 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "study_on_card.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-from study_on_card import is_of, on_this_machine, pack, pack_while_running  # noqa: E402
+from study_on_card import main, on_this_machine, pack, pack_while_running, unpack  # noqa: E402
 
+from echo_lm.models.errors import UserError  # noqa: E402
 from echo_lm.orchestration.studies.config import load_study  # noqa: E402
 from echo_lm.orchestration.study import StudyFolder  # noqa: E402
 
@@ -31,8 +32,10 @@ def test_an_archive_has_what_is_done_and_no_weights(tmp_path):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).write_text("{}")
     pack(folder, tmp_path / "study-pocket.tar.xz")
-    assert is_of(load_study("study-pocket"), tmp_path / "study-pocket.tar.xz")
-    assert not is_of(load_study("study-code-h100"), tmp_path / "study-pocket.tar.xz")
+    unpack(tmp_path / "study-pocket.tar.xz", StudyFolder(tmp_path / "again" / "study-pocket"))
+    assert (tmp_path / "again" / "study-pocket" / "runs" / "done" / "cell.json").is_file()
+    with pytest.raises(UserError, match="holds no study-code-h100"):
+        unpack(tmp_path / "study-pocket.tar.xz", StudyFolder(tmp_path / "again" / "study-code-h100"))
     with tarfile.open(tmp_path / "study-pocket.tar.xz") as file:
         files = {entry.name for entry in file if entry.isfile()}
     wanted = ("plan.json", "logs/done.log", "runs/done/cell.json", "runs/done/events.jsonl")
@@ -61,6 +64,7 @@ def test_the_study_is_the_same_on_all_devices(tmp_path, monkeypatch):
     assert load_study(on_this_machine(small, tmp_path / "small.yaml")) == small  # its devices are CPU cores
     here = load_study(on_this_machine(study, tmp_path / "study.yaml"))
     assert here.hardware.devices == 7
+    assert list(here.sizes) == ["1m", "4m", "10m", "25m", "50m"], "ascending, as they are written"
     assert here == study.model_copy(update={"hardware": study.hardware.model_copy(update={"devices": 7})})
 
 
@@ -68,13 +72,19 @@ def test_the_study_is_the_same_on_all_devices(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["nope"], "there is no study 'nope'"),
+        (
+            ["study-pocket", "--archive", "study.json"],
+            "study.json holds another, not study-pocket: name the study.json",
+        ),
         (["study-pocket", "--archive", "none.tar.xz"], "none.tar.xz holds no study-pocket: name a study-pocket.tar.xz"),
     ],
 )
-def test_bad_input_gives_one_line_and_code_2(arguments, message, tmp_path):
-    command = [sys.executable, SCRIPT, *arguments, "--data", tmp_path, "--out", tmp_path / "out", "--seconds", "20"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
+def test_bad_input_gives_one_line_and_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "study.json").write_text('{"study": "another"}')
+    monkeypatch.chdir(tmp_path)
+    command = ["study_on_card.py", *arguments, "--data", ".", "--out", "out", "--seconds", "20"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
     assert not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ from echo_lm.orchestration.studies.plan import make_plan
 from echo_lm.orchestration.study import StudyFolder, cells_left, failed_cells, find_study, run_study
 from echo_lm.orchestration.study_cell import log_file, result_file
 from echo_lm.orchestration.study_executors import _reason
+from echo_lm.orchestration.study_export import export_study, import_study
 from echo_lm.orchestration.study_report import fit_and_report
 from echo_lm.orchestration.study_tables import status_view
 from echo_lm.orchestration.study_tracking import track_study
@@ -276,6 +277,18 @@ def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data,
         run_study(swept, tmp_path, data)
     assert len(rates) == 9, "the cells of its rule are trained: what failed of the sweep is not tried again"
     assert folder.rule_file.read_bytes() == stored
+    # In one file to another place: the same records, and nothing left to run.
+    elsewhere = StudyFolder(tmp_path / "elsewhere" / "toy")
+    import_study(export_study(folder), elsewhere)
+    with pytest.raises(UserError, match="1 of 10 cells failed"):
+        run_study(swept, tmp_path / "elsewhere", data)
+    plan = folder.load_plan()
+    assert len(rates) == 9
+    assert elsewhere.results(plan) == folder.results(plan)
+    assert failed_cells(elsewhere, plan.cells) == failed_cells(folder, plan.cells) != {}
+    assert elsewhere.rule_file.read_bytes() == stored
+    with pytest.raises(UserError, match="holds no study, not toy"):
+        import_study(folder.plan_file, elsewhere)
 
 
 def test_the_reason_of_a_failure_is_its_error_not_what_libraries_say_at_the_exit(tmp_path):
