@@ -107,6 +107,7 @@ def random_batch(rows: int, length: int, vocabulary: int):
         loss_mask=torch.ones(rows, length),
         cu_seqlens=torch.arange(rows + 1, dtype=torch.int32) * length,
         is_recall=torch.zeros(rows, dtype=torch.bool),
+        whole_rows=True,
     )
 
 

@@ -1,6 +1,6 @@
 """A training batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,8 @@ class Batch:
         loss_mask: float32 `[B, T]`, the weight of the label: 0 where it does not count, 1 in text.
         cu_seqlens: int32 `[documents + 1]`, borders in the flattened `B * T` tokens; every row start is one.
         is_recall: bool `[B]`, which rows are recall; the others are text.
+        whole_rows: no document begins inside a row, in this batch and in all others of the run: kernels that know no borders
+            serve. Not by chance: a run of both kinds would compile its kernels twice, the second time in its middle.
     """
 
     tokens: torch.Tensor
@@ -24,11 +26,7 @@ class Batch:
     loss_mask: torch.Tensor
     cu_seqlens: torch.Tensor
     is_recall: torch.Tensor
-
-    @property
-    def whole_rows(self) -> bool:
-        """Whether no document begins inside a row."""
-        return len(self.cu_seqlens) == len(self.tokens) + 1
+    whole_rows: bool = False
 
     def rows(self, rank: int, world_size: int) -> "Batch":
         """The `rank`-th of `world_size` equal groups of consecutive rows, with its own `cu_seqlens` from 0.
@@ -55,8 +53,10 @@ class Batch:
             loss_mask=self.loss_mask[start:stop],
             cu_seqlens=self.cu_seqlens[inside] - start * length,
             is_recall=self.is_recall[start:stop],
+            whole_rows=self.whole_rows,
         )
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})

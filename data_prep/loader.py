@@ -67,6 +67,7 @@ class BatchLoader:
         # Of a share, the decimal number that was written: as a binary fraction 0.05 of 20 rows would miss a row now and then.
         self.recall_share = Fraction(str(recall.share)) if recall else Fraction(0)
 
+        self.whole_rows = bool(recall) and self.recall_share == 1 and set(recall.lengths) == {sequence_length}
         if dataset is None and self.recall_share < 1:
             raise UserError("a mixture with text needs a dataset: name one, or set recall.share to 1")
         self.vocabulary = RecallVocabulary(reserved_start(dataset.tokenizer()) if dataset and recall else 0)
@@ -97,6 +98,7 @@ class BatchLoader:
             loss_mask=torch.from_numpy(np.stack([row.loss_mask for row in rows])),
             cu_seqlens=torch.from_numpy(np.concatenate([*borders, [end]]).astype(np.int32)),
             is_recall=torch.from_numpy(flags),
+            whole_rows=self.whole_rows,
         )
 
     def describe(self, steps: int) -> list[SourceUse]:
