@@ -33,7 +33,7 @@ from echo_lm.orchestration.study_export import import_study
 PACKING = 30.0  # seconds that are kept for it, and for the end of what is at work
 LOOK_SECONDS = 2.0  # between looks at what is done
 STARTING = 15.0  # until `study run` begins to count
-WEIGHTS = ".safetensors"
+LEFT_OUT = (".safetensors", ".tmp")  # weights, and files that are being written
 
 
 def main() -> int:
@@ -111,8 +111,11 @@ def pack_while_running(process: subprocess.Popen, folder: StudyFolder, archive: 
     while time.monotonic() < until:
         done = len(list(folder.runs.glob(f"*/{result_file(Path()).name}")))
         if done > packed:
-            pack(folder, archive)
-            packed = done
+            try:
+                pack(folder, archive)
+                packed = done
+            except (OSError, UserError) as error:  # a file came or went under our hands: the next look packs
+                print(f"not packed: {error}", flush=True)
         try:
             process.wait(timeout=LOOK_SECONDS)
             return
@@ -129,7 +132,7 @@ def pack(folder: StudyFolder, archive: Path) -> None:
     with write_aside(archive) as aside, tarfile.open(aside, "w:xz", preset=1) as file:  # 1 s instead of 15
         for path in sorted([*others, *done]):
             name = str(path.relative_to(folder.path.parent))
-            file.add(path, name, filter=lambda entry: None if entry.name.endswith(WEIGHTS) else entry)
+            file.add(path, name, filter=lambda entry: None if entry.name.endswith(LEFT_OUT) else entry)
     size = archive.stat().st_size / 2**20
     print(f"{archive}: {len(done)} cells done, {len(runs) - len(done)} begun, {size:.1f} MiB", flush=True)
 

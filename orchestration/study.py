@@ -141,16 +141,30 @@ def run_study(
                 sweep = [cell for cell in sweep if cell.name not in failed]
             _run_cells(folder, plan, sweep, rule, dataset, executor, until)
             if not any(cell.kind == "sweep" for cell in cells_left(folder, plan)):
-                rule = learning_rates(folder, plan)
-                write_json(folder.rule_file, rule.model_dump(mode="json"))
+                if not folder.rule_file.is_file():
+                    write_json(folder.rule_file, learning_rates(folder, plan).model_dump(mode="json"))
+                rule = stored_rule(folder)
                 _run_cells(folder, plan, plan.of_kind("main"), rule, dataset, executor, until)
     if failed := failed_cells(folder, plan.cells):
         name, reason = next(iter(failed.items()))
         raise UserError(
             f"{len(failed)} of {len(plan.cells)} cells failed, first {name}: {reason} (see {folder.path / 'logs'}); the same "
-            "command tries them again, `echo-lm study report` goes without them"
+            "command tries them again, but for those of a sweep whose rule others train by; `echo-lm study report` goes "
+            "without them"
         )
     return folder
+
+
+def stored_rule(folder: StudyFolder) -> LearningRateRule:
+    """The rule that the main cells train by.
+
+    Raises:
+        UserError: the file was damaged.
+    """
+    try:
+        return LearningRateRule.model_validate(read_json(folder.rule_file))
+    except ValidationError as error:
+        raise UserError(f"{folder.rule_file} is damaged: move it away, the sweep gives it again") from error
 
 
 def learning_rates(folder: StudyFolder, plan: Plan) -> LearningRateRule:

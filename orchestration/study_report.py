@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from ..models.errors import UserError
-from ..models.files import read_json, write_json
+from ..models.files import write_json
 from .progress import console
 from .studies.fit import StudyFit, fit_study
-from .studies.learning_rate import LearningRateRule
 from .studies.report import write_report
-from .study import StudyFolder, failed_cells
+from .study import StudyFolder, failed_cells, stored_rule
 from .study_export import export_study
 
 
@@ -31,7 +30,7 @@ def fit_and_report(folder: StudyFolder) -> Path:
     """Fit, report, and mirror in MLflow if it is installed. Returns the path of `report.md`."""
     plan = folder.load_plan()
     fit = write_fit(folder)
-    rule = LearningRateRule.model_validate(read_json(folder.rule_file)) if folder.rule_file.is_file() else None
+    rule = stored_rule(folder) if folder.rule_file.is_file() else None
     report = write_report(folder.path, plan, folder.results(plan), fit, rule, failed_cells(folder, plan.cells))
     console.print(f"report: {report} and {report.with_suffix('.html')}; everything behind it: {export_study(folder)}")
     try:

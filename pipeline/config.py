@@ -196,6 +196,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _recall_happens(self) -> "RunConfig":
+        recall, rows = self.mixture.recall, self.train.steps * self.train.batch_sequences
+        if recall and recall.share * rows < 1:
+            raise ValueError(f"mixture.recall.share={recall.share} of the run's {rows:,} rows is not one: raise it")
+        return self
+
+    @model_validator(mode="after")
     def _zero_fits(self) -> "RunConfig":
         if self.run.zero_stage == 0:
             if self.train.precision == "bf16":

@@ -1,16 +1,19 @@
 """SKA health while training: a look every so many steps, and a warning when a layer leaves its range."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from ..data_prep.batch import Batch
 from ..models import LayerHealth, build_model, ska_health
+from ..models.validation import first_line
 from .config import RunConfig
 from .mesh import Mesh
 from .quiet_deepspeed import gathered
 
 # What a layer that works shows; `None` is no bound. docs/training.md says what each warning means.
 HEALTHY = {
+    "smallest_eigenvalue": (0.5, None),
     "sigma_max": (None, 1.0 + 1e-3),
     "mean_gate": (1e-3, None),
     "closed_gates": (None, 0.999),
@@ -23,7 +26,9 @@ def out_of_range(layer: LayerHealth) -> list[str]:
     found = []
     for field, (low, high) in HEALTHY.items():
         value = getattr(layer, field)
-        if not ((low is None or value >= low) and (high is None or value <= high)):  # NaN is out of every range
+        if math.isnan(value):
+            found.append(f"layer {layer.layer}: {field} is not a number")
+        elif not ((low is None or value >= low) and (high is None or value <= high)):
             bound = f"below {low}" if low is not None and value < low else f"above {high}"
             found.append(f"layer {layer.layer}: {field} is {value:.3g}, {bound}")
     return found
@@ -58,7 +63,11 @@ class HealthWatch:
                     model.load_state_dict(module.state_dict())
         if first:
             tokens = mesh.rows(batch).tokens.to(self._engine.device)
-            layers = ska_health(model, tokens)
+            try:
+                layers = ska_health(model, tokens)
+            except RuntimeError as error:  # no memory, or a decomposition that does not converge: a look ends no run
+                yield "warning", {"message": f"SKA could not be looked at: {first_line(error)}"}
+                return
             yield "health", {"layers": [layer._asdict() for layer in layers]}
             for layer in layers:
                 for message in out_of_range(layer):

@@ -149,7 +149,7 @@ def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
         missing=tuple(cell.name for cell in plan.cells if cell.name not in by_name),
         held_out_sizes=study.held_out_sizes,
         laws=tuple(laws),
-        predictions=tuple(_predictions(study, main, fits)),
+        predictions=tuple(_predictions(plan, main, fits)),
         comparisons=tuple(_comparisons(study, main, fits)),
         isoflops=tuple(_isoflops(study, main)) if study.budgets.kind == "flops" else (),
         # Of one budget: others say what training has not taught yet, not what a state can hold.
@@ -200,7 +200,8 @@ def _law(study: StudyConfig, family: str, seen: Sequence[CellResult]) -> tuple[L
     return LossLaw(family=family, cells=len(seen), scale=fit.scale, residuals=residuals, **values), fit
 
 
-def _predictions(study: StudyConfig, main: Sequence[CellResult], fits: dict[str, LossFit]) -> list[Prediction]:
+def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit]) -> list[Prediction]:
+    study = plan.study
     sizes = list(study.sizes)
     found = []
     for result in main:
@@ -210,11 +211,16 @@ def _predictions(study: StudyConfig, main: Sequence[CellResult], fits: dict[str,
             continue
         value = float(predict(fit.parameters, cell.parameters, cell.tokens))
         low, high = prediction_interval(fit, cell.parameters, cell.tokens, seed=_seed(study, cell.name))
-        alike = [
-            r for r in main if (r.cell.family, r.cell.budget) == (cell.family, cell.budget) and not r.cell.held_out
+        smaller = [
+            other
+            for other in plan.of_kind("main")
+            if (other.family, other.budget) == (cell.family, cell.budget)
+            and not other.held_out
+            and other.parameters < cell.parameters
         ]
-        nearest = max((r.cell.parameters for r in alike if r.cell.parameters < cell.parameters), default=None)
-        naive = [r.loss for r in alike if r.cell.parameters == nearest]
+        nearest = max((other.parameters for other in smaller), default=None)
+        wanted = {other.name for other in smaller if other.parameters == nearest}
+        naive = [r.loss for r in main if r.cell.name in wanted]
         guess = float(np.mean(naive)) if naive else None
         found.append(
             Prediction(

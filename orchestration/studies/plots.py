@@ -144,7 +144,7 @@ def _extrapolation(path: Path, plan: Plan, main: Sequence[CellResult], fit: Stud
             if found.naive_error is not None:
                 axes.plot(found.naive_error, y, marker="x", color="0.3")
         axes.set_yticks(range(len(fit.predictions)), [found.cell for found in reversed(fit.predictions)], fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}%")
         marks = [Line2D([], [], marker="x", color="0.3", linestyle="", label="same as the next smaller size")]
         axes.legend(handles=[*_family_handles(plan), *marks], loc="center left", bbox_to_anchor=(1, 0.5))
@@ -158,7 +158,7 @@ def _recall_against_tokens(path: Path, plan: Plan, main: Sequence[CellResult], f
             for i, size in enumerate(sizes):
                 cells = [r for r in main if (r.cell.family, r.cell.size) == (family, size) and r.recall]
                 tokens = sorted({r.cell.tokens for r in cells})
-                mean = [np.mean([_accuracy(r) for r in cells if r.cell.tokens == count]) for count in tokens]
+                mean = [np.mean([r.accuracy for r in cells if r.cell.tokens == count]) for count in tokens]
                 shade = 0.35 + 0.65 * (i + 1) / len(sizes)
                 axes.plot(tokens, mean, color=color, alpha=shade, marker=MARKERS[i % len(MARKERS)], markersize=5)
         axes.set_xscale("log")
@@ -196,15 +196,10 @@ def _recall(
         for color, family in _families(plan):
             cells = [r for r in main if r.cell.family == family and r.recall]
             area = [60 * (1 + budgets.index(r.cell.budget)) / len(budgets) for r in cells]
-            axes.scatter([x(r) for r in cells], [_accuracy(r) for r in cells], area, color=color, alpha=0.8)
+            axes.scatter([x(r) for r in cells], [r.accuracy for r in cells], area, color=color, alpha=0.8)
         axes.set_xscale("log", base=base)
         axes.xaxis.set_major_formatter(lambda value, _: text(value))
         _accuracy_axis(axes, plan, main, [])
-
-
-def _accuracy(result: CellResult) -> float:
-    """Mean over the cell's recall rows."""
-    return float(np.mean([row.correct / row.queries for row in result.recall]))
 
 
 def _accuracy_axis(axes: Axes, plan: Plan, main: Sequence[CellResult], marks: list[Line2D]) -> None:

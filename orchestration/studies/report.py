@@ -83,23 +83,21 @@ def _loss_sentence(study: StudyConfig, fit: StudyFit) -> str:
         fitted = [law.family for law in fit.laws if law.E]
         what = f"only {fitted[0]} has" if len(fitted) == 1 else f"{len(fitted)} of {len(study.families)} families have"
         return f"**Loss**: families cannot be compared by their laws, {what} one (see below)."
-    parts = []
-    for found in fit.comparisons:
-        parts.append(_compared(found))
-    at = fit.comparisons[0].flops
-    return f"**Loss** ({name}, the best over sizes by the fitted laws, near {at:.2g} FLOPs): {'; '.join(parts)}."
+    parts = "; ".join(_compared(found) for found in fit.comparisons)
+    return f"**Loss** ({name}, the best over sizes by the fitted laws, at the largest cost that both reached): {parts}."
 
 
 def _compared(found: Comparison) -> str:
     percent = [100 * (value - 1) for value in (found.ratio.value, found.ratio.low, found.ratio.high)]
     if found.ratio.low <= 1 <= found.ratio.high:
         return (
-            f"{found.first} and {found.second} are not told apart ({percent[0]:+.1f}%, 95% interval "
+            f"{found.first} and {found.second} are not told apart at {found.flops:.2g} FLOPs ({percent[0]:+.1f}%, 95% interval "
             f"{percent[1]:+.1f} to {percent[2]:+.1f}%)"
         )
     better, worse = (found.first, found.second) if found.ratio.value < 1 else (found.second, found.first)
     return (
-        f"{better} is lower than {worse} ({found.first} against {found.second}: {percent[0]:+.1f}%, 95% interval "
+        f"{better} is lower than {worse} at {found.flops:.2g} FLOPs ({found.first} against {found.second}: "
+        f"{percent[0]:+.1f}%, 95% interval "
         f"{percent[1]:+.1f} to {percent[2]:+.1f}%)"
     )
 
@@ -109,22 +107,24 @@ def _recall_sentence(study: StudyConfig, results: Sequence[CellResult]) -> str:
     if not measured:
         return "**Recall**: not measured in this study."
     budget = budget_names(study)[-1]
-    sizes = list(study.sizes)
     most = [r for r in measured if r.cell.budget == budget]
-    if not most:
+    have = {size: {r.cell.family for r in most if r.cell.size == size} for size in study.sizes}
+    if not any(have.values()):
         return f"**Recall**: no cell with {budget} is finished."
-    top = max((r.cell.size for r in most), key=sizes.index)
+    fullest = max(len(families) for families in have.values())
+    size = [size for size, families in have.items() if len(families) == fullest][-1]
     parts = []
     for family in study.families:
-        cells = [r for r in most if r.cell.family == family and r.cell.size == top]
-        rows = [row for r in cells for row in r.recall]
-        if rows:
-            correct, queries = sum(row.correct for row in rows), sum(row.queries for row in rows)
-            parts.append(f"{family} {correct / queries:.1%} with {cells[0].cell.state_bytes / 2**20:.2f} MiB of state")
+        cells = [r for r in most if (r.cell.family, r.cell.size) == (family, size)]
+        if cells:
+            recalled = np.mean([r.accuracy for r in cells])
+            parts.append(f"{family} {recalled:.1%} with {cells[0].cell.state_bytes / 2**20:.2f} MiB of state")
+        else:
+            parts.append(f"{family} is not finished")
     chance = np.mean([row.chance for r in most for row in r.recall])
     return (
-        f"**Recall** (all tasks, size {top}, trained on {budget}; state of a sequence of {study.fit.state_context:,} tokens): "
-        f"{', '.join(parts)}; chance is {chance:.1%}."
+        f"**Recall** (mean of the tasks, size {size}, trained on {budget}; state of a sequence of "
+        f"{study.fit.state_context:,} tokens): {', '.join(parts)}; chance is {chance:.1%}."
     )
 
 

@@ -1,5 +1,6 @@
 """What a finished cell measured: one typed record a cell, its completion file."""
 
+import math
 import os
 import statistics
 from collections.abc import Iterable
@@ -43,7 +44,6 @@ class CellResult(Record):
         seconds: of training and evaluation, over all attempts, and of the last one's start; `training_seconds` of its steps
             alone.
         tokens_per_second: median over the steps.
-        beside: cells of one device side by side, as planned; the MFU counts all of them.
         starts: how often its training was started.
     """
 
@@ -67,25 +67,33 @@ class CellResult(Record):
         """TFLOP/s that this process reached in its steps, by the accounting's FLOPs."""
         return self.tokens_per_second * self.cell.flops / self.cell.tokens / 1e12
 
+    @property
+    def accuracy(self) -> float:
+        """Of recall: the mean over tasks of the mean over a task's rows; NaN without rows."""
+        tasks = dict.fromkeys(row.task for row in self.recall)
+        of = [[row.correct / row.queries for row in self.recall if row.task == task] for task in tasks]
+        return statistics.mean(map(statistics.mean, of)) if of else math.nan
+
 
 class Pace:
     """How long cells really take, by what finished ones took: start and evaluation, and how far their speed was from the study's.
 
     Of the same family, size and batch if any has finished, else of the same size and batch, of the same family and size, of the
-    size, of all; before any has, predictions stand. A device is taken to be shared evenly: with half as many cells on it, each
-    is twice as fast.
+    size, of all; before any has, predictions stand. A cell among more than those that were measured is slower by as much; among
+    fewer it is not taken to be faster, for the host may set the pace.
     """
 
     def __init__(self, study: StudyConfig, results: Iterable[CellResult]):
         self._study = study
         self._fixed: dict[tuple[object, ...], list[float]] = {}  # seconds beside the steps, by what cells share
-        self._slower: dict[tuple[object, ...], list[float]] = {}  # than `hardware.tflops`, and by how many side by side
+        self._slower: dict[tuple[object, ...], list[float]] = {}  # than `hardware.tflops`
+        self._beside: dict[tuple[object, ...], int] = {}  # the most that shared a device, as planned
         for result in results:
             fixed = max(0.0, result.seconds - result.cell.tokens / result.tokens_per_second)
-            slower = study.hardware.tflops_of(result.cell.size) / result.tflops
             for key in _pace_keys(result.cell):
                 self._fixed.setdefault(key, []).append(fixed)
-                self._slower.setdefault(key, []).append(slower / result.cell.per_device)
+                self._slower.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
+                self._beside[key] = max(self._beside.get(key, 1), result.cell.per_device)
 
     def __call__(self, cell: Cell, done: float = 0.0) -> float:
         """Seconds that the cell will take, where `done` of its training, 0 to 1, lies in a checkpoint."""
@@ -93,9 +101,8 @@ class Pace:
         training = (1 - done) * cell.flops / (1e12 * hardware.tflops_of(cell.size))
         for key in _pace_keys(cell):
             if key in self._fixed:
-                return statistics.mean(self._fixed[key]) + training * cell.per_device * statistics.median(
-                    self._slower[key]
-                )
+                crowding = max(1.0, cell.per_device / self._beside[key])
+                return statistics.mean(self._fixed[key]) + training * crowding * statistics.median(self._slower[key])
         return hardware.startup_seconds + training
 
 

@@ -41,7 +41,8 @@ def loader(dataset: Dataset | None, mixture: MixtureConfig = MIXED, **changes) -
 
 def equal(first: Batch, second: Batch) -> bool:
     tensors = ("tokens", "labels", "loss_mask", "cu_seqlens", "is_recall")
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in tensors)
+    same = all(torch.equal(getattr(first, name), getattr(second, name)) for name in tensors)
+    return same and first.whole_rows == second.whole_rows
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_the_study_is_the_same_on_all_devices(tmp_path, monkeypatch):
         (["nope"], "there is no study 'nope'"),
         (
             ["study-pocket", "--archive", "study.json"],
-            "study.json holds another, not study-pocket: name the study.json",
+            "study.json is no study.json of this version (at plan)",
         ),
         (["study-pocket", "--archive", "none.tar.xz"], "none.tar.xz holds no study-pocket: name a study-pocket.tar.xz"),
     ],

@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from echo_lm.models.accounting import training_flops
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import read_json, write_json
 from echo_lm.pipeline.checkpoint_writer import leave_record, record_of
-from echo_lm.pipeline.health_watch import out_of_range
+from echo_lm.pipeline.health_watch import HealthWatch, out_of_range
 from echo_lm.pipeline.mesh import Mesh
 from echo_lm.pipeline.metrics import bits_per_byte, model_flops_utilization, peak_flops
 from echo_lm.pipeline.prefetch import Prefetcher
@@ -66,6 +67,23 @@ def test_a_layer_out_of_range_is_named():
     assert out_of_range(fine) == []
     assert out_of_range(fine._replace(closed_gates=1.0)) == ["layer 3: closed_gates is 1, above 0.999"]
     assert len(out_of_range(fine._replace(sigma_max=float("nan"), written_share=0.0))) == 2
+    assert out_of_range(fine._replace(mean_gate=float("nan"))) == ["layer 3: mean_gate is not a number"]
+    assert out_of_range(fine._replace(smallest_eigenvalue=-2.0)) == ["layer 3: smallest_eigenvalue is -2, below 0.5"]
+
+
+def test_a_look_that_fails_is_a_warning(monkeypatch):
+    def out_of_memory(model, tokens):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
+
+    monkeypatch.setattr("echo_lm.pipeline.health_watch.ska_health", out_of_memory)
+    engine = SimpleNamespace(
+        module=SimpleNamespace(config=preset("echo-1m")), zero_optimization_stage=lambda: 0, device="cpu"
+    )
+    watch = HealthWatch(engine, SimpleNamespace(run=SimpleNamespace(health_every=10)))
+    assert [watch.due(step) for step in (9, 10)] == [False, True]
+    mesh = SimpleNamespace(rank=0, rows=lambda batch: batch)
+    events = list(watch.look(SimpleNamespace(tokens=torch.zeros(1, 4)), mesh, 10))
+    assert events == [("warning", {"message": "SKA could not be looked at: CUDA out of memory."})]
 
 
 @pytest.mark.parametrize(

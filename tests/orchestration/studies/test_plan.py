@@ -157,10 +157,11 @@ def test_what_finished_cells_took_says_what_others_take(study, record):
     assert pace(longer, done=0.75) == pytest.approx(10 + 0.5 * training(longer)), "a checkpoint counts"
     alone, shared = longer.model_copy(update={"per_device": 1}), longer.model_copy(update={"per_device": 2})
     cells["of two"] = cells["echo-1m-10M-s0"].model_copy(update={"per_device": 2})
-    assert Pace(plan.study, [taken("of two", 3)])(alone) == pytest.approx(10 + 1.5 * training(longer)), (
-        "a device of its own"
-    )
-    assert Pace(plan.study, [taken("of two", 3)])(shared) == pytest.approx(10 + 3 * training(longer))
+    among_four = longer.model_copy(update={"per_device": 4})
+    pace = Pace(plan.study, [taken("of two", 3)])
+    assert pace(shared) == pytest.approx(10 + 3 * training(longer))
+    assert pace(among_four) == pytest.approx(10 + 6 * training(longer)), "twice as many on the device"
+    assert pace(alone) == pytest.approx(10 + 3 * training(longer)), "nobody has seen that it is faster alone"
     faster = study(hardware={"memory_gib": 80, "tflops": 4})
     assert Pace(faster, [taken("echo-1m-10M-s0", 2)])(longer) == pytest.approx(10 + 2 * training(longer))
 

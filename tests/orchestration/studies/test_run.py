@@ -278,8 +278,9 @@ def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data,
     assert len(rates) == 9, "the cells of its rule are trained: what failed of the sweep is not tried again"
     assert folder.rule_file.read_bytes() == stored
     # In one file to another place: the same records, and nothing left to run.
-    elsewhere = StudyFolder(tmp_path / "elsewhere" / "toy")
-    import_study(export_study(folder), elsewhere)
+    elsewhere, exported = StudyFolder(tmp_path / "elsewhere" / "toy"), export_study(folder)
+    import_study(exported, elsewhere)
+    assert elsewhere.load_plan() == folder.load_plan()
     with pytest.raises(UserError, match="1 of 10 cells failed"):
         run_study(swept, tmp_path / "elsewhere", data)
     plan = folder.load_plan()
@@ -287,8 +288,14 @@ def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data,
     assert elsewhere.results(plan) == folder.results(plan)
     assert failed_cells(elsewhere, plan.cells) == failed_cells(folder, plan.cells) != {}
     assert elsewhere.rule_file.read_bytes() == stored
-    with pytest.raises(UserError, match="holds no study, not toy"):
+    with pytest.raises(UserError, match=r"is no study\.json of this version"):
         import_study(folder.plan_file, elsewhere)
+    with pytest.raises(UserError, match="holds toy, not another"):
+        import_study(exported, StudyFolder(tmp_path / "another"))
+    content = json.loads(exported.read_text()) | {"failed": {"../cell": "no"}}
+    exported.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"holds cell \.\./cell, which its plan has not"):
+        import_study(exported, elsewhere)
 
 
 def test_the_reason_of_a_failure_is_its_error_not_what_libraries_say_at_the_exit(tmp_path):
