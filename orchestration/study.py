@@ -141,9 +141,10 @@ def run_study(
                 sweep = [cell for cell in sweep if cell.name not in failed]
             _run_cells(folder, plan, sweep, rule, dataset, executor, until)
             if not any(cell.kind == "sweep" for cell in cells_left(folder, plan)):
+                swept = study.learning_rate.sweep is not None and folder.rule_file.is_file()
+                rule = stored_rule(folder) if swept else learning_rates(folder, plan)
                 if not folder.rule_file.is_file():
-                    write_json(folder.rule_file, learning_rates(folder, plan).model_dump(mode="json"))
-                rule = stored_rule(folder)
+                    write_json(folder.rule_file, rule.model_dump(mode="json"))
                 _run_cells(folder, plan, plan.of_kind("main"), rule, dataset, executor, until)
     if failed := failed_cells(folder, plan.cells):
         name, reason = next(iter(failed.items()))
