@@ -183,3 +183,54 @@ def test_the_report_says_what_is_missing_and_is_the_same_twice(study, records, t
     write_report(tmp_path, plan, results, fit, None, {name: "out of memory"})
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
     assert len(answer(plan.study, results, fit)) == 3
+
+
+def test_the_naive_guess_is_the_next_smaller_size_of_the_plan_or_nothing(study, records):
+    """Not of what happens to be finished: an easier rival than the one that is named."""
+    plan = make_plan(study(fit={"bootstrap": 100}))
+    results = records(plan, noise=0.005)
+    by_name = {r.cell.name: r.loss for r in results}
+    guesses = {found.cell: found.naive for found in fit_study(plan, results).predictions}
+    assert guesses["echo-50m-90M-s0"] == by_name["echo-25m-90M-s0"]
+    fewer = [r for r in results if r.cell.name != "echo-25m-90M-s0"]
+    guesses = {found.cell: found.naive for found in fit_study(plan, fewer).predictions}
+    assert guesses["echo-50m-90M-s0"] is None
+    assert guesses["transformer-50m-90M-s0"] == by_name["transformer-25m-90M-s0"]
+
+
+def with_recall(results, correct):
+    """`correct(cell)` of 1,000 questions at each of two lengths, of two tasks, one of which has another row that all fail."""
+
+    def rows(cell):
+        asked = [
+            ("niah", 64, correct(cell)),
+            ("niah", 256, correct(cell)),
+            ("mqar", 64, correct(cell)),
+            ("mqar", 256, 0),
+        ]
+        return tuple(
+            RecallRow(
+                task=t, label=t, pairs=8, length=n, queries=1000, correct=c, chance=0.03, state_bytes=cell.state_bytes
+            )
+            for t, n, c in asked
+        )
+
+    return [r.model_copy(update={"recall": rows(r.cell)}) for r in results]
+
+
+def test_recall_is_told_of_the_largest_budget_at_a_size_that_most_families_have(study, records):
+    plan = make_plan(study(fit={"bootstrap": 100}))
+    results = [r for r in records(plan, noise=0.005) if r.cell.name != "transformer-50m-90M-s0"]
+    accurate = {"10M": 100, "30M": 500, "90M": 900}
+    measured = with_recall(results, lambda cell: accurate[cell.budget] + (50 if cell.size == "25m" else 0))
+    fit = fit_study(plan, measured)
+    loss, recall, _ = answer(plan.study, measured, fit)
+    # (95% + 95% / 2) / 2: the mean of the two tasks
+    assert "size 25m, trained on 90M" in recall
+    assert "echo 71.2% with" in recall
+    assert "transformer 71.2% with" in recall
+    (pair,) = fit.comparisons
+    assert f"at {pair.flops:.2g} FLOPs" in loss
+    worse = with_recall(results, lambda cell: accurate[cell.budget] // (1 if cell.budget == "90M" else 2))
+    same = with_recall(results, lambda cell: accurate[cell.budget])
+    assert fit_study(plan, worse).recall == fit_study(plan, same).recall, "smaller budgets enter no law of recall"
