@@ -162,6 +162,10 @@ def test_what_finished_cells_took_says_what_others_take(study, record):
     assert pace(shared) == pytest.approx(10 + 3 * training(longer))
     assert pace(among_four) == pytest.approx(10 + 6 * training(longer)), "twice as many on the device"
     assert pace(alone) == pytest.approx(10 + 3 * training(longer)), "nobody has seen that it is faster alone"
+    cells["large batch"] = cells["echo-1m-10M-s0"].model_copy(update={"batch_tokens": 65536})
+    pace = Pace(plan.study, [taken("echo-1m-10M-s0", 3), taken("large batch", 1)])
+    large = longer.model_copy(update={"batch_tokens": 65536})
+    assert (pace(longer), pace(large)) == pytest.approx((10 + 3 * training(longer), 10 + training(longer))), "its batch"
     faster = study(hardware={"memory_gib": 80, "tflops": 4})
     assert Pace(faster, [taken("echo-1m-10M-s0", 2)])(longer) == pytest.approx(10 + 2 * training(longer))
 
