@@ -8,7 +8,7 @@ from pydantic import Field
 
 from .config import StudyConfig
 from .isoflop import fit_parabola, minimum, resample_minimum
-from .loss_law import LossFit, fit_loss, interval, predict, prediction_interval
+from .loss_law import LossFit, fit_loss, fit_sizes, interval, predict, prediction_interval
 from .plan import Plan, Record, budget_names
 from .recall_law import fit_recall
 from .results import CellResult
@@ -56,10 +56,12 @@ class LossLaw(Record):
 
 
 class Prediction(Record):
-    """A held-out cell: predicted by the law that never saw its size, and by "the same as the next smaller size".
+    """A held-out cell: predicted by the law that never saw its size, by a law through its budget's cells alone, and by "the
+    same as the next smaller size".
 
     Attributes:
-        error, naive_error: relative to the measured loss.
+        error, one_budget_error, naive_error: relative to the measured loss.
+        one_budget: by E + A / N^alpha through the fitted cells of its family and budget; None with fewer than four sizes.
         naive: loss of the same family, budget and seeds at the largest fitted size; None if that cell is missing.
     """
 
@@ -68,6 +70,8 @@ class Prediction(Record):
     measured: float
     predicted: Interval
     error: float
+    one_budget: float | None
+    one_budget_error: float | None
     naive: float | None
     naive_error: float | None
 
@@ -211,6 +215,7 @@ def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit
             continue
         value = float(predict(fit.parameters, cell.parameters, cell.tokens))
         low, high = prediction_interval(fit, cell.parameters, cell.tokens, seed=_seed(study, cell.name))
+        one_budget = _by_one_budget(study, [r for r in main if r.cell.budget == cell.budget], result)
         smaller = [
             other
             for other in plan.of_kind("main")
@@ -229,11 +234,22 @@ def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit
                 measured=result.loss,
                 predicted=Interval(value=value, low=low, high=high),
                 error=value / result.loss - 1,
+                one_budget=one_budget,
+                one_budget_error=None if one_budget is None else one_budget / result.loss - 1,
                 naive=guess,
                 naive_error=None if guess is None else guess / result.loss - 1,
             )
         )
     return sorted(found, key=lambda p: (p.family, sizes.index(_size_of(main, p.cell)), p.cell))
+
+
+def _by_one_budget(study: StudyConfig, of_budget: Sequence[CellResult], held_out: CellResult) -> float | None:
+    seen = [r for r in of_budget if r.cell.family == held_out.cell.family and not r.cell.held_out]
+    try:
+        parameters = fit_sizes([r.cell.parameters for r in seen], [r.loss for r in seen], delta=study.fit.huber_delta)
+    except ValueError:
+        return None
+    return float(predict(parameters, held_out.cell.parameters, held_out.cell.tokens))
 
 
 def _comparisons(study: StudyConfig, main: Sequence[CellResult], fits: dict[str, LossFit]) -> list[Comparison]:

@@ -17,6 +17,7 @@ from .solver import minimise
 LOWER = np.array([-10.0, -10.0, -20.0, 0.0, 0.0])
 UPPER = np.array([60.0, 60.0, 5.0, 2.5, 2.5])
 NUM_PARAMETERS = 5
+NO_TERM = -1000.0  # log A or log B of a term that is not there
 # Chinchilla's grid (§D.3), thinned: every start finds its basin, and 36 of them find the lowest.
 STARTS = list(itertools.product((1.0, 8.0), (1.0, 8.0), (-1.0, 0.5), (0.2, 0.5, 1.0), (0.2, 0.5, 1.0)))
 
@@ -93,6 +94,34 @@ def fit_loss(
     draws = np.random.default_rng(seed).integers(len(spread), size=(bootstrap, len(spread)))
     resampled, _ = minimise(model, predicted + spread[draws], np.repeat(best[None], bootstrap, axis=0), **solve)
     return LossFit(best, resampled, residuals, scale)
+
+
+def fit_sizes(n: Sequence[float], loss: Sequence[float], *, delta: float) -> np.ndarray:
+    """L(N) = E + A / N^alpha through the cells of one token budget, as parameters `[5]` of the whole law without its data term.
+
+    It takes no law in D for granted: where models learn to copy in the midst of the budgets, their loss follows none.
+
+    Args:
+        n, loss: `[cells]`.
+        delta: of the Huber loss on log L.
+
+    Raises:
+        ValueError: fewer than four sizes, for three parameters.
+    """
+    log_n, log_loss = (np.log(np.asarray(values, dtype=float)) for values in (n, loss))
+    if len(np.unique(log_n)) < 4:
+        raise ValueError(f"{len(np.unique(log_n))} sizes are too few for three parameters: four at least")
+
+    def model(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _log_loss(parameters, log_n, np.zeros_like(log_n))
+
+    starts = np.array([start for start in STARTS if (start[1], start[4]) == (STARTS[0][1], STARTS[0][4])])
+    starts[:, 0] = np.log(0.5) + starts[:, 3] * log_n.mean() + starts[:, 0] - 4
+    starts[:, 2] += log_loss.min() - 0.5
+    lower, upper = LOWER.copy(), UPPER.copy()
+    lower[1] = upper[1] = NO_TERM
+    found, losses = minimise(model, log_loss, starts, delta=delta, lower=lower, upper=upper)
+    return found[np.argmin(losses)]
 
 
 def interval(fit: LossFit, values: np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -125,7 +125,7 @@ def _residuals(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit
 
 
 def _extrapolation(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
-    """Held-out cells: prediction with its interval and the naive guess, relative to what was measured."""
+    """Held-out cells: prediction with its interval, that of the budget's own law, the naive guess; relative to the measured."""
     colors = {family: color for color, family in _families(plan)}
     with figure(path, "Held-out cells: predicted against measured", "error of the prediction", "") as axes:
         axes.axvline(0, color=BASELINE, linestyle="--", linewidth=1)
@@ -141,12 +141,14 @@ def _extrapolation(path: Path, plan: Plan, main: Sequence[CellResult], fit: Stud
                 marker="o",
                 capsize=3,
             )
-            if found.naive_error is not None:
-                axes.plot(found.naive_error, y, marker="x", color="0.3")
+            for marker, error in (("+", found.one_budget_error), ("x", found.naive_error)):
+                if error is not None:
+                    axes.plot(error, y, marker=marker, color="0.3")
         axes.set_yticks(range(len(fit.predictions)), [found.cell for found in reversed(fit.predictions)], fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}%")
-        marks = [Line2D([], [], marker="x", color="0.3", linestyle="", label="same as the next smaller size")]
+        guesses = {"+": "law of its budget alone", "x": "same as the next smaller size"}
+        marks = [Line2D([], [], marker=m, color="0.3", linestyle="", label=text) for m, text in guesses.items()]
         axes.legend(handles=[*_family_handles(plan), *marks], loc="center left", bbox_to_anchor=(1, 0.5))
 
 

@@ -132,11 +132,16 @@ def _certainty_sentence(fit: StudyFit) -> str:
     if not fit.predictions:
         return "**How sure**: nothing was held out, so nothing was predicted; take the laws as descriptions."
     errors = np.abs([found.error for found in fit.predictions])
-    naive = np.abs([found.naive_error for found in fit.predictions if found.naive_error is not None])
+    rivals = [
+        ("laws through the cells of one budget are", [found.one_budget_error for found in fit.predictions]),
+        ('"same as the next smaller size" is', [found.naive_error for found in fit.predictions]),
+    ]
     inside = sum(found.predicted.low <= found.measured <= found.predicted.high for found in fit.predictions)
-    beside = (
-        f'; "same as the next smaller size" is off by {naive.mean():.2%} and {naive.max():.2%}' if len(naive) else ""
-    )
+    beside = ""
+    for name, found in rivals:
+        known = np.abs([error for error in found if error is not None])
+        if len(known):
+            beside += f"; {name} off by {known.mean():.2%} and {known.max():.2%}"
     return (
         f"**How sure**: the laws predict the {len(errors)} cells that they never saw with a mean error of {errors.mean():.2%}, "
         f"{errors.max():.2%} at most{beside}; {inside} of {len(errors)} lie in their 95% prediction interval."
@@ -193,16 +198,18 @@ def _extrapolation(fit: StudyFit, drawn: dict[str, Path]) -> str:
             f"{found.measured:.4f}",
             f"{found.predicted.value:.4f} ({found.predicted.low:.4f} to {found.predicted.high:.4f})",
             f"**{found.error:+.2%}**",
+            "-" if found.one_budget is None else f"{found.one_budget:.4f}",
+            "-" if found.one_budget_error is None else f"{found.one_budget_error:+.2%}",
             "-" if found.naive is None else f"{found.naive:.4f}",
             "-" if found.naive_error is None else f"{found.naive_error:+.2%}",
         )
         for found in fit.predictions
     ]
-    header = ("held-out cell", "measured", "predicted", "error", "same as next smaller size", "its error")
+    header = ("held-out cell", "measured", "predicted", "error", "law of its budget", "its error")
+    header += ("same as next smaller size", "its error")
     sizes = ", ".join(fit.held_out_sizes)
-    return f"## Extrapolation\n\nNo cell of size {sizes} entered a fit.\n\n{_table(header, rows)}\n\n" + _figures(
-        drawn, "extrapolation"
-    )
+    said = f"No cell of size {sizes} entered a fit. Law of its budget: E + A / N^alpha through the cells of the same budget."
+    return f"## Extrapolation\n\n{said}\n\n{_table(header, rows)}\n\n" + _figures(drawn, "extrapolation")
 
 
 def _recall(fit: StudyFit, drawn: dict[str, Path]) -> str:

@@ -6,7 +6,7 @@ from scipy.optimize import least_squares
 
 from echo_lm.orchestration.studies.fit import fit_study
 from echo_lm.orchestration.studies.isoflop import fit_parabola, minimum
-from echo_lm.orchestration.studies.loss_law import fit_loss, interval
+from echo_lm.orchestration.studies.loss_law import fit_loss, fit_sizes, interval, predict
 from echo_lm.orchestration.studies.plan import make_plan
 from echo_lm.orchestration.studies.recall_law import fit_recall
 from echo_lm.orchestration.studies.report import answer, write_report
@@ -147,6 +147,33 @@ def test_a_study_by_the_published_law_is_predicted_better_than_by_the_naive_gues
     true = 0.97 * best["echo"] / best["transformer"]  # echo's cells were made 3% better
     assert pair.ratio.low < true < pair.ratio.high < 1
     assert pair.ratio.high - pair.ratio.low < 0.02
+
+
+def test_a_law_of_one_budget_predicts_where_no_law_in_tokens_holds(study, records):
+    """Losses that fall to a half between two budgets: what models do that learn to copy there."""
+    plan = make_plan(study(fit={"bootstrap": 100}))
+    level = {"10M": 2.0, "30M": 1.9, "90M": 0.7}
+    results = [
+        r.model_copy(update={"loss": level[r.cell.budget] + 40 * r.cell.parameters**-0.3})
+        for r in records(plan, noise=0.0)
+    ]
+    predictions = fit_study(plan, results).predictions
+    assert max(abs(found.one_budget_error) for found in predictions) < 0.005
+    assert max(abs(found.error) for found in predictions) > 0.015
+    fewer = [r for r in results if r.cell.name != "echo-4m-90M-s0"]
+    of_cell = {found.cell: found.one_budget for found in fit_study(plan, fewer).predictions}
+    assert of_cell["echo-50m-90M-s0"] is None, "three sizes do not tell three parameters"
+    assert of_cell["transformer-50m-90M-s0"] is not None
+
+
+def test_a_law_of_sizes_gives_back_its_exponent():
+    n = np.array([1e6, 4e6, 1e7, 2.5e7])
+    parameters = fit_sizes(n, 0.6 + 90 * n**-0.38, delta=0.01)
+    assert np.exp(parameters[[0, 2]]) == pytest.approx([90, 0.6], rel=0.01)
+    assert parameters[3] == pytest.approx(0.38, rel=0.01)
+    assert predict(parameters, 1e8, 1e9) == pytest.approx(0.6 + 90 * 1e8**-0.38, rel=1e-3)
+    with pytest.raises(ValueError, match="3 sizes are too few for three parameters: four at least"):
+        fit_sizes(n[:3], n[:3], delta=0.01)
 
 
 def test_the_fit_does_not_depend_on_the_order_nor_on_held_out_cells(study, records):
