@@ -66,6 +66,8 @@ class RecallTraining(Frozen):
         precision: "bf16" by autocast, weights and AdamW in fp32.
         stop_at: the training ends when so large a share of the answers of its last 50 steps is right. Every sequence is
             new, so this says what an evaluation would.
+        write_cost: nats for write gates that are open at every position, added to the loss; nothing in the first half of the
+            steps, as a model must learn to write first, then growing to this at the last. See `WriteCost`.
     """
 
     steps: int = Field(default=500, gt=0)
@@ -79,6 +81,7 @@ class RecallTraining(Frozen):
     weight_decay: float = Field(default=0.01, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     stop_at: float | None = Field(default=None, gt=0, le=1)
+    write_cost: float = Field(default=0.0, ge=0)
 
 
 class HarnessProtocol(Frozen):

@@ -255,7 +255,7 @@ def _run_id(
 ) -> str:
     # What was added later counts only where it is used, so that older results keep their ids.
     described = training.model_dump(mode="json")
-    for name in ("precision", "stop_at"):
+    for name in ("precision", "stop_at", "write_cost"):
         if described[name] == RecallTraining.model_fields[name].default:
             del described[name]
     parts = [config.model_dump(mode="json", exclude={"name"}), described, seed]

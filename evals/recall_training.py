@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..data_prep.recall import RecallVocabulary, generate, num_queries, seeded_generator
 from ..models import language_model_loss, parameter_groups
 from .config import RecallTraining
+from .write_cost import WriteCost
 
 LOOK_EVERY = 50  # steps, whether the training may stop
 # A graph is recorded after so many steps of each length: by then every kernel is compiled and every buffer exists.
@@ -116,6 +117,7 @@ class RecallTrainer:
         groups = parameter_groups(model, training.weight_decay)
         options = dict(fused=True, capturable=self.device.type == "cuda")
         self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), **options)
+        self._cost = WriteCost(model) if training.write_cost else None
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.losses = torch.zeros(training.steps, device=self.device)
         self._right = torch.zeros(training.steps, device=self.device)  # share of answers
@@ -168,6 +170,8 @@ class RecallTrainer:
         """The model, in evaluation mode; what only training needs is given back."""
         self.synchronize()
         self._graphs, self._banks, self._optimizer = {}, [], None
+        if self._cost is not None:
+            self._cost.remove()
         self.model.zero_grad(set_to_none=True)
         return self.model.eval()
 
@@ -180,7 +184,11 @@ class RecallTrainer:
             logits = self.model(tokens.long(), at=at)
         total, count = language_model_loss(logits, labels, weight)
         loss = total / count
-        loss.backward()
+        if self._cost is None:
+            loss.backward()
+        else:
+            grown = (2 * (self._step[0] + 1) / self.training.steps - 1).clamp(min=0)
+            (loss + self.training.write_cost * grown * self._cost.take()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self.losses.index_copy_(0, self._step, loss.detach()[None])
