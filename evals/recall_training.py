@@ -124,6 +124,9 @@ class RecallTrainer:
         self.done, self.finished = 0, False
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        if self._stream is not None:
+            # What was made above, and the model, were queued on another stream.
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def advance(self) -> None:
         """One step. On a GPU it is only queued: `synchronize` waits for it."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cholesky import cholesky
+
 # A chunk whose keys are large against what came before (the first of a document always is) computes G_t^-1 as a small
 # difference of numbers up to 1/ridge; its fp32 solves get one step of refinement. Gain is max_s z_s^T G^-1 z_s.
 REFINE_ABOVE_GAIN = 8.0
@@ -65,7 +67,7 @@ class Solver:
 
     def __init__(self, gram: Tensor, z: Tensor | None, ridge: float, mask: Mask):
         self.gram, self.z, self.ridge, self.mask = gram, z, ridge, mask
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram)[0])
+        self.inverse = torch.cholesky_inverse(cholesky(gram, ridge))
         self.refine: Tensor | None = None
         if z is None:
             return
@@ -75,8 +77,8 @@ class Solver:
         if gram.dtype == torch.float32:
             self.refine = (gain.amax(1) > REFINE_ABOVE_GAIN).nonzero().squeeze(1)
         gain.add_(1.0)
-        # cholesky_ex reads the lower triangle only, so the mask needs no mirroring.
-        factor = torch.linalg.cholesky_ex(inner)[0]
+        # Only the lower triangle is read, so the mask needs no mirroring.
+        factor = cholesky(inner, 1.0)
         self.w = torch.linalg.solve_triangular(factor, base, upper=False)
 
     def _base(self, x: Tensor) -> Tensor:
