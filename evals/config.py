@@ -83,6 +83,12 @@ class RecallTraining(Frozen):
     stop_at: float | None = Field(default=None, gt=0, le=1)
     write_cost: float = Field(default=0.0, ge=0)
 
+    @model_validator(mode="after")
+    def _check(self):
+        if self.write_cost and self.stop_at is not None:
+            raise ValueError("write_cost grows with the steps, which stop_at cuts short: give one of the two")
+        return self
+
 
 class HarnessProtocol(Frozen):
     """Tasks of lm-evaluation-harness.

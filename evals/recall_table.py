@@ -26,6 +26,7 @@ from .config import Frozen, RecallGrid, RecallTraining
 from .prefix_mask import PrefixMasked
 from .recall import RecallCell, count_answers, grid_cells, recall_batches
 from .recall_training import RecallTrainer, precision_of
+from .write_cost import has_write_gate
 
 QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
 
@@ -217,7 +218,12 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
         for rate in table.learning_rates:
             for name, arm in table.arms.items():
                 values = table.training.model_dump() | {"learning_rate": rate} | arm.training
-                training = RecallTraining.model_validate(values)
+                try:
+                    training = RecallTraining.model_validate(values)
+                except ValidationError as error:
+                    raise UserError(f"arm {name}: {describe_validation_error(error, RecallTraining)}") from error
+                if training.write_cost and not has_write_gate(configs[name]):
+                    raise UserError(f"arm {name}: write_cost needs SKA layers with a write gate, its model has none")
                 cells = tuple(cell for cell in table.cells if table.asks(name, cell))
                 for asked in [cells] if table.each_cell is None else [(cell,) for cell in cells]:
                     own = (

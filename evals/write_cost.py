@@ -8,8 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..models import ModelConfig
 from ..models.errors import UserError
 from ..models.mixers.ska import SKA
+
+
+def has_write_gate(config: ModelConfig) -> bool:
+    """Whether there is anything to pay for."""
+    return "ska" in config.layers and config.ska.write_gate != "none"
 
 
 class WriteCost:

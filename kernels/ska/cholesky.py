@@ -1,33 +1,60 @@
-"""Cholesky factors of sums that rounding may have made indefinite.
+"""The inverse of sums that rounding may have made indefinite.
 
-G = ridge I + sum z z^T has no eigenvalue below the ridge. In fp32 the sums of some ten thousand alike keys are off by more
-than that, the factorisation fails, and one NaN ends a run. Directions so far below the largest are noise by then: a
-multiple of the identity is added that is small against the trace, to the matrices that need it and no others.
+G = ridge I + sum z z^T has no eigenvalue below the ridge, so no diagonal element of its inverse is above 1 / ridge. In fp32
+the sums of a hundred thousand and more alike keys are off by more than a ridge of 0.001; the factorisation fails then, or
+succeeds and gives an inverse of any size. Directions so far below the largest are noise: a multiple of the identity is
+added that is small against the trace, to the matrices that need it and no others.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 # Of the trace; the next is tried where the one before does not do. fp32 rounds at 2^-24.
 SHIFTS = (2.0**-20, 2.0**-17, 2.0**-14)
+SLACK = 2.0  # an inverse may be so much above its bound
 
 
-def cholesky(matrix: Tensor, smallest_eigenvalue: float) -> Tensor:
-    """The lower factor of `[..., N, N]`, of which the lower triangle is read.
-
-    Args:
-        smallest_eigenvalue: what it cannot be less than in exact arithmetic; no pivot is then. NaN stays NaN.
+class Inverse(NamedTuple):
+    """Attributes:
+    matrix: `[..., N, N]`, what was inverted: as given, or shifted.
+    factor: its lower Cholesky factor.
+    inverse: NaN where no shift helps, or the matrix is not finite.
     """
-    shape, matrix = matrix.shape, matrix.reshape(-1, *matrix.shape[-2:])
+
+    matrix: Tensor
+    factor: Tensor
+    inverse: Tensor
+
+
+def invert(matrix: Tensor, ridge: float) -> Inverse:
+    """Invert G `[..., N, N]`, the ridge included. Waits for the device, to know whether anything is wrong."""
+    shape, given = matrix.shape, matrix.reshape(-1, *matrix.shape[-2:])
+    factor, inverse, wrong = _try(given, ridge)
+    shifted = given
+    if wrong.any():
+        shifted = given.clone()
+        for share in SHIFTS:
+            rows = wrong.nonzero().squeeze(1)
+            shift = share * given[rows].diagonal(dim1=1, dim2=2).sum(1)
+            shifted[rows] = given[rows] + torch.diag_embed(shift[:, None].expand(-1, shape[-1]))
+            factor[rows], inverse[rows], wrong[rows] = _try(shifted[rows], ridge + shift)
+            if not wrong.any():
+                break
+    return Inverse(shifted.view(shape), factor.view(shape), inverse.view(shape))
+
+
+def _try(matrix: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor and inverse of `[n, N, N]`, NaN where there is none; and where a shift is needed. `least`: what no
+    eigenvalue should be below."""
     factor, info = torch.linalg.cholesky_ex(matrix)
-    for shift in SHIFTS:
-        # Half: pivots as small as they may be are right but for their own rounding.
-        pivots = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
-        low = ((info > 0) | (pivots < 0.5 * smallest_eigenvalue)).nonzero().squeeze(1)
-        if not len(low):
-            break
-        raised = matrix[low]
-        diagonal = raised.diagonal(dim1=-2, dim2=-1)
-        diagonal += shift * diagonal.sum(-1, keepdim=True)
-        factor[low], info[low] = torch.linalg.cholesky_ex(raised)
-    return factor.view(shape)
+    failed = ((info != 0) | ~factor.diagonal(dim1=1, dim2=2).isfinite().all(1))[:, None, None]
+    # The inverse of a broken factor raises an error.
+    inverse = torch.cholesky_inverse(torch.where(failed, torch.eye(matrix.shape[-1]).to(matrix), factor))
+    wrong = failed[:, 0, 0] | (inverse.diagonal(dim1=1, dim2=2).amax(1) > SLACK / least)
+    return (
+        factor.where(~failed, torch.nan),
+        inverse.where(~failed, torch.nan),
+        wrong & matrix.isfinite().flatten(1).all(1),
+    )

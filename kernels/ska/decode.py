@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cholesky import cholesky
+from .cholesky import invert
 from .fused import ska_step_fused, why_not_fused_step
 from .state import SKAState
 
@@ -138,7 +138,7 @@ def _inverse_factor(sums: SKAState, ridge: float) -> Tensor:
     gram = sums.gram.clone()
     gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
-    return torch.linalg.solve_triangular(cholesky(gram, ridge), eye, upper=False).contiguous()
+    return torch.linalg.solve_triangular(invert(gram, ridge).factor, eye, upper=False).contiguous()
 
 
 def _refresh(state: DecodeState, ridge: float, chunk_size: int) -> None:

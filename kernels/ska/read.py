@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cholesky import cholesky
+from .cholesky import invert
 
 # A chunk whose keys are large against what came before (the first of a document always is) computes G_t^-1 as a small
 # difference of numbers up to 1/ridge; its fp32 solves get one step of refinement. Gain is max_s z_s^T G^-1 z_s.
@@ -66,8 +66,9 @@ class Solver:
     """Rows x_t -> rows G_t^-1 x_t, for `n` matrices `gram` (ridge included) and keys `z` `[n, S, R]` (None: none)."""
 
     def __init__(self, gram: Tensor, z: Tensor | None, ridge: float, mask: Mask):
-        self.gram, self.z, self.ridge, self.mask = gram, z, ridge, mask
-        self.inverse = torch.cholesky_inverse(cholesky(gram, ridge))
+        self.z, self.ridge, self.mask = z, ridge, mask
+        # Refinement goes by the matrix that was inverted.
+        self.gram, _, self.inverse = invert(gram, ridge)
         self.refine: Tensor | None = None
         if z is None:
             return
@@ -77,8 +78,8 @@ class Solver:
         if gram.dtype == torch.float32:
             self.refine = (gain.amax(1) > REFINE_ABOVE_GAIN).nonzero().squeeze(1)
         gain.add_(1.0)
-        # Only the lower triangle is read, so the mask needs no mirroring.
-        factor = cholesky(inner, 1.0)
+        # cholesky_ex reads the lower triangle only, so the mask needs no mirroring.
+        factor = torch.linalg.cholesky_ex(inner)[0]
         self.w = torch.linalg.solve_triangular(factor, base, upper=False)
 
     def _base(self, x: Tensor) -> Tensor:

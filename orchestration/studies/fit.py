@@ -8,7 +8,7 @@ from pydantic import Field
 
 from .config import StudyConfig
 from .isoflop import fit_parabola, minimum, resample_minimum
-from .loss_law import LossFit, fit_loss, fit_sizes, interval, predict, prediction_interval
+from .loss_law import LEAST_SIZES, LossFit, fit_loss, fit_sizes, interval, predict, prediction_interval
 from .plan import Plan, Record, budget_names
 from .recall_law import fit_recall
 from .results import CellResult
@@ -245,10 +245,10 @@ def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit
 
 def _by_one_budget(study: StudyConfig, of_budget: Sequence[CellResult], held_out: CellResult) -> float | None:
     seen = [r for r in of_budget if r.cell.family == held_out.cell.family and not r.cell.held_out]
-    try:
-        parameters = fit_sizes([r.cell.parameters for r in seen], [r.loss for r in seen], delta=study.fit.huber_delta)
-    except ValueError:
+    n = [r.cell.parameters for r in seen]
+    if len(set(n)) < LEAST_SIZES:
         return None
+    parameters = fit_sizes(n, [r.loss for r in seen], delta=study.fit.huber_delta)
     return float(predict(parameters, held_out.cell.parameters, held_out.cell.tokens))
 
 

@@ -17,6 +17,7 @@ from .solver import minimise
 LOWER = np.array([-10.0, -10.0, -20.0, 0.0, 0.0])
 UPPER = np.array([60.0, 60.0, 5.0, 2.5, 2.5])
 NUM_PARAMETERS = 5
+LEAST_SIZES = 4  # of a law in N alone, which has three
 NO_TERM = -1000.0  # log A or log B of a term that is not there
 # Chinchilla's grid (§D.3), thinned: every start finds its basin, and 36 of them find the lowest.
 STARTS = list(itertools.product((1.0, 8.0), (1.0, 8.0), (-1.0, 0.5), (0.2, 0.5, 1.0), (0.2, 0.5, 1.0)))
@@ -109,7 +110,7 @@ def fit_sizes(n: Sequence[float], loss: Sequence[float], *, delta: float) -> np.
         ValueError: fewer than four sizes, for three parameters.
     """
     log_n, log_loss = (np.log(np.asarray(values, dtype=float)) for values in (n, loss))
-    if len(np.unique(log_n)) < 4:
+    if len(np.unique(log_n)) < LEAST_SIZES:
         raise ValueError(f"{len(np.unique(log_n))} sizes are too few for three parameters: four at least")
 
     def model(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

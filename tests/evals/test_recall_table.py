@@ -215,6 +215,21 @@ def test_a_wrong_table_gives_one_line(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"write_cost": 0.1}, "arm one: write_cost needs SKA layers with a write gate, its model has none"),
+        ({"steps": 0}, "arm one: .*steps"),
+        ({"write_cost": 0.1, "stop_at": 0.9}, "arm one: .*write_cost grows with the steps, which stop_at cuts short"),
+    ],
+)
+def test_a_wrong_training_of_an_arm_gives_one_line(tmp_path, training, message):
+    table = load_table(table_file(tmp_path, arms={"one": TABLE["arms"]["one"] | {"training": training}}))
+    with pytest.raises(UserError, match=message) as error:
+        runs_of(table)
+    assert "\n" not in str(error.value)
+
+
 def test_each_cell_is_asked_as_if_alone(tmp_path, monkeypatch):
     """The streamed counts are those of `evaluate_recall`, arms skip what is too long, and seeds have questions of their own."""
     arms = TABLE["arms"] | {"two": TABLE["arms"]["two"] | {"longest": 32}}

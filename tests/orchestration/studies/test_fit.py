@@ -212,6 +212,24 @@ def test_the_report_says_what_is_missing_and_is_the_same_twice(study, records, t
     assert len(answer(plan.study, results, fit)) == 3
 
 
+def test_the_report_sets_three_predictions_side_by_side(study, records, tmp_path):
+    plan = make_plan(study(fit={"bootstrap": 100}))
+    results = [r for r in records(plan, noise=0.005) if r.cell.name != "echo-4m-90M-s0"]
+    fit = fit_study(plan, results)
+    text = write_report(tmp_path, plan, results, fit, None, {}).read_text()
+    rows = {
+        cells[1].strip(): [c.strip() for c in cells] for line in text.splitlines() if len(cells := line.split("|")) > 8
+    }
+    header, short, whole = rows["held-out cell"], rows["echo-50m-90M-s0"], rows["transformer-50m-90M-s0"]
+    at = header.index("law of its budget")
+    assert short[at : at + 2] == ["-", "-"]
+    (found,) = (p for p in fit.predictions if p.cell == "transformer-50m-90M-s0")
+    assert whole[at : at + 2] == [f"{found.one_budget:.4f}", f"{found.one_budget_error:+.2%}"]
+    errors = np.abs([p.one_budget_error for p in fit.predictions if p.one_budget_error is not None])
+    assert len(errors) == len(fit.predictions) - 1
+    assert f"laws through the cells of one budget are off by {errors.mean():.2%} and {errors.max():.2%}" in text
+
+
 def test_the_naive_guess_is_the_next_smaller_size_of_the_plan_or_nothing(study, records):
     """Not of what happens to be finished: an easier rival than the one that is named."""
     plan = make_plan(study(fit={"bootstrap": 100}))
