@@ -217,8 +217,11 @@ def test_the_report_sets_three_predictions_side_by_side(study, records, tmp_path
     results = [r for r in records(plan, noise=0.005) if r.cell.name != "echo-4m-90M-s0"]
     fit = fit_study(plan, results)
     text = write_report(tmp_path, plan, results, fit, None, {}).read_text()
+    table = text.split("## Extrapolation")[1].split("\n## ")[0]
     rows = {
-        cells[1].strip(): [c.strip() for c in cells] for line in text.splitlines() if len(cells := line.split("|")) > 8
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")]
+        for line in table.splitlines()
+        if "|" in line
     }
     header, short, whole = rows["held-out cell"], rows["echo-50m-90M-s0"], rows["transformer-50m-90M-s0"]
     at = header.index("law of its budget")
