@@ -76,11 +76,7 @@ def fit_loss(
     def model(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return _log_loss(parameters, log_n, log_d)
 
-    # Starts are meant for N and D near 1: shifting log A by alpha log N brings them to this data.
-    starts = np.array(STARTS)
-    starts[:, 0] = np.log(0.5) + starts[:, 3] * log_n.mean() + starts[:, 0] - 4
-    starts[:, 1] = np.log(0.5) + starts[:, 4] * log_d.mean() + starts[:, 1] - 4
-    starts[:, 2] += log_loss.min() - 0.5
+    starts = _starts(log_n, log_d, log_loss)
     solve = dict(delta=delta, lower=LOWER, upper=UPPER)
     found, losses = minimise(model, log_loss, starts, **solve)
     best = found[np.argmin(losses)]
@@ -113,15 +109,16 @@ def fit_sizes(n: Sequence[float], loss: Sequence[float], *, delta: float) -> np.
     if len(np.unique(log_n)) < LEAST_SIZES:
         raise ValueError(f"{len(np.unique(log_n))} sizes are too few for three parameters: four at least")
 
-    def model(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _log_loss(parameters, log_n, np.zeros_like(log_n))
+    no_tokens = np.zeros_like(log_n)
 
-    starts = np.array([start for start in STARTS if (start[1], start[4]) == (STARTS[0][1], STARTS[0][4])])
-    starts[:, 0] = np.log(0.5) + starts[:, 3] * log_n.mean() + starts[:, 0] - 4
-    starts[:, 2] += log_loss.min() - 0.5
+    def model(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _log_loss(parameters, log_n, no_tokens)
+
     lower, upper = LOWER.copy(), UPPER.copy()
     lower[1] = upper[1] = NO_TERM
-    found, losses = minimise(model, log_loss, starts, delta=delta, lower=lower, upper=upper)
+    found, losses = minimise(
+        model, log_loss, _starts(log_n, no_tokens, log_loss), delta=delta, lower=lower, upper=upper
+    )
     return found[np.argmin(losses)]
 
 
@@ -139,6 +136,15 @@ def prediction_interval(fit: LossFit, n: float, d: float, *, seed: int) -> tuple
     """Where a new cell's loss is expected, its own noise included."""
     noise = np.random.default_rng(seed).normal(scale=fit.scale, size=len(fit.resampled))
     return interval(fit, predict(fit.resampled, n, d) * np.exp(noise))
+
+
+def _starts(log_n: np.ndarray, log_d: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
+    """`STARTS` `[starts, 5]`, which are meant for N and D near 1, at this data: log A moves by alpha log N, log B by beta log D."""
+    starts = np.array(STARTS)
+    starts[:, 0] = np.log(0.5) + starts[:, 3] * log_n.mean() + starts[:, 0] - 4
+    starts[:, 1] = np.log(0.5) + starts[:, 4] * log_d.mean() + starts[:, 1] - 4
+    starts[:, 2] += log_loss.min() - 0.5
+    return starts
 
 
 def _log_loss(parameters: np.ndarray, log_n: np.ndarray, log_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

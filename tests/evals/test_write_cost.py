@@ -75,6 +75,11 @@ def test_it_acts_in_the_second_half_and_shuts_gates():
     assert mean_openness(with_cost, tokens) < 0.5 * mean_openness(without, tokens)
 
 
+def test_a_trained_model_is_looked_at_no_longer():
+    _, model = train(0.1, steps=2)
+    assert not any(block.mixer._forward_pre_hooks for block in model.blocks)
+
+
 def test_a_model_without_gates_is_refused():
     for model in (small_model(write_gate="none"), build_model(preset("paper-1m-mamba2"), seed=0)):
         with pytest.raises(UserError, match="write_cost needs SKA layers with a write gate: this model has none"):
