@@ -92,12 +92,19 @@ def _protocol(report: Report) -> str:
     """What a run learned, and how it was asked."""
     table, training, each = report.table, report.table.training, report.table.each_cell
     if each:
+        what = "task, pairs and length" if each.curriculum is None else "task and pairs"
         learned = (
-            f"A model a cell, trained on the cell's task, pairs and length alone: at most {each.tokens:,} tokens in steps of "
+            f"A model a cell, trained on the cell's {what} alone: at most {each.tokens:,} tokens in steps of "
             f"{each.batch_tokens:,}, unless the arm says otherwise"
         )
+        if each.curriculum is not None:
+            gaps = ", ".join(f"{gap:,}" for gap in each.curriculum.gaps)
+            learned += (
+                f". It begins with shorter gaps than its own ({gaps}) and goes on to the next once "
+                f"{100 * each.curriculum.lengthen_at:g}% of its last answers are right, or half of the tokens left are spent"
+            )
         if training.stop_at is not None:
-            learned += f", and no further once {100 * training.stop_at:g}% of the answers of 50 steps were right"
+            learned += f"; it ends once {100 * training.stop_at:g}% of its last answers are right (50 steps, 2,000 answers or more)"
     else:
         lengths, tasks = " or ".join(map(str, training.lengths)), " and ".join(training.tasks)
         learned = (

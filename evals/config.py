@@ -61,11 +61,15 @@ class RecallTraining(Frozen):
 
     Attributes:
         tasks: in equal parts in every batch; options: of each, by its name.
+        batch_tokens: as many whole sequences a step as fit, at least one, instead of `batch_sequences`.
         lengths: tokens of a sequence, one after the other step by step; pairs: likewise.
+        tokens: the training ends before the step that would take it beyond.
+        lengthen_at: a curriculum: training stays at each length until so large a share of its last answers is right, or half of the
+            tokens that were left are spent, and goes on with the next.
         schedule: of the learning rate after the warmup; "cosine" ends at a tenth.
         precision: "bf16" by autocast, weights and AdamW in fp32.
-        stop_at: the training ends when so large a share of the answers of its last 50 steps is right. Every sequence is
-            new, so this says what an evaluation would.
+        stop_at: the training ends when so large a share of its last answers is right (of a curriculum: at the last length). Every
+            sequence is new, so this says what an evaluation would.
         write_cost: nats for write gates that are open at every position, added to the loss; nothing in the first half of the
             steps, as a model must learn to write first, then growing to this at the last. See `WriteCost`.
     """
@@ -74,20 +78,30 @@ class RecallTraining(Frozen):
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("sysprompt", "tooltrace")
     options: dict[str, dict[str, Any]] = {}
     batch_sequences: int = Field(default=32, gt=0)
+    batch_tokens: int | None = Field(default=None, gt=0)
     lengths: PositiveInts = (64,)
     pairs: PositiveInts = (1, 2, 3, 4, 6, 8)
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = Field(default=0.01, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    tokens: int | None = Field(default=None, gt=0)
+    lengthen_at: float | None = Field(default=None, gt=0, le=1)
     stop_at: float | None = Field(default=None, gt=0, le=1)
     write_cost: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _check(self):
-        if self.write_cost and self.stop_at is not None:
-            raise ValueError("write_cost grows with the steps, which stop_at cuts short: give one of the two")
+        for name in ("stop_at", "tokens"):
+            if self.write_cost and getattr(self, name) is not None:
+                raise ValueError(f"write_cost grows with the steps, which {name} cuts short: give one of the two")
+        if self.lengthen_at is not None and self.tokens is None:
+            raise ValueError("lengthen_at shares out `tokens`: give it a number of them")
         return self
+
+    def batch_at(self, length: int) -> int:
+        """Sequences of a step."""
+        return self.batch_sequences if self.batch_tokens is None else max(1, self.batch_tokens // length)
 
 
 class HarnessProtocol(Frozen):

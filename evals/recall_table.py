@@ -51,15 +51,29 @@ class Arm(Frozen):
     prefix_mask: bool = False
 
 
+class Curriculum(Frozen):
+    """A cell's model begins with shorter gaps than the cell's.
+
+    Attributes:
+        gaps: those below the cell's own come before it, in this order.
+        lengthen_at: so large a share of the last answers right, and the next gap follows (see `RecallTraining`).
+    """
+
+    gaps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    lengthen_at: float = Field(gt=0, le=1)
+
+
 class CellTraining(Frozen):
-    """Every cell is learned by a model of its own, on the cell's task, pairs and length alone.
+    """Every cell is learned by a model of its own, on the cell's task and pairs alone, at its length or, in a curriculum, up to it.
 
     Attributes:
         tokens: at most so many a cell; batch_tokens: of a step, in whole sequences, at least one.
+        curriculum: None trains at the cell's length alone.
     """
 
     tokens: int = Field(gt=0)
     batch_tokens: int = Field(gt=0)
+    curriculum: Curriculum | None = None
 
 
 class VocabularySizes(Frozen):
@@ -239,15 +253,21 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
 
 def _training_of(each: CellTraining, arm: Arm, cell: RecallCell, training: RecallTraining) -> RecallTraining:
     """The training of one cell."""
-    rows = max(1, each.batch_tokens // cell.length)
+    budget, curriculum, lengths = arm.tokens or each.tokens, each.curriculum, (cell.length,)
+    if curriculum is not None:
+        shorter = (gap for gap in curriculum.gaps if gap < cell.gap)
+        lengths = (*(cell.length - cell.gap + gap for gap in shorter), cell.length)
+    rows = [max(1, each.batch_tokens // length) for length in lengths]
     of_cell = {
         "tasks": (cell.task,),
         "options": {cell.task: cell.options},
         "pairs": (cell.pairs,),
-        "lengths": (cell.length,),
-        "batch_sequences": rows,
-        "steps": max(1, (arm.tokens or each.tokens) // (rows * cell.length)),
+        "lengths": lengths,
+        "batch_sequences": rows[-1],
+        "steps": max(1, budget // min(n * length for n, length in zip(rows, lengths, strict=True))),
     }
+    if curriculum is not None:
+        of_cell |= {"batch_tokens": each.batch_tokens, "tokens": budget, "lengthen_at": curriculum.lengthen_at}
     return RecallTraining.model_validate(training.model_dump() | of_cell)
 
 
@@ -261,7 +281,7 @@ def _run_id(
 ) -> str:
     # What was added later counts only where it is used, so that older results keep their ids.
     described = training.model_dump(mode="json")
-    for name in ("precision", "stop_at", "write_cost"):
+    for name in ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "write_cost"):
         if described[name] == RecallTraining.model_fields[name].default:
             del described[name]
     parts = [config.model_dump(mode="json", exclude={"name"}), described, seed]

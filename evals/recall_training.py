@@ -17,7 +17,9 @@ from ..models import language_model_loss, parameter_groups
 from .config import RecallTraining
 from .write_cost import WriteCost
 
-LOOK_EVERY = 50  # steps, whether the training may stop
+LOOK_EVERY = 50  # steps at one length, whether the training may stop or go on with the next
+# The last answers are those of so many steps, and of as many more as hold so many answers: 99.95% of fewer says little.
+LAST_STEPS, LAST_ANSWERS = 50, 2000
 # A graph is recorded after so many steps of each length: by then every kernel is compiled and every buffer exists.
 EAGER_STEPS = 3
 SMALLEST_RATE = 0.1
@@ -40,15 +42,15 @@ class RecallBank:
 
 
 def recall_bank(
-    training: RecallTraining, length: int, vocabulary: RecallVocabulary, generator: np.random.Generator
+    training: RecallTraining, length: int, vocabulary: RecallVocabulary, generator: np.random.Generator, batches: int
 ) -> RecallBank:
     """The batches of one length, the tasks in equal parts in each; step by step the next number of pairs."""
-    batches = math.ceil(training.steps / len(training.lengths))
-    shares = [len(part) for part in np.array_split(np.arange(training.batch_sequences), len(training.tasks))]
+    sequences = training.batch_at(length)
+    shares = [len(part) for part in np.array_split(np.arange(sequences), len(training.tasks))]
     most = sum(
         share * num_queries(task, max(training.pairs)) for task, share in zip(training.tasks, shares, strict=True)
     )
-    tokens = np.empty((batches, training.batch_sequences, length), np.int32)
+    tokens = np.empty((batches, sequences, length), np.int32)
     at, labels = np.zeros((2, batches, most), np.int64)
     weight = np.zeros((batches, most), np.float32)
     for i, pairs in enumerate(training.pairs):
@@ -78,12 +80,31 @@ def recall_bank(
     return RecallBank(*(torch.from_numpy(part) for part in (tokens, at, labels, weight)))
 
 
+class AtLength:
+    """What a trainer has of one length: the batches, how many it has taken, and on a GPU the step that it replays."""
+
+    def __init__(self, bank: RecallBank):
+        self.bank, self.taken = bank, 0
+        self.next = torch.zeros(1, dtype=torch.int64, device=bank.tokens.device)  # `taken`, for a recorded step
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.bank.tokens[0].numel()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every batch is taken."""
+        return self.taken == len(self.bank.tokens)
+
+
 class RecallTrainer:
     """AdamW (0.9, 0.95), gradients clipped to 1, on batches that the seed alone decides.
 
     Attributes:
         losses: nats of an answer, fp32 `[steps]`; of steps to come 0.
-        done: steps so far; finished: whether there is none to come.
+        done, tokens: steps so far, and their tokens; finished: whether there is none to come.
     """
 
     def __init__(
@@ -106,10 +127,14 @@ class RecallTrainer:
         """
         self.model, self.training = model.train(), training
         self.device = torch.device(device)
-        self._banks = []
-        for length in training.lengths:
-            bank = recall_bank(training, length, vocabulary, seeded_generator(purpose, "recall bank", length, seed))
-            self._banks.append(RecallBank(*(part.to(self.device) for part in vars(bank).values())))
+        self.done, self.tokens, self.finished = 0, 0, False
+        self._vocabulary, self._purpose, self._seed = vocabulary, purpose, seed
+        self._later = list(training.lengths) if training.lengthen_at is not None else []
+        if self._later:
+            self._now = [self._next_length()]
+        else:
+            turns = math.ceil(training.steps / len(training.lengths))
+            self._now = [self._at_length(length, turns) for length in training.lengths]
         self._rates = torch.tensor(
             [training.learning_rate * _rate(step, training) for step in range(training.steps)], device=self.device
         )
@@ -120,43 +145,68 @@ class RecallTrainer:
         self._cost = WriteCost(model) if training.write_cost else None
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.losses = torch.zeros(training.steps, device=self.device)
-        self._right = torch.zeros(training.steps, device=self.device)  # share of answers
-        self.done, self.finished = 0, False
+        self._answers = torch.zeros(training.steps, 2, device=self.device)  # right ones, and all
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        if self._stream is not None:
-            # What was made above, and the model, were queued on another stream.
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        self._wait_for_what_was_made()
 
     def advance(self) -> None:
         """One step. On a GPU it is only queued: `synchronize` waits for it."""
-        which = self.done % len(self._banks)
+        at = self._now[self.done % len(self._now)]
         if self._stream is None:
-            self._train(self._banks[which])
+            self._train(at)
         else:
             with torch.cuda.stream(self._stream):
-                if which in self._graphs:
-                    self._graphs[which].replay()
+                if at.graph is not None:
+                    at.graph.replay()
                 else:
-                    self._train(self._banks[which])
-            if self.done // len(self._banks) + 1 == EAGER_STEPS:
-                self._graphs[which] = self._record(self._banks[which])
+                    self._train(at)
+            if at.taken + 1 == EAGER_STEPS:
+                at.graph = self._record(at)
+        at.taken += 1
         self.done += 1
-        self.finished = self.done == self.training.steps or self._has_learned()
+        self.tokens += at.step_tokens
+        if self._later:
+            if at.exhausted or self._has_learned(self.training.lengthen_at):
+                self.synchronize()
+                self._now.clear()  # gives back its memory before the next takes some
+                self._now = [self._next_length()]
+                self._wait_for_what_was_made()
+        else:
+            self.finished = self._is_over()
 
-    def _has_learned(self) -> bool:
-        """Whether `stop_at` is reached. To know it a GPU is waited for."""
-        if self.training.stop_at is None or self.done % LOOK_EVERY:
+    def _is_over(self) -> bool:
+        training, upcoming = self.training, self._now[self.done % len(self._now)]
+        return (
+            self.done == training.steps
+            or (training.tokens is not None and self.tokens + upcoming.step_tokens > training.tokens)
+            or (training.stop_at is not None and self._has_learned(training.stop_at))
+        )
+
+    def _has_learned(self, share: float) -> bool:
+        """Whether so large a share of the last answers is right. To know it a GPU is waited for."""
+        steps = self._now[0].taken if self.training.lengthen_at is not None else self.done
+        if steps % LOOK_EVERY:
             return False
         self.synchronize()
-        return self._right[self.done - LOOK_EVERY : self.done].mean().item() >= self.training.stop_at
+        latest = self._answers[self.done - steps : self.done].flip(0).cumsum(0).cpu()
+        last = max(LAST_STEPS - 1, int((latest[:, 1] < LAST_ANSWERS).sum()))
+        return last < steps and bool(latest[last, 0] >= share * latest[last, 1])
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the steps so far."""
-        lengths = self.training.lengths
-        rounds, rest = divmod(self.done, len(lengths))
-        return self.training.batch_sequences * (rounds * sum(lengths) + sum(lengths[:rest]))
+    def _next_length(self) -> AtLength:
+        """The next of a curriculum, with half of the tokens that are left; the last with all."""
+        length = self._later.pop(0)
+        left = (self.training.tokens - self.tokens) // (2 if self._later else 1)
+        return self._at_length(length, max(1, left // (self.training.batch_at(length) * length)))
+
+    def _at_length(self, length: int, batches: int) -> AtLength:
+        generator = seeded_generator(self._purpose, "recall bank", length, self._seed)
+        bank = recall_bank(self.training, length, self._vocabulary, generator, batches)
+        return AtLength(RecallBank(*(part.to(self.device) for part in vars(bank).values())))
+
+    def _wait_for_what_was_made(self) -> None:
+        """What was made outside of steps, the model included, is queued on another stream."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def run(self) -> None:
         """All steps that are left."""
@@ -172,19 +222,18 @@ class RecallTrainer:
     def release(self) -> nn.Module:
         """The model, in evaluation mode; what only training needs is given back."""
         self.synchronize()
-        self._graphs, self._banks, self._optimizer = {}, [], None
+        self._now, self._optimizer = [], None
         if self._cost is not None:
             self._cost.remove()
         self.model.zero_grad(set_to_none=True)
         return self.model.eval()
 
-    def _train(self, bank: RecallBank) -> None:
-        index = self._step // len(self._banks)
-        tokens, at, labels, weight = (part.index_select(0, index)[0] for part in vars(bank).values())
+    def _train(self, at: AtLength) -> None:
+        tokens, places, labels, weight = (part.index_select(0, at.next)[0] for part in vars(at.bank).values())
         self._rate.copy_(self._rates.index_select(0, self._step)[0])
         self._optimizer.zero_grad(set_to_none=True)
         with precision_of(self.training, self.device):
-            logits = self.model(tokens.long(), at=at)
+            logits = self.model(tokens.long(), at=places)
         total, count = language_model_loss(logits, labels, weight)
         loss = total / count
         if self._cost is None:
@@ -195,17 +244,18 @@ class RecallTrainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self.losses.index_copy_(0, self._step, loss.detach()[None])
-        if self.training.stop_at is not None:
-            right = ((logits.detach().argmax(-1) == labels) * weight).sum() / weight.sum()
-            self._right.index_copy_(0, self._step, right[None])
+        if self.training.stop_at is not None or self.training.lengthen_at is not None:
+            right = ((logits.detach().argmax(-1) == labels) * weight).sum()
+            self._answers.index_copy_(0, self._step, torch.stack((right, weight.sum()))[None])
         self._step += 1
+        at.next += 1
 
-    def _record(self, bank: RecallBank) -> torch.cuda.CUDAGraph:
+    def _record(self, at: AtLength) -> torch.cuda.CUDAGraph:
         self._stream.synchronize()
         self._optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
-            self._train(bank)
+            self._train(at)
         return graph
 
 

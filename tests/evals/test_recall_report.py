@@ -242,6 +242,9 @@ IN_TASK = {
 }
 
 
+CURRICULUM = {"curriculum": {"gaps": [8, 32], "lengthen_at": 0.95}}
+
+
 def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
     table.write_text(yaml.safe_dump(IN_TASK))
 
@@ -266,11 +269,16 @@ def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
     page, content = report(without_the_last_cell, made)
     assert "5 of 6 runs" in page
     assert "at most 2,000,000 tokens in steps of 1,000" in page
-    assert "once 99.9% of the answers of 50 steps" in page
+    assert "it ends once 99.9% of its last answers are right" in page
+    assert "shorter gaps" not in page
+
     assert "all: missing seed 0 at 0.005." in page
     assert line(page, "\nall:\n", "2") == ["2", "98.00 (0.0M)", "98.00 (0.1M)"]
     assert line(page, "\nall:\n", "4") == ["4", "96.00 (0.0M)", "-"]
     assert line(page, "\nfew:\n", "2") == ["2", "20.00 (0.0M)", "-"]
+    table.write_text(yaml.safe_dump(IN_TASK | {"each_cell": IN_TASK["each_cell"] | CURRICULUM}))
+    page, _ = report(without_the_last_cell, made)
+    assert "begins with shorter gaps than its own (8, 32) and goes on to the next once 95% of its last answers" in page
     # What arms have in common is the cell of two pairs and a gap of eight.
     assert line(page, "## Accuracy by task", "all")[4] == "98.0"
     tokens = {(row["arm"], row["pairs"], row["length"]): row["trained_tokens"] for row in content["rows"]}

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from echo_lm.data_prep.recall import RecallVocabulary
-from echo_lm.evals import recall_table
+from echo_lm.evals import recall_table, recall_training
 from echo_lm.evals.recall import evaluate_recall
 from echo_lm.evals.recall_table import load_table, measure_together, runs_of
 from echo_lm.models.errors import UserError
@@ -134,8 +134,26 @@ def test_a_model_for_each_cell_learns_that_cell_alone(tmp_path):
     assert sum(run.id in {run.id for run in runs} for run in runs_of(load_table(table_file(tmp_path, **dearer)))) == 1
 
 
+def test_a_curriculum_of_cells_begins_with_shorter_gaps(tmp_path):
+    each = IN_TASK["each_cell"] | {"curriculum": {"gaps": [4, 8], "lengthen_at": 0.9}}
+    runs = runs_of(load_table(table_file(tmp_path, **IN_TASK | {"each_cell": each})))
+    plain = {run.id for run in runs_of(load_table(table_file(tmp_path, **IN_TASK)))}
+    assert not plain & {run.id for run in runs}
+    for run in runs:
+        (cell,) = run.cells
+        shortest = cell.length - cell.gap
+        gaps = (4,) if cell.gap == 4 else (4, 8, 16)
+        assert run.training.lengths == tuple(shortest + gap for gap in gaps)
+        assert (run.training.tokens, run.training.lengthen_at) == (6000 if run.arm == "two" else 3000, 0.9)
+        rows = [run.training.batch_at(length) for length in run.training.lengths]
+        assert all(n * length <= 100 for n, length in zip(rows, run.training.lengths, strict=True))
+    trained = measure_together(load_table(table_file(tmp_path, **IN_TASK | {"each_cell": each})), [runs[1]])[0]
+    assert 2900 < trained["tokens"] <= 3000
+
+
 def test_a_training_ends_when_it_has_learned(tmp_path, monkeypatch):
     """Accuracy of what is trained on ends it; in bf16 its questions are asked in bf16 too."""
+    monkeypatch.setattr(recall_training, "LAST_ANSWERS", 0)
     training = TABLE["training"] | {"stop_at": 0.001, "precision": "bf16"}
     longer = IN_TASK | {"each_cell": {"tokens": 8000, "batch_tokens": 100}}
     table = load_table(table_file(tmp_path, **longer, training=training))
@@ -221,6 +239,8 @@ def test_a_wrong_table_gives_one_line(tmp_path, changes, message):
         ({"write_cost": 0.1}, "arm one: write_cost needs SKA layers with a write gate, its model has none"),
         ({"steps": 0}, "arm one: .*steps"),
         ({"write_cost": 0.1, "stop_at": 0.9}, "arm one: .*write_cost grows with the steps, which stop_at cuts short"),
+        ({"write_cost": 0.1, "tokens": 900}, "arm one: .*write_cost grows with the steps, which tokens cuts short"),
+        ({"lengthen_at": 0.9}, "arm one: .*lengthen_at shares out `tokens`: give it a number of them"),
     ],
 )
 def test_a_wrong_training_of_an_arm_gives_one_line(tmp_path, training, message):
@@ -372,3 +392,41 @@ def test_a_damaged_result_file_is_not_written_over(tmp_path):
     told = command(table_file(tmp_path), "--out", tmp_path, "--device", "cpu")
     assert (told.returncode, len(told.stderr.splitlines())) == (2, 1)
     assert "tiny.0-of-2.json is not valid JSON" in told.stderr
+
+
+def test_a_queue_shares_out_jobs_and_joins_what_they_found(tmp_path):
+    table = table_file(tmp_path)
+    jobs = tmp_path / "jobs.txt"
+    jobs.write_text(f"{table} --arms one\n\n{table} --arms two --part 1/2\n")
+    queue = [sys.executable, ROOT / "benchmarks" / "recall_queue.py", jobs, "--out", tmp_path / "out"]
+    done = subprocess.run(queue, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "tiny.json").read_text())["runs"]
+    assert Counter(run["arm"] for run in found) == {"one": 4, "two": 4}
+    again = subprocess.run(queue, capture_output=True, text=True)
+    assert (again.returncode, "is not empty" in again.stderr) == (2, True)
+    jobs.write_text("absent.yaml\n")
+    wrong = subprocess.run([*queue[:-1], tmp_path / "other"], capture_output=True, text=True)
+    assert (wrong.returncode, "table absent.yaml does not exist" in wrong.stderr) == (2, True)
+
+
+def test_a_queue_ends_in_time_and_keeps_what_is_finished(tmp_path):
+    slow = TABLE["training"] | {"steps": 10**6}
+    for name, changes in (("quick", {}), ("slow", {"training": slow})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(TABLE | {"name": name} | changes))
+    jobs = tmp_path / "jobs.txt"
+    jobs.write_text("".join(f"{tmp_path / name}.yaml --arms one\n" for name in ("quick", "slow", "quick")))
+    queue = [
+        sys.executable,
+        ROOT / "benchmarks" / "recall_queue.py",
+        jobs,
+        "--out",
+        tmp_path / "out",
+        "--seconds",
+        "30",
+    ]
+    done = subprocess.run(queue, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "1 jobs are stopped, 1 never began" in done.stdout
+    assert len(json.loads((tmp_path / "out" / "quick.json").read_text())["runs"]) == 4
+    assert json.loads((tmp_path / "out" / "slow.json").read_text())["runs"] == []

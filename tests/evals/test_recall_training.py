@@ -1,9 +1,10 @@
-"""Training on a stream of its own."""
+"""Training on recall alone: its stream on a GPU, and its curriculum."""
 
 import pytest
 import torch
 
 from echo_lm.data_prep.recall import RecallVocabulary
+from echo_lm.evals import recall_training
 from echo_lm.evals.config import RecallTraining
 from echo_lm.evals.recall_training import RecallTrainer
 from echo_lm.models import build_model, preset
@@ -31,3 +32,52 @@ def test_it_waits_for_what_was_queued_before_it(monkeypatch):
         trainer.run()
         losses.append(trainer.losses.cpu())
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+
+
+SMALL = {"d_model": 16, "layers": ["mamba2"], "feedforward": {"kind": "swiglu", "width": 8}, "mamba2": {"headdim": 16}}
+CURRICULUM = {
+    "steps": 1000,
+    "tasks": ("mqar",),
+    "pairs": (1,),
+    "lengths": (16, 32, 64),
+    "batch_tokens": 64,
+    "tokens": 25_600,
+}
+
+
+def trainer_of(**changes):
+    """Its lengths are noted in `lengths`, one a step."""
+    model = build_model(preset("paper-1m-mamba2", **SMALL), seed=0)
+    trainer = RecallTrainer(model, RecallTraining(**CURRICULUM | changes), RecallVocabulary(), seed=0)
+    trainer.lengths = []
+    model.register_forward_pre_hook(lambda _, inputs: trainer.lengths.append(inputs[0].shape[1]))
+    return trainer
+
+
+def test_a_curriculum_spends_half_of_what_is_left_on_what_is_not_learned():
+    trainer = trainer_of(lengthen_at=1.0)
+    trainer.run()
+    assert trainer.lengths == [16] * 200 + [32] * 100 + [64] * 100
+    assert trainer.tokens == 25_600
+    assert (trainer.losses[: trainer.done] > 0).all()
+
+
+def test_a_curriculum_goes_on_where_it_has_learned(monkeypatch):
+    monkeypatch.setattr(recall_training, "LAST_ANSWERS", 60)
+    trainer = trainer_of(lengthen_at=0.001, stop_at=0.001)
+    trainer.run()
+    # 4 answers a step, 2, 1: the last wants a second look.
+    assert trainer.lengths == [16] * 50 + [32] * 50 + [64] * 100
+
+
+def test_the_last_answers_are_of_fifty_steps_and_enough():
+    trainer = trainer_of(lengthen_at=0.9)
+    right = torch.ones(200)
+    right[:101] = 0
+    trainer._answers[:200] = torch.stack((20 * right, torch.full((200,), 20.0)), 1)  # 2,000 answers are 100 steps
+    found = []
+    for steps in (50, 100, 150, 199, 200):
+        trainer.done = trainer._now[0].taken = steps
+        found.append(trainer._has_learned(0.99))
+    assert found == [False, False, False, False, True]
+    assert not trainer._has_learned(0.999)

@@ -1,5 +1,9 @@
 """Sums that rounding has made indefinite: factored, read and decoded from without a NaN; others untouched."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,28 +76,62 @@ def test_what_is_not_finite_stays_so():
     assert found[2].isnan().all()
 
 
-def read_from_rounded_sums(error):
+def read_from_rounded_sums(error, device="cpu"):
     """A state whose value map is the identity, so that what is read is G^-1 q; q, k and v of 96 tokens."""
     q, v = torch.randn(2, 1, 96, 1, 24, generator=torch.Generator().manual_seed(2))
     empty = torch.zeros(1, 1, 24, 24)
     state = SKAState(rounded_gram(error)[None, None], empty, empty + torch.eye(24), torch.zeros(1, 1, 24))
-    return q, alike_keys(96)[None, :, None].clone(), v, state
+    state = SKAState(*(part.to(device) for part in state))
+    return [part.to(device) for part in (q, alike_keys(96)[None, :, None].clone(), v)], state
+
+
+def read_and_differentiate(error, mode, backend, device="cpu"):
+    """y and the gradients of q, k and v, all finite and within their bounds."""
+    leaves, state = read_from_rounded_sums(error, device)
+    leaves = [part.requires_grad_() for part in leaves]
+    y = ska_attention(*leaves, mode=mode, power=0, ridge=RIDGE, state=state, backend=backend)
+    y.square().mean().sqrt().backward()
+    found = [y.detach(), *(leaf.grad for leaf in leaves)]
+    assert all(part.abs().max() < LARGEST for part in found)
+    return found
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("mode", ["exact", "chunk", "prefix"])
 def test_layers_read_such_sums_and_give_gradients(mode, error):
-    *leaves, state = read_from_rounded_sums(error)
-    leaves = [part.requires_grad_() for part in leaves]
-    y = ska_attention(*leaves, mode=mode, power=0, ridge=RIDGE, state=state, backend="torch")
-    y.square().mean().sqrt().backward()
-    assert y.abs().max() < LARGEST
-    assert all(leaf.grad.abs().max() < LARGEST for leaf in leaves)
+    read_and_differentiate(error, mode, "torch")
+
+
+# Those that are shifted alike, whatever the order of the additions in the two implementations.
+PLAIN_ERRORS = [0.0006, 0.004, 0.01, 0.1]
+
+
+def kernels_read_such_sums(device="cpu"):
+    """The kernels are within the bounds everywhere, and as the PyTorch form to what such matrices leave of fp32."""
+    for mode in ("exact", "chunk"):
+        for error in ERRORS if device == "cuda" else PLAIN_ERRORS:
+            found = read_and_differentiate(error, mode, "triton", device)
+            if error in PLAIN_ERRORS:
+                for a, b in zip(found, read_and_differentiate(error, mode, "torch", device), strict=True):
+                    assert (a - b).norm() < 0.03 * b.norm(), (mode, error)
+
+
+def test_the_kernels_read_such_sums_under_the_interpreter():
+    # In a process of its own: the interpreter is chosen when a kernel is defined.
+    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.path.dirname(__file__))
+    code = "import test_cholesky; test_cholesky.kernels_read_such_sums()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+def test_the_kernels_read_such_sums():
+    kernels_read_such_sums("cuda")
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_decoding_starts_from_such_sums(error):
-    q, k, v, state = read_from_rounded_sums(error)
+    (q, k, v), state = read_from_rounded_sums(error)
     decode = start_decoding(state, ridge=RIDGE)
     y = ska_step(q[:, 0], k[:, 0], v[:, 0], decode, power=0, ridge=RIDGE, backend="torch")
     assert y.abs().max() < LARGEST

@@ -12,7 +12,7 @@ from ...launch import Launcher
 from ...operator import register
 from ..state import SKAState
 from .chunk_backward import chunk_backward
-from .factor import factor
+from .factor import factor, invert
 from .local import local_gram
 from .read import read_forward
 from .read_backward import read_backward, step_backward
@@ -99,8 +99,8 @@ class _Kernels:
         scanning = dict(BE=256, AHEAD=16, DOCUMENTS=documents, num_warps=4)
         self.scan_segments = Launcher(scan_chunks, S=size * SEGMENT, REVERSE=False, **scanning)
         self.scan_back = Launcher(scan_chunks, S=size, REVERSE=True, **scanning)
-        factoring = dict(R=rank, E=self.numbers, BR=block_rank, num_warps=1)
-        self.invert = Launcher(factor, A=self.padded, W_ROWS=rank, BA=block_rank, GRAM=True, **factoring)
+        factoring = dict(R=rank, BR=block_rank, num_warps=1)
+        self.invert = Launcher(invert, A=self.padded, E=self.numbers, BA=block_rank, **factoring)
         self.write_backward = Launcher(
             write_backward, BT=rows, LAG=lag, LOCAL=exact, INPUT_PARTS=parts, **common, **level, **warps
         )
@@ -116,7 +116,7 @@ class _Kernels:
             self.local_gram = Launcher(
                 local_gram, num_warps=4, **{name: common[name] for name in local_gram.arg_names if name in common}
             )
-            self.factor = Launcher(factor, A=size, W_ROWS=size, BA=size, GRAM=False, **factoring)
+            self.factor = Launcher(factor, A=size, BA=size, **factoring)
             self.read_backward = Launcher(read_backward, LAG=lag, **reading)
             self.step_backward = [
                 [
@@ -175,7 +175,7 @@ def _forward(
         kernels.invert((n,), states, scratch, inverse, cold, ridge)
         if exact:
             kernels.local_gram((n,), k, ids, inverse, scratch, w, cold, ridge, *sizes)
-            kernels.factor((n,), states, scratch, w, cold, ridge)
+            kernels.factor((n,), scratch, w)
         for read in kernels.read[save]:
             read((n, kernels.tiles), q, k, v, previous, ids, scale, states, inverse, w, cold, y, xs, ridge, *sizes)
     return y, final, previous, states, inverse, w, cold, xs
