@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from .errors import UserError
 from .validation import describe_validation_error
@@ -35,6 +43,8 @@ class SKAConfig(Section):
             paper's text; it looks into the future), or "none".
         write_gate: "sqrt-sigmoid" weighs keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2 sigmoid(.) - 0.1,
             0, 1), which can be exactly zero.
+        gate_input: what the write gate sees: "hidden", the layer's input with all its context, or "token", the token's
+            embedding at unit RMS alone: then what is written does not depend on where it stands.
         power: K, the number of filter steps.
         value_lag: bind a value to the key before it.
         gamma: s, the factor of each filter step; learned ones stay in (1, 1.5).
@@ -49,6 +59,7 @@ class SKAConfig(Section):
     mode: Literal["exact", "chunk"] = "exact"
     normalization: Literal["l2", "sequence-max", "none"] = "l2"
     write_gate: Literal["none", "sqrt-sigmoid", "hard"] = "hard"
+    gate_input: Literal["hidden", "token"] = "hidden"
     power: Annotated[int, Field(ge=0)] = 1
     value_lag: bool = False
     gamma: float = 1.0
@@ -72,7 +83,19 @@ class SKAConfig(Section):
             )
         if self.learn_gamma and not 1.0 < self.gamma < 1.5:
             raise ValueError(f"ska.gamma must start inside (1, 1.5) to be learned there, not at {self.gamma}")
+        if self.gate_input == "token" and self.write_gate == "none":
+            raise ValueError(
+                'ska.gate_input "token" needs a write gate: set ska.write_gate to "hard" or "sqrt-sigmoid"'
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # `gate_input` was added later: it counts only where it is used, so that older configs keep their ids.
+        values = serialize(self)
+        if self.gate_input == "hidden":
+            values.pop("gate_input", None)
+        return values
 
 
 class AttentionConfig(Section):

@@ -63,9 +63,9 @@ def prefill(
     position = torch.arange(length, device=tokens.device)
     for first in range(0, length, segment):
         part = slice(first, first + segment)
-        x = model.embedding(tokens[:, part])
+        x, token = model.embed(tokens[:, part])
         for i, block in enumerate(model.blocks):
-            x, cache[i] = block.extend(x, cache[i], position[part] < lengths[:, None])
+            x, cache[i] = block.extend(x, cache[i], position[part] < lengths[:, None], token)
         ends = position[part] == lengths[:, None] - 1
         last += torch.where(ends[..., None], x, 0).sum(1)
     return model.logits(last), cache
@@ -77,10 +77,10 @@ def step(model: EchoLM, tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
 
     SKA's states are updated in place, so the old cache is spent: `Cache.clone` first to branch.
     """
-    x = model.embedding(tokens)
+    x, token = model.embed(tokens)
     new = Cache()
     for block, old in zip(model.blocks, cache, strict=True):
-        x, entry = block.step(x, old)
+        x, entry = block.step(x, old, token)
         new.append(entry)
     return model.logits(x), new
 

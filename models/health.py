@@ -36,22 +36,22 @@ class LayerHealth(NamedTuple):
 @torch.no_grad()
 def ska_health(model: EchoLM, tokens: Tensor, *, rows: int = 2) -> list[LayerHealth]:
     """Run the first `rows` rows of tokens `[B, T]`, each as one document, and look at every SKA layer's final state."""
-    x = model.embedding(tokens[:rows])
+    x, token = model.embed(tokens[:rows])
     report = []
     for layer, block in enumerate(model.blocks):
         if isinstance(block.mixer, SKA):
-            report.append(_layer_health(layer, block, x))
-        x = block(x)
+            report.append(_layer_health(layer, block, x, token))
+        x = block(x, token)
     return report
 
 
-def _layer_health(layer: int, block, x: Tensor) -> LayerHealth:
+def _layer_health(layer: int, block, x: Tensor, token: Tensor | None) -> LayerHealth:
     mixer, normed = block.mixer, block.mixer_norm(x)
-    q, k, v = mixer.keys(normed)
+    q, k, v = mixer.keys(normed, token=token)
     _, state = ska_attention(q, k, v, mode="prefix", ridge=mixer.config.ridge, return_state=True)
     smallest, sigma = _extremes(state.gram.double(), state.transition.double(), mixer.config.ridge)
-    gate = mixer.gate(normed)
-    written = mixer(normed)
+    gate = mixer.gate(normed, token)
+    written = mixer(normed, token=token)
     return LayerHealth(
         layer,
         smallest / mixer.config.ridge,

@@ -54,6 +54,11 @@ class GatedRMSNorm(RMSNorm):
         return (normed * self.weight.to(normed.dtype)).to(x.dtype)
 
 
+def unit_rms(x: Tensor, eps: float) -> Tensor:
+    """x / rms(x) over the last dimension: `RMSNorm` without a weight."""
+    return F.rms_norm(at_least_fp32(x), x.shape[-1:], eps=eps).to(x.dtype)
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """Half precision to fp32; fp32 and float64 as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -12,11 +12,11 @@ from .config import MixerKind, ModelConfig
 from .feedforward import make_feedforward
 from .initialization import initialize, normal_by_fan_in
 from .mixers import SKA, make_mixer
-from .norm import make_norm
+from .norm import make_norm, unit_rms
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feedforward(norm(x))."""
+    """x + mixer(norm(x)), then x + feedforward(norm(x)). `token` is the second of what `EchoLM.embed` gives; SKA takes it."""
 
     def __init__(self, config: ModelConfig, kind: MixerKind):
         super().__init__()
@@ -28,24 +28,31 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        token: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
         context: SequenceContext | None = None,
         written: Tensor | None = None,
     ) -> Tensor:
-        options = {"written": written} if written is not None and isinstance(self.mixer, SKA) else {}
+        options = self._of_ska(token=token, written=written)
         x = x + self.mixer(self.mixer_norm(x), cu_seqlens=cu_seqlens, context=context, **options)
         return x + self.feedforward(self.feedforward_norm(x))
 
-    def extend(self, x: Tensor, cache: Any, real: Tensor) -> tuple[Tensor, Any]:
-        mixed, cache = self.mixer.extend(self.mixer_norm(x), cache, real)
+    def extend(self, x: Tensor, cache: Any, real: Tensor, token: Tensor | None = None) -> tuple[Tensor, Any]:
+        mixed, cache = self.mixer.extend(self.mixer_norm(x), cache, real, **self._of_ska(token=token))
         x = x + mixed
         return x + self.feedforward(self.feedforward_norm(x)), cache
 
-    def step(self, x: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        mixed, cache = self.mixer.step(self.mixer_norm(x), cache)
+    def step(self, x: Tensor, cache: Any, token: Tensor | None = None) -> tuple[Tensor, Any]:
+        mixed, cache = self.mixer.step(self.mixer_norm(x), cache, **self._of_ska(token=token))
         x = x + mixed
         return x + self.feedforward(self.feedforward_norm(x)), cache
+
+    def _of_ska(self, **options: Tensor | None) -> dict[str, Tensor]:
+        """Those that are given, if the mixer is SKA; no other mixer knows them."""
+        if not isinstance(self.mixer, SKA):
+            return {}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 class EchoLM(nn.Module):
@@ -100,12 +107,19 @@ class EchoLM(nn.Module):
                 cu_seqlens, context = context.cu_seqlens, None
             elif written is not None:
                 raise ValueError("written must be None beside a context of several ranks: it needs whole rows")
-        x = self.embedding(tokens)
+        x, token = self.embed(tokens)
         for block in self.blocks:
-            x = block(x, cu_seqlens=cu_seqlens, context=context, written=written)
+            x = block(x, token, cu_seqlens=cu_seqlens, context=context, written=written)
         if at is not None:
             x = x[at] if at.dtype == torch.bool else x.flatten(0, 1).index_select(0, at)
         return self.logits(x, read_out)
+
+    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens `[...]` to the residual stream that the first block gets, `[..., d_model]`, and to what write gates with
+        `gate_input` "token" see in every block: the same at unit RMS, as embeddings start at 0.02; None without such gates."""
+        x, ska = self.embedding(tokens), self.config.ska
+        sees_token = ska is not None and ska.gate_input == "token"
+        return x, unit_rms(x, self.config.norm_eps) if sees_token else None
 
     def logits(self, x: Tensor, read_out: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
         """Residual stream `[..., d_model]` to logits `[..., vocab_size]`."""

@@ -34,7 +34,8 @@ class ScaledLinear(nn.Linear):
 
 
 class SKA(nn.Module):
-    """[B, T, d_model] -> [B, T, d_model]."""
+    """[B, T, d_model] -> [B, T, d_model]. With `gate_input` "token" every method also takes `token`, shaped as x: what
+    `EchoLM.embed` gives for the gate."""
 
     def __init__(self, d_model: int, config: SKAConfig):
         super().__init__()
@@ -52,6 +53,7 @@ class SKA(nn.Module):
         self,
         x: Tensor,
         *,
+        token: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         context: SequenceContext | None = None,
         written: Tensor | None = None,
@@ -59,7 +61,7 @@ class SKA(nn.Module):
         if context is not None and context.world > 1 and self.config.normalization == "sequence-max":
             raise UserError('ska.normalization "sequence-max" needs whole rows: use "l2", or no sequence parallelism')
         y = ska_attention(
-            *self.keys(x, cu_seqlens, written),
+            *self.keys(x, cu_seqlens, written, token),
             **self._options(),
             mode=self.config.mode,
             mask=written,
@@ -69,11 +71,15 @@ class SKA(nn.Module):
         return self._read_out(y, x.dtype)
 
     def keys(
-        self, x: Tensor, cu_seqlens: Tensor | None = None, written: Tensor | None = None
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor | None = None,
+        written: Tensor | None = None,
+        token: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`. Keys that are not `written` set no
         measure for "sequence-max"."""
-        packed = self._project(x)
+        packed = self._project(x, token)
         longest = None
         if self.config.normalization == "sequence-max":
             k = self._unpack(packed)[1]
@@ -94,12 +100,12 @@ class SKA(nn.Module):
             longest = sums.last_key[..., :1]
         return SKACache(start_decoding(sums, ridge=config.ridge, **chunked), longest)
 
-    def extend(self, x: Tensor, cache: SKACache, real: Tensor) -> tuple[Tensor, SKACache]:
+    def extend(self, x: Tensor, cache: SKACache, real: Tensor, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends.
 
         In "chunk" mode the cache must stand on the chunk grid; "sequence-max" takes its maximum here.
         """
-        packed = self._project(x)
+        packed = self._project(x, token)
         longest = cache.longest
         if longest is not None:
             k = self._unpack(packed)[1]
@@ -121,9 +127,9 @@ class SKA(nn.Module):
         decode = start_decoding(sums, ridge=self.config.ridge, **chunked)
         return self._read_out(y, x.dtype), SKACache(decode, longest)
 
-    def step(self, x: Tensor, cache: SKACache) -> tuple[Tensor, SKACache]:
+    def step(self, x: Tensor, cache: SKACache, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
         """One token, `[B, d_model]`; the cache is updated in place and returned."""
-        q, k, v = self._weigh(self._project(x), cache.longest)
+        q, k, v = self._weigh(self._project(x, token), cache.longest)
         y = ska_step(q, k, v, cache.decode, **self._options())
         return self._read_out(y, x.dtype), cache
 
@@ -144,25 +150,34 @@ class SKA(nn.Module):
         low, high = GAMMA_RANGE
         return low + (high - low) * torch.sigmoid(at_least_fp32(self.gamma_logit))
 
-    def gate(self, x: Tensor) -> Tensor | None:
+    def gate(self, x: Tensor, token: Tensor | None = None) -> Tensor | None:
         """What multiplies keys and values before they are written: `[..., H]` in [0, 1], or None."""
-        if self.gate_proj is None:
-            return None
-        return write_gate(self.gate_proj(x), self.config.write_gate)
+        logits = self.gate_logits(x, token)
+        return None if logits is None else write_gate(logits, self.config.write_gate)
 
-    def _project(self, x: Tensor) -> Tensor:
-        """Raw queries, keys, values and gate logits side by side, as `weigh` takes them: one product for all, so that x
-        and its gradient are passed over once."""
-        projections = [self.q_proj, self.k_proj, self.v_proj]
-        if self.gate_proj is not None:
-            projections.append(self.gate_proj)
-        weights = [projection.weight for projection in projections]
-        if x.dim() == 2:  # decoding: the weights are larger than what they give
-            return torch.cat([F.linear(x, weight) for weight in weights], -1)
-        columns = sum(len(weight) for weight in weights)
-        # Rows of a multiple of 16 bytes keep the products fast.
-        padding = weights[0].new_zeros(-columns % 8, x.shape[-1])
-        return F.linear(x, torch.cat((*weights, padding)))
+    def gate_logits(self, x: Tensor, token: Tensor | None = None) -> Tensor | None:
+        """What the gate is made of: `[..., H]`, or None without a gate."""
+        return None if self.gate_proj is None else self.gate_proj(self._seen_by_gate(x, token))
+
+    def _seen_by_gate(self, x: Tensor, token: Tensor | None) -> Tensor:
+        if self.config.gate_input == "hidden":
+            return x
+        if token is None:
+            raise ValueError('ska.gate_input is "token": the layer needs `token`, as `EchoLM.embed` gives it')
+        return token
+
+    def _project(self, x: Tensor, token: Tensor | None) -> Tensor:
+        """Raw queries, keys, values and gate logits side by side, as `weigh` takes them: one product for all that is made of
+        x, so that x and its gradient are passed over once."""
+        weights = [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj)]
+        gate = [] if self.gate_proj is None else [self.gate_proj.weight]
+        if x.dim() == 3:  # rows of a multiple of 16 bytes keep the products fast
+            columns = sum(len(weight) for weight in weights + gate)
+            gate.append(weights[0].new_zeros(-columns % 8, x.shape[-1]))
+        seen = self._seen_by_gate(x, token)
+        if seen is x:
+            return _side_by_side(x, weights + gate)
+        return torch.cat((_side_by_side(x, weights), _side_by_side(seen, gate)), -1)
 
     def _unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
         config = self.config
@@ -201,6 +216,13 @@ class SKA(nn.Module):
             low, high = GAMMA_RANGE
             share = (self.config.gamma - low) / (high - low)
             nn.init.constant_(self.gamma_logit, torch.logit(torch.tensor(share)).item())
+
+
+def _side_by_side(x: Tensor, weights: list[Tensor]) -> Tensor:
+    """x W^T of each W, along the last dimension."""
+    if x.dim() == 2:  # decoding: the weights are larger than what they give
+        return torch.cat([F.linear(x, weight) for weight in weights], -1)
+    return F.linear(x, torch.cat(weights))
 
 
 def _where_rows(rows: Tensor, x: Tensor, other: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ ECHO = ("mamba2", "ska", "mamba2", "ska")
 STACKS = {
     "echo exact K=1": dict(layers=ECHO, ska=dict(SKA, power=1)),
     "echo exact K=0 lagged": dict(layers=ECHO, ska=dict(SKA, power=0, value_lag=True)),
+    "echo exact K=1 token gate": dict(layers=ECHO, ska=dict(SKA, power=1, gate_input="token")),
     "echo chunk K=1": dict(layers=ECHO, ska=dict(SKA, mode="chunk", chunk_size=4, power=1)),
     "echo chunk K=0 lagged": dict(layers=ECHO, ska=dict(SKA, mode="chunk", chunk_size=4, power=0, value_lag=True)),
     "mamba2": dict(layers=("mamba2",) * 3, feedforward=dict(kind="swiglu", width=24)),

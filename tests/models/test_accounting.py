@@ -81,8 +81,9 @@ def test_table_has_a_row_a_preset():
     )
 
 
-def test_health_tells_a_living_layer_from_a_dead_one(random_model):
-    model = random_model("echo-1m")
+@pytest.mark.parametrize("gate_input", ["hidden", "token"])
+def test_health_tells_a_living_layer_from_a_dead_one(gate_input, random_model):
+    model = random_model("echo-1m", ska={"gate_input": gate_input})
     tokens = torch.randint(0, 50, (3, 200), generator=torch.Generator().manual_seed(0))
     alive = ska_health(model, tokens)
     assert [layer.layer for layer in alive] == [1, 3]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 
 from echo_lm.models import ModelConfig, UserError, build_model, count_parameters, preset, preset_names
 from echo_lm.models.presets import FAMILIES, SIZES
@@ -64,6 +65,7 @@ def test_overrides_of_a_section_keep_the_rest():
         ("echo-1m", dict(mamba2={"headdim": 48}), "must divide expand"),
         ("echo-1m", dict(ska={"normalization": "sequence-max"}), "allow_future_leak=true"),
         ("echo-1m", dict(ska={"learn_gamma": True}), "gamma"),
+        ("paper-1m-sequence-max", dict(ska={"gate_input": "token"}), 'gate_input "token" needs a write gate'),
         ("echo-1m", dict(ska=None), "section 'ska' is missing"),
         ("echo-1m", dict(layers=[]), "layers"),
         ("echo-1m", dict(feedforward={"width": 7}), "even"),
@@ -75,6 +77,20 @@ def test_mistakes_are_one_line_that_names_what_would_be_right(name, overrides, m
     with pytest.raises(UserError, match=message) as error:
         preset(name, **overrides)
     assert "\n" not in str(error.value)
+
+
+def test_what_the_gate_sees_is_stored_where_it_is_not_the_default():
+    """It was added later: a config without it keeps its hash."""
+    default, token = preset("echo-1m"), preset("echo-1m", ska={"gate_input": "token"})
+    for config in (default, token):
+        assert ModelConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+        assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+    assert token.model_dump()["ska"] == default.model_dump()["ska"] | {"gate_input": "token"}
+    assert "gate_input" not in default.model_dump()["ska"]
+    assert default.ska.gate_input == "hidden"
+    assert count_parameters(token) == count_parameters(default)
+    total = sum(parameter.numel() for parameter in build_model(token, device="meta").parameters())
+    assert total == count_parameters(token).total
 
 
 def test_meta_models_cost_nothing():

@@ -50,8 +50,10 @@ def test_steps_alone_give_the_parallel_logits(name, random_model):
         dict(power=0, value_lag=True),
         dict(power=2, write_gate="sqrt-sigmoid", learn_gamma=True, gamma=1.2),
         dict(write_gate="none", normalization="none", ridge=1.0),
+        dict(gate_input="token"),
+        dict(gate_input="token", normalization="none", ridge=1.0),
     ],
-    ids=["lagged", "soft gate", "raw keys"],
+    ids=["lagged", "soft gate", "raw keys", "token gate", "token gate, raw keys"],
 )
 @pytest.mark.parametrize("mode", ["exact", "chunk"])
 def test_every_option_of_ska(change, mode, random_model):

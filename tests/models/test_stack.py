@@ -111,6 +111,48 @@ def test_write_gates_stay_in_range(gate, random_model):
     assert (values == 0).any() == (gate == "hard")
 
 
+@pytest.mark.parametrize("gate_input", ["hidden", "token"])
+def test_a_token_gate_knows_its_token_alone(gate_input, random_model, monkeypatch):
+    """Keys have unit length but for the gate: their lengths are the gates of the pass itself."""
+    model = random_model("echo-1m", ska={"gate_input": gate_input}).double()
+    layers = [block.mixer for block in model.blocks[1::2]]
+    gates = []
+
+    def noted(keys):
+        def note(*arguments):
+            q, k, v = keys(*arguments)
+            gates.append(k.norm(dim=-1))
+            return q, k, v
+
+        return note
+
+    for layer in layers:
+        monkeypatch.setattr(layer, "keys", noted(layer.keys))
+    tokens = tokens_of(1, 100)
+    assert changed_by(model, tokens, 30)[99]
+    for before, after in zip(gates[:2], gates[2:], strict=True):
+        changed = ((before - after).abs() > 1e-9).any(-1)[0].nonzero().flatten().tolist()
+        assert changed[0] == 30
+        assert (len(changed) > 1) == (gate_input == "hidden")
+
+
+def test_embeddings_learn_through_a_token_gate(random_model):
+    model = random_model("echo-1m", ska={"gate_input": "token"})
+    tokens = torch.tensor([[3, 7, 3]])
+    x, token = model.embed(tokens)
+    assert torch.equal(x, model.embedding(tokens))
+    torch.testing.assert_close(token.square().mean(-1), torch.ones(1, 3), rtol=1e-2, atol=0)
+    model.blocks[1].mixer.gate_logits(x.detach(), token).sum().backward()
+    assert model.embedding.weight.grad.abs().sum(-1).nonzero().flatten().tolist() == [3, 7]
+    assert random_model("echo-1m").embed(tokens)[1] is None
+
+
+def test_a_token_gate_without_its_token_is_refused(random_model):
+    mixer = random_model("echo-1m", ska={"gate_input": "token"}).blocks[1].mixer
+    with pytest.raises(ValueError, match="the layer needs `token`"):
+        mixer(torch.zeros(1, 3, 128))
+
+
 @pytest.mark.parametrize("unit", ["disk", "circle"])
 def test_koopman_operator_is_stable_and_folds_into_the_readout(unit):
     generator = torch.Generator().manual_seed(0)

@@ -22,9 +22,11 @@ from echo_lm.pipeline.zero_state import fragments
 
 from ..ports import free_port
 
+# A ridge of 1e-3 multiplies rounding up to a thousandfold, from step to step; what is tested is the same with a larger one.
+ECHO = ["model.preset=echo-1m", "model.layers=[mamba2,ska]", "model.ska.ridge=0.1"]
 MODELS = {
-    # A ridge of 1e-3 multiplies rounding up to a thousandfold, from step to step; what is tested is the same with a larger one.
-    "echo": ["model.preset=echo-1m", "model.layers=[mamba2,ska]", "model.ska.ridge=0.1"],
+    "echo": ECHO,
+    "token gate": [*ECHO, "model.ska.gate_input=token"],
     "hybrid": ["model.preset=hybrid-1m", "model.layers=[mamba2,attention]", "model.attention.num_heads=2"],
 }
 SMALL = ["model.d_model=32", "train.steps=20", "train.learning_rate=2e-4", "train.warmup_tokens=0"]

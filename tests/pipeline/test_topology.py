@@ -19,12 +19,13 @@ from echo_lm.pipeline.update import update
 
 from .gang import Case, Result, collect, play, randomized
 
-ONE = [Case("echo", 0), Case("hybrid", 0)]
+ONE = [Case("echo", 0), Case("hybrid", 0), Case("token gate", 0)]
 FOUR = [Case(model, stage) for model in ("echo", "hybrid") for stage in (0, 1, 2, 3)]
 FOUR += [Case("echo", 1, 2), Case("echo", 3, 2), Case("echo", 0, 4), Case("hybrid", 2, 2), Case("hybrid", 3, 4)]
 
 FOUR += [
     Case("echo", 3, 2, ("run.activation_checkpointing=true",)),
+    Case("token gate", 3, 2, ("run.activation_checkpointing=true",)),
     Case("echo", 2, 1, ("run.offload_optimizer=true",)),
     Case("echo", 3, 1, ("run.microbatch_sequences=1",)),
 ]
