@@ -4,6 +4,8 @@ A model that answers everything at its training length has no gradient left that
 contexts: sums of a million positions are then lost to rare ones that leak (docs/results/length.md).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -34,11 +36,14 @@ class WriteCost:
         if not gated:
             raise UserError("write_cost needs SKA layers with a write gate: this model has none")
         self._open: list[Tensor] = []
-        self._handles: list[RemovableHandle] = [layer.register_forward_pre_hook(self._look) for layer in gated]
+        self._handles: list[RemovableHandle] = [
+            layer.register_forward_pre_hook(self._look, with_kwargs=True) for layer in gated
+        ]
 
-    def _look(self, layer: SKA, inputs: tuple[Tensor, ...]) -> None:
+    def _look(self, layer: SKA, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
-            self._open.append(torch.sigmoid(layer.gate_proj(inputs[0]).float()).mean())
+            logits = layer.gate_logits(*inputs, options.get("token"))
+            self._open.append(torch.sigmoid(logits.float()).mean())
 
     def take(self) -> Tensor:
         """The cost of the last forward pass, with its gradient."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from echo_lm.data_prep.recall import RecallVocabulary
 from echo_lm.evals.config import RecallTraining
@@ -58,6 +59,19 @@ def test_it_is_the_mean_of_every_gate_of_every_ska_layer():
     assert model.blocks[2].mixer.gate_proj.bias.grad.abs().min() > 0
     cost.remove()
     assert found.item() == pytest.approx(mean_openness(small_model_like(model), tokens), rel=1e-5)
+
+
+def test_a_gate_that_sees_the_token_pays_for_that():
+    tokens = torch.randint(0, 128, (2, 12), generator=torch.Generator().manual_seed(0))
+    model = small_model(gate_input="token")
+    layers = [block.mixer for block in model.blocks[1:]]
+    for seed, layer in enumerate(layers):
+        torch.nn.init.normal_(layer.gate_proj.weight, generator=torch.Generator().manual_seed(seed))
+    cost = WriteCost(model)
+    model(tokens)
+    seen = F.rms_norm(model.embedding(tokens), (16,), eps=model.config.norm_eps)
+    by_hand = torch.stack([torch.sigmoid(layer.gate_proj(seen)).mean() for layer in layers]).mean()
+    assert cost.take().item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
 def small_model_like(model):
