@@ -95,7 +95,9 @@ def test_a_table_may_have_more_ids(tmp_path):
     assert set(ids(tmp_path, vocabulary={"num_keys": 40})) == plain
 
 
-@pytest.mark.parametrize("name", ["transfer", "length", "length-rates", "length-ideas", "length-noise", "ablations"])
+@pytest.mark.parametrize(
+    "name", ["transfer", "length", "length-rates", "length-ideas", "length-noise", "ablations", "token-gate"]
+)
 def test_the_tables_that_come_with_the_project_are_whole(name):
     table = load_table(ROOT / "benchmarks" / "tables" / f"{name}.yaml")
     runs = runs_of(table)
