@@ -70,8 +70,9 @@ class RecallTraining(Frozen):
         precision: "bf16" by autocast, weights and AdamW in fp32.
         stop_at: the training ends when so large a share of its last answers is right (of a curriculum: at the last length). Every
             sequence is new, so this says what an evaluation would.
-        write_cost: nats for write gates that are open at every position, added to the loss; nothing in the first half of the
-            steps, as a model must learn to write first, then growing to this at the last. See `WriteCost`.
+        write_cost: nats for write gates that are open at every position, added to the loss: nothing in the first half of the
+            steps, as a model must learn to write first, then growing to this at the last; in a curriculum nothing at the
+            first length, all of it after. See `WriteCost`.
     """
 
     steps: int = Field(default=500, gt=0)
@@ -92,9 +93,10 @@ class RecallTraining(Frozen):
 
     @model_validator(mode="after")
     def _check(self):
-        for name in ("stop_at", "tokens"):
-            if self.write_cost and getattr(self, name) is not None:
-                raise ValueError(f"write_cost grows with the steps, which {name} cuts short: give one of the two")
+        if self.write_cost and self.lengthen_at is None:
+            for name in ("stop_at", "tokens"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"write_cost grows with the steps, which {name} cuts short: give one of the two")
         if self.lengthen_at is not None and self.tokens is None:
             raise ValueError("lengthen_at shares out `tokens`: give it a number of them")
         return self

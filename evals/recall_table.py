@@ -55,7 +55,7 @@ class Curriculum(Frozen):
     """A cell's model begins with shorter gaps than the cell's.
 
     Attributes:
-        gaps: those below the cell's own come before it, in this order.
+        gaps: those below the cell's own come before it, in this order; one may come twice.
         lengthen_at: so large a share of the last answers right, and the next gap follows (see `RecallTraining`).
     """
 

@@ -134,7 +134,7 @@ class RecallTrainer:
             self._now = [self._next_length()]
         else:
             turns = math.ceil(training.steps / len(training.lengths))
-            self._now = [self._at_length(length, turns) for length in training.lengths]
+            self._now = [self._at_length(turns, length) for length in training.lengths]
         self._rates = torch.tensor(
             [training.learning_rate * _rate(step, training) for step in range(training.steps)], device=self.device
         )
@@ -196,10 +196,12 @@ class RecallTrainer:
         """The next of a curriculum, with half of the tokens that are left; the last with all."""
         length = self._later.pop(0)
         left = (self.training.tokens - self.tokens) // (2 if self._later else 1)
-        return self._at_length(length, max(1, left // (self.training.batch_at(length) * length)))
+        batches = max(1, left // (self.training.batch_at(length) * length))
+        # A length may come twice, with other sequences.
+        return self._at_length(batches, length, len(self._later))
 
-    def _at_length(self, length: int, batches: int) -> AtLength:
-        generator = seeded_generator(self._purpose, "recall bank", length, self._seed)
+    def _at_length(self, batches: int, length: int, *place: int) -> AtLength:
+        generator = seeded_generator(self._purpose, "recall bank", length, *place, self._seed)
         bank = recall_bank(self.training, length, self._vocabulary, generator, batches)
         return AtLength(RecallBank(*(part.to(self.device) for part in vars(bank).values())))
 
@@ -239,8 +241,7 @@ class RecallTrainer:
         if self._cost is None:
             loss.backward()
         else:
-            grown = (2 * (self._step[0] + 1) / self.training.steps - 1).clamp(min=0)
-            (loss + self.training.write_cost * grown * self._cost.take()).backward()
+            (loss + self._price() * self._cost.take()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self.losses.index_copy_(0, self._step, loss.detach()[None])
@@ -249,6 +250,12 @@ class RecallTrainer:
             self._answers.index_copy_(0, self._step, torch.stack((right, weight.sum()))[None])
         self._step += 1
         at.next += 1
+
+    def _price(self) -> Tensor | float:
+        """Nats for gates that are all open, in this step."""
+        if self.training.lengthen_at is None:
+            return self.training.write_cost * (2 * (self._step[0] + 1) / self.training.steps - 1).clamp(min=0)
+        return self.training.write_cost * (len(self._later) + 1 < len(self.training.lengths))
 
     def _record(self, at: AtLength) -> torch.cuda.CUDAGraph:
         self._stream.synchronize()

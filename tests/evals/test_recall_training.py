@@ -81,3 +81,30 @@ def test_the_last_answers_are_of_fifty_steps_and_enough():
         found.append(trainer._has_learned(0.99))
     assert found == [False, False, False, False, True]
     assert not trainer._has_learned(0.999)
+
+
+def test_a_length_that_comes_twice_shows_other_sequences():
+    trainer = trainer_of(lengths=(16, 16, 32), lengthen_at=1.0, tokens=192)
+    banks = [trainer._now[0].bank.tokens]
+    trainer.advance()
+    banks.append(trainer._now[0].bank.tokens)
+    assert [len(bank) for bank in banks] == [1, 1]
+    assert not torch.equal(*banks)
+
+
+def test_open_gates_cost_nothing_at_the_first_length_of_a_curriculum():
+    """What is learned there is what is learned without a cost; behind it the gates are paid for."""
+    small = {"d_model": 16, "layers": ["mamba2", "ska"], "allow_edge_ska": True, "mamba2": {"headdim": 16}}
+    small |= {"ska": {"num_heads": 2, "rank": 4, "mode": "exact", "chunk_size": None}}
+    weights = []
+    for cost in (0.0, 1.0):
+        model = build_model(preset("paper-1m-l2", **small), seed=0)
+        changes = {"lengths": (16, 32), "lengthen_at": 1.0, "tokens": 640, "write_cost": cost}
+        trainer = RecallTrainer(model, RecallTraining(**CURRICULUM | changes), RecallVocabulary(), seed=0)
+        weights.append([])
+        while not trainer.finished:
+            trainer.advance()
+            weights[-1].append(model.blocks[1].mixer.gate_proj.weight.detach().clone())
+    assert len(weights[0]) == 10
+    same = [torch.equal(*pair) for pair in zip(*weights, strict=True)]
+    assert same == [True] * 5 + [False] * 5
