@@ -232,17 +232,17 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
         for rate in table.learning_rates:
             for name, arm in table.arms.items():
                 values = table.training.model_dump() | {"learning_rate": rate} | arm.training
-                try:
-                    training = RecallTraining.model_validate(values)
-                except ValidationError as error:
-                    raise UserError(f"arm {name}: {describe_validation_error(error, RecallTraining)}") from error
-                if training.write_cost and not has_write_gate(configs[name]):
-                    raise UserError(f"arm {name}: write_cost needs SKA layers with a write gate, its model has none")
                 cells = tuple(cell for cell in table.cells if table.asks(name, cell))
                 for asked in [cells] if table.each_cell is None else [(cell,) for cell in cells]:
-                    own = (
-                        training if table.each_cell is None else _training_of(table.each_cell, arm, asked[0], training)
-                    )
+                    of_cell = {} if table.each_cell is None else _of_cell(table.each_cell, arm, asked[0])
+                    try:
+                        own = RecallTraining.model_validate(values | of_cell)
+                    except ValidationError as error:
+                        raise UserError(f"arm {name}: {describe_validation_error(error, RecallTraining)}") from error
+                    if own.write_cost and not has_write_gate(configs[name]):
+                        raise UserError(
+                            f"arm {name}: write_cost needs SKA layers with a write gate, its model has none"
+                        )
                     run_id = _run_id(table, arm, configs[name], own, seed, asked)
                     # Once, where an arm sets a rate of its own; two arms may be the same model.
                     runs.setdefault(
@@ -251,8 +251,8 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
     return list(runs.values())
 
 
-def _training_of(each: CellTraining, arm: Arm, cell: RecallCell, training: RecallTraining) -> RecallTraining:
-    """The training of one cell."""
+def _of_cell(each: CellTraining, arm: Arm, cell: RecallCell) -> dict[str, Any]:
+    """What the training of one cell has of its own."""
     budget, curriculum, lengths = arm.tokens or each.tokens, each.curriculum, (cell.length,)
     if curriculum is not None:
         shorter = (gap for gap in curriculum.gaps if gap < cell.gap)
@@ -268,7 +268,7 @@ def _training_of(each: CellTraining, arm: Arm, cell: RecallCell, training: Recal
     }
     if curriculum is not None:
         of_cell |= {"batch_tokens": each.batch_tokens, "tokens": budget, "lengthen_at": curriculum.lengthen_at}
-    return RecallTraining.model_validate(training.model_dump() | of_cell)
+    return of_cell
 
 
 def _run_id(
