@@ -65,7 +65,8 @@ class RecallTraining(Frozen):
         lengths: tokens of a sequence, one after the other step by step; pairs: likewise.
         tokens: the training ends before the step that would take it beyond.
         lengthen_at: a curriculum: training stays at each length until so large a share of its last answers is right, or half of the
-            tokens that were left are spent, and goes on with the next.
+            tokens that were left are spent, and goes on with the next. Each length has a warmup and a schedule of its own, and a
+            share of `learning_rate` that falls with the square root of the sequences of a step.
         schedule: of the learning rate after the warmup; "cosine" ends at a tenth.
         precision: "bf16" by autocast, weights and AdamW in fp32.
         stop_at: the training ends when so large a share of its last answers is right (of a curriculum: at the last length). Every

@@ -5,6 +5,7 @@ trainer's own, so that dozens of trainers share one GPU and their kernels run si
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -81,11 +82,17 @@ def recall_bank(
 
 
 class AtLength:
-    """What a trainer has of one length: the batches, how many it has taken, and on a GPU the step that it replays."""
+    """What a trainer has of one length: the batches, how many it has taken, and on a GPU the step that it replays.
 
-    def __init__(self, bank: RecallBank):
+    Attributes:
+        rates: fp32 `[n]`, the learning rate of each step.
+        next: `taken`, as a recorded step reads it.
+    """
+
+    def __init__(self, bank: RecallBank, rates: Sequence[float]):
         self.bank, self.taken = bank, 0
-        self.next = torch.zeros(1, dtype=torch.int64, device=bank.tokens.device)  # `taken`, for a recorded step
+        self.rates = torch.tensor(rates, device=bank.tokens.device)
+        self.next = torch.zeros(1, dtype=torch.int64, device=bank.tokens.device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @property
@@ -133,12 +140,8 @@ class RecallTrainer:
         if self._later:
             self._now = [self._next_length()]
         else:
-            turns = math.ceil(training.steps / len(training.lengths))
-            self._now = [self._at_length(turns, length) for length in training.lengths]
-        self._rates = torch.tensor(
-            [training.learning_rate * _rate(step, training) for step in range(training.steps)], device=self.device
-        )
-        self._rate = self._rates[0].clone()
+            self._now = [self._in_turn(i) for i in range(len(training.lengths))]
+        self._rate = self._now[0].rates[0].clone()
         groups = parameter_groups(model, training.weight_decay)
         options = dict(fused=True, capturable=self.device.type == "cuda")
         self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), **options)
@@ -192,18 +195,30 @@ class RecallTrainer:
         last = max(LAST_STEPS - 1, int((latest[:, 1] < LAST_ANSWERS).sum()))
         return last < steps and bool(latest[last, 0] >= share * latest[last, 1])
 
+    def _in_turn(self, turn: int) -> AtLength:
+        """One of several lengths that take turns step by step."""
+        training = self.training
+        count = len(training.lengths)
+        steps = range(turn, math.ceil(training.steps / count) * count, count)
+        rates = [training.learning_rate * _rate(step, training.steps, training.schedule) for step in steps]
+        return self._at_length(training.lengths[turn], rates)
+
     def _next_length(self) -> AtLength:
         """The next of a curriculum, with half of the tokens that are left; the last with all."""
-        length = self._later.pop(0)
-        left = (self.training.tokens - self.tokens) // (2 if self._later else 1)
-        batches = max(1, left // (self.training.batch_at(length) * length))
+        training, length = self.training, self._later.pop(0)
+        sequences, first = training.batch_at(length), training.batch_at(training.lengths[0])
+        left = (training.tokens - self.tokens) // (2 if self._later else 1)
+        batches = max(1, left // (sequences * length))
+        # Adam makes steps of the noise of few answers, and great ones of gradients that are suddenly larger than those before.
+        most = training.learning_rate * math.sqrt(sequences / first)
+        rates = [most * _rate(step, batches, training.schedule) for step in range(batches)]
         # A length may come twice, with other sequences.
-        return self._at_length(batches, length, len(self._later))
+        return self._at_length(length, rates, len(self._later))
 
-    def _at_length(self, batches: int, length: int, *place: int) -> AtLength:
+    def _at_length(self, length: int, rates: list[float], *place: int) -> AtLength:
         generator = seeded_generator(self._purpose, "recall bank", length, *place, self._seed)
-        bank = recall_bank(self.training, length, self._vocabulary, generator, batches)
-        return AtLength(RecallBank(*(part.to(self.device) for part in vars(bank).values())))
+        bank = recall_bank(self.training, length, self._vocabulary, generator, len(rates))
+        return AtLength(RecallBank(*(part.to(self.device) for part in vars(bank).values())), rates)
 
     def _wait_for_what_was_made(self) -> None:
         """What was made outside of steps, the model included, is queued on another stream."""
@@ -232,7 +247,7 @@ class RecallTrainer:
 
     def _train(self, at: AtLength) -> None:
         tokens, places, labels, weight = (part.index_select(0, at.next)[0] for part in vars(at.bank).values())
-        self._rate.copy_(self._rates.index_select(0, self._step)[0])
+        self._rate.copy_(at.rates.index_select(0, at.next)[0])
         self._optimizer.zero_grad(set_to_none=True)
         with precision_of(self.training, self.device):
             logits = self.model(tokens.long(), at=places)
@@ -271,10 +286,10 @@ def precision_of(training: RecallTraining, device: torch.device | str) -> Abstra
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=training.precision == "bf16")
 
 
-def _rate(step: int, training: RecallTraining) -> float:
+def _rate(step: int, steps: int, schedule: str) -> float:
     """Share of the learning rate: a linear warmup over a twentieth of the steps, then constant, or a cosine to a tenth."""
-    warmup = max(1, training.steps // 20)
-    if step < warmup or training.schedule == "constant":
+    warmup = max(1, steps // 20)
+    if step < warmup or schedule == "constant":
         return min(1, (step + 1) / warmup)
-    progress = (step - warmup) / max(1, training.steps - warmup)
+    progress = min(1, (step - warmup) / max(1, steps - warmup))
     return SMALLEST_RATE + (1 - SMALLEST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -62,6 +62,21 @@ def test_a_curriculum_spends_half_of_what_is_left_on_what_is_not_learned():
     assert (trainer.losses[: trainer.done] > 0).all()
 
 
+def test_each_length_of_a_curriculum_has_a_schedule_for_its_batch():
+    trainer = trainer_of(lengthen_at=1.0, learning_rate=0.01, schedule="cosine")
+    rates = []
+    while not trainer.finished:
+        trainer.advance()
+        rates.append(trainer._rate.item())
+    # 4 sequences a step, 2, 1.
+    for first, steps, most in ((0, 200, 0.01), (200, 100, 0.01 * 0.5**0.5), (300, 100, 0.005)):
+        warmup = steps // 20
+        assert rates[first] == pytest.approx(most / warmup)
+        assert rates[first + warmup] == pytest.approx(most)
+        assert rates[first + warmup + (steps - warmup) // 2] == pytest.approx(0.55 * most, rel=0.02)
+        assert rates[first + steps - 1] == pytest.approx(0.1 * most, rel=0.01)
+
+
 def test_a_curriculum_goes_on_where_it_has_learned(monkeypatch):
     monkeypatch.setattr(recall_training, "LAST_ANSWERS", 60)
     trainer = trainer_of(lengthen_at=0.001, stop_at=0.001)
