@@ -9,6 +9,7 @@ A line of the file is one job, the arguments of `recall_tables.py`:
 
 Runs that `benchmarks/results/tables` holds are not repeated. Each job writes a folder of its own; at the end `NAME.json` in `--out`
 holds what was there and what is new, to be put in the place of the old one. A job that is cut off loses the group of runs it is at.
+On a bare GPU machine: `recall_on_card.sh`.
 """
 
 import argparse

@@ -28,6 +28,8 @@ from .recall import RecallCell, count_answers, grid_cells, recall_batches
 from .recall_training import RecallTrainer, precision_of
 from .write_cost import has_write_gate
 
+# Of a training; where they are not used they do not count, so that older results keep their ids.
+LATER_FIELDS = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "write_cost")
 QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
 
 
@@ -279,9 +281,8 @@ def _run_id(
     seed: int,
     cells: tuple[RecallCell, ...],
 ) -> str:
-    # What was added later counts only where it is used, so that older results keep their ids.
     described = training.model_dump(mode="json")
-    for name in ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "write_cost"):
+    for name in LATER_FIELDS:
         if described[name] == RecallTraining.model_fields[name].default:
             del described[name]
     parts = [config.model_dump(mode="json", exclude={"name"}), described, seed]

@@ -149,22 +149,23 @@ class RecallTrainer:
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.losses = torch.zeros(training.steps, device=self.device)
         self._answers = torch.zeros(training.steps, 2, device=self.device)  # right ones, and all
+        self._cooling = 0  # steps of the cooldown that are left
+        self._share = torch.ones((), device=self.device)  # of the rate, which only the cooldown changes
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._wait_for_what_was_made()
 
     def advance(self) -> None:
         """One step. On a GPU it is only queued: `synchronize` waits for it."""
         at = self._now[self.done % len(self._now)]
-        if self._stream is None:
-            self._train(at)
-        else:
-            with torch.cuda.stream(self._stream):
-                if at.graph is not None:
-                    at.graph.replay()
-                else:
-                    self._train(at)
-            if at.taken + 1 == EAGER_STEPS:
-                at.graph = self._record(at)
+        with torch.cuda.stream(self._stream):  # none on a CPU
+            if self._cooling:
+                self._share.fill_(self._cooling / (self.training.cooldown + 1))
+            if at.graph is not None:
+                at.graph.replay()
+            else:
+                self._train(at)
+        if self._stream is not None and at.taken + 1 == EAGER_STEPS:
+            at.graph = self._record(at)
         at.taken += 1
         self.done += 1
         self.tokens += at.step_tokens
@@ -179,11 +180,17 @@ class RecallTrainer:
 
     def _is_over(self) -> bool:
         training, upcoming = self.training, self._now[self.done % len(self._now)]
-        return (
-            self.done == training.steps
-            or (training.tokens is not None and self.tokens + upcoming.step_tokens > training.tokens)
-            or (training.stop_at is not None and self._has_learned(training.stop_at))
-        )
+        if self.done == training.steps:
+            return True
+        if training.tokens is not None and self.tokens + upcoming.step_tokens > training.tokens:
+            return True
+        if self._cooling:
+            self._cooling -= 1
+            return not self._cooling
+        if training.stop_at is not None and self._has_learned(training.stop_at):
+            self._cooling = training.cooldown
+            return not self._cooling
+        return False
 
     def _has_learned(self, share: float) -> bool:
         """Whether so large a share of the last answers is right. To know it a GPU is waited for."""
@@ -247,7 +254,7 @@ class RecallTrainer:
 
     def _train(self, at: AtLength) -> None:
         tokens, places, labels, weight = (part.index_select(0, at.next)[0] for part in vars(at.bank).values())
-        self._rate.copy_(at.rates.index_select(0, at.next)[0])
+        self._rate.copy_(at.rates.index_select(0, at.next)[0] * self._share)
         self._optimizer.zero_grad(set_to_none=True)
         with precision_of(self.training, self.device):
             logits = self.model(tokens.long(), at=places)

@@ -74,7 +74,7 @@ def test_the_ids_of_the_transfer_table_stand():
 
 def test_the_in_task_table_has_its_cells():
     runs = runs_of(load_table(ROOT / "benchmarks" / "tables" / "mqar50m.yaml"))
-    assert Counter(run.arm for run in runs) == {"echo": 29, "mamba2": 18, "hybrid": 18}
+    assert Counter(run.arm for run in runs) == {"echo": 28, "mamba2": 18, "hybrid": 18}
     runs = runs_of(load_table(ROOT / "benchmarks" / "tables" / "mqar50m-64.yaml"))
     assert Counter(run.arm for run in runs) == {"echo": 3, "hybrid": 6}
 
@@ -242,6 +242,7 @@ def test_a_wrong_table_gives_one_line(tmp_path, changes, message):
         ({"steps": 0}, "arm one: .*steps"),
         ({"write_cost": 0.1, "stop_at": 0.9}, "arm one: .*write_cost grows with the steps, which stop_at cuts short"),
         ({"write_cost": 0.1, "tokens": 900}, "arm one: .*write_cost grows with the steps, which tokens cuts short"),
+        ({"cooldown": 9}, "arm one: .*cooldown follows where the training stops: it needs `stop_at`"),
         ({"lengthen_at": 0.9}, "arm one: .*lengthen_at shares out `tokens`: give it a number of them"),
     ],
 )

@@ -77,6 +77,17 @@ def test_each_length_of_a_curriculum_has_a_schedule_for_its_batch():
         assert rates[first + steps - 1] == pytest.approx(0.1 * most, rel=0.01)
 
 
+def test_what_has_learned_cools_down(monkeypatch):
+    monkeypatch.setattr(recall_training, "LAST_ANSWERS", 0)
+    trainer = trainer_of(lengths=(16,), stop_at=0.001, cooldown=4, learning_rate=0.01, tokens=None)
+    rates = []
+    while not trainer.finished:
+        trainer.advance()
+        rates.append(trainer._rate.item() / 0.01)
+    assert len(rates) == 54
+    assert rates[49:] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+
+
 def test_a_curriculum_goes_on_where_it_has_learned(monkeypatch):
     monkeypatch.setattr(recall_training, "LAST_ANSWERS", 60)
     trainer = trainer_of(lengthen_at=0.001, stop_at=0.001)
