@@ -37,9 +37,9 @@ class Reader:
         self.y = inputs[0]
 
     def read(self, token: Tensor) -> Tensor:
-        x = self.model.embedding(token)
+        x, seen_by_gates = self.model.embed(token)
         for i, block in enumerate(self.model.blocks):
-            x, self.cache[i] = block.step(x, self.cache[i])
+            x, self.cache[i] = block.step(x, self.cache[i], seen_by_gates)
         return self.y
 
 

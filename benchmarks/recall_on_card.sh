@@ -4,6 +4,7 @@
 #
 # OUT gets tables.tar.xz (NAME.json of each table, to be put into benchmarks/results/tables, and each job's folder), and pytest.log. Tests want
 # `collect_carry.py --tests`; they run beside the tables, as compiling their kernels takes the CPU, not the GPU.
+[ $# -ge 4 ] || { echo "usage: recall_on_card.sh OUT JOBS SECONDS WORKERS [arguments of pytest]" >&2; exit 2; }
 out=$1 jobs=$2 seconds=$3 workers=$4
 shift 4
 source "$(dirname "${BASH_SOURCE[0]}")/use_carry.sh" || exit 1
@@ -12,6 +13,8 @@ if [ $# -gt 0 ]; then
     pytest=(python -W ignore -m pytest -m gpu --noconftest -p no:cacheprovider -p no:benchmark)
     (OMP_NUM_THREADS=1 timeout "$seconds" "${pytest[@]}" "$@" >"$out/pytest.log" 2>&1; tail -n 25 "$out/pytest.log" | cut -c1-300) &
 fi
-python benchmarks/recall_queue.py "$jobs" --seconds "$seconds" --workers "$workers" --out "$out/tables"
-tar cJf "$out/tables.tar.xz" -C "$out" tables && rm -rf "$out/tables"
+python "$root/benchmarks/recall_queue.py" "$jobs" --seconds "$seconds" --workers "$workers" --out "$out/tables"
+code=$?
+[ -d "$out/tables" ] && tar cJf "$out/tables.tar.xz" -C "$out" tables && rm -rf "$out/tables"
 wait
+exit $code

@@ -8,7 +8,8 @@ A line of the file is one job, the arguments of `recall_tables.py`:
     benchmarks/tables/mqar50m.yaml --arms echo --part 0/8 --together 1
 
 Runs that `benchmarks/results/tables` holds are not repeated. Each job writes a folder of its own; at the end `NAME.json` in `--out`
-holds what was there and what is new, to be put in the place of the old one. A job that is cut off loses the group of runs it is at.
+holds what was there and what is new, to be put in the place of the old one. A job that is cut off loses the group of runs it is at,
+so none begins with less than `--least` seconds left.
 On a bare GPU machine: `recall_on_card.sh`.
 """
 
@@ -16,7 +17,6 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -25,10 +25,11 @@ from pathlib import Path
 
 import torch
 from provenance import ROOT
-from recall_tables import RESULTS, read_runs, result_files, save
+from recall_tables import RESULTS, check, read_runs, result_files, save, tables_parser
 
 from echo_lm.evals.recall_table import load_table
 from echo_lm.models.errors import UserError
+from echo_lm.pipeline.visible_gpus import visible_gpus
 
 SECONDS_TO_SAVE = 10
 
@@ -57,7 +58,7 @@ class Job:
             "--device",
             "cpu" if gpu is None else "cuda",
         ]
-        environment = dict(os.environ, CUDA_VISIBLE_DEVICES="" if gpu is None else str(gpu))
+        environment = dict(os.environ, CUDA_VISIBLE_DEVICES="" if gpu is None else visible_gpus([gpu]))
         self.gpu = gpu
         with (self.folder / "log").open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -73,56 +74,95 @@ class Job:
 
 def main() -> None:
     """Command line."""
+    try:
+        sys.exit(run_queue(queue_parser().parse_args()))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def queue_parser() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", type=Path)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="then what still runs is stopped")
-    parser.add_argument("--workers", type=int, default=2, help="processes on each GPU")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="then what still runs has been stopped")
+    parser.add_argument("--least", type=float, default=60, help="seconds that a job begins with, or not at all")
+    parser.add_argument("--workers", type=int, default=2, help="processes on each GPU; on a CPU there is one")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder, or one to be made")
-    options = parser.parse_args()
-    try:
-        lines = [shlex.split(line) for line in options.jobs.read_text(encoding="utf-8").splitlines() if line.strip()]
-        jobs = [
-            Job(load_table(Path(arguments[0])).name, arguments, options.out / "jobs" / str(i))
-            for i, arguments in enumerate(lines)
-        ]
-    except (OSError, UserError) as error:
-        parser.error(str(error))
+    return parser
+
+
+def run_queue(options: argparse.Namespace) -> int:
+    """Work through the jobs and join what they found; the exit code.
+
+    Raises:
+        UserError: an argument, the file or a job in it is wrong; nothing has begun then.
+    """
+    if not options.seconds > 0 or options.workers < 1:
+        raise UserError(f"--seconds {options.seconds:g} --workers {options.workers}: above 0, and at least 1")
     if options.out.is_dir() and any(options.out.iterdir()):
-        parser.error(f"--out {options.out} is not empty: name another folder")
-    failed = work(jobs, options.workers, options.seconds)
+        raise UserError(f"--out {options.out} is not empty: name another folder")
+    jobs = read_jobs(options.jobs, options.out / "jobs")
+    failed = work(jobs, options)
     for name in dict.fromkeys(job.table for job in jobs):
         folders = [RESULTS, *(job.folder for job in jobs if job.table == name)]
         runs = read_runs([path for folder in folders for path in result_files(folder, name)])
         save(options.out / f"{name}.json", name, runs)
         print(f"{name}: {len(runs)} runs in {options.out / name}.json")
-    sys.exit(1 if failed else 0)
+    return 1 if failed else 0
 
 
-def work(jobs: list[Job], workers: int, seconds: float) -> int:
-    """Start jobs in order wherever a place is free; the number of those that failed."""
-    started = time.monotonic()
-    left = lambda: seconds - (time.monotonic() - started)  # noqa: E731
-    places = list(range(torch.cuda.device_count())) * workers or [None]
+def read_jobs(path: Path, folder: Path) -> list[Job]:
+    """The jobs of a file, each with a folder of its own in `folder`.
+
+    Raises:
+        UserError: no such file, no job in it, or one that `recall_tables.py` would refuse.
+    """
+    jobs = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if arguments := shlex.split(line):
+                table = load_table(Path(arguments[0]))
+                check(table, tables_parser().parse_args(arguments))
+                jobs.append(Job(table.name, arguments, folder / str(number)))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # an open quote, or no UTF-8
+        raise UserError(f"{path}: {error}") from error
+    if not jobs:
+        raise UserError(f"{path} holds no job: a line is a table and arguments of recall_tables.py")
+    return jobs
+
+
+def work(jobs: list[Job], options: argparse.Namespace) -> int:
+    """Start jobs in order wherever a place is free; the number of those that did not end well."""
+    end = time.monotonic() + options.seconds - SECONDS_TO_SAVE
+    places = list(range(torch.cuda.device_count())) * options.workers or [None]
     waiting, running, failed = list(jobs), [], 0
-    while waiting or running:
-        for job in [job for job in running if job.process.poll() is not None]:
-            running.remove(job)
-            places.append(job.gpu)
-            failed += job.process.returncode != 0
-            job.say()
-        while waiting and places and left() > SECONDS_TO_SAVE:
-            job = waiting.pop(0)
-            job.start(places.pop(0), left() - SECONDS_TO_SAVE)
-            running.append(job)
-        if left() <= 0:
-            print(f"time is up: {len(running)} jobs are stopped, {len(waiting)} never began", flush=True)
-            for job in running:
-                job.process.send_signal(signal.SIGTERM)
-                job.process.wait()
+    try:
+        while running or (waiting and end - time.monotonic() > options.least):
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                places.append(job.gpu)
+                failed += job.process.returncode != 0
                 job.say()
-            return failed + len(running) + len(waiting)
-        time.sleep(0.5)
-    return failed
+            while waiting and places and end - time.monotonic() > options.least:
+                job = waiting.pop(0)
+                job.start(places.pop(0), end - time.monotonic())
+                running.append(job)
+            if time.monotonic() > end:
+                print(f"time is up: {len(running)} jobs are stopped", flush=True)
+                break
+            time.sleep(0.5)
+    finally:
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
+            job.say()
+    if waiting:
+        print(f"{len(waiting)} jobs never began", flush=True)
+    return failed + len(running) + len(waiting)
 
 
 if __name__ == "__main__":

@@ -173,7 +173,13 @@ def _tasks(report: Report) -> str:
     text = "## Accuracy by task\n\nPercent: the mean over a task's cells, median of the seeds (lowest to highest); "
     text += f"the mean is that of {', '.join(report.mean_of)}. "
     if len(report.shared) < cells:
-        text += f"Means are over the {len(report.shared)} of {cells} cells that every arm is asked. "
+        ran = [
+            {(row["label"], row["length"]) for result in arm.chosen for row in result["rows"]}
+            for arm in report.arms
+            if arm.chosen
+        ]
+        some = "" if all(set(report.shared) <= found for found in ran) else ", as far as they ran"
+        text += f"Means are over the {len(report.shared)} of {cells} cells that every arm is asked{some}. "
     if report.table.published:
         text += f"Published: {report.table.published.source}. "
     return f"{text.strip()}\n\n{markdown(head, lines)}"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from provenance import ROOT, commit
 
-from echo_lm.evals.recall_table import RecallRun, load_table, measure_together, runs_of
+from echo_lm.evals.recall_table import RecallRun, RecallTable, load_table, measure_together, runs_of
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import read_json, write_aside
 
@@ -34,6 +34,16 @@ RESULTS = ROOT / "benchmarks" / "results" / "tables"
 
 def main() -> None:
     """Command line."""
+    arguments = tables_parser().parse_args()
+    try:
+        run_table(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def tables_parser() -> argparse.ArgumentParser:
+    """What the command line takes; `recall_queue.py` reads its jobs by it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="a YAML file of benchmarks/tables")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the raw results")
@@ -47,12 +57,21 @@ def main() -> None:
         default=float("inf"),
         help="begin no group that would, as the longest so far, end later",
     )
-    arguments = parser.parse_args()
-    try:
-        run_table(arguments)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    return parser
+
+
+def check(table: RecallTable, arguments: argparse.Namespace) -> None:
+    """Look at what can be wrong before anything runs.
+
+    Raises:
+        UserError: an argument does not fit the table.
+    """
+    if unknown := set(arguments.arms or ()) - set(table.arms):
+        raise UserError(f"table {table.name} has no arm {min(unknown)!r}: it has {', '.join(table.arms)}")
+    if arguments.together is not None and arguments.together < 1:
+        raise UserError(f"--together is {arguments.together}: at least 1 run")
+    if arguments.part is not None:
+        parse_part(arguments.part)
 
 
 def run_table(arguments: argparse.Namespace) -> None:
@@ -62,11 +81,8 @@ def run_table(arguments: argparse.Namespace) -> None:
         UserError: an argument, the table or a result file is wrong.
     """
     table = load_table(arguments.table)
-    if unknown := set(arguments.arms or ()) - set(table.arms):
-        raise UserError(f"table {table.name} has no arm {min(unknown)!r}: it has {', '.join(table.arms)}")
+    check(table, arguments)
     together = table.together if arguments.together is None else arguments.together
-    if together < 1:
-        raise UserError(f"--together is {together}: at least 1 run")
     path, runs = arguments.out / f"{table.name}.json", runs_of(table)
     if arguments.part is not None:
         part, parts = parse_part(arguments.part)

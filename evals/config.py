@@ -70,8 +70,8 @@ class RecallTraining(Frozen):
         schedule: of the learning rate after the warmup; "cosine" ends at a tenth.
         precision: "bf16" by autocast, weights and AdamW in fp32.
         stop_at: the training ends when so large a share of its last answers is right (of a curriculum: at the last length). Every
-            sequence is new, so this says what an evaluation would. `cooldown` steps follow, in which the rate falls to zero:
-            what full steps are still off by.
+            sequence is new, so this says what an evaluation would. `cooldown` steps follow, as far as steps and tokens
+            go, in which the rate falls to zero: what full steps are still off by.
         write_cost: nats for write gates that are open at every position, added to the loss: nothing in the first half of the
             steps, as a model must learn to write first, then growing to this at the last; in a curriculum nothing at the
             first length, all of it after. See `WriteCost`.
@@ -102,6 +102,14 @@ class RecallTraining(Frozen):
                     raise ValueError(f"write_cost grows with the steps, which {name} cuts short: give one of the two")
         if self.lengthen_at is not None and self.tokens is None:
             raise ValueError("lengthen_at shares out `tokens`: give it a number of them")
+        if self.tokens is not None:
+            of_step = [self.batch_at(length) * length for length in self.lengths]
+            if self.tokens < max(of_step):
+                raise ValueError(f"tokens is {self.tokens:,}: a step takes up to {max(of_step):,}")
+            if self.lengthen_at is not None and self.steps < self.tokens // min(of_step):
+                raise ValueError(
+                    f"{self.tokens:,} tokens may be {self.tokens // min(of_step):,} steps: steps is {self.steps:,}"
+                )
         if self.cooldown and self.stop_at is None:
             raise ValueError("cooldown follows where the training stops: it needs `stop_at`")
         return self

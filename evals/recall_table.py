@@ -57,7 +57,8 @@ class Curriculum(Frozen):
     """A cell's model begins with shorter gaps than the cell's.
 
     Attributes:
-        gaps: those below the cell's own come before it, in this order; one may come twice.
+        gaps: those below the cell's own come before it, in this order; one may come twice. A cell at the first gap has no
+            curriculum, and nothing for `write_cost` to begin at.
         lengthen_at: so large a share of the last answers right, and the next gap follows (see `RecallTraining`).
     """
 

@@ -169,28 +169,30 @@ class RecallTrainer:
         at.taken += 1
         self.done += 1
         self.tokens += at.step_tokens
-        if self._later:
-            if at.exhausted or self._has_learned(self.training.lengthen_at):
-                self.synchronize()
-                self._now.clear()  # gives back its memory before the next takes some
-                self._now = [self._next_length()]
-                self._wait_for_what_was_made()
-        else:
-            self.finished = self._is_over()
+        lengthen = bool(self._later) and (at.exhausted or self._has_learned(self.training.lengthen_at))
+        del at  # a length that is done with gives back its memory before the next takes some
+        if lengthen:
+            self.synchronize()
+            self._now.clear()
+            self._now.append(self._next_length())
+            self._wait_for_what_was_made()
+        self.finished = self._is_spent() or (not self._later and self._stops())
 
-    def _is_over(self) -> bool:
-        training, upcoming = self.training, self._now[self.done % len(self._now)]
-        if self.done == training.steps:
-            return True
-        if training.tokens is not None and self.tokens + upcoming.step_tokens > training.tokens:
-            return True
+    def _is_spent(self) -> bool:
+        """Whether there is no step left, or no tokens for one."""
+        upcoming = self._now[self.done % len(self._now)].step_tokens
+        beyond = self.training.tokens is not None and self.tokens + upcoming > self.training.tokens
+        return self.done == self.training.steps or beyond
+
+    def _stops(self) -> bool:
+        """After each step: whether it was the last of the cooldown, which begins once enough is learned."""
         if self._cooling:
             self._cooling -= 1
-            return not self._cooling
-        if training.stop_at is not None and self._has_learned(training.stop_at):
-            self._cooling = training.cooldown
-            return not self._cooling
-        return False
+        elif self.training.stop_at is None or not self._has_learned(self.training.stop_at):
+            return False
+        else:
+            self._cooling = self.training.cooldown
+        return not self._cooling
 
     def _has_learned(self, share: float) -> bool:
         """Whether so large a share of the last answers is right. To know it a GPU is waited for."""

@@ -243,6 +243,11 @@ def test_a_wrong_table_gives_one_line(tmp_path, changes, message):
         ({"write_cost": 0.1, "stop_at": 0.9}, "arm one: .*write_cost grows with the steps, which stop_at cuts short"),
         ({"write_cost": 0.1, "tokens": 900}, "arm one: .*write_cost grows with the steps, which tokens cuts short"),
         ({"cooldown": 9}, "arm one: .*cooldown follows where the training stops: it needs `stop_at`"),
+        ({"lengths": [32, 64], "tokens": 100}, "arm one: .*tokens is 100: a step takes up to 256"),
+        (
+            {"lengths": [32, 64], "tokens": 1000, "lengthen_at": 0.9},
+            "arm one: .*1,000 tokens may be 7 steps: steps is 3",
+        ),
         ({"lengthen_at": 0.9}, "arm one: .*lengthen_at shares out `tokens`: give it a number of them"),
     ],
 )
@@ -406,11 +411,31 @@ def test_a_queue_shares_out_jobs_and_joins_what_they_found(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "tiny.json").read_text())["runs"]
     assert Counter(run["arm"] for run in found) == {"one": 4, "two": 4}
-    again = subprocess.run(queue, capture_output=True, text=True)
-    assert (again.returncode, "is not empty" in again.stderr) == (2, True)
-    jobs.write_text("absent.yaml\n")
-    wrong = subprocess.run([*queue[:-1], tmp_path / "other"], capture_output=True, text=True)
-    assert (wrong.returncode, "table absent.yaml does not exist" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "options", "message"),
+    [
+        ("absent.yaml", [], "table absent.yaml does not exist"),
+        ("{table} --arms three", [], "table tiny has no arm 'three': it has one, two"),
+        ("{table} --part 2/2", [], "--part is '2/2'"),
+        ("{table} --arms 'one", [], "No closing quotation"),
+        ("\n", [], "holds no job"),
+        ("{table}", ["--seconds", "nan"], "--seconds nan --workers 2: above 0, and at least 1"),
+        ("{table}", ["--workers", "0"], "--seconds inf --workers 0: above 0"),
+        (None, [], "No such file"),
+    ],
+)
+def test_a_wrong_queue_gives_one_line_before_anything_runs(tmp_path, monkeypatch, jobs, options, message):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    queue = importlib.import_module("recall_queue")
+    path, out = tmp_path / "jobs.txt", tmp_path / "out"
+    if jobs is not None:
+        path.write_text(jobs.format(table=table_file(tmp_path)))
+    with pytest.raises(UserError, match=message) as error:
+        queue.run_queue(queue.queue_parser().parse_args([str(path), "--out", str(out), *options]))
+    assert len(str(error.value).splitlines()) == 1
+    assert not out.exists()
 
 
 def test_a_queue_ends_in_time_and_keeps_what_is_finished(tmp_path):
@@ -425,11 +450,11 @@ def test_a_queue_ends_in_time_and_keeps_what_is_finished(tmp_path):
         jobs,
         "--out",
         tmp_path / "out",
-        "--seconds",
-        "30",
+        *("--seconds", "40", "--least", "5"),
     ]
     done = subprocess.run(queue, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "1 jobs are stopped, 1 never began" in done.stdout
+    assert "time is up: 1 jobs are stopped\n" in done.stdout
+    assert "1 jobs never began" in done.stdout
     assert len(json.loads((tmp_path / "out" / "quick.json").read_text())["runs"]) == 4
     assert json.loads((tmp_path / "out" / "slow.json").read_text())["runs"] == []

@@ -62,6 +62,18 @@ def test_a_curriculum_spends_half_of_what_is_left_on_what_is_not_learned():
     assert (trainer.losses[: trainer.done] > 0).all()
 
 
+def test_no_step_is_taken_that_is_beyond_the_budget():
+    # A step takes 64 tokens: two at the first length, one at the next, and the last has too little left for a second.
+    trainer = trainer_of(lengthen_at=1.0, tokens=270)
+    trainer.run()
+    assert trainer.lengths == [16, 16, 32, 64]
+    assert trainer.tokens == 256
+    # The first takes half, the second what is left of a step, and there is none for the third.
+    few = trainer_of(lengthen_at=1.0, tokens=130)
+    few.run()
+    assert few.lengths == [16, 32]
+
+
 def test_each_length_of_a_curriculum_has_a_schedule_for_its_batch():
     trainer = trainer_of(lengthen_at=1.0, learning_rate=0.01, schedule="cosine")
     rates = []

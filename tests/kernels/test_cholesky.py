@@ -76,23 +76,29 @@ def test_what_is_not_finite_stays_so():
     assert found[2].isnan().all()
 
 
-def read_from_rounded_sums(error, device="cpu"):
-    """A state whose value map is the identity, so that what is read is G^-1 q; q, k and v of 96 tokens."""
-    q, v = torch.randn(2, 1, 96, 1, 24, generator=torch.Generator().manual_seed(2))
+def read_from_rounded_sums(error, device="cpu", keys="alike"):
+    """A state whose value map is the identity, so that what is read is G^-1 q; q, k and v of 96 tokens. "random" keys reach where
+    the sums are small, so that the exact form refines its solves; of 32 tokens, as a chunk that they have mended is not shifted."""
+    tokens = 96 if keys == "alike" else 32
+    q, v, k = torch.randn(3, 1, tokens, 1, 24, generator=torch.Generator().manual_seed(2))
+    k = alike_keys(96)[None, :, None].clone() if keys == "alike" else F.normalize(k, dim=-1)
     empty = torch.zeros(1, 1, 24, 24)
     state = SKAState(rounded_gram(error)[None, None], empty, empty + torch.eye(24), torch.zeros(1, 1, 24))
     state = SKAState(*(part.to(device) for part in state))
-    return [part.to(device) for part in (q, alike_keys(96)[None, :, None].clone(), v)], state
+    return [part.to(device) for part in (q, k, v)], state
 
 
-def read_and_differentiate(error, mode, backend, device="cpu"):
-    """y and the gradients of q, k and v, all finite and within their bounds."""
-    leaves, state = read_from_rounded_sums(error, device)
+def read_and_differentiate(error, mode, backend, device="cpu", keys="alike"):
+    """y and the gradients of q, k and v, all finite and within their bounds. What leaves is the plain sum, shifted nowhere."""
+    leaves, state = read_from_rounded_sums(error, device, keys)
     leaves = [part.requires_grad_() for part in leaves]
-    y = ska_attention(*leaves, mode=mode, power=0, ridge=RIDGE, state=state, backend=backend)
+    options = dict(mode=mode, power=0, ridge=RIDGE, state=state, backend=backend, return_state=True)
+    y, final = ska_attention(*leaves, **options)
     y.square().mean().sqrt().backward()
     found = [y.detach(), *(leaf.grad for leaf in leaves)]
     assert all(part.abs().max() < LARGEST for part in found)
+    k = leaves[1].detach()[0, :, 0]
+    torch.testing.assert_close(final.gram[0, 0], state.gram[0, 0] + k.mT @ k, rtol=1e-5, atol=1e-5)
     return found
 
 
@@ -108,12 +114,12 @@ PLAIN_ERRORS = [0.0006, 0.004, 0.01, 0.1]
 
 def kernels_read_such_sums(device="cpu"):
     """The kernels are within the bounds everywhere, and as the PyTorch form to what such matrices leave of fp32."""
-    for mode in ("exact", "chunk"):
+    for mode, keys in (("exact", "alike"), ("exact", "random"), ("chunk", "alike")):
         for error in ERRORS if device == "cuda" else PLAIN_ERRORS:
-            found = read_and_differentiate(error, mode, "triton", device)
+            found = read_and_differentiate(error, mode, "triton", device, keys)
             if error in PLAIN_ERRORS:
-                for a, b in zip(found, read_and_differentiate(error, mode, "torch", device), strict=True):
-                    assert (a - b).norm() < 0.03 * b.norm(), (mode, error)
+                for a, b in zip(found, read_and_differentiate(error, mode, "torch", device, keys), strict=True):
+                    assert (a - b).norm() < 0.03 * b.norm(), (mode, keys, error)
 
 
 def test_the_kernels_read_such_sums_under_the_interpreter():
