@@ -50,14 +50,8 @@ class Job:
         for path in result_files(RESULTS, self.table):
             shutil.copy(path, self.folder)
         command = [sys.executable, str(ROOT / "benchmarks" / "recall_tables.py"), *self.arguments]
-        command += [
-            "--out",
-            str(self.folder),
-            "--seconds",
-            f"{seconds:.0f}",
-            "--device",
-            "cpu" if gpu is None else "cuda",
-        ]
+        command += ["--out", str(self.folder), "--seconds", f"{seconds:.0f}"]
+        command += ["--device", "cpu" if gpu is None else "cuda"]
         environment = dict(os.environ, CUDA_VISIBLE_DEVICES="" if gpu is None else visible_gpus([gpu]))
         self.gpu = gpu
         with (self.folder / "log").open("w") as log:

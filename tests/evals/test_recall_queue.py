@@ -1,0 +1,101 @@
+"""Queues of tables of recall: jobs shared out, stopped in time, refused before they begin."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from echo_lm.models.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"d_model": 16, "layers": ["mamba2"], "feedforward": {"kind": "swiglu", "width": 8}, "mamba2": {"headdim": 16}}
+TABLE = {
+    "name": "tiny",
+    "training": {"steps": 3, "batch_sequences": 4, "lengths": [32], "pairs": [1]},
+    "learning_rates": [0.001, 0.01],
+    "seeds": [0, 1],
+    "arms": {
+        "one": {"preset": "paper-1m-mamba2", "model": SMALL},
+        "two": {"preset": "paper-1m-mamba2", "model": SMALL, "training": {"weight_decay": 0.1}},
+    },
+    "recall": [{"task": "niah", "pairs": [1], "lengths": [32], "queries": 20}],
+}
+
+
+def table_file(folder: Path, **changes) -> Path:
+    """The table with changes, in a file of its name."""
+    table = TABLE | changes
+    path = folder / f"{table['name']}.yaml"
+    path.write_text(yaml.safe_dump(table))
+    return path
+
+
+def queue(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "recall_queue.py", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_a_queue_shares_out_jobs_and_joins_what_they_found(tmp_path):
+    table = table_file(tmp_path)
+    jobs = tmp_path / "jobs.txt"
+    jobs.write_text(f"{table} --arms one\n\n{table} --arms two --part 1/2\n")
+    done = queue(jobs, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "tiny.json").read_text())["runs"]
+    assert Counter(run["arm"] for run in found) == {"one": 4, "two": 4}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "options", "message"),
+    [
+        ("absent.yaml", [], "table absent.yaml does not exist"),
+        ("{table} --arms three", [], "table tiny has no arm 'three': it has one, two"),
+        ("{table} --part 2/2", [], "--part is '2/2'"),
+        ("{table} --arms 'one", [], "No closing quotation"),
+        ("\n", [], "holds no job"),
+        ("{table}", ["--seconds", "nan"], "--seconds nan --workers 2: above 0, and at least 1"),
+        ("{table}", ["--workers", "0"], "--seconds inf --workers 0: above 0"),
+        (None, [], "No such file"),
+    ],
+)
+def test_a_wrong_queue_gives_one_line_before_anything_runs(tmp_path, monkeypatch, jobs, options, message):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    recall_queue = importlib.import_module("recall_queue")
+    path, out = tmp_path / "jobs.txt", tmp_path / "out"
+    if jobs is not None:
+        path.write_text(jobs.format(table=table_file(tmp_path)))
+    with pytest.raises(UserError, match=message) as error:
+        recall_queue.run_queue(recall_queue.queue_parser().parse_args([str(path), "--out", str(out), *options]))
+    assert len(str(error.value).splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_queue_ends_in_time_and_keeps_what_is_finished(tmp_path):
+    slow = TABLE["training"] | {"steps": 10**6}
+    quick, slow = table_file(tmp_path, name="quick"), table_file(tmp_path, name="slow", training=slow)
+    jobs = tmp_path / "jobs.txt"
+    jobs.write_text("".join(f"{table} --arms one\n" for table in (quick, slow, quick)))
+    done = queue(jobs, "--out", tmp_path / "out", "--seconds", 40, "--least", 5)
+    assert done.returncode == 1
+    assert "time is up: 1 jobs are stopped\n" in done.stdout
+    assert "1 jobs never began" in done.stdout
+    assert len(json.loads((tmp_path / "out" / "quick.json").read_text())["runs"]) == 4
+    assert json.loads((tmp_path / "out" / "slow.json").read_text())["runs"] == []
+
+
+def test_a_job_gets_one_of_the_gpus_that_a_scheduler_gave(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    recall_queue = importlib.import_module("recall_queue")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    started = []
+    monkeypatch.setattr(recall_queue.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    recall_queue.Job("tiny", [str(table_file(tmp_path))], tmp_path / "job").start(1, 60)
+    ((command, environment),) = started
+    assert environment["CUDA_VISIBLE_DEVICES"] == "3"
+    assert command[command.index("--device") + 1] == "cuda"
