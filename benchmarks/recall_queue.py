@@ -27,7 +27,7 @@ import torch
 from provenance import ROOT
 from recall_tables import RESULTS, check, read_runs, result_files, save, tables_parser
 
-from echo_lm.evals.recall_table import load_table
+from echo_lm.evals.recall_table import load_table, runs_of
 from echo_lm.models.errors import UserError
 from echo_lm.pipeline.visible_gpus import visible_gpus
 
@@ -118,6 +118,7 @@ def read_jobs(path: Path, folder: Path) -> list[Job]:
             if arguments := shlex.split(line):
                 table = load_table(Path(arguments[0]))
                 check(table, tables_parser().parse_args(arguments))
+                runs_of(table)  # refuses arms that no model can be made of
                 jobs.append(Job(table.name, arguments, folder / str(number)))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

@@ -105,6 +105,8 @@ def _protocol(report: Report) -> str:
             )
         if training.stop_at is not None:
             learned += f"; it ends once {100 * training.stop_at:g}% of its last answers are right (50 steps, 2,000 answers or more)"
+            if training.cooldown:
+                learned += f" and {training.cooldown} steps at a rate that falls to zero are done"
     else:
         lengths, tasks = " or ".join(map(str, training.lengths)), " and ".join(training.tasks)
         learned = (

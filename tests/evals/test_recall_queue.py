@@ -58,6 +58,7 @@ def test_a_queue_shares_out_jobs_and_joins_what_they_found(tmp_path):
         ("{table} --arms three", [], "table tiny has no arm 'three': it has one, two"),
         ("{table} --part 2/2", [], "--part is '2/2'"),
         ("{table} --arms 'one", [], "No closing quotation"),
+        ("{unknown}", [], "unknown model 'paper-1m-mamba3'; did you mean"),
         ("\n", [], "holds no job"),
         ("{table}", ["--seconds", "nan"], "--seconds nan --workers 2: above 0, and at least 1"),
         ("{table}", ["--workers", "0"], "--seconds inf --workers 0: above 0"),
@@ -69,7 +70,8 @@ def test_a_wrong_queue_gives_one_line_before_anything_runs(tmp_path, monkeypatch
     recall_queue = importlib.import_module("recall_queue")
     path, out = tmp_path / "jobs.txt", tmp_path / "out"
     if jobs is not None:
-        path.write_text(jobs.format(table=table_file(tmp_path)))
+        unknown = table_file(tmp_path, name="unknown", arms={"one": {"preset": "paper-1m-mamba3"}})
+        path.write_text(jobs.format(table=table_file(tmp_path), unknown=unknown))
     with pytest.raises(UserError, match=message) as error:
         recall_queue.run_queue(recall_queue.queue_parser().parse_args([str(path), "--out", str(out), *options]))
     assert len(str(error.value).splitlines()) == 1

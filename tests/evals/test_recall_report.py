@@ -276,8 +276,10 @@ def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
     assert line(page, "\nall:\n", "2") == ["2", "98.00 (0.0M)", "98.00 (0.1M)"]
     assert line(page, "\nall:\n", "4") == ["4", "96.00 (0.0M)", "-"]
     assert line(page, "\nfew:\n", "2") == ["2", "20.00 (0.0M)", "-"]
-    table.write_text(yaml.safe_dump(IN_TASK | {"each_cell": IN_TASK["each_cell"] | CURRICULUM}))
+    cooling = {"training": IN_TASK["training"] | {"cooldown": 7}}
+    table.write_text(yaml.safe_dump(IN_TASK | cooling | {"each_cell": IN_TASK["each_cell"] | CURRICULUM}))
     page, _ = report(without_the_last_cell, made)
+    assert "and 7 steps at a rate that falls to zero are done" in page
     assert "begins with shorter gaps than its own (8, 32) and goes on to the next once 95% of its last answers" in page
     # What arms have in common is the cell of two pairs and a gap of eight.
     assert line(page, "## Accuracy by task", "all")[4] == "98.0"
