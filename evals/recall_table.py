@@ -57,8 +57,8 @@ class Curriculum(Frozen):
     """A cell's model begins with shorter gaps than the cell's.
 
     Attributes:
-        gaps: those below the cell's own come before it, in this order; one may come twice. A cell at the first gap has no
-            curriculum, and nothing for `write_cost` to begin at.
+        gaps: those up to the cell's own, in this order, and then the cell's own unless that was the last. One may come twice:
+            where the first does, `write_cost` has a second length to begin at in every cell.
         lengthen_at: so large a share of the last answers right, and the next gap follows (see `RecallTraining`).
     """
 
@@ -258,8 +258,9 @@ def _of_cell(each: CellTraining, arm: Arm, cell: RecallCell) -> dict[str, Any]:
     """What the training of one cell has of its own."""
     budget, curriculum, lengths = arm.tokens or each.tokens, each.curriculum, (cell.length,)
     if curriculum is not None:
-        shorter = (gap for gap in curriculum.gaps if gap < cell.gap)
-        lengths = (*(cell.length - cell.gap + gap for gap in shorter), cell.length)
+        gaps = [gap for gap in curriculum.gaps if gap <= cell.gap]
+        gaps += [] if gaps and gaps[-1] == cell.gap else [cell.gap]
+        lengths = tuple(cell.length - cell.gap + gap for gap in gaps)
     rows = [max(1, each.batch_tokens // length) for length in lengths]
     of_cell = {
         "tasks": (cell.task,),

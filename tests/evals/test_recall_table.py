@@ -137,14 +137,14 @@ def test_a_model_for_each_cell_learns_that_cell_alone(tmp_path):
 
 
 def test_a_curriculum_of_cells_begins_with_shorter_gaps(tmp_path):
-    each = IN_TASK["each_cell"] | {"curriculum": {"gaps": [4, 8], "lengthen_at": 0.9}}
+    each = IN_TASK["each_cell"] | {"curriculum": {"gaps": [4, 4, 8], "lengthen_at": 0.9}}
     runs = runs_of(load_table(table_file(tmp_path, **IN_TASK | {"each_cell": each})))
     plain = {run.id for run in runs_of(load_table(table_file(tmp_path, **IN_TASK)))}
     assert not plain & {run.id for run in runs}
     for run in runs:
         (cell,) = run.cells
         shortest = cell.length - cell.gap
-        gaps = (4,) if cell.gap == 4 else (4, 8, 16)
+        gaps = (4, 4) if cell.gap == 4 else (4, 4, 8, 16)
         assert run.training.lengths == tuple(shortest + gap for gap in gaps)
         assert (run.training.tokens, run.training.lengthen_at) == (6000 if run.arm == "two" else 3000, 0.9)
         rows = [run.training.batch_at(length) for length in run.training.lengths]
