@@ -122,7 +122,8 @@ def layers_of(name: str) -> list[tuple]:
     """What `name` of the command line stands for: (config, dtype of the weights if not that of the
     inputs, length, segment, documents, whether there is a backward)."""
     from echo_lm.evals.recall import grid_cells
-    from echo_lm.evals.recall_table import load_table, runs_of
+    from echo_lm.evals.recall_runs import runs_of
+    from echo_lm.evals.recall_table import load_table
     from echo_lm.models import preset
 
     if not name.endswith(".yaml"):

@@ -27,7 +27,8 @@ import torch
 from provenance import ROOT
 from recall_tables import RESULTS, check, read_runs, result_files, save, tables_parser
 
-from echo_lm.evals.recall_table import load_table, runs_of
+from echo_lm.evals.recall_runs import runs_of
+from echo_lm.evals.recall_table import load_table
 from echo_lm.models.errors import UserError
 from echo_lm.pipeline.visible_gpus import visible_gpus
 

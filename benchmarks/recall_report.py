@@ -19,7 +19,8 @@ from recall_results import LENGTH_TASK, Report, Row, labels_of
 from recall_tables import RESULTS, ROOT, read_runs, result_files
 
 from echo_lm.data_prep.recall import task_of
-from echo_lm.evals.recall_table import load_table, runs_of
+from echo_lm.evals.recall_runs import runs_of
+from echo_lm.evals.recall_table import load_table
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import write_text
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from echo_lm.data_prep.recall import task_of
-from echo_lm.evals.recall_table import RecallRun, RecallTable, runs_of
+from echo_lm.evals.recall_runs import RecallRun, runs_of
+from echo_lm.evals.recall_table import RecallTable
 from echo_lm.evals.scores import accuracy
 
 LENGTH_TASK = "niah"  # the task whose accuracy is shown length by length

@@ -25,7 +25,9 @@ from typing import Any
 import torch
 from provenance import ROOT, commit
 
-from echo_lm.evals.recall_table import RecallRun, RecallTable, load_table, measure_together, runs_of
+from echo_lm.evals.recall_measurement import measure_together
+from echo_lm.evals.recall_runs import RecallRun, runs_of
+from echo_lm.evals.recall_table import RecallTable, load_table
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import read_json, write_aside
 
@@ -50,7 +52,9 @@ def tables_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--together", type=int, help="runs that train side by side on a GPU; default: the table's")
     parser.add_argument("--arms", nargs="*", help="only these")
-    parser.add_argument("--part", metavar="K/N", help="every N-th run from the K-th on, K from 0 to N-1")
+    parser.add_argument(
+        "--part", metavar="K/N", help="every N-th run (of the chosen arms) from the K-th on, K from 0 to N-1"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
@@ -83,11 +87,11 @@ def run_table(arguments: argparse.Namespace) -> None:
     table = load_table(arguments.table)
     check(table, arguments)
     together = table.together if arguments.together is None else arguments.together
-    path, runs = arguments.out / f"{table.name}.json", runs_of(table)
+    path = arguments.out / f"{table.name}.json"
+    runs = [run for run in runs_of(table) if not arguments.arms or run.arm in arguments.arms]
     if arguments.part is not None:
         part, parts = parse_part(arguments.part)
         path, runs = arguments.out / f"{table.name}.{part}-of-{parts}.json", runs[part::parts]
-    runs = [run for run in runs if not arguments.arms or run.arm in arguments.arms]
     done = read_runs([path]) if path.is_file() else []
     have = {run["id"] for run in read_runs(result_files(arguments.out, table.name))}
     missing = [run for run in runs if run.id not in have]

@@ -1,36 +1,16 @@
-"""A table of recall: arms that learn the same tasks at several learning rates and seeds, and are asked the same questions.
+"""A table of recall: arms that learn the same tasks at several learning rates and seeds, and are asked the same questions."""
 
-Runs that go together train together: on a GPU each is a CUDA graph on a stream of its own (see `recall_training.py`).
-"""
-
-import math
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import yaml
 from pydantic import Field, ValidationError
-from torch import nn
 
 from ..data_prep.recall import RecallVocabulary, task_of
-from ..models import ModelConfig, build_model, count_parameters, preset
 from ..models.errors import UserError
-from ..models.files import sha256_json
-from ..models.presets import matching_width
 from ..models.validation import describe_validation_error
 from .config import Frozen, RecallGrid, RecallTraining
-from .prefix_mask import PrefixMasked
-from .recall import RecallCell, count_answers, grid_cells, recall_batches
-from .recall_training import RecallTrainer, precision_of
-from .write_cost import has_write_gate
-
-# Of a training; where they are not used they do not count, so that older results keep their ids.
-LATER_FIELDS = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "write_cost")
-QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
+from .recall import RecallCell, grid_cells
 
 
 class Arm(Frozen):
@@ -157,19 +137,6 @@ class RecallTable(Frozen):
         return fits and (not only or (cell.pairs, cell.gap) in only)
 
 
-@dataclass(frozen=True)
-class RecallRun:
-    """One training of a table, and what is asked after it. Its `id` changes with whatever changes its numbers."""
-
-    arm: str
-    config: ModelConfig
-    training: RecallTraining
-    seed: int
-    cells: tuple[RecallCell, ...]
-    prefix_mask: bool
-    id: str
-
-
 def load_table(path: Path) -> RecallTable:
     """Read a table from YAML.
 
@@ -215,188 +182,3 @@ def load_table(path: Path) -> RecallTable:
                 f"table {path}: no cell of {task} is asked of every arm: give `longest` or `only` to fewer arms"
             )
     return table
-
-
-def runs_of(table: RecallTable) -> list[RecallRun]:
-    """Every training of the table: first all arms at the first seed and learning rate.
-
-    Raises:
-        UserError: an unknown preset, or a field that does not fit.
-    """
-    configs = {name: preset(arm.preset, vocab_size=table.ids.size, **arm.model) for name, arm in table.arms.items()}
-    if table.match is not None:
-        target = count_parameters(configs[table.match]).non_embedding
-        for name, config in configs.items():
-            values = config.model_dump()
-            values["feedforward"]["width"] = matching_width(config, target)
-            configs[name] = ModelConfig.from_dict(values, where=name)
-    runs: dict[tuple[str, str], RecallRun] = {}
-    for seed in table.seeds:
-        for rate in table.learning_rates:
-            for name, arm in table.arms.items():
-                values = table.training.model_dump() | {"learning_rate": rate} | arm.training
-                cells = tuple(cell for cell in table.cells if table.asks(name, cell))
-                for asked in [cells] if table.each_cell is None else [(cell,) for cell in cells]:
-                    of_cell = {} if table.each_cell is None else _of_cell(table.each_cell, arm, asked[0])
-                    try:
-                        own = RecallTraining.model_validate(values | of_cell)
-                    except ValidationError as error:
-                        raise UserError(f"arm {name}: {describe_validation_error(error, RecallTraining)}") from error
-                    if own.write_cost and not has_write_gate(configs[name]):
-                        raise UserError(
-                            f"arm {name}: write_cost needs SKA layers with a write gate, its model has none"
-                        )
-                    run_id = _run_id(table, arm, configs[name], own, seed, asked)
-                    # Once, where an arm sets a rate of its own; two arms may be the same model.
-                    runs.setdefault(
-                        (name, run_id), RecallRun(name, configs[name], own, seed, asked, arm.prefix_mask, run_id)
-                    )
-    return list(runs.values())
-
-
-def _of_cell(each: CellTraining, arm: Arm, cell: RecallCell) -> dict[str, Any]:
-    """What the training of one cell has of its own."""
-    budget, curriculum, lengths = arm.tokens or each.tokens, each.curriculum, (cell.length,)
-    if curriculum is not None:
-        gaps = [gap for gap in curriculum.gaps if gap <= cell.gap]
-        gaps += [] if gaps and gaps[-1] == cell.gap else [cell.gap]
-        lengths = tuple(cell.length - cell.gap + gap for gap in gaps)
-    rows = [max(1, each.batch_tokens // length) for length in lengths]
-    of_cell = {
-        "tasks": (cell.task,),
-        "options": {cell.task: cell.options},
-        "pairs": (cell.pairs,),
-        "lengths": lengths,
-        "batch_sequences": rows[-1],
-        "steps": max(1, budget // min(n * length for n, length in zip(rows, lengths, strict=True))),
-    }
-    if curriculum is not None:
-        of_cell |= {"batch_tokens": each.batch_tokens, "tokens": budget, "lengthen_at": curriculum.lengthen_at}
-    return of_cell
-
-
-def _run_id(
-    table: RecallTable,
-    arm: Arm,
-    config: ModelConfig,
-    training: RecallTraining,
-    seed: int,
-    cells: tuple[RecallCell, ...],
-) -> str:
-    described = training.model_dump(mode="json")
-    for name in LATER_FIELDS:
-        if described[name] == RecallTraining.model_fields[name].default:
-            del described[name]
-    parts = [config.model_dump(mode="json", exclude={"name"}), described, seed]
-    if table.vocabulary != VocabularySizes():
-        parts.append(table.vocabulary.model_dump())
-    if arm.prefix_mask:
-        parts.append("prefix_mask")
-    if table.each_cell is not None:
-        return sha256_json([*parts, [asdict(cell) for cell in cells], table.own_questions])[:16]
-    later = {"longest": arm.longest, "own_questions": table.own_questions or None, "only": arm.only or None}
-    parts.append([grid.model_dump(mode="json") for grid in table.recall])
-    parts += [{key: value} for key, value in later.items() if value is not None]
-    return sha256_json(parts)[:16]
-
-
-def measure_together(
-    table: RecallTable,
-    runs: Sequence[RecallRun],
-    *,
-    device: torch.device | str = "cpu",
-    on_progress: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
-    """Train runs side by side and ask each of them everything.
-
-    Returns:
-        For each run `id`, `arm`, `seed`, `learning_rate`, `parameters` (without embeddings), `tokens` (trained on), `final_loss`
-        (mean of the last tenth of the steps, nats an answer; None if not finite), `losses` (mean of each fiftieth), and `rows`:
-        what was asked (see `RecallCell.described`) with the counts of `count_answers`. A run that is not finite answers
-        nothing right and has `diverged` set.
-    """
-    vocabulary = table.ids
-    started = time.monotonic()
-    trainers = []
-    for run in runs:
-        model: nn.Module = build_model(run.config, seed=run.seed, device=device)
-        model = PrefixMasked(model) if run.prefix_mask else model
-        trainers.append(RecallTrainer(model, run.training, vocabulary, seed=run.seed, device=device))
-    most, step = max(run.training.steps for run in runs), 0
-    while at_work := [trainer for trainer in trainers if not trainer.finished]:
-        for trainer in at_work:
-            trainer.advance()
-        step += 1
-        if step % QUEUED_STEPS == 0:
-            for trainer in at_work:
-                trainer.synchronize()
-            if step % (10 * QUEUED_STEPS) == 0:
-                on_progress(f"step {step} of {most}, {time.monotonic() - started:.0f} s")
-    for trainer in trainers:
-        trainer.synchronize()
-    results = [_described(run, trainer) for run, trainer in zip(runs, trainers, strict=True)]
-    models = [trainer.release() for trainer in trainers]
-    question_seeds = [run.seed if table.own_questions else 0 for run in runs]
-    for cell in table.cells:
-        for seed in dict.fromkeys(question_seeds):
-            asked = [
-                (run, model, result)
-                for run, own, model, result in zip(runs, question_seeds, models, results, strict=True)
-                if own == seed and cell in run.cells
-            ]
-            _ask(asked, cell, vocabulary, batch_tokens=table.batch_tokens, seed=seed, device=device)
-        on_progress(f"{cell.label} at {cell.length} tokens, {time.monotonic() - started:.0f} s")
-    return results
-
-
-def _ask(
-    asked: Sequence[tuple[RecallRun, torch.nn.Module, dict[str, Any]]],
-    cell: RecallCell,
-    vocabulary: RecallVocabulary,
-    *,
-    batch_tokens: int,
-    seed: int,
-    device: torch.device | str,
-) -> None:
-    """Ask models the same cell and add a row to the result of each. Batch by batch, as all sequences of a long cell
-    would not fit in memory."""
-    if not asked:
-        return
-    counts = [Counter() for _ in asked]
-    finite = [True] * len(asked)
-    for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed):
-        for i, (run, model, _) in enumerate(asked):
-            try:
-                with precision_of(run.training, device):
-                    counts[i].update(count_answers(model, cell, vocabulary, [batch], device=device))
-            except FloatingPointError:
-                counts[i]["queries"] += batch.answers.size
-                finite[i] = False
-    for count, is_finite, (_, _, result) in zip(counts, finite, asked, strict=True):
-        names = ("queries", "correct", "open_correct")
-        row = {name: count[name] if is_finite or name == "queries" else 0 for name in names}
-        result["rows"].append(cell.described() | row)
-        result["diverged"] |= not is_finite
-
-
-def _described(run: RecallRun, trainer: RecallTrainer) -> dict[str, Any]:
-    losses = trainer.losses[: trainer.done].float().cpu()
-    tenth = max(1, len(losses) // 10)
-    return {
-        "id": run.id,
-        "arm": run.arm,
-        "seed": run.seed,
-        "learning_rate": run.training.learning_rate,
-        "parameters": count_parameters(run.config).non_embedding,
-        "tokens": trainer.tokens,
-        "final_loss": _rounded(losses[-tenth:]),
-        "losses": [_rounded(part) for part in losses.chunk(50)],
-        "diverged": not bool(torch.isfinite(losses).all()),
-        "rows": [],
-    }
-
-
-def _rounded(losses: torch.Tensor) -> float | None:
-    """The mean; None, as JSON knows no NaN, if it is not finite."""
-    mean = float(losses.mean())
-    return round(mean, 5) if math.isfinite(mean) else None

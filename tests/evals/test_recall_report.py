@@ -10,7 +10,8 @@ import pytest
 import yaml
 from statsmodels.stats.proportion import proportion_confint
 
-from echo_lm.evals.recall_table import load_table, runs_of
+from echo_lm.evals.recall_runs import runs_of
+from echo_lm.evals.recall_table import load_table
 
 ROOT = Path(__file__).parents[2]
 SEEDS, RATES = (0, 1, 2), (0.001, 0.01)

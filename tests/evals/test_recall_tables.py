@@ -1,0 +1,99 @@
+"""`recall_tables.py`: processes share a table, stop in time and refuse what is wrong."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from echo_lm.evals.recall_runs import runs_of
+from echo_lm.evals.recall_table import load_table
+
+from .tiny_table import table_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "recall_tables.py", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_parts_share_a_table_and_nothing_runs_twice(tmp_path):
+    path = table_file(tmp_path, seeds=[0])
+    wanted = [run.id for run in runs_of(load_table(path))]
+    out = tmp_path / "out"
+
+    def found(name: str) -> list[str]:
+        return [run["id"] for run in json.loads((out / name).read_text())["runs"]]
+
+    first = command(path, "--out", out, "--device", "cpu", "--part", "1/3")
+    assert first.returncode == 0, first.stderr
+    assert found("tiny.1-of-3.json") == wanted[1::3]
+    rest = command(path, "--out", out, "--device", "cpu")
+    assert rest.returncode == 0, rest.stderr
+    assert found("tiny.json") == [run for run in wanted if run not in wanted[1::3]]
+    # Of some arms, their own runs are shared out.
+    second = command(path, "--out", tmp_path / "two", "--device", "cpu", "--arms", "two", "--part", "1/2")
+    assert second.returncode == 0, second.stderr
+    found_two = json.loads((tmp_path / "two" / "tiny.1-of-2.json").read_text())["runs"]
+    assert [run["id"] for run in found_two] == wanted[3::4]
+    # Another way to share finds all of it done, and another table's name is not taken for a part.
+    (out / "tiny-more.0-of-2.json").write_text("not read")
+    again = command(path, "--out", out, "--device", "cpu", "--part", "0/2")
+    assert "0 runs to do" in again.stdout
+    assert not (out / "tiny.0-of-2.json").exists()
+
+
+def test_a_start_always_does_something_and_stops_in_time(tmp_path):
+    path = table_file(tmp_path, seeds=[0])
+    told = command(path, "--out", tmp_path / "out", "--device", "cpu", "--seconds", "0")
+    assert "stopped: 3 runs are left" in told.stdout
+    assert len(json.loads((tmp_path / "out" / "tiny.json").read_text())["runs"]) == 1
+
+
+def test_no_group_begins_that_would_end_too_late(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    recall_tables = importlib.import_module("recall_tables")
+    clock = SimpleNamespace(now=0.0)
+
+    def ten_seconds(table, group, **options):
+        clock.now += 10
+        return [{"id": run.id, "rows": [], "final_loss": 0.0, "tokens": 0} for run in group]
+
+    monkeypatch.setattr(recall_tables, "measure_together", ten_seconds)
+    monkeypatch.setattr(
+        recall_tables, "time", SimpleNamespace(monotonic=lambda: clock.now, strftime=lambda form: "2026-01-01")
+    )
+    path = table_file(tmp_path, seeds=[0])
+    options = ["recall_tables.py", str(path), "--out", str(tmp_path), "--device", "cpu", "--seconds", "25"]
+    monkeypatch.setattr(sys, "argv", options)
+    recall_tables.main()
+    assert len(json.loads((tmp_path / "tiny.json").read_text())["runs"]) == 2  # a third would end after 30 seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--part", "2/2"], "--part is '2/2'"),
+        (["--part", "half"], "--part is 'half'"),
+        (["--arms", "three"], "has no arm 'three'"),
+        (["--together", "0"], "--together is 0"),
+    ],
+)
+def test_bad_arguments_give_one_line_and_code_2(tmp_path, arguments, message):
+    told = command(table_file(tmp_path), "--out", tmp_path, "--device", "cpu", *arguments)
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+
+
+def test_a_damaged_result_file_is_not_written_over(tmp_path):
+    (tmp_path / "tiny.0-of-2.json").write_text('{"runs": [')
+    told = command(table_file(tmp_path), "--out", tmp_path, "--device", "cpu")
+    assert (told.returncode, len(told.stderr.splitlines())) == (2, 1)
+    assert "tiny.0-of-2.json is not valid JSON" in told.stderr
