@@ -26,7 +26,7 @@ import torch
 from provenance import ROOT, commit
 
 from echo_lm.evals.recall_measurement import measure_together
-from echo_lm.evals.recall_runs import RecallRun, runs_of
+from echo_lm.evals.recall_runs import RecallRun, is_settled, runs_of
 from echo_lm.evals.recall_table import RecallTable, load_table
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import read_json, write_aside
@@ -93,22 +93,24 @@ def run_table(arguments: argparse.Namespace) -> None:
         part, parts = parse_part(arguments.part)
         path, runs = arguments.out / f"{table.name}.{part}-of-{parts}.json", runs[part::parts]
     done = read_runs([path]) if path.is_file() else []
-    have = {run["id"] for run in read_runs(result_files(arguments.out, table.name))}
-    missing = [run for run in runs if run.id not in have]
+    planned = {run.id for run in runs_of(table)}
+    there = [run for run in read_runs(result_files(arguments.out, table.name)) if run["id"] in planned]
+    have = {run["id"] for run in there}
+    missing = [run for run in runs if run.id not in have and not is_settled(table, run, there)]
     tokens = sum(cell.tokens for run in missing for cell in run.cells)
     print(
-        f"{table.name}: {len(missing)} runs to do, {len(runs) - len(missing)} there; "
+        f"{table.name}: {len(missing)} runs to do, {len(runs) - len(missing)} there or not needed; "
         f"{tokens / 1e6:,.0f}M tokens to ask",
         flush=True,
     )
     together = together if arguments.device.startswith("cuda") else 1
     started, longest = time.monotonic(), 0.0
-    for first in range(0, len(missing), together):
+    while missing:
         begun = time.monotonic()
-        if first and begun + longest > started + arguments.seconds:
-            print(f"stopped: {len(missing) - first} runs are left, the same command goes on with them", flush=True)
+        if longest and begun + longest > started + arguments.seconds:
+            print(f"stopped: {len(missing)} runs are left, the same command goes on with them", flush=True)
             return
-        group = missing[first : first + together]
+        group = missing[:together]
         results = measure_together(
             table, group, device=arguments.device, on_progress=lambda line: print(f"  {line}", flush=True)
         )
@@ -117,6 +119,8 @@ def run_table(arguments: argparse.Namespace) -> None:
         save(path, table.name, done)
         for run, result in zip(group, results, strict=True):
             print(summary_line(run, result), flush=True)
+        there += results
+        missing = [run for run in missing[together:] if not is_settled(table, run, there)]
 
 
 def parse_part(text: str) -> tuple[int, int]:

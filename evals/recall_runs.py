@@ -1,5 +1,6 @@
 """The runs of a table of recall: which models are trained on what, and what each is asked."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,6 +68,25 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
                         (name, run_id), RecallRun(name, configs[name], own, seed, asked, arm.prefix_mask, run_id)
                     )
     return list(runs.values())
+
+
+def is_settled(table: RecallTable, run: RecallRun, results: Iterable[dict[str, Any]]) -> bool:
+    """Whether another learning rate has answered enough of the run's cell (`each_cell.enough`), so that it needs no training.
+
+    Args:
+        results: runs that were measured, of any table (see `measure_together`).
+    """
+    if table.each_cell is None or table.each_cell.enough is None:
+        return False
+    (cell,) = run.cells
+    rows = (
+        row for result in results if (result["arm"], result["seed"]) == (run.arm, run.seed) for row in result["rows"]
+    )
+    return any(
+        (row["label"], row["length"]) == (cell.label, cell.length)
+        and row["correct"] >= table.each_cell.enough * row["queries"]
+        for row in rows
+    )
 
 
 def _of_cell(each: CellTraining, arm: Arm, cell: RecallCell) -> dict[str, Any]:

@@ -52,11 +52,13 @@ class CellTraining(Frozen):
     Attributes:
         tokens: at most so many a cell; batch_tokens: of a step, in whole sequences, at least one.
         curriculum: None trains at the cell's length alone.
+        enough: a cell whose answers are right to such a share at one learning rate is not trained at the rates that follow.
     """
 
     tokens: int = Field(gt=0)
     batch_tokens: int = Field(gt=0)
     curriculum: Curriculum | None = None
+    enough: float | None = Field(default=None, gt=0, le=1)
 
 
 class VocabularySizes(Frozen):
