@@ -15,11 +15,11 @@ from statistics import fmean, median
 import numpy as np
 from recall_report_figures import draw
 from recall_report_json import as_json, origin
-from recall_results import LENGTH_TASK, Report, Row, labels_of
+from recall_results import LENGTH_TASK, ArmReport, Report, Row, labels_of
 from recall_tables import RESULTS, ROOT, read_runs, result_files
 
 from echo_lm.data_prep.recall import task_of
-from echo_lm.evals.recall_runs import runs_of
+from echo_lm.evals.recall_runs import RecallRun, runs_of
 from echo_lm.evals.recall_table import load_table
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import write_text
@@ -114,9 +114,11 @@ def _protocol(report: Report) -> str:
             f"Trained for {training.steps:,} steps of {training.batch_sequences} sequences of {lengths} tokens on {tasks}, "
             "unless the arm says otherwise"
         )
-    rates = (
-        "" if len(table.learning_rates) == 1 else " An arm's learning rate is the best on the very answers shown here."
-    )
+    rates = ""
+    if len(table.learning_rates) > 1:
+        rates = f" {'A cell' if each else 'An arm'}'s learning rate is the best on the very answers shown here."
+    if each and each.enough is not None:
+        rates += f" A cell gets the next rate where the one before did not answer {100 * each.enough:g}%."
     asked = (
         "Each seed is asked sequences of its own." if table.own_questions else "All seeds are asked the same sequences."
     )
@@ -130,7 +132,12 @@ def incomplete(report: Report) -> list[str]:
         if arm.missing and not arm.chosen:
             arms.setdefault("no run is there", []).append(arm.name)
         elif arm.missing:
-            missing = _at((run.training.learning_rate, run.seed) for run in arm.missing)
+            of_cells = report.table.each_cell is not None
+            missing = (
+                _cells_at(arm.missing)
+                if of_cells
+                else _at((run.training.learning_rate, run.seed) for run in arm.missing)
+            )
             arms.setdefault(f"missing {missing}", []).append(arm.name)
         if arm.diverged:
             diverged = _at((run["learning_rate"], run["seed"]) for run in arm.diverged)
@@ -151,6 +158,15 @@ def _at(runs: Iterable[tuple[float, int]]) -> str:
     )
 
 
+def _cells_at(runs: Iterable[RecallRun]) -> str:
+    """Cells whose models were not trained, by learning rate."""
+    cells: dict[float, list[str]] = {}
+    for run in runs:
+        (cell,) = run.cells
+        cells.setdefault(run.training.learning_rate, []).append(f"{cell.pairs} at {cell.gap:,}")
+    return "; ".join(f"{', '.join(dict.fromkeys(found))} (rate {rate:g})" for rate, found in sorted(cells.items()))
+
+
 def _tasks(report: Report) -> str:
     """Arms by tasks."""
     head = ["arm", "parameters", "rate", "seeds", *report.tasks, "mean"]
@@ -161,7 +177,7 @@ def _tasks(report: Report) -> str:
             continue
         cells = [spread(report.task_mean(result, task) for result in arm.chosen) for task in report.tasks]
         cells.append(spread(report.mean(result) for result in arm.chosen))
-        lines.append([arm.name, f"{arm.chosen[0]['parameters']:,}", f"{arm.rate:g}", str(len(arm.chosen)), *cells])
+        lines.append([arm.name, f"{arm.chosen[0]['parameters']:,}", _listed(arm.rates), str(len(arm.chosen)), *cells])
     for name, means in (report.table.published.means if report.table.published else {}).items():
         values = [f"{means[task]:.1f}" if task in means else "-" for task in report.tasks]
         asked = [means[task] for task in report.mean_of if task in means]
@@ -259,7 +275,8 @@ def _cells(report: Report) -> str:
     budget = report.table.each_cell.tokens
     parts = [
         f"## Cell by cell\n\nA model a cell. Percent, and the millions of tokens that it was trained on, at most {budget / 1e6:g} "
-        "unless the arm has a budget of its own. Rows: pairs. Columns: tokens of noise between pairs and questions."
+        "unless the arm has a budget of its own; and the learning rate, where an arm's cells have several. Rows: pairs. Columns: "
+        "tokens of noise between pairs and questions."
     ]
     gaps = sorted({cell.gap for cell in report.table.cells})
     for arm in report.arms:
@@ -267,16 +284,21 @@ def _cells(report: Report) -> str:
         lines = []
         for pairs in dict.fromkeys(cell.pairs for cell in report.table.cells):
             at = {cell.gap: found.get((pairs, cell.length)) for cell in report.table.cells if cell.pairs == pairs}
-            lines.append([str(pairs), *(_learned(at.get(gap)) for gap in gaps)])
+            lines.append([str(pairs), *(_learned(at.get(gap), len(arm.rates) > 1) for gap in gaps)])
         if found:
             parts.append(f"{arm.name}:\n\n" + markdown(["pairs", *(f"{gap:,}" for gap in gaps)], lines))
     return "\n\n".join(parts)
 
 
-def _learned(row: Row | None) -> str:
+def _learned(row: Row | None, names_rate: bool) -> str:
     if row is None:
         return "-"
-    return f"{100 * row['correct'] / row['queries']:.2f} ({row['trained_tokens'] / 1e6:.1f}M)"
+    rate = f", {row['learning_rate']:g}" if names_rate else ""
+    return f"{100 * row['correct'] / row['queries']:.2f} ({row['trained_tokens'] / 1e6:.1f}M{rate})"
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
 
 
 def _labels(report: Report) -> str:
@@ -301,18 +323,30 @@ def _labels(report: Report) -> str:
 def _rates(report: Report) -> str:
     """Every learning rate that was tried."""
     rates = sorted({run.training.learning_rate for run in runs_of(report.table)})
+    said = "Mean in percent (seeds that ran); bold is what the tables above show."
+    if report.table.each_cell:
+        said = "Cells that were trained at the rate (and those of them that it answered best)."
     lines = []
     for arm in report.arms:
-        cells = []
-        for rate in rates:
-            scores = arm.scores.get(rate, {})
-            text = f"{percent(fmean(scores.values()))} ({len(scores)})" if scores else "-"
-            cells.append(f"**{text}**" if rate == arm.rate else text)
-        lines.append([arm.name, *cells])
-    return (
-        "## Learning rates tried\n\nMean in percent (seeds that ran); bold is what the tables above show.\n\n"
-        + markdown(["arm", *(f"{rate:g}" for rate in rates)], lines)
-    )
+        tried = [_tried(report, arm, rate) for rate in rates]
+        lines.append(
+            [
+                arm.name,
+                *(f"**{text}**" if [rate] == arm.rates else text for rate, text in zip(rates, tried, strict=True)),
+            ]
+        )
+    return f"## Learning rates tried\n\n{said}\n\n" + markdown(["arm", *(f"{rate:g}" for rate in rates)], lines)
+
+
+def _tried(report: Report, arm: ArmReport, rate: float) -> str:
+    """What came of one rate."""
+    if rate not in arm.scores:
+        return "-"
+    if not report.table.each_cell:
+        return f"{percent(fmean(arm.scores[rate].values()))} ({len(arm.scores[rate])})"
+    trained = sum((result["arm"], result["learning_rate"]) == (arm.name, rate) for result in report.found.values())
+    best = sum(row["learning_rate"] == rate for result in arm.chosen for row in result["rows"])
+    return f"{trained} ({best})"
 
 
 def percent(share: float) -> str:

@@ -46,7 +46,7 @@ def _arm_json(report: Report, arm: ArmReport) -> dict[str, Any]:
         "model": report.table.arms[arm.name].model,
         "training": report.table.arms[arm.name].training,
         "parameters": arm.chosen[0]["parameters"] if arm.chosen else None,
-        "learning_rate": arm.rate,
+        "learning_rate": arm.rates[0] if len(arm.rates) == 1 else None,
         "mean_by_rate_and_seed": rates,
         "missing": [{"learning_rate": run.training.learning_rate, "seed": run.seed} for run in arm.missing],
         "diverged": [{"learning_rate": run["learning_rate"], "seed": run["seed"]} for run in arm.diverged],
@@ -59,7 +59,7 @@ def row_json(report: Report, arm: ArmReport, result: Result, row: Row) -> Row:
     return {
         "arm": arm.name,
         **{key: row[key] for key in ("task", "label", "pairs", "length", "options")},
-        **{key: row[key] for key in ("trained_tokens",) if key in row},
+        **{key: row[key] for key in ("trained_tokens", "learning_rate") if key in row},
         "seed": result["seed"],
         **{key: score[key] for key in ("queries", "correct", "low", "high")},
     }

@@ -1,6 +1,6 @@
-"""What a table of recall has found: each arm at its best learning rate, and sums over its runs."""
+"""What a table of recall has found: each arm, or each of its cells, at its best learning rate, and sums over its runs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from echo_lm.data_prep.recall import task_of
-from echo_lm.evals.recall_runs import RecallRun, runs_of
+from echo_lm.evals.recall_runs import RecallRun, is_settled, runs_of
 from echo_lm.evals.recall_table import RecallTable
 from echo_lm.evals.scores import accuracy
 
@@ -22,15 +22,16 @@ class ArmReport:
     """What ran of one arm.
 
     Attributes:
-        scores: for each learning rate that was tried, the score of each seed that ran (shares of 1).
-        rate: the one with the best mean; None if nothing ran.
+        scores: for each learning rate that was tried, the score of each seed that ran (shares of 1); where each cell has a model of
+            its own, over the cells that ran at that rate.
+        rates: the one with the best mean, or of all cells the one that answered it best; none if nothing ran.
         chosen: its runs, by seed.
-        missing, diverged: runs, of any rate.
+        missing, diverged: runs, of any rate; not those that `each_cell.enough` spares.
     """
 
     name: str
     scores: dict[float, dict[int, float]]
-    rate: float | None
+    rates: list[float]
     chosen: list[Result]
     missing: list[RecallRun]
     diverged: list[Result]
@@ -47,7 +48,6 @@ class Report:
     def __init__(self, table: RecallTable, results: Iterable[Result]):
         self.table = table
         runs = runs_of(table)
-        self.planned = len(runs)
         planned = {run.id for run in runs}
         results = list(results)
         self.found = {result["id"]: result for result in results if result["id"] in planned}
@@ -59,22 +59,28 @@ class Report:
         }
         self.choices = {task: task_of(task).choices(table.ids) for task in self.tasks}
         self.arms = [self._arm(name, [run for run in runs if run.arm == name]) for name in table.arms]
+        self.planned = len(self.found) + sum(len(arm.missing) for arm in self.arms)
 
     def _arm(self, name: str, runs: list[RecallRun]) -> ArmReport:
         here = [self.found[run.id] for run in runs if run.id in self.found]
+        missing = [run for run in runs if run.id not in self.found and not is_settled(self.table, run, here)]
+        chosen = []
         if self.table.each_cell:
-            here = joined(here)
+            chosen = joined(best_of_cells(here), lambda result: result["seed"])
+            here = joined(here, lambda result: (result["learning_rate"], result["seed"]))
         scores: dict[float, dict[int, float]] = {}
         for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
             scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
         # Without a cell that all arms are asked there is no mean yet, and nothing that chooses.
-        rate = max(scores, key=lambda rate: np.nan_to_num(fmean(scores[rate].values()), nan=-1.0), default=None)
+        if not self.table.each_cell:
+            best = max(scores, key=lambda rate: np.nan_to_num(fmean(scores[rate].values()), nan=-1.0), default=None)
+            chosen = [result for result in here if result["learning_rate"] == best]
         return ArmReport(
             name,
             scores,
-            rate,
-            sorted((result for result in here if result["learning_rate"] == rate), key=lambda result: result["seed"]),
-            [run for run in runs if run.id not in self.found],
+            sorted({row.get("learning_rate", result["learning_rate"]) for result in chosen for row in result["rows"]}),
+            sorted(chosen, key=lambda result: result["seed"]),
+            missing,
             [result for result in here if result["diverged"]],
         )
 
@@ -111,12 +117,26 @@ class Report:
         return curves
 
 
-def joined(results: Iterable[Result]) -> list[Result]:
-    """Runs of one cell each as one run a rate and seed; a row also says in `trained_tokens` what its run took."""
-    whole: dict[tuple[float, int], Result] = {}
+def best_of_cells(results: Iterable[Result]) -> list[Result]:
+    """Of runs of one cell each, for each cell and seed the one with most right answers; of equal ones the first."""
+    best: dict[tuple[str, int, int], Result] = {}
     for result in results:
-        rows = [row | {"trained_tokens": result["tokens"]} for row in result["rows"]]
-        one = whole.setdefault((result["learning_rate"], result["seed"]), result | {"rows": [], "diverged": False})
+        (row,) = result["rows"]
+        place = (row["label"], row["length"], result["seed"])
+        if place not in best or row["correct"] > best[place]["rows"][0]["correct"]:
+            best[place] = result
+    return list(best.values())
+
+
+def joined(results: Iterable[Result], of: Callable[[Result], Hashable]) -> list[Result]:
+    """Runs of one cell each, alike in `of`, as one; a row also says the rate of its run, and in `trained_tokens` what that took."""
+    whole: dict[Hashable, Result] = {}
+    for result in results:
+        rows = [
+            row | {"trained_tokens": result["tokens"], "learning_rate": result["learning_rate"]}
+            for row in result["rows"]
+        ]
+        one = whole.setdefault(of(result), result | {"rows": [], "diverged": False})
         one["rows"] += rows
         one["diverged"] |= result["diverged"]
     return list(whole.values())

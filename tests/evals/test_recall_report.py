@@ -273,7 +273,7 @@ def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
     assert "it ends once 99.9% of its last answers are right" in page
     assert "shorter gaps" not in page
 
-    assert "all: missing seed 0 at 0.005." in page
+    assert "all: missing 4 at 64 (rate 0.005)." in page
     assert line(page, "\nall:\n", "2") == ["2", "98.00 (0.0M)", "98.00 (0.1M)"]
     assert line(page, "\nall:\n", "4") == ["4", "96.00 (0.0M)", "-"]
     assert line(page, "\nfew:\n", "2") == ["2", "20.00 (0.0M)", "-"]
@@ -286,3 +286,38 @@ def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
     assert line(page, "## Accuracy by task", "all")[4] == "98.0"
     tokens = {(row["arm"], row["pairs"], row["length"]): row["trained_tokens"] for row in content["rows"]}
     assert tokens == {("all", 2, 14): 8000, ("all", 2, 70): 64_000, ("all", 4, 20): 8000, ("few", 2, 14): 8000}
+
+
+def test_each_cell_is_shown_at_its_best_rate(table, report):
+    """The second rate is better in the cell of two pairs at the short gap alone, and needed in no cell of four pairs."""
+    arms = {"all": {"preset": "paper-1m-l2"}}
+    table.write_text(yaml.safe_dump(IN_TASK | {"arms": arms, "each_cell": IN_TASK["each_cell"] | {"enough": 0.9}}))
+
+    def made(_, run):
+        (cell,) = run.cells
+        second = run.training.learning_rate == 0.01
+        right = 95 if cell.pairs == 4 else (60 + 10 * second if cell.gap == 8 else 50 - 10 * second)
+        row = cell.described() | {"queries": 100, "correct": right, "open_correct": 0}
+        common = dict(arm=run.arm, seed=0, learning_rate=run.training.learning_rate, parameters=7, diverged=False)
+        origin = {"hardware": "Some GPU", "torch": "2.0", "date": "2026-01-01", "commit": "abc1234"}
+        return common | origin | dict(id=run.id, tokens=1_000_000, rows=[row], final_loss=0.1, losses=[0.1])
+
+    def without_what_is_spared(results):
+        return [run for run in results if run["learning_rate"] == 0.001 or run["rows"][0]["pairs"] == 2]
+
+    page, content = report(without_what_is_spared, made)
+    assert "6 of 6 runs" in page
+    assert "Not complete" not in page
+    assert "A cell gets the next rate where the one before did not answer 90%." in page
+    assert line(page, "\nall:\n", "2") == ["2", "70.00 (1.0M, 0.01)", "50.00 (1.0M, 0.001)"]
+    assert line(page, "\nall:\n", "4") == ["4", "95.00 (1.0M, 0.001)", "95.00 (1.0M, 0.001)"]
+    assert line(page, "## Accuracy by task", "all")[2] == "0.001, 0.01"
+    assert line(page, "## Learning rates tried", "all") == ["all", "4 (3)", "2 (1)"]
+    rates = {(row["pairs"], row["length"]): row["learning_rate"] for row in content["rows"]}
+    assert rates == {(2, 14): 0.01, (2, 70): 0.001, (4, 20): 0.001, (4, 76): 0.001}
+    assert content["arms"]["all"]["learning_rate"] is None
+
+    # Without the second rate of a cell that the first did not answer the page is not complete.
+    page, _ = report(lambda results: [run for run in results if run["learning_rate"] == 0.001], made)
+    assert "4 of 6 runs" in page
+    assert "all: missing 2 at 8, 2 at 64 (rate 0.01)." in page

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 from echo_lm.evals.recall_runs import runs_of
 from echo_lm.evals.recall_table import load_table
 
-from .tiny_table import table_file
+from .tiny_table import IN_TASK, table_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +75,32 @@ def test_no_group_begins_that_would_end_too_late(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", options)
     recall_tables.main()
     assert len(json.loads((tmp_path / "tiny.json").read_text())["runs"]) == 2  # a third would end after 30 seconds
+
+
+def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    recall_tables = importlib.import_module("recall_tables")
+
+    def answers_one_pair(table, group, **options):
+        (run,) = group
+        (cell,) = run.cells
+        row = cell.described() | {"queries": 20, "correct": 18 if cell.pairs == 1 else 17}
+        return [{"id": run.id, "arm": run.arm, "seed": run.seed, "rows": [row], "final_loss": 0.0, "tokens": 0}]
+
+    monkeypatch.setattr(recall_tables, "measure_together", answers_one_pair)
+    each_cell = IN_TASK["each_cell"] | {"enough": 0.9}
+    path = table_file(tmp_path, **IN_TASK | {"learning_rates": [0.01, 0.02], "seeds": [0, 1], "each_cell": each_cell})
+    command_line = ["recall_tables.py", str(path), "--out", str(tmp_path), "--device", "cpu", "--arms", "one"]
+    monkeypatch.setattr(sys, "argv", command_line)
+    recall_tables.main()
+    found = {run["id"] for run in json.loads((tmp_path / "tiny.json").read_text())["runs"]}
+    trained = [run for run in runs_of(load_table(path)) if run.id in found]
+    at = Counter((run.seed, run.cells[0].pairs, run.training.learning_rate) for run in trained)
+    # Two gaps each; a seed of its own is no other rate.
+    assert at == {(seed, *rest): 2 for seed in (0, 1) for rest in ((1, 0.01), (2, 0.01), (2, 0.02))}
+    capsys.readouterr()
+    recall_tables.main()
+    assert "0 runs to do, 16 there or not needed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
