@@ -40,7 +40,10 @@ def test_the_in_task_table_has_its_cells():
     assert Counter(run.arm for run in runs) == {"echo": 9, "hybrid": 6}
 
 
-WHOLE = "transfer transfer-overwrites length length-rates length-ideas length-noise ablations token-gate token-gate-seeds write-cost needle-million"
+WHOLE = (
+    "transfer transfer-overwrites ablations length length-rates length-ideas length-noise "
+    "write-cost token-gate token-gate-seeds needle-million"
+)
 
 
 @pytest.mark.parametrize("name", WHOLE.split())
