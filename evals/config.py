@@ -74,7 +74,7 @@ class RecallTraining(Frozen):
             go, in which the rate falls to zero: what full steps are still off by.
         write_cost: nats for write gates that are open at every position, added to the loss: nothing in the first half of the
             steps, as a model must learn to write first, then growing to this at the last; in a curriculum nothing at the
-            first length, all of it after. See `WriteCost`.
+            first length, all of it after. See `SKA.openness`.
     """
 
     steps: int = Field(default=500, gt=0)

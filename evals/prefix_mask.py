@@ -3,9 +3,12 @@
 The prefix mask of the Echo paper (arXiv 2605.06997): told apart from the operator by ablation.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..models import ModelConfig
 from ..models.stack import EchoLM
 
 
@@ -21,9 +24,14 @@ class PrefixMasked(nn.Module):
         """The model's; `parameter_groups` asks for it."""
         return self.model.head
 
-    def forward(self, tokens: Tensor, *, at: Tensor) -> Tensor:
+    @property
+    def config(self) -> ModelConfig:
+        """The model's."""
+        return self.model.config
+
+    def forward(self, tokens: Tensor, *, at: Tensor, openness: bool = False) -> Any:
         """Logits at the questions; `at` as in `EchoLM.forward`, where position 0 of the first row stands for none."""
-        return self.model(tokens, at=at, written=before_questions(at, tokens.shape))
+        return self.model(tokens, at=at, written=before_questions(at, tokens.shape), openness=openness)
 
 
 def before_questions(at: Tensor, shape: torch.Size) -> Tensor:

@@ -14,7 +14,6 @@ from ..models.validation import describe_validation_error
 from .config import RecallTraining
 from .recall import RecallCell
 from .recall_table import Arm, CellTraining, RecallTable, VocabularySizes
-from .write_cost import has_write_gate
 
 # Of a training; where they are not used they do not count, so that older results keep their ids.
 LATER_FIELDS = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "write_cost")
@@ -58,7 +57,7 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
                         own = RecallTraining.model_validate(values | of_cell)
                     except ValidationError as error:
                         raise UserError(f"arm {name}: {describe_validation_error(error, RecallTraining)}") from error
-                    if own.write_cost and not has_write_gate(configs[name]):
+                    if own.write_cost and not configs[name].has_write_gate:
                         raise UserError(
                             f"arm {name}: write_cost needs SKA layers with a write gate, its model has none"
                         )

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..data_prep.recall import RecallVocabulary, generate, num_queries, seeded_generator
 from ..models import language_model_loss, parameter_groups
+from ..models.errors import UserError
 from .config import RecallTraining
-from .write_cost import WriteCost
 
 LOOK_EVERY = 50  # steps at one length, whether the training may stop or go on with the next
 # The last answers are those of so many steps, and of as many more as hold so many answers: 99.95% of fewer says little.
@@ -130,8 +130,10 @@ class RecallTrainer:
             purpose: names the stream of sequences; evaluations use "evaluation".
 
         Raises:
-            UserError: a task refuses these pairs at one of these lengths.
+            UserError: a task refuses these pairs at one of these lengths; a `write_cost` without write gates.
         """
+        if training.write_cost and not model.config.has_write_gate:
+            raise UserError("write_cost needs SKA layers with a write gate: this model has none")
         self.model, self.training = model.train(), training
         self.device = torch.device(device)
         self.done, self.tokens, self.finished = 0, 0, False
@@ -142,10 +144,10 @@ class RecallTrainer:
         else:
             self._now = [self._in_turn(i) for i in range(len(training.lengths))]
         self._rate = self._now[0].rates[0].clone()
+        self._pays = training.write_cost > 0
         groups = parameter_groups(model, training.weight_decay)
         options = dict(fused=True, capturable=self.device.type == "cuda")
         self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), **options)
-        self._cost = WriteCost(model) if training.write_cost else None
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.losses = torch.zeros(training.steps, device=self.device)
         self._answers = torch.zeros(training.steps, 2, device=self.device)  # right ones, and all
@@ -249,8 +251,6 @@ class RecallTrainer:
         """The model, in evaluation mode; what only training needs is given back."""
         self.synchronize()
         self._now, self._optimizer = [], None
-        if self._cost is not None:
-            self._cost.remove()
         self.model.zero_grad(set_to_none=True)
         return self.model.eval()
 
@@ -259,13 +259,11 @@ class RecallTrainer:
         self._rate.copy_(at.rates.index_select(0, at.next)[0] * self._share)
         self._optimizer.zero_grad(set_to_none=True)
         with precision_of(self.training, self.device):
-            logits = self.model(tokens.long(), at=places)
+            found = self.model(tokens.long(), at=places, openness=self._pays)
+        logits, openness = found if self._pays else (found, 0.0)
         total, count = language_model_loss(logits, labels, weight)
         loss = total / count
-        if self._cost is None:
-            loss.backward()
-        else:
-            (loss + self._price() * self._cost.take()).backward()
+        (loss + self._price() * openness).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self.losses.index_copy_(0, self._step, loss.detach()[None])

@@ -170,6 +170,11 @@ class ModelConfig(Section):
             )
         return self
 
+    @property
+    def has_write_gate(self) -> bool:
+        """Whether SKA layers choose what they write."""
+        return "ska" in self.layers and self.ska.write_gate != "none"
+
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "model config") -> "ModelConfig":
         """Check a parsed config.

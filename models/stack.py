@@ -33,10 +33,15 @@ class Block(nn.Module):
         cu_seqlens: Tensor | None = None,
         context: SequenceContext | None = None,
         written: Tensor | None = None,
-    ) -> Tensor:
+        openness: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """With `openness`, which SKA with a write gate can tell, also how far the gate was open."""
         options = self._of_ska(token=token, written=written)
-        x = x + self.mixer(self.mixer_norm(x), cu_seqlens=cu_seqlens, context=context, **options)
-        return x + self.feedforward(self.feedforward_norm(x))
+        normed = self.mixer_norm(x)
+        opened = self.mixer.openness(normed, token) if openness else None
+        x = x + self.mixer(normed, cu_seqlens=cu_seqlens, context=context, **options)
+        x = x + self.feedforward(self.feedforward_norm(x))
+        return x if opened is None else (x, opened)
 
     def extend(self, x: Tensor, cache: Any, real: Tensor, token: Tensor | None = None) -> tuple[Tensor, Any]:
         mixed, cache = self.mixer.extend(self.mixer_norm(x), cache, real, **self._of_ska(token=token))
@@ -74,6 +79,7 @@ class EchoLM(nn.Module):
         at: Tensor | None = None,
         context: SequenceContext | None = None,
         written: Tensor | None = None,
+        openness: bool = False,
         read_out: Callable[[Tensor, Tensor], Any] = F.linear,
     ) -> Any:
         """Logits of the next token, or what else `read_out` makes.
@@ -90,16 +96,20 @@ class EchoLM(nn.Module):
                 over the group is the gradient. See `kernels/sequence.py`.
             written: bool `[B, T]`, the positions that SKA layers write into their sums (the paper's prefix mask); default all.
                 For whole rows in one pass: neither segments nor decoding know it.
+            openness: tell how far the write gates were open, too; for models that have some.
             read_out: what is made of the normed residual stream, `[B, T, d_model]` or `[n, d_model]`, and the matrix of
                 the logits `[vocab_size, d_model]`. Training takes the loss here, without ever having all logits.
 
         Returns:
             `[B, T, vocab_size]`, or `[n, vocab_size]` in the order of `at`, as wide as the weights; or what `read_out`
-            returns.
+            returns. With `openness` a pair: that, and the mean of `SKA.openness` over the layers that have a gate, an fp32 scalar.
 
         Raises:
-            ValueError: borders are given twice, or do not fit the tokens; `written` beside a context of several ranks.
+            ValueError: borders are given twice, or do not fit the tokens; `written` beside a context of several ranks;
+                `openness` of a model without write gates.
         """
+        if openness and not self.config.has_write_gate:
+            raise ValueError("openness must be False: no layer of this model has a write gate")
         if context is not None:
             if cu_seqlens is not None:
                 raise ValueError("cu_seqlens must be None beside a context, which holds the borders of whole rows")
@@ -108,11 +118,17 @@ class EchoLM(nn.Module):
             elif written is not None:
                 raise ValueError("written must be None beside a context of several ranks: it needs whole rows")
         x, token = self.embed(tokens)
+        opened = []
         for block in self.blocks:
-            x = block(x, token, cu_seqlens=cu_seqlens, context=context, written=written)
+            asked = openness and isinstance(block.mixer, SKA)
+            x = block(x, token, cu_seqlens=cu_seqlens, context=context, written=written, openness=asked)
+            if asked:
+                x, open_here = x
+                opened.append(open_here)
         if at is not None:
             x = x[at] if at.dtype == torch.bool else x.flatten(0, 1).index_select(0, at)
-        return self.logits(x, read_out)
+        found = self.logits(x, read_out)
+        return (found, torch.stack(opened).mean()) if openness else found
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens `[...]` to the residual stream that the first block gets, `[..., d_model]`, and to what write gates with

@@ -13,7 +13,15 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ..data_prep.config import DatasetConfig, MixtureConfig
 from ..models import ModelConfig, preset
@@ -67,7 +75,20 @@ class TrainSection(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clipping: float = Field(default=1.0, ge=0, description="0 turns it off")
     z_loss: float = Field(default=0.0, ge=0, description="weight of log(Z)^2, which keeps the logits from drifting")
+    write_cost: float = Field(
+        default=0.0,
+        ge=0,
+        description="nats a token for SKA write gates that are all open: none in the first half, growing to this",
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_serializer(mode="wrap")
+    def _without_later_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # `write_cost` was added later: it counts only where it is used, so that older runs keep their identity.
+        values = serialize(self)
+        if not self.write_cost:
+            values.pop("write_cost", None)
+        return values
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> "TrainSection":
@@ -192,6 +213,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"run.sequence_parallel={run.sequence_parallel} leaves {segment} tokens a worker, which is not a "
                 f"multiple of the {ska.grid} of a chunk (model.ska.mode=chunk)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_can_pay(self) -> "RunConfig":
+        if self.train.write_cost and not self.model.resolve(vocab_size=512).has_write_gate:
+            raise ValueError(
+                f"train.write_cost={self.train.write_cost} needs SKA layers with a write gate: {self.model.preset} has none"
             )
         return self
 

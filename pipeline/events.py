@@ -5,9 +5,9 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 - `start`: `step` (the step that training goes on from), `tokens`, `pid` (of rank 0), `world_size`, `zero_stage`,
   `sequence_parallel`, `device`, `nodes` (name of the node of each rank)
 - `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where the batch has such rows (a small one
-  not at every step), `bits_per_byte` (of
-  the text), `grad_norm` (before clipping), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null
-  without a known peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`
+  not at every step), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_openness` (with `train.write_cost`:
+  mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known
+  peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`
 - `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
 - `warning`: `step`, `message`; a SKA layer left its range
 - `checkpoint`: `step`, `path`, `seconds` (until complete), `stall_seconds` (training stood still)

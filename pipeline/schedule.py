@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step."""
+"""The learning rate, and what an open write gate costs, as pure functions of the step."""
 
 import math
 
@@ -22,3 +22,9 @@ def learning_rate_at(step: int, train: TrainSection) -> float:
         height = min(1.0, max(0.0, (train.steps - step) / decay))
     floor = train.final_learning_rate_fraction
     return train.learning_rate * (floor + (1 - floor) * height)
+
+
+def write_price_at(step: int, train: TrainSection) -> float:
+    """Nats for write gates that are all open, in update number `step` (from 0): none in the first half of the steps, as a model
+    must learn to write first, then growing to `write_cost` at the last."""
+    return train.write_cost * max(0.0, 2 * (step + 1) / train.steps - 1)

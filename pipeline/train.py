@@ -27,7 +27,7 @@ from .metrics import Meter
 from .node import node_name
 from .prefetch import Prefetcher
 from .run_folder import RunFolder
-from .schedule import learning_rate_at
+from .schedule import learning_rate_at, write_price_at
 from .stop_signal import StopSignal
 from .straggler import Stopwatch, StragglerWatch
 from .update import Update, update
@@ -123,7 +123,9 @@ class _Loop:
                 rate = learning_rate_at(self.step, config.train)
                 flags = [stop.received, self.writer.failed()]
                 self.alone.start()
-                done = update(self.engine, batch, rate, config, self.mesh, flags=flags, busy=busy, alone=self.alone)
+                price = write_price_at(self.step, config.train)
+                told = dict(flags=flags, busy=busy, alone=self.alone, write_price=price)
+                done = update(self.engine, batch, rate, config, self.mesh, **told)
                 garbage.collect()
                 busy = stall + self.alone.seconds()  # told to the others with the next step
                 self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data_prep.batch import Batch
 from ..kernels.sequence import SequenceContext
 from ..models import projected_loss
-from .config import RunConfig
+from .config import RunConfig, TrainSection
 from .mesh import Mesh
 from .straggler import Stopwatch
 
@@ -24,7 +24,7 @@ class Update(NamedTuple):
     """The same on every rank.
 
     Attributes:
-        metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`.
+        metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`; where it costs something, `gate_openness`.
         applied: False if a gradient was not finite: then no weight and no moment changed.
         flags: how many ranks raised each flag.
         busy: what each rank brought as its `busy`, by rank.
@@ -46,11 +46,13 @@ def update(
     flags: list[bool],
     busy: float = 0.0,
     alone: Stopwatch | None = None,
+    write_price: float = 0.0,
 ) -> Update:
     """Forward, backward and step on this rank's part of the whole batch; flags and `busy` travel with the losses.
 
     Args:
         busy: any number that all ranks are to know of this one.
+        write_price: nats for write gates that are open at every position of the batch, beside the loss.
         alone: stopped when the first micro-batch has gone forward, which a rank does without the others.
     """
     for group in engine.optimizer.param_groups:
@@ -61,12 +63,17 @@ def update(
     scale = mesh.world * accumulation / batch.loss_mask.sum().item()
     rows = mesh.rows(batch)
     sums = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64, device=engine.device)  # nats and labels of each
+    openness = torch.zeros(1, dtype=torch.float64, device=engine.device)
     for index in range(accumulation):
-        nats, objective = _losses(engine, rows.rows(index, accumulation), config.train.z_loss, mesh)
+        nats, objective, opened = _losses(engine, rows.rows(index, accumulation), config.train, mesh)
         sums += nats
         if alone and index == 0:
             alone.stop()
-        engine.backward(objective * scale)
+        objective = objective * scale
+        if opened is not None:
+            openness += opened.detach()
+            objective = objective + write_price * opened  # all have as many positions: the engine's mean is the batch's
+        engine.backward(objective)
         norm = _replicated_gradient_norm(engine)
         if norm is None or math.isfinite(norm):
             engine.step()
@@ -74,13 +81,16 @@ def update(
             _drop_step(engine)
     of_ranks = [0.0] * mesh.world
     of_ranks[mesh.rank] = busy
-    shared = torch.cat([sums.flatten(), torch.tensor([*flags, *of_ranks], dtype=torch.float64, device=engine.device)])
+    told = torch.tensor([*flags, *of_ranks], dtype=torch.float64, device=engine.device)
+    shared = torch.cat([sums.flatten(), told, openness])
     dist.all_reduce(shared)
-    totals = shared.tolist()
+    *totals, open_gates = shared.tolist()
     metrics: dict[str, float | None] = {"loss": sum(totals[:4:2]) / sum(totals[1:4:2])}
     for number, name in enumerate(COMPONENTS):
         if totals[2 * number + 1]:
             metrics[f"loss_{name}"] = totals[2 * number] / totals[2 * number + 1]
+    if config.train.write_cost:
+        metrics["gate_openness"] = open_gates / (mesh.world * accumulation)
     if norm is None:
         norm = float(engine.get_global_grad_norm())
     applied = math.isfinite(norm) and engine.was_step_applied()
@@ -89,8 +99,9 @@ def update(
     return Update(metrics, applied, [int(count) for count in raised], totals[4 + len(flags) :])
 
 
-def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tensor, Tensor]:
-    """Of one micro-batch: nats and labels by component, `[2, 2]`, and the sum to descend on."""
+def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of one micro-batch: nats and labels by component, `[2, 2]`, the sum to descend on, and where that costs something the mean
+    openness of write gates."""
     device = engine.device
     borders = None if micro.whole_rows else micro.cu_seqlens
     borders = None if borders is None else borders.to(device)
@@ -111,13 +122,15 @@ def _losses(engine: Any, micro: Batch, z_loss: float, mesh: Mesh) -> tuple[Tenso
         for tensor in (part(micro.tokens), part(micro.labels), mask, micro.is_recall)
     )
     labels, weights = labels.flatten()[at], weights.flatten()[at]
-    loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=z_loss)
-    objective, nats = engine(tokens, at=at, read_out=loss, **options)
+    loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=train.z_loss)
+    asked = {"at": at, "read_out": loss, "openness": train.write_cost > 0}
+    found = engine(tokens, **asked, **options)
     if context is not None and not _guessed_right(mesh, device):
-        objective, nats = engine(tokens, at=at, read_out=loss, context=replace(context, guesses=None))
+        found = engine(tokens, **asked, context=replace(context, guesses=None))
+    (objective, nats), opened = found if train.write_cost else (found, None)
     both = torch.stack([nats * weights, weights]).double()
     of_recall = (both * rows[at // mask.shape[1]]).sum(1)
-    return torch.stack([both.sum(1) - of_recall, of_recall]), objective
+    return torch.stack([both.sum(1) - of_recall, of_recall]), objective, opened
 
 
 def _guessed_right(mesh: Mesh, device: torch.device) -> bool:

@@ -159,6 +159,14 @@ class SKA(nn.Module):
         """What the gate is made of: `[..., H]`, or None without a gate."""
         return None if self.gate_proj is None else self.gate_proj(self._seen_by_gate(x, token))
 
+    def openness(self, x: Tensor, token: Tensor | None = None) -> Tensor:
+        """The mean of sigmoid(gate logit) over positions and heads, an fp32 scalar: what a cost on open gates is taken of.
+
+        Of the logit, not of the gate: it pushes gates that are shut already, away from the point where they open, and hardly
+        those that are wide open (the L0 norm of hard-concrete gates has the same shape: Louizos et al. 2018, eq. 12).
+        """
+        return torch.sigmoid(at_least_fp32(self.gate_logits(x, token))).mean()
+
     def _seen_by_gate(self, x: Tensor, token: Tensor | None) -> Tensor:
         if self.config.gate_input == "hidden":
             return x

@@ -147,6 +147,30 @@ def test_embeddings_learn_through_a_token_gate(random_model):
     assert random_model("echo-1m").embed(tokens)[1] is None
 
 
+@pytest.mark.parametrize("gate_input", ["hidden", "token"])
+def test_openness_is_the_mean_of_every_gate(gate_input, random_model):
+    """Of both SKA layers, from what each one's gate sees; logits stay as they are, and gates learn from it."""
+    ska = dict(mode="exact", chunk_size=None, write_gate="hard", gate_input=gate_input)
+    model = random_model("paper-1m-l2", layers=["mamba2", "ska", "ska", "mamba2"], ska=ska)
+    tokens, seen = tokens_of(2, 12), []
+    for block in model.blocks[1:3]:
+        block.mixer_norm.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    logits, openness = model(tokens, openness=True)
+    if gate_input == "token":
+        seen = 2 * [F.rms_norm(model.embedding(tokens), (model.config.d_model,), eps=model.config.norm_eps)]
+    gates = [block.mixer.gate_proj(x) for block, x in zip(model.blocks[1:3], seen, strict=True)]
+    torch.testing.assert_close(openness, torch.stack(gates).sigmoid().mean())
+    assert torch.equal(logits, model(tokens))
+    openness.backward()
+    assert all(block.mixer.gate_proj.bias.grad.abs().min() > 0 for block in model.blocks[1:3])
+
+
+@pytest.mark.parametrize(("name", "ska"), [("paper-1m-mamba2", {}), ("paper-1m-l2", {"ska": {"write_gate": "none"}})])
+def test_a_model_without_write_gates_has_no_openness(name, ska, random_model):
+    with pytest.raises(ValueError, match="no layer of this model has a write gate"):
+        random_model(name, **ska)(tokens_of(1, 4), openness=True)
+
+
 def test_a_token_gate_without_its_token_is_refused(random_model):
     mixer = random_model("echo-1m", ska={"gate_input": "token"}).blocks[1].mixer
     with pytest.raises(ValueError, match="the layer needs `token`"):

@@ -19,7 +19,7 @@ from echo_lm.pipeline.update import update
 
 from .gang import Case, Result, collect, play, randomized
 
-ONE = [Case("echo", 0), Case("hybrid", 0), Case("token gate", 0)]
+ONE = [Case("echo", 0), Case("hybrid", 0), Case("token gate", 0), Case("dear gate", 0)]
 FOUR = [Case(model, stage) for model in ("echo", "hybrid") for stage in (0, 1, 2, 3)]
 FOUR += [Case("echo", 1, 2), Case("echo", 3, 2), Case("echo", 0, 4), Case("hybrid", 2, 2), Case("hybrid", 3, 4)]
 
@@ -28,6 +28,8 @@ FOUR += [
     Case("token gate", 3, 2, ("run.activation_checkpointing=true",)),
     Case("echo", 2, 1, ("run.offload_optimizer=true",)),
     Case("echo", 3, 1, ("run.microbatch_sequences=1",)),
+    Case("dear gate", 3, 2, ("run.activation_checkpointing=true",)),
+    Case("dear gate", 1, 1, ("run.microbatch_sequences=1",)),
 ]
 
 
@@ -50,9 +52,21 @@ def test_any_topology_gives_the_same_losses_and_weights(case, one, four):
     torch.testing.assert_close(found.losses, expected.losses, rtol=1e-5, atol=0)
     for ours, theirs in zip(found.metrics, expected.metrics, strict=True):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)  # AdamW alone would not see its scale
+        assert ours.keys() == theirs.keys()
+        assert ours.get("gate_openness", 0) == pytest.approx(theirs.get("gate_openness", 0), rel=1e-4)
     assert found.weights.keys() == expected.weights.keys()
     for name, weight in expected.weights.items():
         assert (found.weights[name] - weight).norm() <= 1e-4 * weight.norm(), name
+
+
+def test_open_gates_pay_in_the_second_half(one):
+    """As long as they pay nothing the training is that of a model whose gates never pay; then they shut."""
+    free, dear = one["echo"], one["dear gate"]
+    openness = [step["gate_openness"] for step in dear.metrics]
+    torch.testing.assert_close(dear.losses[:10], free.losses[:10], rtol=1e-6, atol=0)
+    assert not torch.equal(dear.losses[12:], free.losses[12:])
+    assert openness[-1] < 0.98 * openness[9]
+    assert all("gate_openness" not in step for step in free.metrics)
 
 
 def rank_gradients(stage: int, data: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
