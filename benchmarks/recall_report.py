@@ -69,9 +69,11 @@ def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -
     """The whole report in Markdown."""
     table, names = report.table, report.tasks
     made = origin(report)
+    most = "at most " if table.each_cell and table.each_cell.enough and len(report.found) < report.planned else ""
     parts = [f"# Recall table: {table.name}", table.description, prose]
     parts.append(
-        f"{len(report.found)} of {report.planned} runs, on {', '.join(made['hardware'])}, torch {', '.join(made['torch'])}, "
+        f"{len(report.found)} of {most}{report.planned} runs, on {', '.join(made['hardware'])}, "
+        f"torch {', '.join(made['torch'])}, "
         f"{' and '.join(dict.fromkeys((made['dates'][0], made['dates'][-1])))}, commit {', '.join(made['commits'])}. "
         f"Every cell: [{table.name}.json]({table.name}.json). This page is made by `benchmarks/recall_report.py`; "
         f"prose belongs into `{table.name}.notes.md`. It all again:\n\n    {command}"
@@ -118,7 +120,7 @@ def _protocol(report: Report) -> str:
     if len(table.learning_rates) > 1:
         rates = f" {'A cell' if each else 'An arm'}'s learning rate is the best on the very answers shown here."
     if each and each.enough is not None:
-        rates += f" A cell gets the next rate where the one before did not answer {100 * each.enough:g}%."
+        rates += f" A cell gets another rate only where none before it answered {100 * each.enough:g}%."
     asked = (
         "Each seed is asked sequences of its own." if table.own_questions else "All seeds are asked the same sequences."
     )
@@ -132,12 +134,10 @@ def incomplete(report: Report) -> list[str]:
         if arm.missing and not arm.chosen:
             arms.setdefault("no run is there", []).append(arm.name)
         elif arm.missing:
-            of_cells = report.table.each_cell is not None
-            missing = (
-                _cells_at(arm.missing)
-                if of_cells
-                else _at((run.training.learning_rate, run.seed) for run in arm.missing)
-            )
+            if report.table.each_cell:
+                missing = _cells_at(report, arm.missing)
+            else:
+                missing = _at((run.training.learning_rate, run.seed) for run in arm.missing)
             arms.setdefault(f"missing {missing}", []).append(arm.name)
         if arm.diverged:
             diverged = _at((run["learning_rate"], run["seed"]) for run in arm.diverged)
@@ -158,13 +158,14 @@ def _at(runs: Iterable[tuple[float, int]]) -> str:
     )
 
 
-def _cells_at(runs: Iterable[RecallRun]) -> str:
-    """Cells whose models were not trained, by learning rate."""
+def _cells_at(report: Report, runs: Iterable[RecallRun]) -> str:
+    """Cells whose models were not trained, by learning rate; of some the first may answer enough."""
     cells: dict[float, list[str]] = {}
     for run in runs:
         (cell,) = run.cells
-        cells.setdefault(run.training.learning_rate, []).append(f"{cell.pairs} at {cell.gap:,}")
-    return "; ".join(f"{', '.join(dict.fromkeys(found))} (rate {rate:g})" for rate, found in sorted(cells.items()))
+        seed = f" seed {run.seed}" if len(report.table.seeds) > 1 else ""
+        cells.setdefault(run.training.learning_rate, []).append(f"{cell.pairs} at {cell.gap:,}{seed}")
+    return "; ".join(f"{', '.join(found)} (rate {rate:g})" for rate, found in sorted(cells.items()))
 
 
 def _tasks(report: Report) -> str:
@@ -326,27 +327,19 @@ def _rates(report: Report) -> str:
     said = "Mean in percent (seeds that ran); bold is what the tables above show."
     if report.table.each_cell:
         said = "Cells that were trained at the rate (and those of them that it answered best)."
-    lines = []
-    for arm in report.arms:
-        tried = [_tried(report, arm, rate) for rate in rates]
-        lines.append(
-            [
-                arm.name,
-                *(f"**{text}**" if [rate] == arm.rates else text for rate, text in zip(rates, tried, strict=True)),
-            ]
-        )
+    lines = [[arm.name, *(_tried(arm, rate) for rate in rates)] for arm in report.arms]
     return f"## Learning rates tried\n\n{said}\n\n" + markdown(["arm", *(f"{rate:g}" for rate in rates)], lines)
 
 
-def _tried(report: Report, arm: ArmReport, rate: float) -> str:
+def _tried(arm: ArmReport, rate: float) -> str:
     """What came of one rate."""
+    if rate in arm.cells:
+        trained, best = arm.cells[rate]
+        return f"{trained} ({best})"
     if rate not in arm.scores:
         return "-"
-    if not report.table.each_cell:
-        return f"{percent(fmean(arm.scores[rate].values()))} ({len(arm.scores[rate])})"
-    trained = sum((result["arm"], result["learning_rate"]) == (arm.name, rate) for result in report.found.values())
-    best = sum(row["learning_rate"] == rate for result in arm.chosen for row in result["rows"])
-    return f"{trained} ({best})"
+    text = f"{percent(fmean(arm.scores[rate].values()))} ({len(arm.scores[rate])})"
+    return f"**{text}**" if rate in arm.rates else text
 
 
 def percent(share: float) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from recall_results import ArmReport, Report, Result, Row
 
 from echo_lm.data_prep.recall import task_of
+from echo_lm.evals.recall_runs import RecallRun
 from echo_lm.evals.scores import accuracy
 
 
@@ -37,20 +38,32 @@ def as_json(report: Report, command: str) -> str:
 
 
 def _arm_json(report: Report, arm: ArmReport) -> dict[str, Any]:
-    rates = {
-        f"{rate:g}": {str(seed): None if np.isnan(share) else share for seed, share in scores.items()}
-        for rate, scores in arm.scores.items()
-    }
+    if report.table.each_cell:
+        cells = {f"{rate:g}": {"trained": trained, "best": best} for rate, (trained, best) in arm.cells.items()}
+        rates = {"learning_rates": arm.rates, "cells_by_rate": cells}
+    else:
+        means = {
+            f"{rate:g}": {str(seed): None if np.isnan(share) else share for seed, share in scores.items()}
+            for rate, scores in arm.scores.items()
+        }
+        rates = {"learning_rate": next(iter(arm.rates), None), "mean_by_rate_and_seed": means}
     return {
         "preset": report.table.arms[arm.name].preset,
         "model": report.table.arms[arm.name].model,
         "training": report.table.arms[arm.name].training,
         "parameters": arm.chosen[0]["parameters"] if arm.chosen else None,
-        "learning_rate": arm.rates[0] if len(arm.rates) == 1 else None,
-        "mean_by_rate_and_seed": rates,
-        "missing": [{"learning_rate": run.training.learning_rate, "seed": run.seed} for run in arm.missing],
+        **rates,
+        "missing": [_missing_json(report, run) for run in arm.missing],
         "diverged": [{"learning_rate": run["learning_rate"], "seed": run["seed"]} for run in arm.diverged],
     }
+
+
+def _missing_json(report: Report, run: RecallRun) -> dict[str, Any]:
+    place = {"learning_rate": run.training.learning_rate, "seed": run.seed}
+    if report.table.each_cell:
+        (cell,) = run.cells
+        place |= {"pairs": cell.pairs, "length": cell.length}
+    return place
 
 
 def row_json(report: Report, arm: ArmReport, result: Result, row: Row) -> Row:

@@ -1,6 +1,6 @@
 """What a table of recall has found: each arm, or each of its cells, at its best learning rate, and sums over its runs."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -22,15 +22,16 @@ class ArmReport:
     """What ran of one arm.
 
     Attributes:
-        scores: for each learning rate that was tried, the score of each seed that ran (shares of 1); where each cell has a model of
-            its own, over the cells that ran at that rate.
-        rates: the one with the best mean, or of all cells the one that answered it best; none if nothing ran.
-        chosen: its runs, by seed.
+        scores: for each learning rate that was tried, the score of each seed that ran (shares of 1).
+        cells: instead, where each cell has a model of its own: how many were trained at a rate, and how many of them answer best.
+        rates: those of `chosen`, ascending; none if nothing ran.
+        chosen: what is shown, by seed: the runs at the rate with the best mean, or each cell at the rate that answers it best.
         missing, diverged: runs, of any rate; not those that `each_cell.enough` spares.
     """
 
     name: str
     scores: dict[float, dict[int, float]]
+    cells: dict[float, tuple[int, int]]
     rates: list[float]
     chosen: list[Result]
     missing: list[RecallRun]
@@ -63,24 +64,27 @@ class Report:
 
     def _arm(self, name: str, runs: list[RecallRun]) -> ArmReport:
         here = [self.found[run.id] for run in runs if run.id in self.found]
-        missing = [run for run in runs if run.id not in self.found and not is_settled(self.table, run, here)]
-        chosen = []
-        if self.table.each_cell:
-            chosen = joined(best_of_cells(here), lambda result: result["seed"])
-            here = joined(here, lambda result: (result["learning_rate"], result["seed"]))
         scores: dict[float, dict[int, float]] = {}
-        for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
-            scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
-        # Without a cell that all arms are asked there is no mean yet, and nothing that chooses.
-        if not self.table.each_cell:
-            best = max(scores, key=lambda rate: np.nan_to_num(fmean(scores[rate].values()), nan=-1.0), default=None)
-            chosen = [result for result in here if result["learning_rate"] == best]
+        cells: dict[float, tuple[int, int]] = {}
+        if self.table.each_cell:
+            best = best_of_cells(here)
+            for rate in sorted({result["learning_rate"] for result in here}):
+                cells[rate] = tuple(sum(result["learning_rate"] == rate for result in some) for some in (here, best))
+            rates, chosen = sorted({result["learning_rate"] for result in best}), joined(best)
+        else:
+            for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
+                scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
+            # Without a cell that all arms are asked there is no mean yet, and nothing that chooses.
+            means = {rate: np.nan_to_num(fmean(found.values()), nan=-1.0) for rate, found in scores.items()}
+            rates = [max(means, key=means.get)] if means else []
+            chosen = [result for result in here if result["learning_rate"] in rates]
         return ArmReport(
             name,
             scores,
-            sorted({row.get("learning_rate", result["learning_rate"]) for result in chosen for row in result["rows"]}),
+            cells,
+            rates,
             sorted(chosen, key=lambda result: result["seed"]),
-            missing,
+            [run for run in runs if run.id not in self.found and not is_settled(self.table, run, runs, self.found)],
             [result for result in here if result["diverged"]],
         )
 
@@ -128,17 +132,13 @@ def best_of_cells(results: Iterable[Result]) -> list[Result]:
     return list(best.values())
 
 
-def joined(results: Iterable[Result], of: Callable[[Result], Hashable]) -> list[Result]:
-    """Runs of one cell each, alike in `of`, as one; a row also says the rate of its run, and in `trained_tokens` what that took."""
-    whole: dict[Hashable, Result] = {}
+def joined(results: Iterable[Result]) -> list[Result]:
+    """Runs of one cell each as one a seed; a row also says the rate of its run, and in `trained_tokens` what that took."""
+    whole: dict[int, Result] = {}
     for result in results:
-        rows = [
-            row | {"trained_tokens": result["tokens"], "learning_rate": result["learning_rate"]}
-            for row in result["rows"]
-        ]
-        one = whole.setdefault(of(result), result | {"rows": [], "diverged": False})
-        one["rows"] += rows
-        one["diverged"] |= result["diverged"]
+        own = {"trained_tokens": result["tokens"], "learning_rate": result["learning_rate"]}
+        one = whole.setdefault(result["seed"], result | {"rows": []})
+        one["rows"] += [row | own for row in result["rows"]]
     return list(whole.values())
 
 

@@ -26,7 +26,7 @@ import torch
 from provenance import ROOT, commit
 
 from echo_lm.evals.recall_measurement import measure_together
-from echo_lm.evals.recall_runs import RecallRun, is_settled, runs_of
+from echo_lm.evals.recall_runs import RecallRun, is_settled, of_one_cell, runs_of
 from echo_lm.evals.recall_table import RecallTable, load_table
 from echo_lm.models.errors import UserError
 from echo_lm.models.files import read_json, write_aside
@@ -87,16 +87,14 @@ def run_table(arguments: argparse.Namespace) -> None:
     table = load_table(arguments.table)
     check(table, arguments)
     together = table.together if arguments.together is None else arguments.together
-    path = arguments.out / f"{table.name}.json"
-    runs = [run for run in runs_of(table) if not arguments.arms or run.arm in arguments.arms]
+    path, planned = arguments.out / f"{table.name}.json", runs_of(table)
+    runs = [run for run in planned if not arguments.arms or run.arm in arguments.arms]
     if arguments.part is not None:
         part, parts = parse_part(arguments.part)
         path, runs = arguments.out / f"{table.name}.{part}-of-{parts}.json", runs[part::parts]
     done = read_runs([path]) if path.is_file() else []
-    planned = {run.id for run in runs_of(table)}
-    there = [run for run in read_runs(result_files(arguments.out, table.name)) if run["id"] in planned]
-    have = {run["id"] for run in there}
-    missing = [run for run in runs if run.id not in have and not is_settled(table, run, there)]
+    found = {result["id"]: result for result in read_runs(result_files(arguments.out, table.name))}
+    missing = [run for run in runs if run.id not in found and not is_settled(table, run, planned, found)]
     tokens = sum(cell.tokens for run in missing for cell in run.cells)
     print(
         f"{table.name}: {len(missing)} runs to do, {len(runs) - len(missing)} there or not needed; "
@@ -110,7 +108,7 @@ def run_table(arguments: argparse.Namespace) -> None:
         if longest and begun + longest > started + arguments.seconds:
             print(f"stopped: {len(missing)} runs are left, the same command goes on with them", flush=True)
             return
-        group = missing[:together]
+        group = next_group(table, missing, together)
         results = measure_together(
             table, group, device=arguments.device, on_progress=lambda line: print(f"  {line}", flush=True)
         )
@@ -119,8 +117,18 @@ def run_table(arguments: argparse.Namespace) -> None:
         save(path, table.name, done)
         for run, result in zip(group, results, strict=True):
             print(summary_line(run, result), flush=True)
-        there += results
-        missing = [run for run in missing[together:] if not is_settled(table, run, there)]
+        found |= {result["id"]: result for result in results}
+        missing = [run for run in missing if run.id not in found and not is_settled(table, run, planned, found)]
+
+
+def next_group(table: RecallTable, missing: Sequence[RecallRun], together: int) -> list[RecallRun]:
+    """The first runs that train side by side: not two of a cell that one learning rate may answer enough of."""
+    group: list[RecallRun] = []
+    spares = table.each_cell is not None and table.each_cell.enough is not None
+    for run in missing:
+        if len(group) < together and not (spares and any(of_one_cell(run, other) for other in group)):
+            group.append(run)
+    return group
 
 
 def parse_part(text: str) -> tuple[int, int]:

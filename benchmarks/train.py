@@ -148,7 +148,9 @@ class Case:
 
         self.wait()
         started = time.perf_counter()
-        done = update(self.engine, batch or self.batch, learning_rate, self.config, self.mesh, flags=[])
+        done = update(
+            self.engine, batch or self.batch, learning_rate, self.config, self.mesh, flags=[], write_price=0.0
+        )
         self.garbage.collect()
         self.wait()
         loss = done.metrics["loss"]

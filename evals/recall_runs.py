@@ -1,6 +1,6 @@
 """The runs of a table of recall: which models are trained on what, and what each is asked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,23 +69,25 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
     return list(runs.values())
 
 
-def is_settled(table: RecallTable, run: RecallRun, results: Iterable[dict[str, Any]]) -> bool:
+def is_settled(
+    table: RecallTable, run: RecallRun, runs: Iterable[RecallRun], found: Mapping[str, dict[str, Any]]
+) -> bool:
     """Whether another learning rate has answered enough of the run's cell (`each_cell.enough`), so that it needs no training.
 
     Args:
-        results: runs that were measured, of any table (see `measure_together`).
+        runs: all of the table.
+        found: what was measured (see `measure_together`), by id: names of arms change, and two arms may be the same model.
     """
     if table.each_cell is None or table.each_cell.enough is None:
         return False
-    (cell,) = run.cells
-    rows = (
-        row for result in results if (result["arm"], result["seed"]) == (run.arm, run.seed) for row in result["rows"]
-    )
-    return any(
-        (row["label"], row["length"]) == (cell.label, cell.length)
-        and row["correct"] >= table.each_cell.enough * row["queries"]
-        for row in rows
-    )
+    measured = (found.get(other.id) for other in runs if of_one_cell(other, run))
+    rows = (row for result in measured if result is not None for row in result["rows"])
+    return any(row["correct"] >= table.each_cell.enough * row["queries"] for row in rows)
+
+
+def of_one_cell(one: RecallRun, other: RecallRun) -> bool:
+    """Whether two runs differ in the learning rate alone."""
+    return (one.arm, one.seed, one.cells) == (other.arm, other.seed, other.cells)
 
 
 def _of_cell(each: CellTraining, arm: Arm, cell: RecallCell) -> dict[str, Any]:

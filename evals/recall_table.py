@@ -52,7 +52,7 @@ class CellTraining(Frozen):
     Attributes:
         tokens: at most so many a cell; batch_tokens: of a step, in whole sequences, at least one.
         curriculum: None trains at the cell's length alone.
-        enough: a cell whose answers are right to such a share at one learning rate is not trained at the rates that follow.
+        enough: a cell whose answers are right to such a share at one learning rate is not trained at another.
     """
 
     tokens: int = Field(gt=0)

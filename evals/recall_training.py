@@ -260,10 +260,10 @@ class RecallTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         with precision_of(self.training, self.device):
             found = self.model(tokens.long(), at=places, openness=self._pays)
-        logits, openness = found if self._pays else (found, 0.0)
+        logits = found[0] if self._pays else found
         total, count = language_model_loss(logits, labels, weight)
         loss = total / count
-        (loss + self._price() * openness).backward()
+        (loss + self._price() * found[1] if self._pays else loss).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self.losses.index_copy_(0, self._step, loss.detach()[None])

@@ -78,6 +78,7 @@ class TrainSection(Section):
     write_cost: float = Field(
         default=0.0,
         ge=0,
+        allow_inf_nan=False,
         description="nats a token for SKA write gates that are all open: none in the first half, growing to this",
     )
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -261,7 +262,7 @@ class RunConfig(Section):
         return sha256_json(self.identity_fields())
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values with every default filled in."""
+        """Plain values with every default filled in, but for those of fields that are younger than older runs."""
         return self.model_dump(mode="json")
 
 

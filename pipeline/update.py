@@ -44,15 +44,15 @@ def update(
     mesh: Mesh,
     *,
     flags: list[bool],
+    write_price: float,
     busy: float = 0.0,
     alone: Stopwatch | None = None,
-    write_price: float = 0.0,
 ) -> Update:
     """Forward, backward and step on this rank's part of the whole batch; flags and `busy` travel with the losses.
 
     Args:
         busy: any number that all ranks are to know of this one.
-        write_price: nats for write gates that are open at every position of the batch, beside the loss.
+        write_price: nats for write gates that are open at every position of the batch, beside the loss (`write_price_at`).
         alone: stopped when the first micro-batch has gone forward, which a rank does without the others.
     """
     for group in engine.optimizer.param_groups:

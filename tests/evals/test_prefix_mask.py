@@ -70,3 +70,16 @@ def test_segments_are_refused():
     context = SimpleNamespace(world=2)
     with pytest.raises(ValueError, match="written must be None beside a context of several ranks"):
         model(torch.zeros(1, 4, dtype=torch.int64), context=context, written=torch.ones(1, 4, dtype=torch.bool))
+
+
+def test_a_masked_model_tells_how_open_its_gates_are():
+    """As without the mask, which hides what is read and not what a first layer's gate would write."""
+    model = build_model(
+        preset("paper-1m-l2", d_model=16, layers=["mamba2", "ska", "mamba2"], mamba2={"headdim": 16}), seed=0
+    )
+    torch.nn.init.normal_(model.blocks[1].mixer.gate_proj.weight, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 128, (2, 8), generator=torch.Generator().manual_seed(0))
+    masked, at = PrefixMasked(model), torch.tensor([5, 12])
+    logits, openness = masked(tokens, at=at, openness=True)
+    assert torch.equal(logits, masked(tokens, at=at))
+    assert openness == model(tokens, openness=True)[1] != 0.5

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from echo_lm.evals.recall_runs import runs_of
+from echo_lm.evals.recall_runs import is_settled, runs_of
 from echo_lm.evals.recall_table import load_table
 
 from .tiny_table import IN_TASK, table_file
@@ -77,6 +77,10 @@ def test_no_group_begins_that_would_end_too_late(tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "tiny.json").read_text())["runs"]) == 2  # a third would end after 30 seconds
 
 
+def answered_by(path: Path) -> dict[str, dict]:
+    return {run["id"]: run for run in json.loads(path.read_text())["runs"]}
+
+
 def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     recall_tables = importlib.import_module("recall_tables")
@@ -101,6 +105,23 @@ def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsy
     capsys.readouterr()
     recall_tables.main()
     assert "0 runs to do, 16 there or not needed" in capsys.readouterr().out
+
+    # Results are known by id: under another name of the arm they say the same, and another arm's own do not settle its cells.
+    runs = runs_of(load_table(path))
+    renamed = {id_: run | {"arm": "old name"} for id_, run in answered_by(tmp_path / "tiny.json").items()}
+    spared = [
+        run for run in runs if run.arm == "one" and run.cells[0].pairs == 1 and run.training.learning_rate == 0.02
+    ]
+    assert len(spared) == 4
+    assert all(is_settled(load_table(path), run, runs, renamed) for run in spared)
+    assert not any(is_settled(load_table(path), run, runs, renamed) for run in runs if run.arm == "two")
+
+    # Side by side train different cells, not two rates of one; where nothing is spared it does not matter.
+    group = recall_tables.next_group(load_table(path), runs, 12)
+    assert len({(run.arm, run.seed, run.cells[0].label, run.cells[0].length) for run in group}) == len(group) == 10
+    assert recall_tables.next_group(load_table(path), runs, 3) == runs[:3]
+    path = table_file(tmp_path, seeds=[0])
+    assert recall_tables.next_group(load_table(path), runs_of(load_table(path)), 12) == runs_of(load_table(path))
 
 
 @pytest.mark.parametrize(

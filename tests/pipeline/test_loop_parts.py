@@ -18,7 +18,7 @@ from echo_lm.pipeline.mesh import Mesh
 from echo_lm.pipeline.metrics import bits_per_byte, model_flops_utilization, peak_flops
 from echo_lm.pipeline.prefetch import Prefetcher
 from echo_lm.pipeline.run_folder import describe_environment
-from echo_lm.pipeline.schedule import learning_rate_at
+from echo_lm.pipeline.schedule import learning_rate_at, write_price_at
 
 
 def test_warmup_stable_decay(smoke):
@@ -28,6 +28,13 @@ def test_warmup_stable_decay(smoke):
     assert rates[4:25] == [1.0] * 21
     assert rates[27] == pytest.approx(0.1 + 0.9 * 0.5)
     assert rates[30] == pytest.approx(0.1)
+
+
+def test_open_gates_cost_nothing_in_the_first_half(smoke):
+    train = smoke("train.steps=8", "train.write_cost=2").train
+    assert [write_price_at(step, train) for step in range(8)] == [0, 0, 0, 0, 0.5, 1, 1.5, 2]
+    assert write_price_at(0, smoke("train.steps=1", "train.write_cost=2", "mixture.recall.share=0.5").train) == 2
+    assert write_price_at(7, smoke("train.steps=8").train) == 0
 
 
 def test_prefetch_gives_every_step_in_order_and_starts_over_where_asked():

@@ -11,6 +11,7 @@ from echo_lm.data_prep.dataset import Dataset
 from echo_lm.kernels import sequence
 from echo_lm.kernels.sequence import Guesses
 from echo_lm.kernels.ssd import sequence as ssd_sequence
+from echo_lm.models import language_model_loss
 from echo_lm.pipeline.engine import build_engine
 from echo_lm.pipeline.mesh import make_mesh
 from echo_lm.pipeline.schedule import learning_rate_at
@@ -84,6 +85,35 @@ def rank_gradients(stage: int, data: Path) -> dict[str, tuple[torch.Tensor, torc
     return {name: (moments[name], p.grad.flatten()) for name, p in alone.named_parameters() if p.requires_grad}
 
 
+def priced_gradient(overrides: tuple[str, ...], data: Path) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """AdamW's first moment after one step in which open gates cost 0.7 nats, and the gradient of that by hand."""
+    case = Case("dear gate", 0, overrides=("train.gradient_clipping=0", *overrides))
+    config = case.config(dist.get_world_size())
+    dataset = Dataset.open(data / config.data.name)
+    vocab_size = dataset.tokenizer().get_vocab_size()
+    batch = make_loader(dataset, config).batch(0)
+    alone = randomized(config.model.resolve(vocab_size), seed=config.seed)
+    borders = None if batch.whole_rows else batch.cu_seqlens
+    logits, openness = alone(batch.tokens, cu_seqlens=borders, openness=True)
+    nats, labels = language_model_loss(logits, batch.labels, batch.loss_mask)
+    (nats / labels + 0.7 * openness).backward()
+    mesh = make_mesh(1)
+    engine = build_engine(config, vocab_size, torch.device("cpu"), mesh)
+    found = update(engine, batch, 1e-4, config, mesh, flags=[], write_price=0.7)
+    assert found.metrics["gate_openness"] == pytest.approx(openness.item(), rel=1e-5)
+    moments = collect(engine, "exp_avg")
+    engine.destroy()
+    return [(name, moments[name], p.grad.flatten()) for name, p in alone.named_parameters() if p.requires_grad]
+
+
+def test_a_step_descends_on_the_loss_and_what_open_gates_cost(tmp_path, data_root):
+    for found in play([(), ("run.microbatch_sequences=1",)], 2, data_root, tmp_path, priced_gradient):
+        for name, moment, gradient in found:
+            torch.testing.assert_close(
+                moment, 0.1 * gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item() + 1e-9, msg=name
+            )
+
+
 def test_the_world_mean_is_the_gradient_in_every_stage(tmp_path, data_root):
     """Gradients 1, 2, 3 and 4 have the mean 2.5, whatever DeepSpeed does with them in between."""
     for stage, found in enumerate(play([0, 1, 2, 3], 4, data_root, tmp_path, rank_gradients)):
@@ -116,7 +146,7 @@ def losses_of_guesses(guesses: type[Guesses], data: Path) -> tuple[list[float], 
     sequence.all_gather = lambda *arguments: messages.append(1) or all_gather(*arguments)
     for step in range(3):
         rate = learning_rate_at(step, config.train)
-        found.append(update(engine, loader.batch(step), rate, config, mesh, flags=[]).metrics["loss"])
+        found.append(update(engine, loader.batch(step), rate, config, mesh, flags=[], write_price=0.0).metrics["loss"])
     ssd_sequence.LONG, sequence.all_gather = old, all_gather
     engine.destroy()
     return found, len(runs), len(messages)

@@ -159,7 +159,7 @@ def find_stragglers(case: Case, data) -> list:
     for step in range(WINDOW + 1):
         started = time.perf_counter()
         alone.start()
-        done = update(engine, loader.batch(step), 1e-4, config, mesh, flags=[], busy=busy, alone=alone)
+        done = update(engine, loader.batch(step), 1e-4, config, mesh, flags=[], write_price=0.0, busy=busy, alone=alone)
         busy = alone.seconds()
         if step:  # the first number is told with the second step
             found += watch.look(done.busy, time.perf_counter() - started)
