@@ -254,9 +254,9 @@ NOT_FINITE = """
     import echo_lm.pipeline.update as update
     real, calls = update._losses, []
     def broken(engine, *arguments):
-        found, objective = real(engine, *arguments)
+        found, objective, opened = real(engine, *arguments)
         calls.append(0)
-        return found, objective * (float("nan") if len(calls) in {bad} else 1.0)
+        return found, objective * (float("nan") if len(calls) in {bad} else 1.0), opened
     update._losses = broken
 """
 
