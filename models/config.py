@@ -1,18 +1,11 @@
 """What a model is: one frozen, typed record that is stored as `config.json` beside the weights."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UserError
+from .later_fields import LaterFields
 from .validation import describe_validation_error
 
 MixerKind = Literal["mamba2", "ska", "attention"]
@@ -33,7 +26,7 @@ class Mamba2Config(Section):
     d_conv: Positive = 4
 
 
-class SKAConfig(Section):
+class SKAConfig(LaterFields, Section):
     """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/models.md says why.
 
     Attributes:
@@ -53,6 +46,8 @@ class SKAConfig(Section):
         chunk_size: the grid of "chunk" mode; "exact" does not depend on it (None: chosen by rank).
         allow_future_leak: take "sequence-max" although a token then sees later ones.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("gate_input",)
 
     num_heads: Positive
     rank: Positive
@@ -88,14 +83,6 @@ class SKAConfig(Section):
                 'ska.gate_input "token" needs a write gate: set ska.write_gate to "hard" or "sqrt-sigmoid"'
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_later_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # `gate_input` was added later: it counts only where it is used, so that older configs keep their ids.
-        values = serialize(self)
-        if self.gate_input == "hidden":
-            values.pop("gate_input", None)
-        return values
 
 
 class AttentionConfig(Section):

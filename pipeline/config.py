@@ -8,25 +8,18 @@ import difflib
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..data_prep.config import DatasetConfig, MixtureConfig
 from ..models import ModelConfig, preset
 from ..models.errors import UserError
 from ..models.files import sha256_json, write_text
+from ..models.later_fields import LaterFields
 from ..models.validation import describe_validation_error, first_line
 
 IDENTITY_SECTIONS = ("seed", "data", "mixture", "model", "train")
@@ -58,8 +51,10 @@ class ModelSection(BaseModel):
         return preset(self.preset, vocab_size=vocab_size, **overrides)
 
 
-class TrainSection(Section):
+class TrainSection(LaterFields, Section):
     """What is optimized, and for how long. Batch and warmup are in tokens; steps follow."""
+
+    later: ClassVar[tuple[str, ...]] = ("write_cost",)
 
     sequence_length: int = Field(gt=0)
     batch_tokens: int = Field(gt=0)
@@ -82,14 +77,6 @@ class TrainSection(Section):
         description="nats a token for SKA write gates that are all open: none in the first half, growing to this",
     )
     precision: Literal["fp32", "bf16"] = "fp32"
-
-    @model_serializer(mode="wrap")
-    def _without_later_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # `write_cost` was added later: it counts only where it is used, so that older runs keep their identity.
-        values = serialize(self)
-        if not self.write_cost:
-            values.pop("write_cost", None)
-        return values
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> "TrainSection":

@@ -124,8 +124,8 @@ class _Loop:
                 flags = [stop.received, self.writer.failed()]
                 self.alone.start()
                 price = write_price_at(self.step, config.train)
-                told = dict(flags=flags, busy=busy, alone=self.alone, write_price=price)
-                done = update(self.engine, batch, rate, config, self.mesh, **told)
+                watched = dict(flags=flags, busy=busy, alone=self.alone)
+                done = update(self.engine, batch, rate, config, self.mesh, write_price=price, **watched)
                 garbage.collect()
                 busy = stall + self.alone.seconds()  # told to the others with the next step
                 self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens

@@ -77,8 +77,10 @@ def test_no_group_begins_that_would_end_too_late(tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "tiny.json").read_text())["runs"]) == 2  # a third would end after 30 seconds
 
 
-def answered_by(path: Path) -> dict[str, dict]:
-    return {run["id"]: run for run in json.loads(path.read_text())["runs"]}
+def two_rates(folder: Path) -> Path:
+    """A table with a model a cell, two rates and two seeds, to which 90% are enough."""
+    each_cell = IN_TASK["each_cell"] | {"enough": 0.9}
+    return table_file(folder, **IN_TASK | {"learning_rates": [0.01, 0.02], "seeds": [0, 1], "each_cell": each_cell})
 
 
 def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsys):
@@ -92,8 +94,7 @@ def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsy
         return [{"id": run.id, "arm": run.arm, "seed": run.seed, "rows": [row], "final_loss": 0.0, "tokens": 0}]
 
     monkeypatch.setattr(recall_tables, "measure_together", answers_one_pair)
-    each_cell = IN_TASK["each_cell"] | {"enough": 0.9}
-    path = table_file(tmp_path, **IN_TASK | {"learning_rates": [0.01, 0.02], "seeds": [0, 1], "each_cell": each_cell})
+    path = two_rates(tmp_path)
     command_line = ["recall_tables.py", str(path), "--out", str(tmp_path), "--device", "cpu", "--arms", "one"]
     monkeypatch.setattr(sys, "argv", command_line)
     recall_tables.main()
@@ -106,22 +107,32 @@ def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsy
     recall_tables.main()
     assert "0 runs to do, 16 there or not needed" in capsys.readouterr().out
 
-    # Results are known by id: under another name of the arm they say the same, and another arm's own do not settle its cells.
-    runs = runs_of(load_table(path))
-    renamed = {id_: run | {"arm": "old name"} for id_, run in answered_by(tmp_path / "tiny.json").items()}
-    spared = [
-        run for run in runs if run.arm == "one" and run.cells[0].pairs == 1 and run.training.learning_rate == 0.02
-    ]
-    assert len(spared) == 4
-    assert all(is_settled(load_table(path), run, runs, renamed) for run in spared)
-    assert not any(is_settled(load_table(path), run, runs, renamed) for run in runs if run.arm == "two")
 
-    # Side by side train different cells, not two rates of one; where nothing is spared it does not matter.
-    group = recall_tables.next_group(load_table(path), runs, 12)
+def test_results_settle_cells_by_their_id(tmp_path):
+    """Under an old name of the arm they say the same; another arm's, another seed's and another cell's are not meant."""
+    table = load_table(two_rates(tmp_path))
+    runs = runs_of(table)
+    done = next(run for run in runs if run.arm == "one" and run.seed == 1)
+    found = {done.id: {"id": done.id, "arm": "old name", "seed": 1, "rows": [{"queries": 20, "correct": 18}]}}
+    settled = [run for run in runs if is_settled(table, run, runs, found)]
+    assert [(run.arm, run.seed, run.cells, run.training.learning_rate) for run in settled] == [
+        ("one", 1, done.cells, 0.01), ("one", 1, done.cells, 0.02)
+    ]  # fmt: skip
+    found[done.id]["rows"][0]["correct"] = 17
+    assert not any(is_settled(table, run, runs, found) for run in runs)
+
+
+def test_side_by_side_train_different_cells(tmp_path, monkeypatch):
+    """Not two rates of one; where nothing is spared it does not matter."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    next_group = importlib.import_module("recall_tables").next_group
+    table = load_table(two_rates(tmp_path))
+    runs = runs_of(table)
+    group = next_group(table, runs, 12)
     assert len({(run.arm, run.seed, run.cells[0].label, run.cells[0].length) for run in group}) == len(group) == 10
-    assert recall_tables.next_group(load_table(path), runs, 3) == runs[:3]
-    path = table_file(tmp_path, seeds=[0])
-    assert recall_tables.next_group(load_table(path), runs_of(load_table(path)), 12) == runs_of(load_table(path))
+    assert next_group(table, runs, 3) == runs[:3]
+    plain = load_table(table_file(tmp_path, seeds=[0]))
+    assert next_group(plain, runs_of(plain), 12) == runs_of(plain)
 
 
 @pytest.mark.parametrize(
