@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from pydantic import ValidationError
 
+from ..data_prep.recall import check_room
 from ..models import ModelConfig, count_parameters, preset
 from ..models.errors import UserError
 from ..models.files import sha256_json
@@ -36,7 +38,7 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
     """Every training of the table: first all arms at the first seed and learning rate.
 
     Raises:
-        UserError: an unknown preset, or a field that does not fit.
+        UserError: an unknown preset, a field that does not fit, or a training whose sequences have no room for its pairs.
     """
     configs = {name: preset(arm.preset, vocab_size=table.ids.size, **arm.model) for name, arm in table.arms.items()}
     if table.match is not None:
@@ -61,12 +63,22 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
                         raise UserError(
                             f"arm {name}: write_cost needs SKA layers with a write gate, its model has none"
                         )
+                    _check_rooms(name, own, table)
                     run_id = _run_id(table, arm, configs[name], own, seed, asked)
                     # Once, where an arm sets a rate of its own; two arms may be the same model.
                     runs.setdefault(
                         (name, run_id), RecallRun(name, configs[name], own, seed, asked, arm.prefix_mask, run_id)
                     )
     return list(runs.values())
+
+
+def _check_rooms(arm: str, training: RecallTraining, table: RecallTable) -> None:
+    """Before anything runs, whether every sequence of a training can be made."""
+    for task, length, pairs in product(training.tasks, training.lengths, training.pairs):
+        try:
+            check_room(task, length=length, pairs=pairs, vocabulary=table.ids, **training.options.get(task, {}))
+        except UserError as error:
+            raise UserError(f"arm {arm}: {error}") from None
 
 
 def is_settled(

@@ -1,6 +1,6 @@
 """Generators of the synthetic recall tasks."""
 
-from .registry import TASKS, generate, minimum_length, num_queries, task_of
+from .registry import TASKS, check_room, generate, minimum_length, num_queries, task_of
 from .seeds import seeded_generator
 from .sequences import Cell, RecallBatch
 from .task import Task
@@ -12,6 +12,7 @@ __all__ = [
     "RecallBatch",
     "RecallVocabulary",
     "Task",
+    "check_room",
     "generate",
     "minimum_length",
     "num_queries",

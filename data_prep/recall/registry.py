@@ -61,6 +61,29 @@ def num_queries(task: str, pairs: int) -> int:
     return min(pairs, task_of(task).most_queries or pairs)
 
 
+def check_room(
+    task: str,
+    *,
+    length: int,
+    pairs: int,
+    vocabulary: RecallVocabulary,
+    queries: int | None = None,
+    **options: Any,
+) -> None:
+    """Whether `generate` can make such sequences; the arguments are its own.
+
+    Raises:
+        UserError: unknown task or option, too many pairs for the vocabulary, or `length` too short (the message names
+            the minimum).
+    """
+    shortest = minimum_length(task, pairs=pairs, queries=queries, **options)
+    keys = task_of(task).num_keys(pairs, **options)
+    if keys > vocabulary.num_keys:
+        raise UserError(f"recall task {task}: {keys} distinct keys: the vocabulary has {vocabulary.num_keys}")
+    if length < shortest:
+        raise UserError(f"recall task {task}: length {length} is too short for {pairs} pairs: at least {shortest}")
+
+
 def generate(
     task: str,
     *,
@@ -87,16 +110,10 @@ def generate(
         options: the task's own, e.g. `decoys` (sysprompt), `overwrites` (tooltrace), `depth`, `haystack` (niah).
 
     Raises:
-        UserError: unknown task or option, too many pairs for the vocabulary, or `length` too short (the message names
-            the minimum).
+        UserError: see `check_room`.
     """
-    shortest = minimum_length(task, pairs=pairs, queries=queries, **options)
+    check_room(task, length=length, pairs=pairs, vocabulary=vocabulary, queries=queries, **options)
     found = task_of(task)
-    keys = found.num_keys(pairs, **options)
-    if keys > vocabulary.num_keys:
-        raise UserError(f"recall task {task}: {keys} distinct keys: the vocabulary has {vocabulary.num_keys}")
-    if length < shortest:
-        raise UserError(f"recall task {task}: length {length} is too short for {pairs} pairs: at least {shortest}")
     cell = Cell(sequences, length, pairs, num_queries(task, pairs) if queries is None else queries)
     if found.needs_text(**options):
         options["text"] = text

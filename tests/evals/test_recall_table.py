@@ -141,6 +141,10 @@ def test_a_wrong_table_gives_one_line(tmp_path, changes, message):
             {"lengths": [32, 64], "tokens": 1000, "lengthen_at": 0.9},
             "arm one: .*1,000 tokens may be 7 steps: steps is 3",
         ),
+        (
+            {"lengths": [64, 8], "pairs": [4]},
+            r"arm one: recall task \w+: length 8 is too short for \d pairs: at least \d+",
+        ),
         ({"lengthen_at": 0.9}, "arm one: .*lengthen_at shares out `tokens`: give it a number of them"),
     ],
 )
