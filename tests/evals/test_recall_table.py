@@ -37,12 +37,12 @@ def test_the_in_task_table_has_its_cells():
     runs = runs_of(load_table(ROOT / "benchmarks" / "tables" / "mqar50m.yaml"))
     assert Counter(run.arm for run in runs) == {"echo": 84, "mamba2": 18, "hybrid": 18}
     runs = runs_of(load_table(ROOT / "benchmarks" / "tables" / "mqar50m-64.yaml"))
-    assert Counter(run.arm for run in runs) == {"echo": 9, "hybrid": 6}
+    assert Counter(run.arm for run in runs) == {"echo": 9, "echo-token": 3, "hybrid": 6}
 
 
 WHOLE = (
     "transfer transfer-overwrites ablations length length-rates length-ideas length-noise "
-    "write-cost token-gate token-gate-seeds needle-million"
+    "write-cost token-gate token-gate-seeds needle-million two-hops"
 )
 
 
