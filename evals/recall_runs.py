@@ -73,7 +73,7 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
 
 
 def _check_rooms(arm: str, training: RecallTraining, table: RecallTable) -> None:
-    """Before anything runs, whether every sequence of a training can be made."""
+    """Refuse, before anything runs, a training whose sequences have too few keys or tokens for their pairs."""
     for task, length, pairs in product(training.tasks, training.lengths, training.pairs):
         try:
             check_room(task, length=length, pairs=pairs, vocabulary=table.ids, **training.options.get(task, {}))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from ..data_prep.recall import RecallVocabulary, task_of
+from ..data_prep.recall import RecallVocabulary, check_room, task_of
 from ..models.errors import UserError
 from ..models.validation import describe_validation_error
 from .config import Frozen, RecallGrid, RecallTraining
@@ -167,6 +167,10 @@ def load_table(path: Path) -> RecallTable:
             raise UserError(
                 f"table {path}: {cell.label} needs {needed} keys, there are {keys} (`vocabulary: num_keys`)"
             )
+        try:
+            check_room(cell.task, length=cell.length, pairs=cell.pairs, vocabulary=table.ids, **cell.options)
+        except UserError as error:
+            raise UserError(f"table {path}: {error}") from None
     cells = {(cell.pairs, cell.gap) for cell in table.cells}
     for name, arm in table.arms.items():
         if arm.prefix_mask and any(cell.recurrent for cell in table.cells if table.asks(name, cell)):

@@ -70,7 +70,7 @@ def check_room(
     queries: int | None = None,
     **options: Any,
 ) -> None:
-    """Whether `generate` can make such sequences; the arguments are its own.
+    """Refuse what has too few keys or tokens for its pairs; the arguments are those of `generate`. A task may refuse more.
 
     Raises:
         UserError: unknown task or option, too many pairs for the vocabulary, or `length` too short (the message names

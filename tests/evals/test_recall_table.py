@@ -113,6 +113,10 @@ def test_a_rate_of_its_own_makes_one_run(tmp_path):
         ({"vocabulary": {"num_keys": 1}}, r"mqar-2 needs 2 keys, there are 1 \(`vocabulary: num_keys`\)"),
         ({"vocabulary": {"keys": 99}}, "keys"),
         (
+            {"recall": [TABLE["recall"][0] | {"pairs": [8], "lengths": [16]}]},
+            r"table .*: recall task niah: length 16 is too short for 8 pairs: at least \d+",
+        ),
+        (
             {
                 "arms": {"one": TABLE["arms"]["one"] | {"prefix_mask": True}},
                 "recall": [TABLE["recall"][0] | {"recurrent": True}],
