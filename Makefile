@@ -49,7 +49,7 @@ ifeq ($(CHROMIUM),)
 endif
 
 reference: $(VENV)/.dev ## docs/cli.md, from the command line itself
-	$(BIN)/python -m typer echo_lm.orchestration.cli utils docs --name echo-lm --title "Command line" --output docs/cli.md
+	$(BIN)/python -m typer echo_lm.orchestration.cli.main utils docs --name echo-lm --title "Command line" --output docs/cli.md
 
 clean: ## remove the environment; data, runs and the record stay
 	rm -rf $(VENV)

@@ -1,1 +1,5 @@
-"""From raw sources to verified token shards, and from shards to batches."""
+"""Text to batches: `preparing/` turns raw sources into a tokenizer and verified token shards, `loading/` reads batches from them.
+
+Read `config.py`, `preparing/prepare.py`, then `loading/loader.py`. `sources/` finds the text, `recall/` generates the synthetic
+recall tasks.
+"""

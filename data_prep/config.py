@@ -5,8 +5,8 @@ from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .preparing.tokenizer import SMALLEST_VOCABULARY
 from .recall import TASKS, RecallVocabulary, minimum_length
-from .tokenizer import SMALLEST_VOCABULARY
 
 LocalKind = Literal["text", "jsonl", "parquet"]
 PackageKind = Literal[

@@ -7,7 +7,7 @@ environment=${1:?usage: docker/check-install.sh ENVIRONMENT}
 cd / # not in the sources: what is installed is to be checked
 "$environment/bin/python" - <<'PYTHON'
 import deepspeed, fastapi, mlflow, plotly, ray, torch, transformers, uvicorn
-import echo_lm.orchestration.cli, echo_lm.orchestration.dashboard.app, echo_lm.pipeline.train
+import echo_lm.orchestration.cli.main, echo_lm.orchestration.dashboard.app, echo_lm.pipeline.loop
 
 print(f"torch {torch.__version__}, deepspeed {deepspeed.__version__}, ray {ray.__version__}, mlflow {mlflow.__version__}")
 if torch.version.cuda:

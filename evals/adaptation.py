@@ -11,7 +11,7 @@ import torch
 from ..data_prep.recall import RecallVocabulary
 from ..models import EchoLM
 from .config import RecallTraining
-from .recall_training import RecallTrainer
+from .sweeps.trainer import RecallTrainer
 
 
 def adapted_copy(

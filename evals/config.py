@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..models.errors import UserError
-from ..models.files import sha256_file, sha256_json
-from ..models.validation import describe_validation_error
+from ..models.common.errors import UserError
+from ..models.common.files import sha256_file, sha256_json
+from ..models.common.validation import describe_validation_error
 
 SUITE_FOLDER = Path(__file__).parent / "suites"
 

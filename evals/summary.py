@@ -6,9 +6,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..models.files import read_json, write_text
-from . import recall_figures
-from .figures import human_bytes
+from ..models.common.files import read_json, write_text
+from ..models.common.run_layout import EVALS
+from .figures import recall as recall_figures
+from .figures.style import human_bytes
 
 CAPACITY_TASK = "mqar"
 CURVES = 6
@@ -20,7 +21,7 @@ def write_summary(run_folder: Path) -> Path:
     Raises:
         UserError: a result file is corrupt.
     """
-    folder = Path(run_folder) / "evals"
+    folder = Path(run_folder) / EVALS
     results = [read_json(path) for path in sorted(folder.glob("*/*.json"))]
     sections = [f"# Evaluations of {Path(run_folder).resolve().name}"]
     for suite in sorted({result["suite"] for result in results}):

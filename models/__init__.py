@@ -10,30 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .accounting import model_table
+    from .common.errors import UserError
     from .config import AttentionConfig, FeedForwardConfig, Mamba2Config, ModelConfig, SKAConfig
     from .decoding import Cache, generate, prefill, step
-    from .errors import UserError
     from .health import LayerHealth, ska_health
     from .loss import language_model_loss, projected_loss, squared_log_partition
+    from .model import EchoLM, build_model
     from .optimizer_groups import parameter_groups
     from .parameters import ParameterCount, count_parameters
     from .presets import preset, preset_names
     from .pretrained import from_pretrained, load_state, save_pretrained
-    from .stack import EchoLM, build_model
     from .stored_config import read_config
 
 _NAMES = {
     "accounting": ("model_table",),
     "config": ("AttentionConfig", "FeedForwardConfig", "Mamba2Config", "ModelConfig", "SKAConfig"),
     "decoding": ("Cache", "generate", "prefill", "step"),
-    "errors": ("UserError",),
+    "common.errors": ("UserError",),
     "health": ("LayerHealth", "ska_health"),
     "loss": ("language_model_loss", "projected_loss", "squared_log_partition"),
     "optimizer_groups": ("parameter_groups",),
     "parameters": ("ParameterCount", "count_parameters"),
     "presets": ("preset", "preset_names"),
     "pretrained": ("from_pretrained", "load_state", "save_pretrained"),
-    "stack": ("EchoLM", "build_model"),
+    "model": ("EchoLM", "build_model"),
     "stored_config": ("read_config",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

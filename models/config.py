@@ -4,9 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import UserError
-from .later_fields import LaterFields
-from .validation import describe_validation_error
+from .common.errors import UserError
+from .common.hash_stable import LaterFields
+from .common.validation import describe_validation_error
 
 MixerKind = Literal["mamba2", "ska", "attention"]
 Positive = Annotated[int, Field(gt=0)]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UserError
-from .stack import EchoLM
+from .common.errors import UserError
+from .model import EchoLM
 
 # Tokens of a prompt worked at once: bounds memory whatever the prompt's length; a multiple of any chunk grid in use.
 SEGMENT = 1024

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels.ska import ska_attention
 from .mixers import SKA
-from .stack import EchoLM
+from .model import EchoLM
 
 
 class LayerHealth(NamedTuple):

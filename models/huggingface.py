@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from .config import ModelConfig
 from .loss import language_model_loss
-from .stack import EchoLM
+from .model import EchoLM
 from .stored_config import MODEL_TYPE
 
 

@@ -6,8 +6,8 @@ Arms of one size match in non-embedding parameters: the width of the feed-forwar
 import difflib
 from typing import Any, NamedTuple
 
+from .common.errors import UserError
 from .config import ModelConfig
-from .errors import UserError
 from .parameters import FEEDFORWARD_MATRICES, count_parameters
 
 VOCAB_SIZE = 32_000

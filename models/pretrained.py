@@ -8,9 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import UserError
-from .files import write_aside
-from .stack import EchoLM, build_model
+from .common.errors import UserError
+from .common.files import write_aside
+from .model import EchoLM, build_model
 from .stored_config import read_config, write_config
 
 WEIGHTS = "model.safetensors"

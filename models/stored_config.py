@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from .common.errors import UserError
+from .common.files import read_json, write_json
 from .config import ModelConfig
-from .errors import UserError
-from .files import read_json, write_json
 
 CONFIG = "config.json"
 MODEL_TYPE = "echo_lm"  # by which `transformers` finds the class, see huggingface.py

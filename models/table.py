@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from .accounting import GIB, ModelRow, model_table, segment_messages
-from .files import write_text
+from .common.files import write_text
 from .presets import preset
 
 BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/models.md -->"

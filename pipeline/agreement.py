@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from ..models.errors import UserError
+from ..models.common.errors import UserError
 
 
 def raise_together(error: Exception | None, device: torch.device) -> None:

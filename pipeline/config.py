@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..data_prep.config import DatasetConfig, MixtureConfig
 from ..models import ModelConfig, preset
-from ..models.errors import UserError
-from ..models.files import sha256_json, write_text
-from ..models.later_fields import LaterFields
-from ..models.validation import describe_validation_error, first_line
+from ..models.common.errors import UserError
+from ..models.common.files import sha256_json, write_text
+from ..models.common.hash_stable import LaterFields
+from ..models.common.validation import describe_validation_error, first_line
 
 IDENTITY_SECTIONS = ("seed", "data", "mixture", "model", "train")
 

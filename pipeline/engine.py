@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels.sequence import kept_messages
 from ..models import EchoLM, build_model, parameter_groups
-from ..models.errors import UserError
-from ..models.stack import Block
+from ..models.common.errors import UserError
+from ..models.model import Block
 from .config import RunConfig
 from .mesh import Mesh
 from .quiet_deepspeed import deepspeed

@@ -13,11 +13,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ..models.errors import UserError
+from ..models.common.errors import UserError
 from .config import RunConfig
-from .run_folder import RunFolder
+from .loop import train
+from .run.folder import RunFolder
 from .stop_signal import StopSignal
-from .train import train
 
 
 def launch(run: RunFolder, config: RunConfig) -> None:

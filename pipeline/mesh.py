@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from ..data_prep.batch import Batch
-from ..kernels.sequence import Guesses
+from ..data_prep.loading.batch import Batch
+from ..kernels.predicted_sizes import Guesses
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from ..data_prep.batch import Batch
+from ..data_prep.loading.batch import Batch
 
 
 class Prefetcher:

@@ -1,14 +1,15 @@
 """What can be checked before a run's processes start, so that a user learns of it in one line."""
 
-from ..data_prep.dataset import Dataset
+from ..data_prep.loading.dataset import Dataset
 from ..evals.config import load_suite
 from ..models import ModelConfig
-from ..models.errors import UserError
-from ..models.files import sha256_file
+from ..models.common.errors import UserError
+from ..models.common.files import sha256_file
+from ..models.common.run_layout import MODEL
 from ..models.stored_config import read_config
-from .checkpoint import check_checkpoint, latest_checkpoint
+from .checkpoint.format import check_checkpoint, latest_checkpoint
 from .config import RunConfig
-from .run_folder import RunFolder
+from .run.folder import RunFolder
 
 
 def check_run(run: RunFolder, config: RunConfig) -> None:
@@ -26,7 +27,7 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
     if checkpoint is None:
         return
     check_checkpoint(checkpoint)
-    stored = read_config(checkpoint / "model")
+    stored = read_config(checkpoint / MODEL)
     wanted = config.model.resolve(vocab_size)
     if stored != wanted:
         field = next(name for name in ModelConfig.model_fields if getattr(stored, name) != getattr(wanted, name))
@@ -34,7 +35,7 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
             f"{checkpoint} holds another architecture: its {field} is {getattr(stored, field)!r}, the run's is "
             f"{getattr(wanted, field)!r}; choose another run name"
         )
-    if sha256_file(checkpoint / "model" / "tokenizer.json") != dataset.manifest.tokenizer_sha256:
+    if sha256_file(checkpoint / MODEL / "tokenizer.json") != dataset.manifest.tokenizer_sha256:
         raise UserError(
             f"{checkpoint} was trained with another tokenizer than that of {run.data_folder()}: "
             "choose another run name, or restore the dataset it was trained on"

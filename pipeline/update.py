@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..data_prep.batch import Batch
+from ..data_prep.loading.batch import Batch
 from ..kernels.sequence import SequenceContext
 from ..models import projected_loss
 from .config import RunConfig, TrainSection
 from .mesh import Mesh
-from .straggler import Stopwatch
+from .monitoring.straggler import Stopwatch
 
 COMPONENTS = ("text", "recall")  # of a batch; their losses are reported apart
 

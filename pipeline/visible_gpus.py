@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 
-from ..models.errors import UserError
+from ..models.common.errors import UserError
 
 
 def visible_gpus(numbers: Iterable[int]) -> str:

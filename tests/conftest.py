@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests/orchestration/test_security.py has it on
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests/orchestration/launch/test_security.py has it on
 os.environ.setdefault("RAY_worker_niceness", "0")  # or other tests' processes starve those of Ray
 
 import signal
@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from echo_lm.data_prep.prepare import prepare
-from echo_lm.pipeline.checkpoint import checkpoint_name
+from echo_lm.data_prep.preparing.prepare import prepare
+from echo_lm.models.common.run_layout import checkpoint_name
 from echo_lm.pipeline.config import RunConfig, load_config
-from echo_lm.pipeline.events import read_events
-from echo_lm.pipeline.run_folder import RunFolder
+from echo_lm.pipeline.run.events import read_events
+from echo_lm.pipeline.run.folder import RunFolder
 
 torch.set_num_threads(1)
 

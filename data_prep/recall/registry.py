@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...models.errors import UserError
+from ...models.common.errors import UserError
 from . import tasks
 from .sequences import Cell, RecallBatch
 from .task import Task

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...models.errors import UserError
+from ...models.common.errors import UserError
 
 TIMEOUT_SECONDS = 1800
 

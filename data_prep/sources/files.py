@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...models.errors import UserError
+from ...models.common.errors import UserError
 from ..config import SourceConfig
 
 Format = Literal["text", "jsonl", "parquet", "hub"]

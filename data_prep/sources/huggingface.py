@@ -11,7 +11,7 @@ from typing import Any
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from ...models.errors import UserError
+from ...models.common.errors import UserError
 from ..config import SourceConfig
 from .fetch import FetchError
 from .files import SourceFiles

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...models.files import read_json, write_aside, write_json
+from ...models.common.files import read_json, write_aside, write_json
 from ..config import SourceConfig
 from . import books, dictionaries, manuals
 from .fetch import FetchError, Package, fetch, fetch_apt_descriptions

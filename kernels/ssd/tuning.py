@@ -3,7 +3,7 @@
 mamba-ssm measures some 125 configurations at the first use of its kernels, for every combination of dtypes anew: minutes in
 every process. And each rank measures by itself, what it sees first: on short rows as fast as its host launches. Ranks then
 go at different speeds and round differently. So each kernel has one here, the fastest or near it on an H100 at the sizes of the
-Echo family (64 values a head, 16 to 128 states; `benchmarks/mamba2_tuning.py`). `ECHO_LM_MAMBA_AUTOTUNE=all` tries them
+Echo family (64 values a head, 16 to 128 states; `benchmarks/kernels/mamba2_tuning.py`). `ECHO_LM_MAMBA_AUTOTUNE=all` tries them
 all again.
 """
 

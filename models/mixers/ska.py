@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ...kernels.documents import document_ids, inner_borders
 from ...kernels.sequence import SequenceContext
 from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, unpack, weigh, write_gate
+from ..common.errors import UserError
 from ..config import SKAConfig
-from ..errors import UserError
 from ..initialization import normal_by_fan_in
 from ..norm import at_least_fp32
 

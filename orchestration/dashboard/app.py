@@ -14,7 +14,7 @@ from markupsafe import Markup
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from ..run_summary import RunSummary, subfolders
+from ..monitor.summary import RunSummary, subfolders
 from .formats import FILTERS
 from .nodes import list_nodes
 from .run_view import RunDetail, RunViews

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ...models.errors import UserError
-from ...pipeline.events import EventTail
-from ..cached_files import stamp
+from ...models.common.errors import UserError
+from ...pipeline.run.events import EventTail
+from ..monitor.cached_files import stamp
 
 # Fields of a `step` event that the page draws.
 COLUMNS = (

@@ -4,9 +4,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cached_files import stamp
-from ..leases import EXPIRY_SECONDS
-from ..run_summary import RunSummary, read_record, subfolders
+from ...models.common.run_layout import ENVIRONMENT, EVALS
+from ..jobs.leases import EXPIRY_SECONDS
+from ..monitor.cached_files import stamp
+from ..monitor.summary import RunSummary, read_record, subfolders
 from ..studies.results import FILE_NAME as CELL_FILE
 
 
@@ -38,7 +39,7 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
 
     for summary in summaries:
         folder = runs / summary.name
-        environment = read_record(folder / "environment.json") or {}
+        environment = read_record(folder / ENVIRONMENT) or {}
         if host := environment.get("host"):
             found = node(str(host), summary.updated, str(environment.get("hardware", "")))
             found.runs += 1
@@ -46,7 +47,7 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
             what = "trains" if workers == 1 else f"trains ({workers} workers)"
             node(name, now).work.append((what, summary.name, f"runs/{summary.name}"))
         if summary.pending:
-            for path in (folder / "evals").glob("*/*.lease"):
+            for path in (folder / EVALS).glob("*/*.lease"):
                 _add_lease(
                     node, path, "evaluates", f"{summary.name} {path.parent.name}/{path.stem}", f"runs/{summary.name}"
                 )

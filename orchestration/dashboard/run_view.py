@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cached_files import stamp
-from ..leases import EXPIRY_SECONDS
-from ..run_summary import (
+from ...models.common.run_layout import CONFIG, ENVIRONMENT, EVALS, EVENTS
+from ..jobs.leases import EXPIRY_SECONDS
+from ..monitor.cached_files import stamp
+from ..monitor.summary import (
     CHECKPOINT_PREFIX,
     RunSummary,
     complete_steps,
@@ -75,7 +76,7 @@ class RunViews:
 
     def detail(self, folder: Path, summary: RunSummary) -> RunDetail:
         """Read a run in full."""
-        history = self._histories.pop(folder, None) or History(folder / "events.jsonl")
+        history = self._histories.pop(folder, None) or History(folder / EVENTS)
         self._histories[folder] = history
         while len(self._histories) > MOST_VIEWS:
             self._histories.popitem(last=False)
@@ -84,7 +85,7 @@ class RunViews:
 
 
 def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
-    config = read_config(folder / "config.yaml") or {}
+    config = read_config(folder / CONFIG) or {}
     results = read_results(folder)
     starts = history.of_kind("start")
     suites, matrix = _matrix(folder, config, results)
@@ -93,8 +94,8 @@ def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
     heldout = [result for result in results if "language/bits_per_byte" in result["metrics"]]
     return RunDetail(
         summary=summary,
-        config_text=_text(folder / "config.yaml"),
-        environment=read_record(folder / "environment.json") or {},
+        config_text=_text(folder / CONFIG),
+        environment=read_record(folder / ENVIRONMENT) or {},
         last_step=history.last_step,
         suites=suites,
         matrix=matrix,
@@ -115,7 +116,7 @@ def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """All evaluation results of a run, by step; damaged ones are left out."""
     found = []
-    for checkpoint in subfolders(folder / "evals"):
+    for checkpoint in subfolders(folder / EVALS):
         for path in sorted(checkpoint.glob("*.json")):
             result = read_record(path)
             if result and isinstance(result.get("metrics"), dict) and "suite" in result and "step" in result:
@@ -160,7 +161,7 @@ def _matrix(
         cells = (
             _cell(
                 done.get((step, suite)),
-                folder / "evals" / name / suite,
+                folder / EVALS / name / suite,
                 given_up.get(f"{name}/{suite}"),
                 due and suite in wanted,
             )

@@ -4,8 +4,8 @@ import ipaddress
 import socket
 from pathlib import Path
 
-from ...models.errors import UserError
-from ..progress import console
+from ...models.common.errors import UserError
+from ..progress.bars import console
 
 LOOPBACK = "127.0.0.1"
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cached_files import last_events, stamp
-from ..leases import EXPIRY_SECONDS
-from ..run_summary import read_record, subfolders
-from ..studies.captions import CAPTIONS
+from ...models.common.run_layout import CONFIG, EVENTS, REPORT
+from ..jobs.leases import EXPIRY_SECONDS
+from ..monitor.cached_files import last_events, stamp
+from ..monitor.summary import read_record, subfolders
+from ..studies.analysis.captions import CAPTIONS
 from ..studies.results import FILE_NAME as CELL_FILE
 
 CELL_ORDER = ("running", "failed", "waiting", "done")
@@ -98,7 +99,7 @@ def study_detail(folder: Path) -> StudyDetail | None:
         summary=summary,
         rows=rows,
         fit=read_record(folder / "fit.json") or {},
-        answer=_answer(folder / "report.md"),
+        answer=_answer(folder / REPORT),
         figures=[(name, CAPTIONS.get(name, "")) for name in figure_names(folder)],
         curves={"families": families} if done else {},
     )
@@ -141,7 +142,7 @@ def _row(folder: Path, cell: dict[str, Any]) -> CellRow:
     if state == "done":
         step, loss, rate = cell["steps"], record.get("loss"), record.get("tokens_per_second")
     else:
-        events = last_events(run / "events.jsonl", lambda events: any(event["kind"] == "step" for event in events))
+        events = last_events(run / EVENTS, lambda events: any(event["kind"] == "step" for event in events))
         last = next((event for event in reversed(events) if event["kind"] == "step"), {})
         step, loss, rate = last.get("step", 0), last.get("loss"), last.get("tokens_per_second")
     return CellRow(
@@ -158,7 +159,7 @@ def _row(folder: Path, cell: dict[str, Any]) -> CellRow:
         tokens_per_second=rate,
         seconds=record.get("seconds") if state == "done" else None,
         error=str((record.get("errors") or [""])[-1]) if state == "failed" else "",
-        has_run=(run / "config.yaml").is_file(),
+        has_run=(run / CONFIG).is_file(),
     )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cached_files import Stamp, stamp
-from ..run_state import ORDER
-from ..run_summary import RunReading, RunSummary, read_run, signature, subfolders
+from ..monitor.cached_files import Stamp, stamp
+from ..monitor.state import ORDER
+from ..monitor.summary import RunReading, RunSummary, read_run, signature, subfolders
 
 # Between two looks at the files, however many browsers ask.
 LOOK_SECONDS = 1.0

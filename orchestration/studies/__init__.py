@@ -1,1 +1,5 @@
-"""Planning, fitting and plotting of scaling studies (pure code)."""
+"""Scaling studies: planned, priced, run cell by cell, fitted and reported.
+
+Read `config.py` (the question), `plan.py` (the cells), `run.py` and `cell.py` (running them), `results.py` (what a cell
+measured), then `analysis/` (laws, figures, report).
+"""

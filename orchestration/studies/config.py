@@ -9,9 +9,9 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ...data_prep.config import DatasetConfig, MixtureConfig
-from ...models.errors import UserError
+from ...models.common.errors import UserError
+from ...models.common.validation import describe_validation_error, first_line
 from ...models.presets import FAMILIES, SIZES
-from ...models.validation import describe_validation_error, first_line
 from ...pipeline.config import Section
 
 Positive = Annotated[float, Field(gt=0)]
@@ -253,7 +253,7 @@ class StudyConfig(Section):
 
 def study_names() -> list[str]:
     """Names of the studies that come with the package."""
-    folder = resources.files(__package__)
+    folder = resources.files(__package__).joinpath("configs")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -271,7 +271,7 @@ def load_study(study: str | Path) -> StudyConfig:
             raise UserError(f"study {path} cannot be read: {first_line(error)}") from error
     elif str(study) in study_names():
         origin = f"study {study}"
-        text = resources.files(__package__).joinpath(f"{study}.yaml").read_text(encoding="utf-8")
+        text = resources.files(__package__).joinpath("configs", f"{study}.yaml").read_text(encoding="utf-8")
     else:
         near = difflib.get_close_matches(str(study), study_names(), n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}?" if near else f"studies: {', '.join(study_names())}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ...models.errors import UserError
+from ...models.common.errors import UserError
 from .config import LearningRateConfig
 
 

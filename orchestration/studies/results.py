@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...evals.run_layout import result_path
+from ...evals.layout import result_path
 from ...models import preset
 from ...models.accounting import state_bytes
-from ...models.errors import UserError
-from ...models.files import read_json, write_json
-from ...pipeline.run_files import RunFiles
+from ...models.common.errors import UserError
+from ...models.common.files import read_json, write_json
+from ...pipeline.run.reader import RunFiles
 from .config import StudyConfig
 from .plan import Cell, Plan, Record
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from echo_lm.data_prep.dataset import Dataset
-from echo_lm.data_prep.prepare import prepare
-
-from .corpus import jsonl_config, write_documents
+from echo_lm.data_prep.loading.dataset import Dataset
+from echo_lm.data_prep.preparing.prepare import prepare
+from tests.helpers.corpus import jsonl_config, write_documents
 
 
 @pytest.fixture(scope="session")

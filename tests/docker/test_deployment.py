@@ -16,7 +16,7 @@ import pytest
 import typer
 import yaml
 
-from echo_lm.orchestration.cli import app
+from echo_lm.orchestration.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docker"

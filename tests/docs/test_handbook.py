@@ -9,11 +9,10 @@ import sys
 import pytest
 import typer
 
-from echo_lm.models.files import read_json
-from echo_lm.orchestration.cli import app, main
+from echo_lm.models.common.files import read_json
+from echo_lm.orchestration.cli.main import app, main
 from echo_lm.pipeline.config import load_config, recipe_names
-
-from .handbook import PAGES, ROOT, commands, inline_commands
+from tests.helpers.handbook import PAGES, ROOT, commands, inline_commands
 
 COMMANDS = commands()
 # The pages speak of the quickstart's steps; the workspace has a run of four.
@@ -23,7 +22,7 @@ IN_WORKSPACE = (("--step 600", "--step 4"), ("--suite recall-quick", "--suite la
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, data_root):
     """A folder with `runs/quickstart` (recipe `smoke`, four steps), `mine.yaml` of the handbook and a file for it."""
-    from echo_lm.orchestration.train import train_run
+    from echo_lm.orchestration.launch.train import train_run
 
     root = tmp_path_factory.mktemp("workspace")
     shutil.copytree(data_root, root / "data")
@@ -116,7 +115,7 @@ def assert_parses(text: str) -> None:
 
 def test_the_reference_of_the_command_line_is_current(tmp_path):
     """Made by typer, as `make reference` does."""
-    command = [sys.executable, "-m", "typer", "echo_lm.orchestration.cli", "utils", "docs", "--name", "echo-lm"]
+    command = [sys.executable, "-m", "typer", "echo_lm.orchestration.cli.main", "utils", "docs", "--name", "echo-lm"]
     command += ["--title", "Command line", "--output", str(tmp_path / "cli.md")]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert (ROOT / "docs/cli.md").read_text() == (tmp_path / "cli.md").read_text(), "run: make reference"

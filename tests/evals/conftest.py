@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
-from echo_lm.data_prep.dataset import Dataset
-from echo_lm.data_prep.prepare import prepare
+from echo_lm.data_prep.loading.dataset import Dataset
+from echo_lm.data_prep.preparing.prepare import prepare
 from echo_lm.models import EchoLM, build_model, preset, save_pretrained
 
 WORDS = ["echo", "koopman", "naïve", "state", "記憶", "filter", "ridge", "key", "value", "token"]

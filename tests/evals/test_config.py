@@ -4,8 +4,8 @@ import pytest
 
 from echo_lm.data_prep.recall import minimum_length
 from echo_lm.evals.config import load_suite, suite_names
-from echo_lm.evals.recall import recall_cells
-from echo_lm.models.errors import UserError
+from echo_lm.evals.protocols.recall import recall_cells
+from echo_lm.models.common.errors import UserError
 
 
 @pytest.mark.parametrize("name", suite_names())

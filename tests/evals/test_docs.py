@@ -5,8 +5,8 @@ from pathlib import Path
 
 from echo_lm.data_prep.recall import RecallVocabulary, generate, seeded_generator
 from echo_lm.evals.config import load_suite, suite_names
-from echo_lm.evals.recall import recall_cells
-from echo_lm.evals.run import run_suite
+from echo_lm.evals.protocols.recall import recall_cells
+from echo_lm.evals.runner import run_suite
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 

@@ -1,9 +1,9 @@
 """The summary of a run: figures that are there, the same on every drawing, and a page that says what the results say."""
 
-from echo_lm.evals.recall_figures import accuracy_by_length, capacity_curve
+from echo_lm.evals.figures.recall import accuracy_by_length, capacity_curve
 from echo_lm.evals.scores import accuracy
 from echo_lm.evals.summary import write_summary
-from echo_lm.models.files import write_json
+from echo_lm.models.common.files import write_json
 
 
 def row(task: str, pairs: int, length: int, correct: int, **options) -> dict:

@@ -1,15 +1,10 @@
 """On a CUDA device the model takes mamba-ssm's kernels for the scan: the same function as on the CPU."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from echo_lm.models import build_model, preset
-
-sys.path.insert(0, str(Path(__file__).parent))
-import sequence_gang as gang
+from tests.helpers import sequence_workers as gang
 
 pytestmark = pytest.mark.gpu
 

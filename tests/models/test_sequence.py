@@ -1,17 +1,13 @@
 """Sequence parallelism: models on segments of rows against the same models on whole rows, by four gloo processes."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from echo_lm.kernels.sequence import Guesses, SequenceContext
+from echo_lm.kernels.predicted_sizes import Guesses
+from echo_lm.kernels.sequence import SequenceContext
 from echo_lm.models import ModelConfig
 from echo_lm.models.accounting import segment_messages
-
-sys.path.insert(0, str(Path(__file__).parent))
-import sequence_gang as gang
+from tests.helpers import sequence_workers as gang
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from echo_lm.models import build_model
-from echo_lm.models.errors import UserError
+from echo_lm.models.common.errors import UserError
 from echo_lm.pipeline.config import load_config, parse_config, recipe_names, save_config
 from echo_lm.pipeline.schedule import learning_rate_at
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 import torch
 
-from echo_lm.evals.run_layout import complete_checkpoints
-from echo_lm.models.errors import UserError
-from echo_lm.pipeline.checkpoint import check_checkpoint, latest_checkpoint
+from echo_lm.evals.layout import complete_checkpoints
+from echo_lm.models.common.errors import UserError
+from echo_lm.pipeline.checkpoint.format import check_checkpoint, latest_checkpoint
 from echo_lm.pipeline.config import RunConfig
-from echo_lm.pipeline.events import read_events, steps
 from echo_lm.pipeline.launch import launch
-from echo_lm.pipeline.run_folder import RunFolder
+from echo_lm.pipeline.run.events import read_events, steps
+from echo_lm.pipeline.run.folder import RunFolder
 
 EVERY = 10  # recipe `smoke` writes a checkpoint every so many steps
 # Larger than the default, so that rounding is not multiplied from step to step where topologies are compared.
@@ -45,7 +45,7 @@ def of_kind(run: RunFolder, kind: str) -> list[dict]:
 
 def alone(run: RunFolder, code: str = "") -> subprocess.CompletedProcess:
     """Train `run` in one process that runs `code` before."""
-    code = f"import sys\nif True:\n    pass\n{code}\nfrom echo_lm.pipeline.train import train\ntrain(sys.argv[1])"
+    code = f"import sys\nif True:\n    pass\n{code}\nfrom echo_lm.pipeline.loop import train\ntrain(sys.argv[1])"
     return subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=200)
 
 
@@ -148,7 +148,7 @@ def check_after_crash(run: RunFolder, expected: torch.Tensor, beside: bool) -> N
 
 DIES_WHILE_WRITING = """
     import os, signal
-    import echo_lm.pipeline.checkpoint_writer as writer
+    import echo_lm.pipeline.checkpoint.writer as writer
     save = writer.save_file
     def save_and_die(pieces, path):
         save(pieces, path)
@@ -197,7 +197,7 @@ FULL_DISK = """
     import resource, signal
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     # The first file of the second checkpoint stops in its middle, as on a disk that is full.
-    import echo_lm.pipeline.checkpoint_writer as writer
+    import echo_lm.pipeline.checkpoint.writer as writer
     begin = writer.CheckpointWriter.begin
     def limited(self, step, tokens):
         if step == 20:

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from echo_lm.evals.run_layout import complete_checkpoints
+from echo_lm.evals.layout import complete_checkpoints
 from echo_lm.models import LayerHealth, preset
 from echo_lm.models.accounting import training_flops
-from echo_lm.models.errors import UserError
-from echo_lm.models.files import read_json, write_json
-from echo_lm.pipeline.checkpoint_writer import leave_record, record_of
-from echo_lm.pipeline.health_watch import HealthWatch, out_of_range
+from echo_lm.models.common.errors import UserError
+from echo_lm.models.common.files import read_json, write_json
+from echo_lm.pipeline.checkpoint.writer import leave_record, record_of
 from echo_lm.pipeline.mesh import Mesh
-from echo_lm.pipeline.metrics import bits_per_byte, model_flops_utilization, peak_flops
+from echo_lm.pipeline.monitoring.metrics import bits_per_byte, model_flops_utilization, peak_flops
+from echo_lm.pipeline.monitoring.ska_health import HealthWatch, out_of_range
 from echo_lm.pipeline.prefetch import Prefetcher
-from echo_lm.pipeline.run_folder import describe_environment
+from echo_lm.pipeline.run.folder import describe_environment
 from echo_lm.pipeline.schedule import learning_rate_at, write_price_at
 
 
@@ -82,7 +82,7 @@ def test_a_look_that_fails_is_a_warning(monkeypatch):
     def out_of_memory(model, tokens):
         raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
 
-    monkeypatch.setattr("echo_lm.pipeline.health_watch.ska_health", out_of_memory)
+    monkeypatch.setattr("echo_lm.pipeline.monitoring.ska_health.ska_health", out_of_memory)
     engine = SimpleNamespace(
         module=SimpleNamespace(config=preset("echo-1m")), zero_optimization_stage=lambda: 0, device="cpu"
     )

@@ -7,18 +7,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from echo_lm.data_prep.dataset import Dataset
+from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.kernels import sequence
-from echo_lm.kernels.sequence import Guesses
+from echo_lm.kernels.predicted_sizes import Guesses
 from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.models import language_model_loss
 from echo_lm.pipeline.engine import build_engine
+from echo_lm.pipeline.loop import make_loader
 from echo_lm.pipeline.mesh import make_mesh
 from echo_lm.pipeline.schedule import learning_rate_at
-from echo_lm.pipeline.train import make_loader
 from echo_lm.pipeline.update import update
-
-from .gang import Case, Result, collect, play, randomized
+from tests.helpers.training_workers import Case, Result, collect, play, randomized
 
 ONE = [Case("echo", 0), Case("hybrid", 0), Case("token gate", 0), Case("dear gate", 0)]
 FOUR = [Case(model, stage) for model in ("echo", "hybrid") for stage in (0, 1, 2, 3)]

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from echo_lm.evals.run_layout import complete_checkpoints
-from echo_lm.models.errors import UserError
-from echo_lm.pipeline.checkpoint import latest_checkpoint
+from echo_lm.evals.layout import complete_checkpoints
+from echo_lm.models.common.errors import UserError
+from echo_lm.pipeline.checkpoint.format import latest_checkpoint
 from echo_lm.pipeline.config import load_config
-from echo_lm.pipeline.events import read_events, steps
 from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.preflight import check_run
-from echo_lm.pipeline.run_folder import RunFolder
+from echo_lm.pipeline.run.events import read_events, steps
+from echo_lm.pipeline.run.folder import RunFolder
 
 
 def set_up(config, tmp_path, data_root, name="run") -> RunFolder:
@@ -126,7 +126,7 @@ def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, s
     config = smoke("run.workers=1")
     run.prepare(config, data_root / config.data.name)
     code = "import shutil, sys; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)\n"
-    code += "from echo_lm.pipeline.train import train; train(sys.argv[1])"
+    code += "from echo_lm.pipeline.loop import train; train(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     with pytest.raises(UserError, match="no space for a checkpoint .* MB are free"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from echo_lm.models.errors import UserError
+from echo_lm.models.common.errors import UserError
 from echo_lm.pipeline.visible_gpus import visible_gpus
 
 

@@ -5,7 +5,7 @@ Echo, arXiv 2605.06997, §4.1; after RULER's common words (Hsieh et al., arXiv 2
 
 import numpy as np
 
-from ....models.errors import UserError
+from ....models.common.errors import UserError
 from ..sequences import Cell, RecallBatch
 from ..task import Task
 from ..vocabulary import RecallVocabulary

@@ -8,7 +8,7 @@ markers SYS and END, which mean nothing else here; the number n is written as th
 
 import numpy as np
 
-from ....models.errors import UserError
+from ....models.common.errors import UserError
 from ..sequences import Cell, RecallBatch, place, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary

@@ -6,7 +6,7 @@ two stretches of noise fall into links in one way only.
 
 import numpy as np
 
-from ....models.errors import UserError
+from ....models.common.errors import UserError
 from ..sequences import Cell, RecallBatch, ask, asked_length, place, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary

@@ -6,7 +6,7 @@ are never asked and fill the state ("decoys"), and real text in which only needl
 
 import numpy as np
 
-from ....models.errors import UserError
+from ....models.common.errors import UserError
 from ..sequences import Cell, RecallBatch, ask, asked_length, draw_pairs, place, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary

@@ -6,7 +6,7 @@ are its distractors. Asked is `Q v x1 CALL x2 CALL ... CALL xn`, in the order of
 
 import numpy as np
 
-from ....models.errors import UserError
+from ....models.common.errors import UserError
 from ..sequences import Cell, RecallBatch, choose_queries, place, scatter
 from ..task import Task, the_keys
 from ..vocabulary import RecallVocabulary

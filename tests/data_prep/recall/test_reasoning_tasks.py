@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echo_lm.data_prep.recall import TASKS, RecallBatch, RecallVocabulary, generate, minimum_length, seeded_generator
-from echo_lm.models.errors import UserError
+from echo_lm.models.common.errors import UserError
 
 V = RecallVocabulary(first_id=7)
 

@@ -8,13 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
-from echo_lm.data_prep.dataset import Dataset
-from echo_lm.data_prep.prepare import prepare
+from echo_lm.data_prep.loading.dataset import Dataset
+from echo_lm.data_prep.preparing.prepare import prepare
 from echo_lm.data_prep.sources import FetchError, find_source
-from echo_lm.models.errors import UserError
+from echo_lm.models.common.errors import UserError
 from echo_lm.pipeline.config import load_config
-
-from ..corpus import tree
+from tests.helpers.corpus import tree
 
 CARD = """---
 license: odc-by

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from echo_lm.data_prep.config import SourceConfig
-from echo_lm.data_prep.reading import Raw, read_records
-from echo_lm.data_prep.slices import plan_source
+from echo_lm.data_prep.preparing.reading import Raw, read_records
+from echo_lm.data_prep.preparing.slices import plan_source
 from echo_lm.data_prep.sources import FetchError, find_source
-from echo_lm.models.errors import UserError
+from echo_lm.models.common.errors import UserError
 
 WIKIPEDIA = "wikipedia-vital"
 

@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from echo_lm.pipeline.events import read_events, steps
-
-from .folders import (
+from echo_lm.pipeline.run.events import read_events, steps
+from tests.helpers.run_folders import (
     LENGTHS,
     STEPS,
     step_event,

@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echo_lm.models.errors import UserError
+from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.dashboard import table as table_module
 from echo_lm.orchestration.dashboard.history import thinned
 from echo_lm.orchestration.dashboard.server import allowed_hosts
 from echo_lm.orchestration.dashboard.server import serve as serve_forever
 from echo_lm.orchestration.dashboard.table import RunTable
-from echo_lm.orchestration.run_state import run_state
-
-from .folders import (
+from echo_lm.orchestration.monitor.state import run_state
+from tests.helpers.run_folders import (
     STEPS,
     events_of,
     start_event,

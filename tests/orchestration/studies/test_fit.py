@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from echo_lm.orchestration.studies.fit import fit_study
-from echo_lm.orchestration.studies.isoflop import fit_parabola, minimum
-from echo_lm.orchestration.studies.loss_law import fit_loss, fit_sizes, interval, predict
-from echo_lm.orchestration.studies.plan import make_plan
-from echo_lm.orchestration.studies.recall_law import fit_recall
-from echo_lm.orchestration.studies.report import answer, write_report
+from echo_lm.orchestration.studies.analysis.fit import fit_study
+from echo_lm.orchestration.studies.analysis.isoflop import fit_parabola, minimum
+from echo_lm.orchestration.studies.analysis.loss_law import fit_loss, fit_sizes, interval, predict
+from echo_lm.orchestration.studies.analysis.recall_law import fit_recall
+from echo_lm.orchestration.studies.analysis.report import answer, write_report
+from echo_lm.orchestration.studies.analysis.solver import huber, minimise
+from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.results import RecallRow
-from echo_lm.orchestration.studies.solver import huber, minimise
 
 N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(44e6, 16e9, 8), np.geomspace(1e9, 500e9, 6)))
 

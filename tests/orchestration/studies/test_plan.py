@@ -5,14 +5,15 @@ from fractions import Fraction
 
 import pytest
 
-from echo_lm.data_prep.dataset import Dataset
+from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.models import ModelConfig, count_parameters, preset
 from echo_lm.models.accounting import training_flops
-from echo_lm.models.errors import UserError
+from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.studies.config import load_study, study_names
 from echo_lm.orchestration.studies.learning_rate import fitted_rule, given_rule
 from echo_lm.orchestration.studies.packing import Devices, Job, makespan
-from echo_lm.orchestration.studies.plan import cell_config, make_plan
+from echo_lm.orchestration.studies.plan import cell_config
+from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.results import Pace
 
 

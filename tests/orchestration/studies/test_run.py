@@ -11,19 +11,19 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from echo_lm.data_prep.dataset import Dataset
-from echo_lm.models.errors import UserError
-from echo_lm.orchestration import study as study_module
-from echo_lm.orchestration.cli import app
-from echo_lm.orchestration.studies.plan import make_plan
-from echo_lm.orchestration.study import StudyFolder, cells_left, failed_cells, find_study, run_study
-from echo_lm.orchestration.study_cell import log_file, result_file
-from echo_lm.orchestration.study_executors import _reason
-from echo_lm.orchestration.study_export import export_study, import_study
-from echo_lm.orchestration.study_report import fit_and_report
-from echo_lm.orchestration.study_tables import status_view
-from echo_lm.orchestration.study_tracking import track_study
-from echo_lm.pipeline.events import read_events
+from echo_lm.data_prep.loading.dataset import Dataset
+from echo_lm.models.common.errors import UserError
+from echo_lm.orchestration.cli.main import app
+from echo_lm.orchestration.studies import run as study_module
+from echo_lm.orchestration.studies.cell import log_file, result_file
+from echo_lm.orchestration.studies.executors import _reason
+from echo_lm.orchestration.studies.export import export_study, import_study
+from echo_lm.orchestration.studies.planner import make_plan
+from echo_lm.orchestration.studies.reporting import fit_and_report
+from echo_lm.orchestration.studies.run import StudyFolder, cells_left, failed_cells, find_study, run_study
+from echo_lm.orchestration.studies.tables import status_view
+from echo_lm.orchestration.studies.tracking import track_study
+from echo_lm.pipeline.run.events import read_events
 
 TINY = {
     "families": ["transformer"],
@@ -55,7 +55,14 @@ def test_killed_and_run_again_it_has_the_numbers_of_a_study_on_ray(study, study_
     assert len(losses(whole)) == 2
 
     file = study_file(**TINY)
-    command = [sys.executable, "-c", "from echo_lm.orchestration.cli import main; main()", "study", "run", str(file)]
+    command = [
+        sys.executable,
+        "-c",
+        "from echo_lm.orchestration.cli.main import main; main()",
+        "study",
+        "run",
+        str(file),
+    ]
     command += ["--studies", str(tmp_path / "killed"), "--data", str(data)]
     folder = StudyFolder(tmp_path / "killed" / "toy")
     supervisor = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

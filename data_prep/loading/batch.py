@@ -1,0 +1,62 @@
+"""A training batch."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...models.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`B` rows of `T` tokens.
+
+    Attributes:
+        tokens: int64 `[B, T]`, inputs.
+        labels: int64 `[B, T]`, what is predicted at each position; already shifted.
+        loss_mask: float32 `[B, T]`, the weight of the label: 0 where it does not count, 1 in text.
+        cu_seqlens: int32 `[documents + 1]`, borders in the flattened `B * T` tokens; every row start is one.
+        is_recall: bool `[B]`, which rows are recall; the others are text.
+        whole_rows: no document begins inside a row, in this batch and in all others of the run: kernels that know no borders
+            serve. Not by chance: a run of both kinds would compile its kernels twice, the second time in its middle.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    cu_seqlens: torch.Tensor
+    is_recall: torch.Tensor
+    whole_rows: bool = False
+
+    def rows(self, rank: int, world_size: int) -> "Batch":
+        """The `rank`-th of `world_size` equal groups of consecutive rows, with its own `cu_seqlens` from 0.
+
+        Also cuts a rank's rows into microbatches.
+
+        Raises:
+            UserError: the rows cannot be dealt out evenly.
+        """
+        if len(self.tokens) % world_size:
+            raise UserError(f"{len(self.tokens)} rows cannot be dealt out evenly to {world_size}: use a multiple of it")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        rows = len(self.tokens) // world_size
+        return self.row_range(rank * rows, (rank + 1) * rows)
+
+    def row_range(self, start: int, stop: int) -> "Batch":
+        """Rows `start` to `stop`, `stop` excluded, with their own `cu_seqlens` from 0."""
+        length = self.tokens.shape[1]
+        inside = (self.cu_seqlens >= start * length) & (self.cu_seqlens <= stop * length)
+        return Batch(
+            tokens=self.tokens[start:stop],
+            labels=self.labels[start:stop],
+            loss_mask=self.loss_mask[start:stop],
+            cu_seqlens=self.cu_seqlens[inside] - start * length,
+            is_recall=self.is_recall[start:stop],
+            whole_rows=self.whole_rows,
+        )
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})

@@ -1,0 +1,43 @@
+"""Reading a finished dataset again, all of it."""
+
+import hashlib
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from ...models.common.errors import UserError
+from ..preparing.manifest import Manifest, check_files, read_manifest
+from ..preparing.tokenizer import end_of_text
+from .dataset import Dataset
+
+REMEDY = "delete the dataset's folder and prepare it again"
+
+
+def verify(folder: Path) -> Manifest:
+    """Hash every file again; then check that all ids are in the vocabulary, that every document ends with the separator
+    and has no other, and that no document is in both splits.
+
+    Raises:
+        UserError: names the first file that is missing or wrong, what was expected, and the remedy.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, hashes=True)
+    dataset = Dataset.open(folder)
+    separator = end_of_text(dataset.tokenizer())
+    heldout: set[bytes] = set()
+    for shard in sorted(manifest.shards, key=lambda shard: shard.split):  # heldout comes before train
+        tokens = np.fromfile(folder / shard.file, dtype=manifest.token_dtype)
+        offsets = np.load(folder / shard.documents_file)
+        if tokens.max(initial=0) >= manifest.vocab_size:
+            raise UserError(f"{folder / shard.file} has ids beyond the vocabulary of {manifest.vocab_size}: {REMEDY}")
+        if not np.array_equal(np.flatnonzero(tokens == separator) + 1, offsets[1:]):
+            raise UserError(f"{folder / shard.file}: documents do not end where {shard.documents_file} says: {REMEDY}")
+        for start, stop in pairwise(offsets):
+            digest = hashlib.blake2b(tokens[start:stop].tobytes(), digest_size=16).digest()
+            if shard.split == "heldout":
+                heldout.add(digest)
+            elif digest in heldout:
+                raise UserError(f"{folder / shard.file} holds a document that is held out: {REMEDY}")
+    return manifest

@@ -1,0 +1,144 @@
+"""Collect what a bare GPU machine (Python 3.12, torch and triton installed, no network) lacks, in the ignored folder `carry/`.
+
+    python docker/offline/collect_bundle.py            # before each time: then take the checkout and carry/ to the machine
+    source docker/offline/use_bundle.sh                # on that machine: PYTHONPATH with the packages and echo_lm
+
+Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment. Kernels that
+`compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them; and the commit, which results
+there are stamped with. `--rivals` takes flash-linear-attention along, for its rows in `benchmarks/kernels/ska.py`; `--tests`
+takes pytest, for a machine that has none:
+
+    OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused.py
+
+(tests/conftest.py is for tests of runs and data, and wants packages that are not carried.)
+"""
+
+import argparse
+import json
+import lzma
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable
+from importlib import util
+from importlib.metadata import files, packages_distributions, version
+from pathlib import Path
+
+from compile_kernels import STORE
+
+from echo_lm.models.common.provenance import commit
+
+ROOT = Path(__file__).resolve().parents[2]
+CARRY = ROOT / "carry"
+KERNELS_THERE = "/tmp/echo-lm-triton"  # TRITON_CACHE_DIR of use_bundle.sh
+PYTHON_VERSION = "3.12"
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+COMPILED = ("pydantic-core",)
+PURE = (
+    "deepspeed",
+    "mamba_ssm",
+    "pydantic",
+    "annotated_types",
+    "typing_inspection",
+    "omegaconf",
+    "tenacity",
+    "hjson",
+    "einops",
+    "yaml",
+)
+TESTS = (
+    "pytest",
+    "_pytest",
+    "pluggy",
+    "iniconfig",
+    "packaging",
+    "pygments",
+    "py",
+    "xdist",
+    "execnet",
+    "pytest_timeout",
+)
+# Their release wants transformers, which `benchmarks/kernels/ska.py` does without; no kernel lies in its models.
+RIVALS = ("flash-linear-attention==0.6.0", "fla-core==0.6.0")
+UNUSED = ("fla/models",)
+# Kernels resemble each other: what the window holds counts for more than effort.
+COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 2**26}]
+
+
+def main() -> None:
+    """Make the archives of `carry/` afresh and print their sizes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tests", action="store_true", help="pytest and pytest-xdist as well")
+    parser.add_argument("--rivals", action="store_true", help="flash-linear-attention as well")
+    parser.add_argument("--hours", type=float, default=24 * 365, help="only kernels that were asked for so lately")
+    options = parser.parse_args()
+    pure = (*PURE, *(TESTS if options.tests else ()))
+    CARRY.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        copy_packages(Path(folder), pure, options.rivals)
+        (Path(folder) / "commit").write_text(commit() + "\n")
+        pack(Path(folder), CARRY / "site.tar.xz")
+    with tempfile.TemporaryDirectory() as folder:
+        copy_kernels(Path(folder), time.time() - 3600 * options.hours)
+        pack(Path(folder), CARRY / "triton_cache.tar.xz")
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """All that lies in `folder`, as one archive."""
+    with lzma.open(archive, "wb", filters=COMPRESSION) as file, tarfile.open(fileobj=file, mode="w|") as tar:
+        tar.add(folder, ".")
+    print(f"{archive.relative_to(ROOT)}: {archive.stat().st_size / 2**20:.1f} MiB")
+
+
+def copy_packages(site: Path, pure: Iterable[str], rivals: bool) -> None:
+    """What the machine imports, with the metadata that some of it asks for."""
+    for package in pure:
+        found = util.find_spec(package)
+        if found is None:
+            sys.exit(f"{package} is not installed here: run `make test` once, it installs everything")
+        if not found.submodule_search_locations:  # a module of one file
+            shutil.copy(found.origin, site)
+            continue
+        source = Path(found.submodule_search_locations[0])
+        shutil.copytree(source, site / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    fetch([f"{package}=={version(package)}" for package in COMPILED], site)
+    if rivals:
+        fetch(RIVALS, site)
+        for folder in UNUSED:
+            shutil.rmtree(site / folder)
+    # Metadata that packages read of themselves at import, and pytest of its plugins.
+    distributions = packages_distributions()
+    for package in (*pure, *COMPILED):
+        for name in distributions[package.replace("-", "_")]:
+            metadata = next(file for file in files(name) if file.name == "METADATA").locate().parent
+            shutil.copytree(metadata, site / metadata.name, dirs_exist_ok=True)
+
+
+def fetch(requirements: Iterable[str], site: Path) -> None:
+    """Install wheels for the target's Python. At once: those that share a folder would replace each other's."""
+    platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    target = ["--python-version", PYTHON_VERSION, "--implementation", "cp", *platforms, "--target", str(site)]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:", "--upgrade", *target]
+    subprocess.run([*pip, *requirements], check=True)
+
+
+def copy_kernels(folder: Path, since: float) -> None:
+    """Compiled kernels as they shall lie in `KERNELS_THERE`: Triton notes absolute paths. Those that `compile_kernels.py` was
+    asked for after `since`."""
+    for compiled in STORE.glob("triton-*[0-9]/*/*.cubin"):
+        if compiled.parent.stat().st_mtime < since:
+            continue
+        name, target = compiled.parent.name, folder / compiled.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (compiled, *compiled.parent.glob("*.json")):
+            shutil.copyfile(file, target / file.name)
+        (group,) = target.glob("__grp__*.json")
+        paths = {file: f"{KERNELS_THERE}/{name}/{file}" for file in json.loads(group.read_text())["child_paths"]}
+        group.write_text(json.dumps({"child_paths": paths}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""A table of recall: arms that learn the same tasks at several learning rates and seeds, and are asked the same questions."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ...data_prep.recall import RecallVocabulary, check_room, task_of
+from ...models.common.errors import UserError
+from ...models.common.validation import describe_validation_error
+from ..config import Frozen, RecallGrid, RecallTraining
+from ..protocols.recall import RecallCell, grid_cells
+
+SWEEP_FOLDER = Path(__file__).parent / "configs"
+
+
+class Arm(Frozen):
+    """A model of the table: a preset, fields of its config that differ, fields of the training that differ.
+
+    Attributes:
+        longest: sequences of more tokens are not asked, where attention would take too long; None asks all.
+        only: pairs and gap (tokens beyond the shortest sequence) of the cells that are asked; empty asks all.
+        tokens: the budget of each cell where each is learned by itself, instead of the table's.
+        prefix_mask: SKA layers write what precedes a row's first answered position (most tasks: the key that is asked) and nothing
+            else, in training and in questions.
+    """
+
+    preset: str
+    model: dict[str, Any] = Field(default={})
+    training: dict[str, Any] = Field(default={})
+    longest: int | None = Field(default=None, gt=0)
+    only: tuple[tuple[int, int], ...] = ()
+    tokens: int | None = Field(default=None, gt=0)
+    prefix_mask: bool = False
+
+
+class Curriculum(Frozen):
+    """A cell's model begins with shorter gaps than the cell's.
+
+    Attributes:
+        gaps: those up to the cell's own, in this order, and then the cell's own unless that was the last. One may come twice:
+            where the first does, `write_cost` has a second length to begin at in every cell.
+        lengthen_at: so large a share of the last answers right, and the next gap follows (see `RecallTraining`).
+    """
+
+    gaps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    lengthen_at: float = Field(gt=0, le=1)
+
+
+class CellTraining(Frozen):
+    """Every cell is learned by a model of its own, on the cell's task and pairs alone, at its length or, in a curriculum, up to it.
+
+    Attributes:
+        tokens: at most so many a cell; batch_tokens: of a step, in whole sequences, at least one.
+        curriculum: None trains at the cell's length alone.
+        enough: a cell whose answers are right to such a share at one learning rate is not trained at another.
+    """
+
+    tokens: int = Field(gt=0)
+    batch_tokens: int = Field(gt=0)
+    curriculum: Curriculum | None = None
+    enough: float | None = Field(default=None, gt=0, le=1)
+
+
+class VocabularySizes(Frozen):
+    """How many keys, values and noise tokens there are; a third of the noise is never shown in training."""
+
+    num_keys: int = Field(default=RecallVocabulary.num_keys, gt=0)
+    num_values: int = Field(default=RecallVocabulary.num_values, gt=1)
+    num_noise: int = Field(default=RecallVocabulary.num_noise, ge=RecallVocabulary.UNSEEN_NOISE_SHARE)
+
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class PublishedCell(Frozen):
+    """One published accuracy, by arm, of one cell."""
+
+    task: str
+    pairs: int = Field(gt=0)
+    length: int = Field(gt=0)
+    percent: Annotated[dict[str, Percent], Field(min_length=1)]
+
+
+class Published(Frozen):
+    """What others published on the same tasks, for people to compare: it changes no run.
+
+    Attributes:
+        source: where it is from.
+        means: by arm, the mean accuracy of each task, percent.
+    """
+
+    source: str
+    means: dict[str, dict[str, Percent]] = Field(default={})
+    cells: tuple[PublishedCell, ...] = ()
+
+
+class RecallTable(Frozen):
+    """Attributes:
+    vocabulary: the ids that every model knows, and no others.
+    match: the arm whose non-embedding parameters the others get, by the width of their feed-forwards; None leaves them.
+    learning_rates, seeds: every arm is trained with each of both.
+    recall: what is asked of each run; the same sequences for all, or (`own_questions`) for all of one seed.
+    mean_of: the tasks whose mean chooses an arm's learning rate and stands for the arm; default all.
+    published: numbers of others, set beside ours.
+    each_cell: a model a cell instead of one for all; the training's tasks, pairs, lengths, batch and steps follow from it.
+    together: runs that train side by side on a GPU, as far as its memory goes.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    description: str = ""
+    vocabulary: VocabularySizes = VocabularySizes()
+    match: str | None = None
+    training: RecallTraining
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    recall: Annotated[tuple[RecallGrid, ...], Field(min_length=1)]
+    batch_tokens: int = Field(default=2**19, gt=0)
+    own_questions: bool = False
+    mean_of: tuple[str, ...] = ()
+    published: Published | None = None
+    each_cell: CellTraining | None = None
+    together: int = Field(default=12, gt=0)
+
+    @property
+    def ids(self) -> RecallVocabulary:
+        """The vocabulary; its ids begin at 0."""
+        return RecallVocabulary(**self.vocabulary.model_dump())
+
+    @property
+    def cells(self) -> list[RecallCell]:
+        """All cells, in the table's order."""
+        return [cell for grid in self.recall for cell in grid_cells(grid)]
+
+    def asks(self, arm: str, cell: RecallCell) -> bool:
+        """Whether the arm is asked the cell."""
+        longest, only = self.arms[arm].longest, self.arms[arm].only
+        fits = longest is None or cell.length <= longest
+        return fits and (not only or (cell.pairs, cell.gap) in only)
+
+
+def sweep_names() -> list[str]:
+    """Names of the sweeps that come with the package."""
+    return sorted(path.stem for path in SWEEP_FOLDER.glob("*.yaml"))
+
+
+def load_table(path: Path) -> RecallTable:
+    """Read a sweep by its name, or from a YAML file of your own.
+
+    Raises:
+        UserError: no such file, or one that does not describe a table.
+    """
+    if str(path) in sweep_names():
+        path = SWEEP_FOLDER / f"{path}.yaml"
+    if not Path(path).is_file():
+        raise UserError(f"table {path} does not exist: name a YAML file or one of {', '.join(sweep_names())}")
+    try:
+        table = RecallTable.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise UserError(f"table {path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise UserError(f"table {path}: {describe_validation_error(error, RecallTable)}") from error
+    if table.match is not None and table.match not in table.arms:
+        raise UserError(f"table {path}: match is {table.match!r}: it names one of {', '.join(table.arms)}")
+    published = table.published or Published(source="")
+    named = [*table.mean_of, *(task for means in published.means.values() for task in means)]
+    named += [cell.task for cell in published.cells]
+    tasks = dict.fromkeys(cell.name for cell in table.cells)
+    if unknown := [task for task in named if task not in tasks]:
+        raise UserError(f"table {path}: {unknown[0]!r} is not asked in it: it asks {', '.join(tasks)}")
+    keys = table.vocabulary.num_keys
+    for cell in table.cells:
+        if (needed := task_of(cell.task).num_keys(cell.pairs, **cell.options)) > keys:
+            raise UserError(
+                f"table {path}: {cell.label} needs {needed} keys, there are {keys} (`vocabulary: num_keys`)"
+            )
+        try:
+            check_room(cell.task, length=cell.length, pairs=cell.pairs, vocabulary=table.ids, **cell.options)
+        except UserError as error:
+            raise UserError(f"table {path}: {error}") from None
+    cells = {(cell.pairs, cell.gap) for cell in table.cells}
+    for name, arm in table.arms.items():
+        if arm.prefix_mask and any(cell.recurrent for cell in table.cells if table.asks(name, cell)):
+            raise UserError(
+                f"table {path}: arm {name}: `prefix_mask` is for parallel passes, but a cell is `recurrent`"
+            )
+        if arm.tokens is not None and table.each_cell is None:
+            raise UserError(f"table {path}: arm {name}: `tokens` is the budget of a cell: it needs `each_cell`")
+        if strange := set(arm.only) - cells:
+            pairs, gap = min(strange)
+            raise UserError(f"table {path}: arm {name}: no cell has {pairs} pairs and a gap of {gap} (`only`)")
+    for task in table.mean_of or tasks:
+        if not any(cell.name == task and all(table.asks(arm, cell) for arm in table.arms) for cell in table.cells):
+            raise UserError(
+                f"table {path}: no cell of {task} is asked of every arm: give `longest` or `only` to fewer arms"
+            )
+    return table

@@ -1,0 +1,125 @@
+"""Train runs of a table of recall and ask them.
+
+Runs that go together train together: on a GPU each is a CUDA graph on a stream of its own (see `trainer.py`).
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...data_prep.recall import RecallVocabulary
+from ...models import build_model, count_parameters
+from ..protocols.prefix_mask import PrefixMasked
+from ..protocols.recall import RecallCell, count_answers, recall_batches
+from .config import RecallTable
+from .runs import RecallRun
+from .trainer import RecallTrainer, precision_of
+
+QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
+
+
+def measure_together(
+    table: RecallTable,
+    runs: Sequence[RecallRun],
+    *,
+    device: torch.device | str = "cpu",
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Train runs side by side and ask each of them everything.
+
+    Returns:
+        For each run `id`, `arm`, `seed`, `learning_rate`, `parameters` (without embeddings), `tokens` (trained on), `final_loss`
+        (mean of the last tenth of the steps, nats an answer; None if not finite), `losses` (mean of each fiftieth), and `rows`:
+        what was asked (see `RecallCell.described`) with the counts of `count_answers`. A run that is not finite answers
+        nothing right and has `diverged` set.
+    """
+    vocabulary = table.ids
+    started = time.monotonic()
+    trainers = []
+    for run in runs:
+        model: nn.Module = build_model(run.config, seed=run.seed, device=device)
+        model = PrefixMasked(model) if run.prefix_mask else model
+        trainers.append(RecallTrainer(model, run.training, vocabulary, seed=run.seed, device=device))
+    most, step = max(run.training.steps for run in runs), 0
+    while at_work := [trainer for trainer in trainers if not trainer.finished]:
+        for trainer in at_work:
+            trainer.advance()
+        step += 1
+        if step % QUEUED_STEPS == 0:
+            for trainer in at_work:
+                trainer.synchronize()
+            if step % (10 * QUEUED_STEPS) == 0:
+                on_progress(f"step {step} of {most}, {time.monotonic() - started:.0f} s")
+    for trainer in trainers:
+        trainer.synchronize()
+    results = [_described(run, trainer) for run, trainer in zip(runs, trainers, strict=True)]
+    models = [trainer.release() for trainer in trainers]
+    question_seeds = [run.seed if table.own_questions else 0 for run in runs]
+    for cell in table.cells:
+        for seed in dict.fromkeys(question_seeds):
+            asked = [
+                (run, model, result)
+                for run, own, model, result in zip(runs, question_seeds, models, results, strict=True)
+                if own == seed and cell in run.cells
+            ]
+            _ask(asked, cell, vocabulary, batch_tokens=table.batch_tokens, seed=seed, device=device)
+        on_progress(f"{cell.label} at {cell.length} tokens, {time.monotonic() - started:.0f} s")
+    return results
+
+
+def _ask(
+    asked: Sequence[tuple[RecallRun, torch.nn.Module, dict[str, Any]]],
+    cell: RecallCell,
+    vocabulary: RecallVocabulary,
+    *,
+    batch_tokens: int,
+    seed: int,
+    device: torch.device | str,
+) -> None:
+    """Ask models the same cell and add a row to the result of each. Batch by batch, as all sequences of a long cell
+    would not fit in memory."""
+    if not asked:
+        return
+    counts = [Counter() for _ in asked]
+    finite = [True] * len(asked)
+    for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed):
+        for i, (run, model, _) in enumerate(asked):
+            try:
+                with precision_of(run.training, device):
+                    counts[i].update(count_answers(model, cell, vocabulary, [batch], device=device))
+            except FloatingPointError:
+                counts[i]["queries"] += batch.answers.size
+                finite[i] = False
+    for count, is_finite, (_, _, result) in zip(counts, finite, asked, strict=True):
+        names = ("queries", "correct", "open_correct")
+        row = {name: count[name] if is_finite or name == "queries" else 0 for name in names}
+        result["rows"].append(cell.described() | row)
+        result["diverged"] |= not is_finite
+
+
+def _described(run: RecallRun, trainer: RecallTrainer) -> dict[str, Any]:
+    losses = trainer.losses[: trainer.done].float().cpu()
+    tenth = max(1, len(losses) // 10)
+    return {
+        "id": run.id,
+        "arm": run.arm,
+        "seed": run.seed,
+        "learning_rate": run.training.learning_rate,
+        "parameters": count_parameters(run.config).non_embedding,
+        "tokens": trainer.tokens,
+        "final_loss": _rounded(losses[-tenth:]),
+        "losses": [_rounded(part) for part in losses.chunk(50)],
+        "diverged": not bool(torch.isfinite(losses).all()),
+        "rows": [],
+    }
+
+
+def _rounded(losses: torch.Tensor) -> float | None:
+    """The mean; None, as JSON knows no NaN, if it is not finite."""
+    mean = float(losses.mean())
+    return round(mean, 5) if math.isfinite(mean) else None

@@ -1,0 +1,147 @@
+"""What a table of recall has found: each arm, or each of its cells, at its best learning rate, and sums over its runs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ...data_prep.recall import task_of
+from ..scores import accuracy
+from .config import RecallTable
+from .runs import RecallRun, is_settled, runs_of
+
+LENGTH_TASK = "niah"  # the task whose accuracy is shown length by length
+Result = dict[str, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """What ran of one arm.
+
+    Attributes:
+        scores: for each learning rate that was tried, the score of each seed that ran (shares of 1).
+        cells: instead, where each cell has a model of its own: how many were trained at a rate, and how many of them answer best.
+        rates: those of `chosen`, ascending; none if nothing ran.
+        chosen: what is shown, by seed: the runs at the rate with the best mean, or each cell at the rate that answers it best.
+        missing, diverged: runs, of any rate; not those that `each_cell.enough` spares.
+    """
+
+    name: str
+    scores: dict[float, dict[int, float]]
+    cells: dict[float, tuple[int, int]]
+    rates: list[float]
+    chosen: list[Result]
+    missing: list[RecallRun]
+    diverged: list[Result]
+
+
+class Report:
+    """A table and its results.
+
+    Attributes:
+        tasks: in the table's order; mean_of: those whose mean stands for an arm.
+        shared: label and length of the cells that every arm is asked: means are taken over these.
+    """
+
+    def __init__(self, table: RecallTable, results: Iterable[Result]):
+        self.table = table
+        runs = runs_of(table)
+        planned = {run.id for run in runs}
+        results = list(results)
+        self.found = {result["id"]: result for result in results if result["id"] in planned}
+        self.outdated = len(results) - len(self.found)
+        self.tasks = list(dict.fromkeys(cell.name for cell in table.cells))
+        self.mean_of = list(table.mean_of) or self.tasks
+        self.shared = {
+            (cell.label, cell.length) for cell in table.cells if all(table.asks(arm, cell) for arm in table.arms)
+        }
+        self.choices = {task: task_of(task).choices(table.ids) for task in self.tasks}
+        self.arms = [self._arm(name, [run for run in runs if run.arm == name]) for name in table.arms]
+        self.planned = len(self.found) + sum(len(arm.missing) for arm in self.arms)
+
+    def _arm(self, name: str, runs: list[RecallRun]) -> ArmReport:
+        here = [self.found[run.id] for run in runs if run.id in self.found]
+        scores: dict[float, dict[int, float]] = {}
+        cells: dict[float, tuple[int, int]] = {}
+        if self.table.each_cell:
+            best = best_of_cells(here)
+            for rate in sorted({result["learning_rate"] for result in here}):
+                cells[rate] = tuple(sum(result["learning_rate"] == rate for result in some) for some in (here, best))
+            rates, chosen = sorted({result["learning_rate"] for result in best}), joined(best)
+        else:
+            for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
+                scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
+            # Without a cell that all arms are asked there is no mean yet, and nothing that chooses.
+            means = {rate: np.nan_to_num(fmean(found.values()), nan=-1.0) for rate, found in scores.items()}
+            rates = [max(means, key=means.get)] if means else []
+            chosen = [result for result in here if result["learning_rate"] in rates]
+        return ArmReport(
+            name,
+            scores,
+            cells,
+            rates,
+            sorted(chosen, key=lambda result: result["seed"]),
+            [run for run in runs if run.id not in self.found and not is_settled(self.table, run, runs, self.found)],
+            [result for result in here if result["diverged"]],
+        )
+
+    def task_mean(self, result: Result, task: str) -> float:
+        """Mean accuracy over the cells of a task that every arm is asked; NaN without any."""
+        rows = [row for row in result["rows"] if row["task"] == task and (row["label"], row["length"]) in self.shared]
+        return fmean(row["correct"] / row["queries"] for row in rows) if rows else np.nan
+
+    def mean(self, result: Result) -> float:
+        """The one number of a run: the mean over the tasks of `mean_of`; NaN where one has no cell."""
+        return fmean(self.task_mean(result, task) for task in self.mean_of)
+
+    def chance(self, task: str) -> float:
+        """What guessing gives."""
+        return 1 / len(self.choices[task])
+
+    def pooled(self, arm: ArmReport, keep: Callable[[Row], bool]) -> Row | None:
+        """The kept cells of the arm's chosen runs as one: `evals.scores.accuracy` of all their answers."""
+        rows = [row for result in arm.chosen for row in result["rows"] if keep(row)]
+        if not rows:
+            return None
+        correct, queries = (sum(row[key] for row in rows) for key in ("correct", "queries"))
+        return accuracy(correct, queries, chance=self.chance(rows[0]["task"]))
+
+    def by_length(self, label: str) -> dict[str, list[Row]]:
+        """For each arm that ran a row for each length, pooled over seeds."""
+        lengths = sorted({cell.length for cell in self.table.cells if cell.label == label})
+        curves: dict[str, list[Row]] = {}
+        for arm in self.arms:
+            for length in lengths:
+                row = self.pooled(arm, lambda row, at=length: row["label"] == label and row["length"] == at)
+                if row:
+                    curves.setdefault(arm.name, []).append(row | {"label": label, "length": length})
+        return curves
+
+
+def best_of_cells(results: Iterable[Result]) -> list[Result]:
+    """Of runs of one cell each, for each cell and seed the one with most right answers; of equal ones the first."""
+    best: dict[tuple[str, int, int], Result] = {}
+    for result in results:
+        (row,) = result["rows"]
+        place = (row["label"], row["length"], result["seed"])
+        if place not in best or row["correct"] > best[place]["rows"][0]["correct"]:
+            best[place] = result
+    return list(best.values())
+
+
+def joined(results: Iterable[Result]) -> list[Result]:
+    """Runs of one cell each as one a seed; a row also says the rate of its run, and in `trained_tokens` what that took."""
+    whole: dict[int, Result] = {}
+    for result in results:
+        own = {"trained_tokens": result["tokens"], "learning_rate": result["learning_rate"]}
+        one = whole.setdefault(result["seed"], result | {"rows": []})
+        one["rows"] += [row | own for row in result["rows"]]
+    return list(whole.values())
+
+
+def labels_of(report: Report, task: str) -> list[str]:
+    """The labels of a task's cells, in the table's order."""
+    return list(dict.fromkeys(cell.label for cell in report.table.cells if cell.name == task))

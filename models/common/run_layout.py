@@ -1,0 +1,39 @@
+"""Names of the files in a run folder. Every package that reads or writes one takes them from here.
+
+runs/<run>/config.yaml          the resolved configuration
+           environment.json     versions, commit, hardware, the run's id
+           data.json            where the dataset lies
+           events.jsonl         every metric of training, one JSON object a line
+           supervision.jsonl    events of those who watch over the training
+           error.json           what stopped it, if something did
+           finished.json        training reached its horizon
+           report.md
+           checkpoints/latest   the name of the newest complete checkpoint
+           checkpoints/step_*/  complete.json, model/ (weights), engine/ (what only resuming needs)
+           evals/step_*/        a result a suite
+           heartbeats/          a sign of life of each rank
+"""
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+DATA = "data.json"
+EVENTS = "events.jsonl"
+SUPERVISION = "supervision.jsonl"
+ERROR = "error.json"
+FINISHED = "finished.json"
+REPORT = "report.md"
+CHECKPOINTS = "checkpoints"
+LATEST = "latest"
+COMPLETE = "complete.json"
+MODEL = "model"
+ENGINE = "engine"
+EVALS = "evals"
+HEARTBEATS = "heartbeats"
+
+COMPLETE_CHECKPOINTS = f"{CHECKPOINTS}/step_*/{COMPLETE}"  # patterns below a run folder
+RESULTS = f"{EVALS}/*/*.json"
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` updates."""
+    return f"step_{step:08d}"

@@ -1,0 +1,48 @@
+"""The command line of Echo-LM: joins the commands, and turns a user's mistake into one line and exit code 2."""
+
+import sys
+
+import typer
+
+from ...models.common.errors import UserError
+from .data import data_app
+from .evaluate import evaluate
+from .generate import generate
+from .models import models
+from .prepare import prepare
+from .run import run
+from .serve import serve
+from .status import status
+from .study import study_app
+from .submit import submit
+from .track import track
+from .train import train
+
+app = typer.Typer(
+    name="echo-lm",
+    help="Pretrain constant-memory language models: raw text to trained Echo models, with evaluations beside the training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.add_typer(data_app)
+app.add_typer(study_app)
+for command in (run, submit, prepare, train):
+    app.command()(command)
+app.command("eval")(evaluate)
+for command in (generate, models, status, serve, track):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of `echo-lm`."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"echo-lm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("echo-lm: interrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share, and how the command line reads times."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...models.common.errors import UserError
+
+Target = Annotated[
+    str, typer.Argument(help="A recipe name, a recipe file (.yaml), or the folder of a run to go on with.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides, e.g. train.steps=200 run.workers=4.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/quickstart.")]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.", envvar="ECHO_LM_RUNS")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that holds the datasets; where a run to go on with has its own, else data, if left out.",
+        envvar="ECHO_LM_DATA",
+    ),
+]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        help="MLflow, a server or a sqlite file; mlflow.db beside the runs folder if left out.",
+        envvar="ECHO_LM_MLFLOW",
+    ),
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Go on with a run folder that belongs to another user.")]
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(text: str, option: str) -> float:
+    """`90s`, `30m`, `2h` in seconds.
+
+    Args:
+        option: whose value it is, for the error.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match or not float(match[1]):
+        raise UserError(f"{option} {text!r} is no time: write it as 90s, 30m or 2h")
+    return float(match[1]) * UNITS[match[2]]

@@ -1,0 +1,31 @@
+"""`echo-lm run`: the whole pipeline on Ray, from raw text to the report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Data, Overrides, Runs, Target, Tracking, Trust
+
+
+def run(
+    target: Target,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    data: Data = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use, host:port; one of its own on loopback if left out.")
+    ] = None,
+    tracking_uri: Tracking = None,
+    trust: Trust = False,
+) -> None:
+    """The whole pipeline: prepare data, train, evaluate every checkpoint beside the training, record in MLflow, report.
+
+    What dies is started again. Run it again after an interruption and it goes on where it stopped; finished stages are
+    recognised.
+    """
+    from ..launch.run import run_pipeline
+    from ..launch.target import data_root, resolve_target
+
+    config, runs = resolve_target(target, overrides, runs)
+    run_pipeline(config, runs, data_root(target, data), address, tracking_uri, trust=trust)

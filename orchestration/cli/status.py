@@ -1,0 +1,24 @@
+"""`echo-lm status`: where runs stand, as a table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..progress.bars import console
+from .options import Runs
+
+
+def status(
+    run: Annotated[list[Path] | None, typer.Argument(help="Run folders; every run if left out.")] = None,
+    runs: Runs = Path("runs"),
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until interrupted.")] = False,
+) -> None:
+    """Where runs stand: step, loss, tokens/s, MFU, ETA, checkpoints, evaluations, nodes, trouble. Reads files only."""
+    from ..monitor.status import find_runs, status_table
+    from ..monitor.status import watch as watch_status
+
+    if watch:
+        watch_status(run or [], runs)
+    else:
+        console.print(status_table(find_runs(run or [], runs)))

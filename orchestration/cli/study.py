@@ -1,0 +1,110 @@
+"""`echo-lm study`: plan, run, status, fit, report, track."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..progress.bars import console
+from .options import seconds as parse_seconds
+
+study_app = typer.Typer(
+    name="study",
+    help="Scaling studies: a question in a YAML file, an answer with error bars and figures.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Study = Annotated[str, typer.Argument(help="A study's name (study-pocket), its file (.yaml), or its folder.")]
+Studies = Annotated[Path, typer.Option(help="Folder that holds the studies.", envvar="ECHO_LM_STUDIES")]
+Data = Annotated[Path, typer.Option(help="Folder that holds the datasets.", envvar="ECHO_LM_DATA")]
+Uri = Annotated[str | None, typer.Option(help="MLflow tracking URI; mlflow.db beside the studies folder if left out.")]
+
+
+@study_app.command()
+def plan(study: Study, data: Data = Path("data")) -> None:
+    """Every cell with its FLOPs, tokens, epochs, predicted hours and cost. Runs nothing, refuses impossible cells."""
+    from ..studies.config import load_study
+    from ..studies.run import plan_study
+    from ..studies.tables import plan_summary, plan_table
+
+    planned = plan_study(load_study(study), data)
+    console.print(plan_table(planned))
+    console.print(plan_summary(planned), markup=False)
+
+
+@study_app.command()
+def run(
+    study: Study,
+    studies: Studies = Path("studies"),
+    data: Data = Path("data"),
+    ray: Annotated[bool, typer.Option("--ray", help="Place the cells with Ray, on a cluster of its own.")] = False,
+    address: Annotated[str | None, typer.Option(help="Place the cells with the Ray cluster at this address.")] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option("--for", help="Start no cell that would end later than that from now: 50m, 2h. Without Ray."),
+    ] = None,
+) -> None:
+    """Run every cell that has no result, then fit and report. Run it again after an interruption: it goes on.
+
+    Without --ray or --address the cells are processes of this machine, packed on its devices.
+    """
+    from ..studies.config import load_study
+    from ..studies.reporting import fit_and_report
+    from ..studies.run import describe_left, plan_study, run_study
+    from ..studies.tables import plan_summary
+
+    allowed = None if limit is None else parse_seconds(limit, "--for")
+    loaded = load_study(study)
+    console.print(plan_summary(plan_study(loaded, data)), markup=False)
+    ray |= address is not None
+    folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=allowed)
+    if left := describe_left(folder, folder.load_plan()):
+        console.print(left, markup=False)
+    else:
+        fit_and_report(folder)
+
+
+@study_app.command()
+def status(
+    study: Study,
+    studies: Studies = Path("studies"),
+    watch: Annotated[bool, typer.Option("--watch", help="Draw the table again until every cell is done.")] = False,
+) -> None:
+    """Where every cell stands, and what is left in hours by the speed measured so far. Reads files only."""
+    from ..studies.run import find_study
+    from ..studies.tables import watch_status
+
+    watch_status(find_study(study, studies), watch)
+
+
+@study_app.command()
+def fit(study: Study, studies: Studies = Path("studies")) -> None:
+    """Fit the finished cells: fit.json, and the laws as a table."""
+    from ..studies.reporting import write_fit
+    from ..studies.run import find_study
+    from ..studies.tables import laws_table
+
+    folder = find_study(study, studies)
+    console.print(laws_table(write_fit(folder)))
+    console.print(f"fit: {folder.fit_file}")
+
+
+@study_app.command()
+def report(study: Study, studies: Studies = Path("studies")) -> None:
+    """Fit, then write report.md, report.html and the figures; mirror them in MLflow where it is installed."""
+    from ..studies.reporting import fit_and_report
+    from ..studies.run import find_study
+
+    fit_and_report(find_study(study, studies))
+
+
+@study_app.command()
+def track(study: Study, studies: Studies = Path("studies"), uri: Uri = None) -> None:
+    """Replay a study into MLflow: one parent run, a child a cell. Run twice, it adds nothing twice."""
+    from ..studies.run import find_study
+    from ..studies.tracking import track_study
+
+    folder = find_study(study, studies)
+    console.print(f"{folder.path} is in MLflow as run {track_study(folder, uri)}")

@@ -1,0 +1,20 @@
+"""`echo-lm train`: training in plain processes, without Ray and MLflow."""
+
+from pathlib import Path
+
+from .options import Data, Overrides, Runs, Target, Trust
+
+
+def train(
+    target: Target,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    data: Data = None,
+    trust: Trust = False,
+) -> None:
+    """Train in plain processes: no Ray, no MLflow. Resumes from the last complete checkpoint of its run folder."""
+    from ..launch.target import data_root, resolve_target
+    from ..launch.train import train_run
+
+    config, runs = resolve_target(target, overrides, runs)
+    train_run(config, runs, data_root(target, data), trust=trust)

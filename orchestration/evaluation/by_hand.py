@@ -1,0 +1,63 @@
+"""`echo-lm eval`: suites on the checkpoints of a run, by hand."""
+
+from pathlib import Path
+
+from ...evals.config import load_suite
+from ...evals.layout import bigbench_folder, chosen_checkpoints, result_path, trained_on_recall
+from ...evals.protocols.bigbench import fetch
+from ...evals.summary import write_summary
+from ...models.common.errors import UserError
+from ...models.common.run_layout import MODEL
+from ...pipeline.run.folder import RunFolder
+from ..progress.bars import console, stage
+from .jobs import EvaluationJob, run_job
+
+
+def evaluate_by_hand(
+    run_path: Path, suites: list[str] | None, step: int | None, device: str, *, fetch_bigbench: bool = False
+) -> None:
+    """Run `suites` (default: those of the run's configuration) on the checkpoint of `step` (default: on all).
+
+    What another process is evaluating at the moment is left to it. Where the run has a record in MLflow, it is brought up to
+    date.
+
+    Raises:
+        UserError: no such run, checkpoint or suite, or no suite to run.
+    """
+    run = RunFolder(run_path)
+    names = list(suites or run.load_config().evaluation.suites)
+    if not names:
+        raise UserError(f"{run.path} names no suites of its own: give one with --suite, e.g. --suite recall-quick")
+    if fetch_bigbench:
+        console.print(f"bigbench: {fetch(bigbench_folder(run.data_folder()))}")
+    recall_trained = trained_on_recall(run.path)
+    jobs = [
+        EvaluationJob(
+            name,
+            folder / MODEL,
+            run.data_folder(),
+            result_path(run.path, folder.name, load_suite(name).name),
+            record["step"],
+            record["tokens"],
+            recall_trained,
+            device,
+        )
+        for folder, record in chosen_checkpoints(run.path, step)
+        for name in names
+    ]
+    for number, job in enumerate(jobs, 1):
+        with stage(f"evaluate {job.name} ({number} of {len(jobs)})", total=1, unit="tokens") as progress:
+            done = run_job(job, lambda done, total, progress=progress: progress.update(done, total=total))
+        if not done:
+            console.print(f"{job.name} is being evaluated by another process: left to it")
+    console.print(f"results: {run.evals}, summary: {write_summary(run.path)}")
+    sync_record(run.path)
+
+
+def sync_record(run_path: Path) -> None:
+    """Bring the run's record in MLflow up to date, if it has one. Loads MLflow only then."""
+    from ..tracking.client import default_tracking_uri
+    from ..tracking.mlflow import Tracker
+
+    if Path(default_tracking_uri(run_path).removeprefix("sqlite:///")).is_file():
+        Tracker(run_path).sync()

@@ -1,0 +1,91 @@
+"""A Ray cluster for the length of a command: the existing one at an address, or a local one that ends with it.
+
+A local one listens on loopback only. Both want Ray's token (`RAY_AUTH_MODE=token`): whoever reaches a cluster without one can
+run code on it.
+"""
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...models.common.errors import UserError
+from ...models.common.validation import first_line
+
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", ""),
+}
+OBJECT_STORE_BYTES = 256 * 2**20
+TOKEN = Path(".ray") / "auth_token"  # in the user's home, where Ray looks for it
+
+
+class ClusterAway(UserError):
+    """An existing cluster cannot be connected to: it may be starting, or be gone."""
+
+
+@contextmanager
+def ray_cluster(address: str | None = None) -> Iterator[None]:
+    """Connect to the cluster at `address`, or start one on loopback that dies with this process.
+
+    Raises:
+        ClusterAway: no cluster answers at `address`.
+        UserError: it has another token.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address is None:
+        # Else Ray takes the machine's outer address even where it is given loopback. Read when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        make_token()
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    environment = {name: value for name, value in WORKER_ENVIRONMENT.items() if value}
+    local = {
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+        "_node_name": socket.gethostname(),
+    }
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env={"env_vars": environment},
+            **({} if address else local),
+        )
+    except AuthenticationError as error:
+        raise UserError(
+            f"the Ray cluster at {address} wants another token ({first_line(error)}): copy ~/{TOKEN} of its head to this "
+            "machine, or set RAY_AUTH_MODE=disabled if it was started so"
+        ) from error
+    except Exception as error:  # a head that is just starting, or dying, answers in many ways
+        if address is None:
+            raise
+        raise ClusterAway(
+            f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def make_token() -> None:
+    """A token of this user for Ray, if there is none; readable by nobody else, which Ray's own would be."""
+    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        return
+    path = Path.home() / TOKEN
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        path.chmod(0o600)

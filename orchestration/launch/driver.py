@@ -1,0 +1,118 @@
+"""The work of one run on a Ray cluster: data, training gang, evaluations beside it, MLflow. Finished stages are skipped."""
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from ...models.common.errors import UserError
+from ...pipeline.config import RunConfig
+from ...pipeline.preflight import check_run
+from ...pipeline.run.folder import RunFolder
+from ..evaluation.jobs import EvaluationJob, missing_jobs
+from ..evaluation.pools import RayPool
+from ..jobs.cluster import ray_cluster
+from ..jobs.scheduler import Scheduler
+from ..preparation.executors import ray_data_map
+from ..preparation.mixture import print_mixture
+from ..preparation.prepare import prepare_dataset
+from ..progress.bars import stage
+from ..progress.training import TrainingProgress
+from ..ray_train.trainer import train_gang
+from ..tracking.mlflow import Tracker
+
+POLL_SECONDS = 1.0
+TRACK_SECONDS = 10.0  # MLflow is told in batches: it shares the cores with the training
+
+
+def drive(
+    config: RunConfig,
+    runs: Path,
+    data: Path,
+    address: str | None,
+    tracking_uri: str | None,
+    trust: bool,
+    on_cluster: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Take a run to the end of its training and evaluations.
+
+    Args:
+        on_cluster: a context that is entered while this process is connected to a cluster.
+
+    Raises:
+        UserError: bad input, or a stage that kept failing.
+    """
+    run = RunFolder(runs / config.name)
+    with ray_cluster(address), on_cluster():
+        dataset = prepare_dataset(config.data, data, map_units=ray_data_map)
+        print_mixture(config, dataset)
+        run.prepare(config, dataset, trust=trust)
+        check_run(run, config)
+        _train_and_evaluate(run, config, tracking_uri)
+
+
+def _train_and_evaluate(run: RunFolder, config: RunConfig, tracking_uri: str | None) -> None:
+    """Train in one thread; in this one schedule evaluations, feed MLflow and show progress until all of it is done."""
+    evaluation = config.evaluation
+    pool = RayPool(evaluation.parallel, cpus=evaluation.cpus, gpus=evaluation.gpus)
+    scheduler = Scheduler(lambda: _due(run, config), pool)
+    training = _Thread(lambda: train_gang(run, config)) if not run.finished() else None
+    with TrainingProgress(run, config) as progress, _Tracking(Tracker(run.path, tracking_uri)):
+        while training and training.is_alive():
+            scheduler.poll()
+            progress.update()
+            training.join(POLL_SECONDS)
+        progress.update()
+    if training and training.error:
+        raise training.error
+    left = len(missing_jobs(run, config))
+    if left:
+        with stage("evaluations still running", total=left, unit="suites") as evaluations:
+            waiting = threading.Event()
+            while scheduler.poll():
+                evaluations.update(left - len(missing_jobs(run, config)))
+                waiting.wait(POLL_SECONDS)
+            evaluations.update(left - len(missing_jobs(run, config)))
+    failed = scheduler.given_up()
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} evaluations of {run.path} failed, first {name}: {reason}")
+
+
+def _due(run: RunFolder, config: RunConfig) -> list[EvaluationJob]:
+    device = "cuda" if config.evaluation.gpus else "cpu"
+    return [replace(job, device=device) for job in missing_jobs(run, config)]
+
+
+class _Tracking:
+    """Feeds MLflow from a thread while the context lasts: a server that is down may take a minute to say so."""
+
+    def __init__(self, tracker: Tracker):
+        self._tracker, self._over = tracker, threading.Event()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._loop, daemon=True).start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+
+    def _loop(self) -> None:
+        while not self._over.is_set():
+            self._tracker.sync()
+            self._over.wait(TRACK_SECONDS)
+
+
+class _Thread(threading.Thread):
+    """A thread that keeps the exception of its function."""
+
+    def __init__(self, function: Callable[[], None]):
+        super().__init__(daemon=True)
+        self._function, self.error = function, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._function()
+        except BaseException as error:
+            self.error = error

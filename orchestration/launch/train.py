@@ -1,0 +1,37 @@
+"""`echo-lm train`: a run in plain processes. Must load neither ray nor mlflow."""
+
+from pathlib import Path
+
+from ...pipeline.config import RunConfig
+from ...pipeline.launch import launch
+from ...pipeline.preflight import check_run
+from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.report import write_report
+from ..preparation.mixture import print_mixture
+from ..preparation.prepare import prepare_dataset
+from ..progress.bars import console
+from ..progress.training import TrainingProgress
+
+
+def train_run(config: RunConfig, runs: Path, data: Path, *, trust: bool = False) -> None:
+    """Prepare the data if need be, train to the end, write the report.
+
+    Raises:
+        UserError: bad input, a folder or port in use, no disk space, or a gang that kept dying.
+    """
+    run = RunFolder(runs / config.name)
+    run.check(config, trust=trust)
+    with run.lock():
+        dataset = prepare_dataset(config.data, data)
+        print_mixture(config, dataset)
+        run.prepare(config, dataset, trust=trust)
+        check_run(run, config)
+        if run.finished():
+            console.print(f"{run.path}: training is complete; nothing to do")
+        else:
+            with TrainingProgress(run, config) as progress:
+                progress.follow()
+                launch(run, config)
+            if not run.finished():
+                console.print(f"{run.path}: stopped before its end; the same command goes on")
+        console.print(f"report: {write_report(run.path)}")

@@ -1,0 +1,94 @@
+"""`echo-lm status`: a table of runs in the terminal."""
+
+import contextlib
+import time
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ...models.common.errors import UserError
+from ...pipeline.run.events import read_events
+from ...pipeline.run.folder import RunFolder
+from ..progress.bars import console
+from .summary import read_run
+
+WATCH_SECONDS = 2.0
+TROUBLE = ("lost", "hang", "straggler", "rollback", "evaluation_failed")
+SHOWN_TROUBLE = 3  # the newest of each run
+
+
+def find_runs(paths: list[Path], runs: Path) -> list[RunFolder]:
+    """The run folders at `paths`, or all below `runs`.
+
+    Raises:
+        UserError: a path is no run folder, or there are none.
+    """
+    found = [RunFolder(path) for path in paths] or [
+        RunFolder(file.parent) for file in sorted(runs.glob("*/config.yaml"))
+    ]
+    for run in found:
+        run.load_config()
+    if not found:
+        raise UserError(f"there are no runs below {runs}: start one with `echo-lm run quickstart`, or name --runs")
+    return found
+
+
+def status_table(runs: list[RunFolder]) -> Group:
+    """What `echo-lm status` prints: a table of the runs, and a line for each of their newest troubles."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    titles = ("run", "state", "step", "loss", "tokens/s", "MFU", "ETA", "checkpoint", "evaluations", "nodes")
+    for title in titles:
+        left = title in ("run", "state", "checkpoint", "evaluations", "nodes")
+        table.add_column(title, justify="left" if left else "right", no_wrap=True)
+    trouble = []
+    for run in runs:
+        s = read_run(run.path).summary(time.time())
+        failed = f", {s.failed} failed" if s.failed else ""
+        table.add_row(
+            s.name,
+            s.state,
+            f"{s.step}/{s.steps}",
+            "-" if s.loss is None else f"{s.loss:.3f}",
+            "-" if s.tokens_per_second is None else f"{s.tokens_per_second:,.0f}",
+            "-" if s.mfu is None else f"{s.mfu:.1%}",
+            "-" if s.eta_seconds is None else f"{s.eta_seconds / 60:.1f} min",
+            "-" if s.checkpoint is None else str(s.checkpoint),
+            f"{s.done}/{s.done + s.pending + s.failed}{failed}",
+            _nodes(s.nodes),
+        )
+        trouble += [Text(f"{s.name}: {line}", style="dim") for line in (*newest_trouble(run), s.problem) if line]
+    return Group(table, *trouble)
+
+
+def watch(paths: list[Path], runs: Path) -> None:
+    """Show the table until interrupted, as the files say at each moment; in a file or a pipe a table every so often."""
+    with contextlib.suppress(KeyboardInterrupt):
+        if not console.is_terminal:
+            while True:
+                console.print(status_table(find_runs(paths, runs)))
+                time.sleep(WATCH_SECONDS)
+        with Live(status_table(find_runs(paths, runs)), console=console, auto_refresh=False) as live:
+            while True:
+                live.update(status_table(find_runs(paths, runs)), refresh=True)
+                time.sleep(WATCH_SECONDS)
+
+
+def _nodes(nodes: tuple[tuple[str, int], ...]) -> str:
+    """`node-a, node-b x4`, or how many, if they are many."""
+    if len(nodes) > 4:
+        return f"{len(nodes)} ({sum(workers for _, workers in nodes)} workers)"
+    return ", ".join(name if workers == 1 else f"{name} x{workers}" for name, workers in nodes) or "-"
+
+
+def newest_trouble(run: RunFolder) -> list[str]:
+    """A line for each of the newest events that say what went wrong, oldest first."""
+    lines = []
+    for event in [event for event in read_events(run.events_file) if event["kind"] in TROUBLE][-SHOWN_TROUBLE:]:
+        when = time.strftime("%d %b %H:%M:%S", time.localtime(event["time"]))
+        what = {"lost": f"lost a {event.get('what')}", "evaluation_failed": f"evaluation {event.get('suite')} given up"}
+        said = event.get("message") or event.get("reason") or ""
+        lines.append(f"{when} {what.get(event['kind'], event['kind'])}: {said}")
+    return lines

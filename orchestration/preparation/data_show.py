@@ -1,0 +1,63 @@
+"""`echo-lm data show`: a prepared dataset as a reader meets it, with a figure of the lengths of its documents."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ...data_prep.loading.dataset import Dataset
+from ...evals.figures.style import PALETTE, figure
+from ...pipeline.config import RunConfig
+from ..progress.bars import console
+from .mixture import print_mixture
+
+FIGURE_FILE = "document_lengths.png"
+BORDER = "─" * 60
+SHOWN_CHARACTERS = 2_000
+
+
+def show(config: RunConfig, folder: Path, documents: int, source: str | None, split: str) -> None:
+    """Print documents with their borders and the mixture of the recipe; draw the figure of document lengths.
+
+    Raises:
+        UserError: not prepared, no such source, or a mixture that does not fit.
+    """
+    dataset = Dataset.open(folder)
+    names = [source] if source else [record.name for record in dataset.manifest.sources]
+    tokenizer = dataset.tokenizer()
+    for name in names:
+        stream = dataset.split(split, name)
+        for i in range(min(documents, stream.num_documents)):
+            tokens = stream.document(i)
+            console.print(
+                f"{BORDER}\n{split}, {name}, document {i} of {stream.num_documents:,}: {len(tokens):,} tokens"
+            )
+            # The separator is decoded too: it is what the model sees at the border.
+            text = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+            if len(text) > SHOWN_CHARACTERS:
+                half = SHOWN_CHARACTERS // 2
+                text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters ...]\n{text[-half:]}"
+            console.print(text, markup=False)
+    console.print(BORDER)
+    print_mixture(config, folder)
+    console.print(f"document lengths: {draw_lengths(dataset)}")
+
+
+def draw_lengths(dataset: Dataset) -> Path:
+    """A figure of how long the training documents of each source are, in the dataset's folder; returns its path."""
+    path = dataset.folder / FIGURE_FILE
+    lengths = {
+        record.name: np.diff(dataset.split("train", record.name).document_offsets)
+        for record in dataset.manifest.sources
+    }
+    longest = max(int(of_source.max()) for of_source in lengths.values())
+    edges = np.geomspace(1, longest + 1, 60)
+    with figure(path, "Document lengths", "tokens of a document", "share of the source's tokens") as axes:
+        for i, (name, of_source) in enumerate(lengths.items()):
+            # By tokens, not by documents: what a model sees of long and short ones. Twenty sources need two strokes.
+            shares, _ = np.histogram(of_source, edges, weights=of_source / of_source.sum())
+            style = ("-", "--", ":")[i // len(PALETTE) % 3]
+            axes.plot(edges[:-1], shares, linestyle=style, color=PALETTE[i % len(PALETTE)], label=name)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return path

@@ -1,0 +1,121 @@
+"""Data preparation with progress, on Ray Data or on this machine's processes.
+
+What prepares is imported where it is needed: a GPU machine that was brought a finished dataset may lack its libraries.
+"""
+
+import importlib.util
+import json
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...data_prep.config import DatasetConfig
+from ...data_prep.preparing.manifest import FILE_NAME as MANIFEST_FILE
+from ...data_prep.preparing.manifest import QUARANTINE_FILE, read_manifest
+from ..progress.bars import Stage, console, stage
+
+if TYPE_CHECKING:
+    from ...data_prep.preparing.prepare import MapUnits
+
+PRINTED_FAULTS = 20
+STAGES = {"sources": "sources", "clean": "slices", "tokenizer": "tokenizers", "tokenize": "slices"}
+
+
+def dataset_is_complete(config: DatasetConfig, root: Path) -> bool:
+    """Whether exactly this dataset lies below `root`, finished."""
+    folder = root / config.name
+    return (folder / MANIFEST_FILE).is_file() and read_manifest(folder).config == config
+
+
+def prepare_dataset(config: DatasetConfig, root: Path, map_units: "MapUnits | None" = None) -> Path:
+    """Prepare the dataset below `root`; a complete one is recognised. Returns its folder.
+
+    Raises:
+        UserError: a source is missing or empty, the folder holds another dataset, or the disk is full.
+    """
+    folder = root / config.name
+    if dataset_is_complete(config, root):
+        console.print(f"{folder}: dataset is complete; nothing to do")
+        return folder
+    from ...data_prep.preparing.prepare import prepare
+    from .executors import process_map
+
+    with _StageProgress() as progress:
+        prepare(config, root, map_units=map_units or process_map, on_progress=progress.update)
+    _print_outcome(folder)
+    return folder
+
+
+def prepare_on_ray(config: DatasetConfig, root: Path, workers: int | None, address: str | None) -> Path:
+    """The same on a Ray cluster: the one at `address`, or one of its own on this machine.
+
+    Raises:
+        UserError: as above, or no cluster answers.
+    """
+    from ..jobs.cluster import ray_cluster
+    from .executors import ray_data_map
+
+    if dataset_is_complete(config, root):
+        return prepare_dataset(config, root)
+    with ray_cluster(address):
+        return prepare_dataset(config, root, partial(ray_data_map, workers=workers))
+
+
+def ray_is_installed() -> bool:
+    """Whether the extra `cluster` is there."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def _print_outcome(folder: Path) -> None:
+    """What was read, left out and written, a line for each source; then what was quarantined, a line for each."""
+    from ...data_prep.preparing.prepare import OVERLAP_FILE
+    from ...data_prep.preparing.reading import Fault
+
+    manifest = read_manifest(folder)
+    for source in manifest.sources:
+        left_out = {
+            "filtered": source.filtered,
+            "duplicates": source.duplicates,
+            "near-duplicates": source.near_duplicates,
+            "overlapping": source.overlapping,
+            "quarantined": source.quarantined,
+        }
+        without = ", ".join(f"{count:,} {name}" for name, count in left_out.items() if count)
+        console.print(
+            f"{source.name}: {source.documents:,} documents, {source.tokens:,} tokens, {source.bytes:,} bytes"
+            + (f" (left out: {without})" if without else "")
+        )
+    for overlap in manifest.overlaps:
+        console.print(
+            f"{overlap.source}: {overlap.documents:,} training documents share {manifest.config.overlap.words} words "
+            f"in a row with {overlap.against} (see {folder / OVERLAP_FILE})"
+        )
+    if manifest.quarantine_sha256:
+        faults = [json.loads(line) for line in (folder / QUARANTINE_FILE).read_text(encoding="utf-8").splitlines()]
+        for fault in faults[:PRINTED_FAULTS]:
+            console.print(f"quarantined: {Fault.model_validate(fault)}", markup=False)
+        if len(faults) > PRINTED_FAULTS:
+            console.print(f"... and {len(faults) - PRINTED_FAULTS:,} more: {folder / QUARANTINE_FILE}")
+
+
+class _StageProgress:
+    """Turns `on_progress(stage, done, total)` into one progress display after another."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._name: str | None = None
+        self._stage: Stage | None = None
+
+    def __enter__(self) -> "_StageProgress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def update(self, name: str, done: int, total: int) -> None:
+        if name != self._name:
+            self._stack.close()
+            self._name = name
+            self._stage = self._stack.enter_context(stage(name, total, STAGES[name], done))
+        self._stage.update(done, total=total)

@@ -1,0 +1,56 @@
+"""Progress of a training run as its events tell it: the same display whoever runs the processes."""
+
+import threading
+from contextlib import ExitStack
+
+from ...pipeline.config import RunConfig
+from ...pipeline.run.events import EventTail
+from ...pipeline.run.folder import RunFolder
+from .bars import Stage, stage
+
+
+class TrainingProgress:
+    """Follows `events.jsonl` while a run trains. Use as a context; call `update`, or `follow` to have a thread do it."""
+
+    def __init__(self, run: RunFolder, config: RunConfig):
+        self._last = min(config.train.steps, config.run.stop_step or config.train.steps)
+        self._tail = EventTail(run.events_file)
+        self._tail.read()  # what earlier attempts did is not news
+        self._stack = ExitStack()
+        self._stage: Stage | None = None
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "TrainingProgress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        if self._thread:
+            self._thread.join()
+            self.update()
+        self._stack.close()
+
+    def follow(self, seconds: float = 1.0) -> None:
+        """Update from a thread until the context ends."""
+
+        def loop() -> None:
+            while not self._stopped.wait(seconds):
+                self.update()
+
+        self._thread = threading.Thread(target=loop, daemon=True)
+        self._thread.start()
+
+    def update(self) -> None:
+        """Read the events that are new and show where the run is."""
+        for event in self._tail.read():
+            if event["kind"] == "start":
+                self._show(event["step"], f"started on {event['world_size']} worker(s), {event['device']}")
+            elif event["kind"] == "step":
+                loss = "not finite" if event["loss"] is None else f"{event['loss']:.3f}"
+                self._show(event["step"], f"loss {loss}, {event['tokens_per_second']:,.0f} tokens/s")
+
+    def _show(self, step: int, note: str) -> None:
+        if self._stage is None:
+            self._stage = self._stack.enter_context(stage("train", self._last, "steps", done=step))
+        self._stage.update(step, note)

@@ -1,0 +1,5 @@
+"""The training workers of a run as a Ray Train worker group.
+
+Read `trainer.py`, `backend.py` (process group and checks before the first step), `policies.py` (failures, hangs, elasticity), then
+`preflight.py` and `node_checks.py`.
+"""

@@ -1,0 +1,76 @@
+"""Ray Train's backend of our gangs: torch's process group, with names, interfaces and checks before it. Loads Ray."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+from ...models.common.errors import UserError
+from ...models.common.files import write_json
+from ...models.common.validation import first_line
+from ...pipeline.monitoring.heartbeat import start_gang
+from ...pipeline.run.folder import RunFolder
+from . import node_checks
+from .preflight import CALL_SECONDS, Gang, check_all_reduce, check_nodes
+
+
+@dataclass
+class GangConfig(TorchConfig):
+    """`TorchConfig` for the run at `run_path`, a model of so many parameters."""
+
+    run_path: str = ""
+    parameters: int = 0
+
+    @property
+    def backend_cls(self) -> type["GangBackend"]:
+        return GangBackend
+
+
+class GangBackend(_TorchBackend):
+    """Runs in Ray Train's controller each time a gang has been placed, before any of it trains."""
+
+    def on_start(self, worker_group: Any, backend_config: GangConfig) -> None:
+        run = RunFolder(backend_config.run_path)
+        gang = gang_of(worker_group)
+        token = uuid.uuid4().hex
+        start_gang(run, token)
+        try:
+            places = zip(gang.nodes, gang.addresses, strict=True)
+            gang.run(node_checks.settle, [(node, token, address) for node, address in places])
+            check_nodes(gang, run.path, backend_config.parameters, backend_config.backend == "nccl")
+            super().on_start(worker_group, backend_config)
+            check_all_reduce(gang)
+        except UserError as error:
+            write_json(run.error_file, {"message": str(error)})
+            raise
+
+    def on_shutdown(self, worker_group: Any, backend_config: GangConfig) -> None:
+        """Nothing: `train` takes its process group down, and a gang that failed is killed. Ray would wait for hung workers."""
+
+
+def gang_of(worker_group: Any) -> Gang:
+    """The gang of Ray Train's worker group; ranks are by node already, within a node by GPU."""
+    names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+    workers = worker_group.get_workers()
+    nodes = [names.get(worker.metadata.node_id) or worker.metadata.node_ip for worker in workers]
+    addresses = [worker.metadata.node_ip for worker in workers]
+
+    def run(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
+        calls = [worker.execute_async(function, *given) for worker, given in zip(workers, arguments, strict=True)]
+        results = []
+        for rank, call in enumerate(calls):
+            where = f"node {nodes[rank]} (rank {rank})"
+            try:
+                results.append(ray.get(call, timeout=CALL_SECONDS))
+            except GetTimeoutError as error:
+                raise UserError(f"{where} does not answer {function.__name__} in {CALL_SECONDS:.0f} s") from error
+            except RayTaskError as error:  # a worker that died is another error, and the gang is placed again
+                raise UserError(f"{where} cannot run Echo-LM: {first_line(error.cause)}") from error
+        return results
+
+    return Gang(nodes, addresses, run)

@@ -1,0 +1,170 @@
+"""What every worker checks of its node before a gang's first step. Each function runs in the worker's process.
+
+They return what they found as plain values: `preflight.py` compares it and names the node that fails.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ...models.common.files import write_text
+from ...pipeline.monitoring.node import NODE_VARIABLE
+
+COMPARED = ("torch", "deepspeed", "numpy", "safetensors", "ray")
+PACKAGES = ("kernels", "models", "data_prep", "evals", "pipeline", "orchestration")
+CONNECT_SECONDS = 10.0
+SEEN_SECONDS = 30.0  # a shared file system may show a new file late
+PROBE = 512  # side of the matrices that a GPU multiplies
+
+
+def settle(node: str, gang: str, address: str) -> str | None:
+    """Take the node's name and the gang's token, and choose the network interface that carries the node's address.
+
+    Returns:
+        the interface's name, or None if the choice was made already or no interface has that address.
+    """
+    from ...pipeline.monitoring.heartbeat import GANG_VARIABLE
+
+    os.environ |= {NODE_VARIABLE: node, GANG_VARIABLE: gang}
+    chosen = interface_of(address)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if chosen:
+            os.environ.setdefault(variable, chosen)
+    return os.environ.get("GLOO_SOCKET_IFNAME")
+
+
+def interface_of(address: str) -> str | None:
+    """The interface that has the IP address `address`. Left to themselves gloo and NCCL may take one that others cannot reach."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.split("%")[0] == address for entry in addresses):
+            return name
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Versions that must agree between workers, and a hash of our own source, which a version number does not tell apart."""
+    found = {"echo-lm source": source_hash()}
+    for package in COMPARED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def source_hash(root: Path = Path(__file__).parents[2]) -> str:
+    """Of our Python files, in an installation below `root`; 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def free_bytes(run_path: str) -> dict[str, int]:
+    """Free bytes where the run is written, and where Ray keeps its session."""
+    found = {}
+    for path in (run_path, tempfile.gettempdir()):
+        if Path(path).is_dir():
+            found[path] = shutil.disk_usage(path).free
+    return found
+
+
+def leave_mark(run_path: str, mark: str) -> str | None:
+    """Write a file of that name into the run folder; what went wrong, or None."""
+    try:
+        write_text(Path(run_path) / mark, mark)
+    except Exception as error:
+        return f"cannot write there ({str(error).splitlines()[0]})"
+    return None
+
+
+def missing_marks(run_path: str, marks: list[str]) -> list[str]:
+    """Those of the marks that this node does not see within `SEEN_SECONDS`."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    missing = list(marks)
+    while True:
+        missing = [mark for mark in missing if not _holds(Path(run_path) / mark, mark)]
+        if not missing or time.monotonic() > deadline:  # looked at once at least, however late that was
+            return missing
+        time.sleep(0.2)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except OSError:
+        return False
+
+
+def listen(address: str) -> int:
+    """Open a port at `address` that answers for a minute; its number."""
+    import threading
+
+    server = socket.create_server((address, 0), backlog=1024)
+    server.settimeout(60)
+
+    def answer() -> None:
+        with server:
+            try:
+                while True:
+                    connection, _ = server.accept()
+                    connection.close()
+            except OSError:
+                return
+
+    threading.Thread(target=answer, daemon=True).start()
+    return server.getsockname()[1]
+
+
+def unreachable(peers: list[tuple[str, int]]) -> list[str]:
+    """Those of the addresses and ports that this node cannot connect to, each with the reason."""
+    failed = []
+    for address, port in peers:
+        try:
+            socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            failed.append(f"{address} ({error.strerror or error})")
+    return failed
+
+
+def gpu_fault() -> str | None:
+    """What is wrong with this worker's GPU: wrong products, or memory that others hold. None if nothing is."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "sees no GPU"
+    try:
+        ones = torch.ones(PROBE, PROBE, device="cuda", dtype=torch.bfloat16)
+        if not bool(((ones @ ones) == PROBE).all()):
+            return "its GPU multiplies wrongly"
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError as error:
+        return f"its GPU does not work ({str(error).splitlines()[0]})"
+    if free < 0.8 * total:
+        return f"only {free / 2**30:.0f} of its GPU's {total / 2**30:.0f} GiB are free"
+    return None
+
+
+def all_reduce_fault() -> str | None:
+    """All workers add up a vector in which each knows one number; what is wrong with the sum, or None."""
+    import torch
+    import torch.distributed as dist
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    vector = torch.zeros(world, dtype=torch.float64, device=device)
+    vector[rank] = rank + 1
+    dist.all_reduce(vector)
+    got: list[Any] = vector.tolist()
+    wrong = [other for other in range(world) if got[other] != other + 1]
+    return f"an all-reduce lost the numbers of ranks {wrong}" if wrong else None

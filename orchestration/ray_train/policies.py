@@ -1,0 +1,205 @@
+"""What becomes of a gang that fails, hangs, or could be larger: Ray Train's policies, with our bounds and names. Loads Ray."""
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from ...pipeline.monitoring.hang import HangWatch
+from ...pipeline.monitoring.heartbeat import BEAT_SECONDS, Beat, read_beats
+from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.supervision import tell
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a gang that gets nowhere is started again
+SILENT_SECONDS = 3 * BEAT_SECONDS
+
+
+class GangTrainer(TorchTrainer):
+    """`TorchTrainer` with policies of ours in the place of those that it would make."""
+
+    def __init__(self, *arguments: Any, failure_policy: FailurePolicy, scaling_policy: Any = None, **options: Any):
+        super().__init__(*arguments, **options)
+        self._policies = {"failure_policy": failure_policy}
+        if scaling_policy:
+            self._policies["scaling_policy"] = scaling_policy
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without the one for Ray datasets, which we have none of: its actor is a process of its own."""
+        return [entry for entry in super()._create_default_callbacks() if not isinstance(entry, DatasetsCallback)]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        return super()._initialize_and_run_controller(**(options | self._policies))
+
+
+class Hang(Exception):
+    """A gang that makes no step. Raised in the controller, where every error goes to the failure policy."""
+
+
+class HangCallback(WorkerGroupCallback):
+    """Looks at the heartbeats whenever Ray Train polls its workers."""
+
+    def __init__(self, run: RunFolder, hang_seconds: float):
+        self._run, self._seconds = run, hang_seconds
+        self._watch = HangWatch(hang_seconds)
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        stuck = self._watch.stuck(read_beats(self._run), time.monotonic())
+        if not stuck or worker_group_status.errors:
+            return
+        self._watch = HangWatch(self._seconds)
+        for beat in stuck:
+            message = f"rank {beat.rank} on {beat.node} hangs since step {beat.step} (in {beat.where})"
+            told = {"name": beat.node, "rank": beat.rank, "node": beat.node, "pid": beat.pid, "message": message}
+            tell(self._run, "hang", what="worker", **told)
+        raise Hang(", ".join(f"rank {beat.rank} on {beat.node}" for beat in stuck))
+
+
+class Patience(FailurePolicy):
+    """Start a gang again as long as it gets anywhere: `max_restarts` in a row without a new checkpoint are enough.
+
+    The pause before it grows from one second to a minute. A gang that finds no room, because a node is away, waits for it up
+    to `wait_seconds`. A mistake of the user ends the run at once.
+    """
+
+    def __init__(self, failure_config: Any, run: RunFolder, max_restarts: int, wait_seconds: float):
+        super().__init__(failure_config)
+        self._run, self._max, self._wait = run, max_restarts, wait_seconds
+        self._checkpoint, self._in_vain = _latest(run), 0
+        self._no_room_since: float | None = None
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        if self._run.error_file.is_file():
+            return FailureDecision.RAISE
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            self._no_room_since = self._no_room_since or time.monotonic()
+            waited = time.monotonic() - self._no_room_since
+            return FailureDecision.RETRY if waited < self._wait else FailureDecision.RAISE
+        self._no_room_since = None
+        beats = read_beats(self._run)
+        silent = self._silent_ranks(beats) if deaths_unknown(training_failed_error, beats) else set()
+        alive = {node["NodeName"] for node in ray.nodes() if node["Alive"]}
+        for what, name, message in losses(training_failed_error, beats, alive, silent):
+            tell(self._run, "lost", what=what, name=name, message=message)
+        latest = _latest(self._run)
+        self._in_vain = 1 if latest != self._checkpoint else self._in_vain + 1
+        self._checkpoint = latest
+        if self._in_vain > self._max:
+            return FailureDecision.RAISE
+        if self._in_vain > 1:
+            time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._in_vain - 2)))
+        return FailureDecision.RETRY
+
+    def _silent_ranks(self, beats: list[Beat]) -> set[int]:
+        """Those that give no sign of life for `SILENT_SECONDS`; workers that wait in a collective go on beating."""
+        time.sleep(SILENT_SECONDS)
+        now = {beat.rank: beat.time for beat in read_beats(self._run)}
+        return {beat.rank for beat in beats if now.get(beat.rank) == beat.time}
+
+
+class GrowAtCheckpoints(ElasticScalingPolicy):
+    """Ray Train's elasticity, in numbers of workers that the batch can be dealt out to.
+
+    After a failure it takes what is left. It grows again right after the next checkpoint, so that next to nothing is trained twice.
+    """
+
+    def __init__(self, scaling_config: Any, run: RunFolder, counts: list[int]):
+        super().__init__(scaling_config)
+        self._run, self._counts = run, counts
+        self._wanted: ResizeDecision | None = None
+        self._checkpoint = ""
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((count for count in self._counts if count <= possible), default=0)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if isinstance(decision, ResizeDecision):
+            if decision.num_workers <= worker_group_state.num_workers:
+                self._wanted = None  # resources went while their workers live: a failure will say so
+            elif self._wanted is None:
+                self._wanted, self._checkpoint = decision, _latest(self._run)
+        if self._wanted is None or _latest(self._run) == self._checkpoint:
+            return NoopDecision()
+        wanted, self._wanted = self._wanted, None
+        return wanted
+
+
+def deaths_unknown(error: TrainingFailedError, beats: list[Beat]) -> bool:
+    """Whether some of a gang failed, and one of the others may be dead: they lose the connection to it before Ray notices."""
+    if not isinstance(error, WorkerGroupError) or any(map(_death, error.worker_failures.values())):
+        return False
+    return any(beat.rank not in error.worker_failures for beat in beats)
+
+
+def losses(
+    error: TrainingFailedError, beats: list[Beat], alive: set[str], silent: Collection[int] = ()
+) -> list[tuple[str, str, str]]:
+    """What was lost in a failure, as (what, name of the node, message); what is "node", or "worker" where its node lives.
+
+    Workers that only lost the connection to a dead one are not named, unless there is no other.
+
+    Args:
+        beats: the last of the gang that failed.
+        alive: names of the nodes that the cluster has now.
+        silent: ranks that gave no sign of life since; of those that failed nothing follows from it, they have ended.
+    """
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, Hang):
+        return []  # told by who saw it
+    if not isinstance(error, WorkerGroupError):
+        return [("worker", "", f"a gang did not start: {_line(error)}")]
+    nodes = {beat.rank: beat.node for beat in beats}
+    dead, others = [], []
+    failures = error.worker_failures
+    for rank in sorted({*failures, *silent}):
+        node = nodes.get(rank, "")
+        where = f"rank {rank} on {node or 'a node that had not begun'}"
+        if node and node not in alive:
+            dead.append(("node", node, f"{where}: the node died"))
+        elif rank not in failures:
+            dead.append(("worker", node, f"{where} fell silent"))
+        elif how := _death(failures[rank]):
+            dead.append(("worker", node, f"{where} {how}"))
+        else:
+            others.append(("worker", node, f"{where}: {_line(_cause(failures[rank]))}"))
+    return dead or others
+
+
+def _death(failure: BaseException) -> str | None:
+    """How a worker is known to be gone; None if it only failed."""
+    if isinstance(failure, WorkerHealthCheckTimeoutError):
+        return "does not answer"
+    return "died" if isinstance(_cause(failure), RayActorError) else None
+
+
+def _cause(failure: BaseException) -> BaseException:
+    return getattr(failure, "health_check_failure", None) or failure.__cause__ or failure
+
+
+def _line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _latest(run: RunFolder) -> str:
+    try:
+        return run.latest_file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,133 @@
+"""Checks on every worker of a gang before its first step; the node that fails is named in one line."""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...models.common.errors import UserError
+from . import node_checks
+
+LOCAL_FREE_BYTES = 2**28  # for Ray's session and logs
+# Bytes a parameter: weights, AdamW's moments and the consolidated weights in fp32, twice while a checkpoint replaces another.
+CHECKPOINT_BYTES = 2 * 16
+CALL_SECONDS = 120.0
+GPU_SECONDS = 30.0
+
+Call = Callable[..., list[Any]]
+
+
+class Gang:
+    """The workers of a gang as their preflight sees them: `run(function, arguments of each rank)` returns by rank.
+
+    Attributes:
+        nodes, addresses: name and IP address of the node of each rank.
+    """
+
+    def __init__(self, nodes: Sequence[str], addresses: Sequence[str], run: Call):
+        self.nodes, self.addresses = list(nodes), list(addresses)
+        self._run = run
+
+    def run(self, function: Callable[..., Any], arguments: Sequence[tuple] | None = None) -> list[Any]:
+        """What `function` returned on each rank; called with no arguments unless given."""
+        return self._run(function, arguments or [()] * len(self.nodes))
+
+    def name(self, rank: int) -> str:
+        """How a message calls a rank."""
+        return f"node {self.nodes[rank]} (rank {rank})"
+
+    def first_ranks(self) -> list[int]:
+        """One rank of every node."""
+        return [self.nodes.index(node) for node in dict.fromkeys(self.nodes)]
+
+
+def check_nodes(gang: Gang, run_path: Path, parameters: int, gpus: bool) -> None:
+    """Everything that can be checked before the workers form a process group.
+
+    Raises:
+        UserError: versions that differ, a disk that is full, storage that is not shared, a port that is closed, a GPU that fails.
+    """
+    compare_versions(gang)
+    check_disks(gang, run_path, parameters)
+    check_shared_storage(gang, run_path)
+    check_ports(gang)
+    if gpus:
+        for rank, fault in enumerate(_gpu_faults(gang)):
+            if fault:
+                raise UserError(f"{gang.name(rank)} {fault}: take the node out of the cluster, or free the GPU")
+
+
+def check_all_reduce(gang: Gang) -> None:
+    """The first collective of the process group, with a known result.
+
+    Raises:
+        UserError: a rank got another result.
+    """
+    for rank, fault in enumerate(gang.run(node_checks.all_reduce_fault)):
+        if fault:
+            raise UserError(f"{gang.name(rank)}: {fault}; check the network between the nodes")
+
+
+def compare_versions(gang: Gang) -> None:
+    wanted = node_checks.versions()
+    for rank, found in enumerate(gang.run(node_checks.versions)):
+        for what, version in wanted.items():
+            if found.get(what) != version:
+                raise UserError(
+                    f"{gang.name(rank)} has {what} {found.get(what)}, this machine has {version}: "
+                    "install the same on every node"
+                )
+
+
+def check_disks(gang: Gang, run_path: Path, parameters: int) -> None:
+    needed = CHECKPOINT_BYTES * parameters
+    for rank, found in enumerate(gang.run(node_checks.free_bytes, [(str(run_path),)] * len(gang.nodes))):
+        for path, free in found.items():
+            least = needed if path == str(run_path) else LOCAL_FREE_BYTES
+            if free < least:
+                raise UserError(
+                    f"{gang.name(rank)} has {free / 1e6:.1f} MB free at {path}, the run needs {least / 1e6:.1f} MB: free some"
+                )
+
+
+def check_shared_storage(gang: Gang, run_path: Path) -> None:
+    """Every worker sees a file that this machine writes into the run folder; this machine sees one of every worker."""
+    folder, token = str(run_path), uuid.uuid4().hex[:12]
+    ours, theirs = f".preflight.{token}", [f".preflight.{token}.{rank}" for rank in range(len(gang.nodes))]
+    apart = f"does not share {folder} with this machine: name --runs and --data on storage that all nodes mount"
+    try:
+        if fault := node_checks.leave_mark(folder, ours):
+            raise UserError(f"{folder}: this machine {fault}")
+        for rank, missing in enumerate(gang.run(node_checks.missing_marks, [(folder, [ours])] * len(gang.nodes))):
+            if missing:
+                raise UserError(f"{gang.name(rank)} {apart}")
+        for rank, fault in enumerate(gang.run(node_checks.leave_mark, [(folder, mark) for mark in theirs])):
+            if fault:
+                raise UserError(f"{gang.name(rank)}: {folder} {fault}; it must be on storage that all nodes share")
+        if unseen := node_checks.missing_marks(folder, theirs):
+            raise UserError(f"{gang.name(theirs.index(unseen[0]))} {apart}")
+    finally:
+        for mark in (ours, *theirs):
+            (run_path / mark).unlink(missing_ok=True)
+
+
+def check_ports(gang: Gang) -> None:
+    """Every node opens a port at the address that Ray knows it by; every node connects to all."""
+    first = gang.first_ranks()
+    ports = gang.run(node_checks.listen, [(address,) for address in gang.addresses])
+    peers = [(gang.addresses[rank], ports[rank]) for rank in first]
+    for rank, failed in enumerate(gang.run(node_checks.unreachable, [(peers,)] * len(gang.nodes))):
+        if failed:
+            raise UserError(
+                f"{gang.name(rank)} cannot connect to {failed[0]}: open all ports between the nodes, "
+                "or start Ray with the --node-ip-address of a network they share"
+            )
+
+
+def _gpu_faults(gang: Gang) -> list[str | None]:
+    """What is left after `GPU_SECONDS`: a process that was replaced gives its memory back a moment later."""
+    deadline = time.monotonic() + GPU_SECONDS
+    while any(faults := gang.run(node_checks.gpu_fault)) and time.monotonic() < deadline:
+        time.sleep(1)
+    return faults

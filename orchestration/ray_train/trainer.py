@@ -1,0 +1,105 @@
+"""The training gang as Ray Train workers: placed together, started again together when one dies."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ...models.common.errors import UserError
+from ...models.parameters import count_parameters
+from ...pipeline.config import RunConfig
+from ...pipeline.run.folder import RunFolder
+
+# Seconds; Ray Train's own are 2 and 60. A gang that a dead node leaves incomplete is placed again after the second.
+POLL_SECONDS, PLACE_SECONDS = 1.0, 30.0
+GROW_SECONDS = 10.0  # between looks whether an elastic gang could be larger
+
+
+def train_gang(run: RunFolder, config: RunConfig) -> None:
+    """Train `run` to its end on `config.run.workers` Ray Train workers; blocks.
+
+    Ray packs them onto as few nodes as it can and numbers them node by node. A gang that loses a worker or hangs is started
+    again from the last complete checkpoint in the run folder, which is on storage that all nodes share; with
+    `run.min_workers` on as many workers as there is room for.
+
+    Raises:
+        UserError: what a worker recorded as such, too few GPUs, or a gang that kept dying.
+    """
+    import ray
+    from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
+    from ray.train import RunConfig as RayRunConfig
+
+    from .backend import GangConfig
+    from .policies import GangTrainer, GrowAtCheckpoints, HangCallback, Patience
+
+    run.error_file.unlink(missing_ok=True)
+    os.environ |= {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.run.hang_seconds),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACE_SECONDS),
+    }
+    counts = config.worker_counts()
+    resources, use_gpu = worker_resources(config, ray.cluster_resources())
+    scaling = ScalingConfig(
+        num_workers=(counts[0], counts[-1]) if len(counts) > 1 else config.run.workers,
+        use_gpu=use_gpu,
+        resources_per_worker=resources,
+        placement_strategy="PACK",
+        elastic_resize_monitor_interval_s=GROW_SECONDS,
+    )
+    failures = FailureConfig(max_failures=-1)  # Patience counts them
+    absolute = RunFolder(run.path.resolve())
+    trainer = GangTrainer(
+        _train_worker,
+        train_loop_config={"run_path": str(absolute.path)},
+        torch_config=GangConfig(
+            backend="nccl" if use_gpu else "gloo", run_path=str(absolute.path), parameters=_parameters(config)
+        ),
+        scaling_config=scaling,
+        run_config=RayRunConfig(
+            name=f"{config.name}-{time.time_ns()}",  # Ray would take a used name for a run to restore; ours resumes from files
+            storage_path=str(absolute.path / "ray"),
+            failure_config=failures,
+            callbacks=[HangCallback(absolute, config.run.hang_seconds)],
+        ),
+        failure_policy=Patience(failures, absolute, config.run.max_restarts, config.run.cluster_wait_seconds),
+        scaling_policy=GrowAtCheckpoints(scaling, absolute, counts) if len(counts) > 1 else None,
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        run.raise_recorded_error()
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"training of {run.path} failed {config.run.max_restarts + 1} times in a row without a new checkpoint "
+            f"(last: {reason}); the last complete checkpoint is kept, the same command goes on from it"
+        ) from error
+
+
+def worker_resources(config: RunConfig, cluster: dict[str, float]) -> tuple[dict[str, float], bool]:
+    """What a worker asks of Ray, and whether that is a GPU: one each, if the cluster has any and `run.device` allows.
+
+    Raises:
+        UserError: fewer GPUs than workers.
+    """
+    run = config.run
+    gpus = int(cluster.get("GPU", 0))
+    use_gpu = run.device == "cuda" or (run.device == "auto" and gpus > 0)
+    least = config.worker_counts()[0]
+    if use_gpu and gpus < least:
+        raise UserError(
+            f"run.workers={run.workers} needs a GPU each, the cluster has {gpus}: "
+            "take fewer, set run.min_workers, or run.device=cpu"
+        )
+    cores = cluster.get("CPU", 1) / run.workers
+    return {"CPU": min(1.0, cores)} | ({"GPU": 1.0} if use_gpu else {}), use_gpu
+
+
+def _parameters(config: RunConfig) -> int:
+    return count_parameters(config.model.resolve(config.data.tokenizer.vocab_size)).total
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    from ...pipeline.loop import train
+
+    train(Path(settings["run_path"]))

@@ -1,0 +1,194 @@
+"""How a study becomes its plan: every cell with model, steps, memory and cost; cells that cannot run are refused."""
+
+import fnmatch
+import math
+from typing import Any
+
+from ...data_prep.loading.dataset import Dataset
+from ...data_prep.loading.loader import BatchLoader
+from ...models import ModelConfig, count_parameters, preset
+from ...models.accounting import GIB, activation_bytes, state_bytes, training_bytes_per_gpu, training_flops
+from ...models.common.errors import UserError
+from ...models.presets import matching_width
+from .config import StudyConfig
+from .packing import makespan
+from .plan import PROCESS_GIB, Cell, Plan, budget_label, cells_of_kind, jobs, microbatch_sequences, zero_stage
+
+
+def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
+    """Every cell of `study`, in the order of its file.
+
+    Args:
+        dataset: the prepared data, for epochs; without it they are unknown.
+
+    Raises:
+        UserError: a cell is impossible on this hardware or data, or the whole takes longer than allowed.
+    """
+    vocab_size = dataset.tokenizer().get_vocab_size() if dataset else study.data.tokenizer.vocab_size
+    planner = _Planner(study, vocab_size, dataset)
+    cells = [cell for cell in planner.cells() if not any(fnmatch.fnmatch(cell.name, p) for p in study.exclude)]
+    if not any(cell.kind == "main" for cell in cells):
+        raise UserError(f"study {study.name}: exclude leaves no cell")
+    _refuse_impossible(study, cells)
+    hours = sum(makespan(jobs(cells_of_kind(cells, kind)), study.hardware.devices) for kind in ("sweep", "main")) / 3600
+    if study.limits.max_hours is not None and hours > study.limits.max_hours:
+        raise UserError(
+            f"study {study.name}: {hours:.1f} predicted hours are more than limits.max_hours="
+            f"{study.limits.max_hours:g}: fewer cells, smaller budgets, or more devices"
+        )
+    device_hours = hours * study.hardware.devices
+    return Plan(
+        study=study,
+        vocab_size=vocab_size,
+        train_tokens=dataset.split("train").num_tokens if dataset else None,
+        cells=tuple(cells),
+        hours=hours,
+        device_hours=device_hours,
+        cost=device_hours * study.hardware.cost_per_hour,
+    )
+
+
+class _Planner:
+    """Turns a study into cells; models are configured once a family and size."""
+
+    def __init__(self, study: StudyConfig, vocab_size: int, dataset: Dataset | None):
+        self.study, self.vocab_size, self.dataset = study, vocab_size, dataset
+        self._models: dict[tuple[str, str], tuple[str, dict[str, Any], ModelConfig]] = {}
+        self._epochs: dict[int, float] = {}  # of one step, by batch_tokens
+
+    def cells(self) -> list[Cell]:
+        study = self.study
+        cells = []
+        if sweep := study.learning_rate.sweep:
+            value = study.budgets.values[sweep.budget]
+            cells += [
+                self._cell(family, size, value, study.seeds[0], factor)
+                for family in study.families
+                for size in sweep.sizes
+                for factor in sweep.factors
+            ]
+        cells += [
+            self._cell(family, size, value, seed, None)
+            for family in study.families
+            for size in study.sizes
+            for value in study.budgets.values
+            for seed in study.seeds
+        ]
+        return cells
+
+    def _cell(self, family: str, size: str, budget: float, seed: int, factor: float | None) -> Cell:
+        study = self.study
+        preset_name, overrides, config = self._model(family, size)
+        length = study.train.sequence_length
+        count = count_parameters(config)
+        flops_per_token = training_flops(config, length)
+        wanted = {
+            "tokens": budget,
+            "tokens_per_parameter": budget * count.non_embedding,
+            "flops": budget / flops_per_token,
+        }[study.budgets.kind]
+        batch_tokens = self._batch_tokens(wanted)
+        steps = max(1, round(wanted / batch_tokens))
+        tokens = steps * batch_tokens
+        label = budget_label(study.budgets.kind, budget)
+        memory = self._memory_gib(config, batch_tokens)
+        return Cell(
+            name=f"{family}-{size}-{label}-" + (f"s{seed}" if factor is None else f"lr{factor:g}"),
+            kind="main" if factor is None else "sweep",
+            family=family,
+            size=size,
+            budget=label,
+            seed=seed,
+            factor=factor,
+            parameters=count.non_embedding,
+            total_parameters=count.total,
+            batch_tokens=batch_tokens,
+            steps=steps,
+            tokens=tokens,
+            flops=flops_per_token * tokens,
+            state_bytes=state_bytes(config, study.fit.state_context),
+            epochs=self._epochs_of(batch_tokens, steps),
+            memory_gib=memory,
+            per_device=max(1, min(study.hardware.processes_of(size), int(study.hardware.memory_gib / memory))),
+            seconds=self._seconds(size, flops_per_token * tokens),
+            held_out=size in study.held_out_sizes,
+            preset=preset_name,
+            model=overrides,
+        )
+
+    def _model(self, family: str, size: str) -> tuple[str, dict[str, Any], ModelConfig]:
+        """Preset, overrides and configuration; non-embedding parameters match those of the study's first family."""
+        if (family, size) in self._models:
+            return self._models[family, size]
+        rung = self.study.sizes[size]
+        name, first = f"{family}-{rung.preset or size}", self.study.families[0]
+        overrides = dict(rung.model)
+        if rung.feedforward_width and family == first:
+            overrides["feedforward"] = {"width": rung.feedforward_width}
+        elif (rung.model or rung.feedforward_width) and family != first:
+            target = count_parameters(self._model(first, size)[2]).non_embedding
+            width = matching_width(preset(name, vocab_size=self.vocab_size, **overrides), target)
+            if width < 8:
+                raise UserError(
+                    f"{name} at size {size} has more parameters than {first} even without its feed-forward: "
+                    f"raise sizes.{size}.feedforward_width"
+                )
+            overrides["feedforward"] = {"width": width}
+        config = preset(name, vocab_size=self.vocab_size, **overrides)
+        return self._models.setdefault((family, size), (name, overrides, config))
+
+    def _batch_tokens(self, tokens: float) -> int:
+        rule, length = self.study.batch, self.study.train.sequence_length
+        sequences = rule.value * (tokens / rule.at_tokens) ** rule.exponent / length
+        return length * 2 ** max(0, round(math.log2(sequences)))
+
+    def _memory_gib(self, config: ModelConfig, batch_tokens: int) -> float:
+        study = self.study
+        sequences = microbatch_sequences(study, batch_tokens)
+        width = 2 if study.train.precision == "bf16" else 4
+        kept = activation_bytes(config, sequences, study.train.sequence_length, bytes_per_number=width)
+        return PROCESS_GIB + (training_bytes_per_gpu(config, zero_stage=zero_stage(study), world_size=1) + kept) / GIB
+
+    def _seconds(self, size: str, flops: float) -> float:
+        hardware = self.study.hardware
+        return hardware.startup_seconds + flops / (1e12 * hardware.tflops_of(size))
+
+    def _epochs_of(self, batch_tokens: int, steps: int) -> float | None:
+        """Epochs over the source that repeats most."""
+        if self.dataset is None:
+            return None
+        if batch_tokens not in self._epochs:
+            length = self.study.train.sequence_length
+            loader = BatchLoader(
+                self.dataset,
+                self.study.mixture,
+                sequence_length=length,
+                batch_sequences=batch_tokens // length,
+                seed=self.study.seeds[0],
+            )
+            self._epochs[batch_tokens] = max((use.epochs or 0.0 for use in loader.describe(1)), default=0.0)
+        return self._epochs[batch_tokens] * steps
+
+
+def _refuse_impossible(study: StudyConfig, cells: list[Cell]) -> None:
+    """Raise for the first impossible cell, and say how many there are."""
+    findings = []
+    for cell in cells:
+        if cell.steps < study.limits.min_steps:
+            findings.append(
+                f"cell {cell.name}: {cell.steps} steps of {cell.batch_tokens:,} tokens are fewer than limits.min_steps="
+                f"{study.limits.min_steps}: a larger budget, a smaller batch.value, or exclude: [{cell.name}]"
+            )
+        elif cell.memory_gib > study.hardware.memory_gib:
+            findings.append(
+                f"cell {cell.name}: about {cell.memory_gib:.1f} GiB do not fit the {study.hardware.memory_gib:g} GiB of "
+                f"a device: lower hardware.microbatch_tokens, or exclude: [{cell.name}]"
+            )
+        elif cell.epochs is not None and cell.epochs > study.limits.max_epochs:
+            findings.append(
+                f"cell {cell.name}: {cell.tokens:,} tokens are {cell.epochs:.1f} epochs of {study.data.name}, more than "
+                f"limits.max_epochs={study.limits.max_epochs:g}: more text, a smaller budget, or exclude: [{cell.name}]"
+            )
+    if findings:
+        others = f" (and {len(findings) - 1} more cells)" if len(findings) > 1 else ""
+        raise UserError(f"study {study.name}: {findings[0]}{others}")

@@ -1,0 +1,42 @@
+"""Fit and report of a study's folder: reads the cells, writes fit.json, report.md, report.html, figures and study.json."""
+
+from pathlib import Path
+
+from ...models.common.errors import UserError
+from ...models.common.files import write_json
+from ..progress.bars import console
+from .analysis.fit import StudyFit, fit_study
+from .analysis.report import write_report
+from .export import export_study
+from .run import StudyFolder, failed_cells, stored_rule
+
+
+def write_fit(folder: StudyFolder) -> StudyFit:
+    """Fit the finished cells and write `fit.json`.
+
+    Raises:
+        UserError: no cell is finished.
+    """
+    plan = folder.load_plan()
+    results = folder.results(plan)
+    if not results:
+        raise UserError(f"no cell of {folder.path} is finished: `echo-lm study run` it first")
+    fit = fit_study(plan, results)
+    write_json(folder.fit_file, fit.model_dump(mode="json"))
+    return fit
+
+
+def fit_and_report(folder: StudyFolder) -> Path:
+    """Fit, report, and mirror in MLflow if it is installed. Returns the path of `report.md`."""
+    plan = folder.load_plan()
+    fit = write_fit(folder)
+    rule = stored_rule(folder) if folder.rule_file.is_file() else None
+    report = write_report(folder.path, plan, folder.results(plan), fit, rule, failed_cells(folder, plan.cells))
+    console.print(f"report: {report} and {report.with_suffix('.html')}; everything behind it: {export_study(folder)}")
+    try:
+        from .tracking import track_study
+
+        track_study(folder)
+    except ModuleNotFoundError as error:
+        console.print(f"MLflow: not installed here ({error.name}); `echo-lm study track` replays the files elsewhere")
+    return report

@@ -1,0 +1,148 @@
+"""What `echo-lm study` prints: the plan, where the cells stand, the laws."""
+
+import time
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+
+from ...pipeline.run.folder import RunFolder
+from ..jobs.leases import holder
+from ..monitor.summary import read_run
+from ..progress.bars import console
+from .analysis.fit import Interval, StudyFit
+from .cell import lease_path
+from .learning_rate import given_rule
+from .packing import makespan
+from .plan import Cell, Plan, jobs
+from .results import CellResult, Pace
+from .run import StudyFolder, failed_cells
+
+WATCH_SECONDS = 5.0
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row a cell."""
+    study = plan.study
+    rule = given_rule(study.learning_rate, study.families)
+    table = _table(("cell", "parameters", "tokens", "steps", "batch", "learning rate", "FLOPs", "epochs", "GiB", "min"))
+    for cell in plan.cells:
+        rate = rule.at(cell.family, cell.parameters) * (cell.factor or 1)
+        fitted = cell.kind == "main" and study.learning_rate.sweep is not None
+        table.add_row(
+            cell.name + (" (held out)" if cell.held_out and cell.kind == "main" else ""),
+            f"{cell.parameters:,}",
+            f"{cell.tokens:,}",
+            f"{cell.steps:,}",
+            f"{cell.batch_tokens:,}",
+            "of the sweep" if fitted else f"{rate:.2e}",
+            f"{cell.flops:.2e}",
+            "?" if cell.epochs is None else f"{cell.epochs:.2f}",
+            f"{cell.memory_gib:.1f}",
+            f"{cell.seconds / 60:.1f}",
+        )
+    return table
+
+
+def plan_summary(plan: Plan) -> str:
+    """The totals in a few lines."""
+    study, hardware = plan.study, plan.study.hardware
+    main, sweep = plan.of_kind("main"), plan.of_kind("sweep")
+    swept = f" and {len(sweep)} of the learning-rate sweep" if sweep else ""
+    if plan.train_tokens is None:
+        data = f"epochs unknown until {study.data.name} is prepared (echo-lm study run prepares it)"
+    else:
+        most = max(plan.cells, key=lambda cell: cell.epochs or 0)
+        data = f"{plan.train_tokens:,} tokens of {study.data.name}: {most.epochs:.2f} epochs at most ({most.name})"
+    cost = f", cost {plan.cost:,.2f}" if hardware.cost_per_hour else ""
+    held = ", ".join(study.held_out_sizes) or "none"
+    most_beside = max(hardware.processes_of(size) for size in study.sizes)
+    return (
+        f"study {study.name}: {study.question}\n"
+        f"{len(main)} cells{swept}; {plan.flops:.3g} FLOPs, {plan.tokens:,} tokens; sizes held out of the fits: {held}\n"
+        f"{data}\n"
+        f"predicted {plan.hours:.2f} h on {hardware.devices} x {hardware.name} "
+        f"({hardware.device}, up to {most_beside} cells each), {plan.device_hours:.2f} device hours{cost}"
+    )
+
+
+def watch_status(folder: StudyFolder, watch: bool) -> None:
+    """Print where the cells stand; with `watch`, until none is left but the failed."""
+    if not watch:
+        console.print(status_view(folder)[0])
+        return
+    view, left = status_view(folder)
+    with Live(view, console=console, auto_refresh=False) as live:
+        while left:
+            time.sleep(WATCH_SECONDS)
+            view, left = status_view(folder)
+            live.update(view, refresh=True)
+
+
+def status_view(folder: StudyFolder) -> tuple[Group, int]:
+    """The table of the cells with a line of totals, and how many cells are neither done nor failed."""
+    plan = folder.load_plan()
+    results = {result.cell.name: result for result in folder.results(plan)}
+    failed = failed_cells(folder, plan.cells)
+    table = _table(("cell", "state", "step", "loss", "tokens/s", "ETA"))
+    states = {cell.name: _state(folder, cell, results, failed) for cell in plan.cells}
+    for cell in plan.cells:
+        table.add_row(cell.name, states[cell.name], *_progress(folder, cell, results.get(cell.name)))
+    left = [cell for cell in plan.cells if states[cell.name] not in ("done", "failed")]
+    counts = ", ".join(f"{list(states.values()).count(s)} {s}" for s in ("done", "running", "waiting", "failed"))
+    lines = [f"{counts}; about {_hours_left(plan, left, results):.2f} h left if started anew"]
+    lines += [f"failed: {name}: {reason}" for name, reason in failed.items() if states[name] == "failed"]
+    return Group(table, "\n".join(lines)), len(left)
+
+
+def laws_table(fit: StudyFit) -> Table:
+    """The loss law of every family."""
+    table = _table(("family", "cells", "E", "A", "B", "alpha", "beta", "noise"))
+    for law in fit.laws:
+        if law.E is None:
+            table.add_row(law.family, str(law.cells), law.note, *[""] * 5)
+        else:
+            values = (law.E, law.A, law.B, law.alpha, law.beta)
+            table.add_row(law.family, str(law.cells), *map(interval_text, values), f"{law.scale:.2%}")
+    return table
+
+
+def interval_text(interval: Interval) -> str:
+    """`0.348 (0.331 to 0.362)`."""
+    return f"{interval.value:.3g} ({interval.low:.3g} to {interval.high:.3g})"
+
+
+def _state(folder: StudyFolder, cell: Cell, results: dict[str, CellResult], failed: dict[str, str]) -> str:
+    if cell.name in results:
+        return "done"
+    if holder(lease_path(folder.run(cell))) is not None:
+        return "running"
+    return "failed" if cell.name in failed else "waiting"
+
+
+def _progress(folder: StudyFolder, cell: Cell, result: CellResult | None) -> tuple[str, str, str, str]:
+    """Step, loss, tokens/s and ETA as text; the loss of a finished cell is the one of the study."""
+    if result is not None:
+        return f"{cell.steps}/{cell.steps}", f"{result.loss:.4f}", f"{result.tokens_per_second:,.0f}", "-"
+    run = RunFolder(folder.run(cell))
+    if not run.exists():
+        return f"0/{cell.steps}", "-", "-", "-"
+    now = read_run(run.path).summary(time.time())
+    return (
+        f"{now.step}/{cell.steps}",
+        "-" if now.loss is None else f"{now.loss:.3f} (training)",
+        "-" if now.tokens_per_second is None else f"{now.tokens_per_second:,.0f}",
+        "-" if now.eta_seconds is None else f"{now.eta_seconds / 60:.1f} min",
+    )
+
+
+def _hours_left(plan: Plan, left: list[Cell], results: dict[str, CellResult]) -> float:
+    """Predicted hours of what is left, corrected by what the finished cells took."""
+    return makespan(jobs(left, Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
+
+
+def _table(titles: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("cell", "state", "family") else "right", no_wrap=True)
+    return table

@@ -1,0 +1,69 @@
+"""Checkpoints on disk: names, which one counts, checks, retention.
+
+A checkpoint is complete or absent: `writer.py` writes it into a hidden folder, hashes and flushes the files and
+renames the folder; only then does `latest` name it. A crash at any moment leaves the previous `latest` valid.
+
+`engine/` holds one file a rank: the fp32 weights and AdamW moments that the rank kept, each piece named by its parameter
+and its place in it (`zero_state.py`). That form knows no topology, so it loads into any number of ranks, any ZeRO stage
+and any sequence parallelism, and bit for bit into the one that wrote it.
+"""
+
+import shutil
+from pathlib import Path
+
+from ...evals.layout import complete_checkpoints
+from ...models.common.errors import UserError
+from ...models.common.files import read_json, sha256_file
+from ...models.common.run_layout import COMPLETE, ENGINE
+from ..config import RunConfig
+from ..run.folder import RunFolder
+
+FORMAT = 2  # of `engine/`
+
+
+def piece_name(name: str, start: int, kind: str) -> str:
+    """The key of a fragment in `engine/rank_*.safetensors`."""
+    return f"{name}:{start}:{kind}"
+
+
+def latest_checkpoint(run: RunFolder) -> Path | None:
+    """The newest complete checkpoint, or None before the first.
+
+    `latest` is written after the rename: a crash between the two leaves a newer complete folder, which counts.
+    """
+    found = list(complete_checkpoints(run.path))
+    return found[-1][0] if found else None
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Check a checkpoint's files before anything is loaded.
+
+    Raises:
+        UserError: a file is missing or damaged, or an earlier version of Echo-LM wrote it.
+    """
+    record = read_json(checkpoint / COMPLETE)
+    if record.get("format") != FORMAT:
+        raise UserError(
+            f"{checkpoint} was written by an earlier version of Echo-LM (format {record.get('format', 1)}, this one reads "
+            f"{FORMAT}): go on with that version, or start a run under another name"
+        )
+    for name, expected in record["sha256"].items():
+        path = checkpoint / name
+        if not path.is_file() or sha256_file(path) != expected:
+            retired = not (checkpoint / ENGINE).exists()
+            what = "holds weights only (see run.keep_checkpoints)" if retired else f"is damaged: {path} is missing or "
+            what += "" if retired else f"damaged (sha256 is not {expected[:12]}...)"
+            raise UserError(f"{checkpoint} {what}: delete {checkpoint} to resume from the checkpoint before it")
+
+
+def retire(run: RunFolder, config: RunConfig) -> None:
+    """Delete the engine state of checkpoints that the retention rule lets go; weights stay, so that evaluations can follow.
+
+    The newest `run.keep_checkpoints` and those of every `run.keep_every` steps stay resumable; the newest always does.
+    """
+    keep, every = config.run.keep_checkpoints, config.run.keep_every
+    if keep is None:
+        return
+    for checkpoint, record in list(complete_checkpoints(run.path))[:-keep]:
+        if not every or record["step"] % every:
+            shutil.rmtree(checkpoint / ENGINE, ignore_errors=True)

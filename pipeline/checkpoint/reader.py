@@ -1,0 +1,75 @@
+"""Loading a checkpoint of any topology into an engine of any other."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ...models.common.errors import UserError
+from ...models.common.files import read_json
+from ...models.common.run_layout import ENGINE
+from ..quiet_deepspeed import gathered
+from .format import piece_name
+from .zero_state import KINDS, Fragment, fragments, set_optimizer_steps
+
+
+def load_checkpoint(engine: Any, checkpoint: Path) -> tuple[int, int]:
+    """Load weights and optimizer state into the engine's own topology; returns (step, tokens).
+
+    Called by every rank after `check_checkpoint`; at the start, or later to go back.
+
+    Raises:
+        UserError: the checkpoint lacks a parameter, or a part of one.
+    """
+    state = read_json(checkpoint / ENGINE / "state.json")
+    stored = _Stored(checkpoint / ENGINE)
+    mine: dict[str, list[Fragment]] = defaultdict(list)
+    for fragment in fragments(engine):
+        mine[fragment.name].append(fragment)
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        for kind in KINDS:
+            size = getattr(parameter, "ds_numel", parameter.numel())
+            whole = stored.read(name, kind, size)
+            for fragment in mine[name]:
+                view = fragment.tensors[kind]
+                view.copy_(whole[fragment.start : fragment.start + len(view)])
+            if kind == "weight":
+                # What the forward pass reads is apart from the fp32 weight, in ZeRO-3 in parts.
+                with torch.no_grad(), gathered(engine, [parameter], write=True):
+                    parameter.copy_(whole.view(parameter.shape))
+    set_optimizer_steps(engine, state["optimizer_steps"])
+    return state["step"], state["tokens"]
+
+
+class _Stored:
+    """The pieces of all ranks' files, by parameter and kind."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files = [safe_open(path, framework="pt") for path in sorted(folder.glob("rank_*.safetensors"))]
+        self._pieces: dict[tuple[str, str], list[tuple[int, Any]]] = defaultdict(list)
+        for file in self._files:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                name, start, kind = key.rsplit(":", 2)
+                self._pieces[name, kind].append((int(start), file))
+
+    def read(self, name: str, kind: str, size: int) -> Tensor:
+        """All `size` numbers of a parameter, in order."""
+        pieces = sorted(self._pieces[name, kind], key=lambda piece: piece[0])
+        parts, end = [], 0
+        for start, file in pieces:
+            if start != end:
+                break
+            parts.append(file.get_tensor(piece_name(name, start, kind)))
+            end += parts[-1].numel()
+        if end != size:
+            raise UserError(
+                f"{self._folder} holds {end} of the {size} numbers of {name} ({kind}): "
+                f"delete {self._folder.parent} to resume from the checkpoint before it"
+            )
+        return torch.cat(parts)

@@ -1,0 +1,235 @@
+"""The training loop of one rank. Everything it needs lies in the run folder; everything it learns is written there."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..data_prep.loading.dataset import Dataset
+from ..data_prep.loading.loader import BatchLoader
+from ..models.common.errors import UserError
+from ..models.common.files import write_json
+from .agreement import raise_together
+from .checkpoint.format import check_checkpoint, latest_checkpoint
+from .checkpoint.reader import load_checkpoint
+from .checkpoint.writer import CheckpointWriter
+from .config import RunConfig
+from .engine import build_engine, choose_device, join_process_group
+from .garbage import GarbageCollection
+from .mesh import Mesh, make_mesh
+from .monitoring.heartbeat import Heart
+from .monitoring.metrics import Meter
+from .monitoring.node import node_name
+from .monitoring.ska_health import HealthWatch
+from .monitoring.straggler import Stopwatch, StragglerWatch
+from .prefetch import Prefetcher
+from .run.events import EventLog
+from .run.folder import RunFolder
+from .schedule import learning_rate_at, write_price_at
+from .stop_signal import StopSignal
+from .update import Update, update
+
+
+def train(run_path: Path | str) -> None:
+    """Train the run in `run_path` from its last complete checkpoint to its end, as the rank that the environment names.
+
+    Raises:
+        UserError: also recorded in the run's `error.json`, since this may be a process of a gang.
+    """
+    run = RunFolder(run_path)
+    with StopSignal() as stop:
+        try:
+            _train(run, run.load_config(), stop)
+        except UserError as error:
+            write_json(run.error_file, {"message": str(error)})
+            raise
+
+
+def make_loader(dataset: Dataset, config: RunConfig) -> BatchLoader:
+    """The batch order of a run: a pure function of its configuration and data."""
+    return BatchLoader(
+        dataset,
+        config.mixture,
+        sequence_length=config.train.sequence_length,
+        batch_sequences=config.train.batch_sequences,
+        seed=config.seed,
+    )
+
+
+def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
+    torch.set_num_threads(config.run.threads)
+    device = choose_device(config)
+    join_process_group(device)
+    with Heart(run, dist.get_rank(), dist.get_world_size()) as heart:
+        nodes = _nodes()
+        mesh = make_mesh(config.run.sequence_parallel, nodes)
+        dataset = Dataset.open(run.data_folder())
+        vocab_size = dataset.tokenizer().get_vocab_size()
+        engine = build_engine(config, vocab_size, device, mesh)
+        loop = _Loop(run, config, engine, mesh, make_loader(dataset, config), dataset, heart, nodes)
+        loop.run_to_the_end(stop)
+        dist.barrier()  # a rank that leaves early can abort the others' exit
+    engine.destroy()
+    dist.destroy_process_group()
+
+
+def _nodes() -> list[str]:
+    """The node that each rank runs on, by rank."""
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, node_name())
+    return names
+
+
+class _Loop:
+    """Step after step, with checkpoints; every decision is taken by all ranks together."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        engine: Any,
+        mesh: Mesh,
+        loader: BatchLoader,
+        dataset: Dataset,
+        heart: Heart,
+        nodes: list[str],
+    ):
+        self.run, self.config, self.engine, self.mesh, self.loader = run, config, engine, mesh, loader
+        self.heart, self.nodes = heart, nodes
+        self.alone, self.stragglers = Stopwatch(engine.device), StragglerWatch(config.run.straggler_factor)
+        self.step, self.tokens = self._resume()
+        self.writer = CheckpointWriter(engine, run, config, step=self.step, replaced=heart.replaced)
+        self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
+        self.health = HealthWatch(engine, config)
+        self.log = EventLog(run.events_file) if mesh.rank == 0 else None
+        self._event("start", **self._where(), pid=os.getpid(), **self._topology())
+        self._not_finite = 0  # steps in a row
+        self._went_back_from = 0
+
+    def run_to_the_end(self, stop: StopSignal) -> None:
+        config = self.config
+        last = min(config.train.steps, config.run.stop_step or config.train.steps)
+        leave, busy = False, 0.0
+        with (
+            GarbageCollection() as garbage,
+            Prefetcher(self.loader.batch, last, depth=config.run.prefetch) as batches,
+        ):
+            while self.step < last and not leave:
+                started = time.perf_counter()
+                batch, stall = batches.batch(self.step)
+                rate = learning_rate_at(self.step, config.train)
+                flags = [stop.received, self.writer.failed()]
+                self.alone.start()
+                price = write_price_at(self.step, config.train)
+                watched = dict(flags=flags, busy=busy, alone=self.alone)
+                done = update(self.engine, batch, rate, config, self.mesh, write_price=price, **watched)
+                garbage.collect()
+                busy = stall + self.alone.seconds()  # told to the others with the next step
+                self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens
+                self.heart.moved(self.step)
+                self._record(done, time.perf_counter() - started, stall)
+                if self.health.due(self.step):
+                    for kind, fields in self.health.look(batch, self.mesh, self.step):
+                        self._event(kind, step=self.step, **fields)
+                leave, write_failed = bool(done.flags[0]), bool(done.flags[1])
+                if write_failed:
+                    self.writer.finish()  # raises, on every rank
+                if not done.applied:
+                    self._not_finite += 1
+                    if self._not_finite >= config.run.rollback_after:
+                        self._go_back()
+                    continue  # no checkpoint of a state that may be broken
+                self._not_finite = 0
+                if self.step % config.run.checkpoint_every == 0 and self.step < last:
+                    self.writer.begin(self.step, self.tokens)
+                self._report_checkpoints()
+            self.writer.begin(self.step, self.tokens)
+            self.writer.finish()
+            self._report_checkpoints()
+        if self.step == config.train.steps:
+            self._event("finish", **self._where())
+            if self.log:
+                write_json(self.run.finished_file, self._where())
+        elif leave:
+            self._event("stop", **self._where(), reason="SIGTERM")
+
+    def _resume(self) -> tuple[int, int]:
+        """Load the last complete checkpoint, if there is one."""
+        checkpoint = latest_checkpoint(self.run)
+        if checkpoint is None:
+            return 0, 0
+        error = None
+        if self.mesh.rank == 0:  # it reads every byte: once is enough
+            try:
+                check_checkpoint(checkpoint)
+            except UserError as problem:
+                error = problem
+        raise_together(error, self.engine.device)
+        return load_checkpoint(self.engine, checkpoint)
+
+    def _go_back(self) -> None:
+        """Return to the last complete checkpoint; a second time without having come further is no accident.
+
+        Raises:
+            UserError: the gradients are not finite again where they were not before.
+        """
+        self.writer.finish()
+        failed = self.step
+        count, self._not_finite = self._not_finite, 0
+        if failed <= self._went_back_from or latest_checkpoint(self.run) is None:
+            again = (
+                " again, after going back"
+                if failed <= self._went_back_from
+                else ", and there is no checkpoint to go back to"
+            )
+            raise UserError(
+                f"the gradients of {self.run.path} are not finite at steps {failed - count + 1} to {failed}{again}: "
+                "lower train.learning_rate and start again under another name"
+            )
+        self._went_back_from = failed
+        self.step, self.tokens = self._resume()
+        self._event("rollback", **self._where(), from_step=failed, reason=f"{count} steps in a row were not finite")
+
+    def _record(self, done: Update, seconds: float, stall: float) -> None:
+        if not self.log:
+            return
+        if not done.applied:
+            self._event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
+        measured = self.meter.measure(done.metrics, seconds)
+        self._event("step", **self._where(), **done.metrics, **measured, data_stall_seconds=stall)
+        for rank, slow, median in self.stragglers.look(done.busy, seconds):
+            node = self.nodes[rank]
+            message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
+            told = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
+            self._event("straggler", step=self.step, **told)
+
+    def _report_checkpoints(self) -> None:
+        written = self.writer.written()
+        if written:
+            self._event(
+                "checkpoint",
+                step=written.step,
+                path=written.path.name,
+                seconds=written.seconds,
+                stall_seconds=written.stall_seconds,
+            )
+
+    def _where(self) -> dict[str, int]:
+        return {"step": self.step, "tokens": self.tokens}
+
+    def _topology(self) -> dict[str, Any]:
+        run = self.config.run
+        return {
+            "world_size": self.mesh.world,
+            "zero_stage": run.zero_stage,
+            "sequence_parallel": run.sequence_parallel,
+            "device": str(self.engine.device),
+            "nodes": self.nodes,
+        }
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        if self.log:
+            self.log.write(kind, **fields)

@@ -1,0 +1,180 @@
+"""The folder of a run: its paths, its lock, its identity. Layout in `docs/architecture.md`."""
+
+import os
+import platform
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ...models.common.errors import UserError
+from ...models.common.files import read_json, write_json
+from ...models.common.provenance import git_state
+from ...models.common.run_layout import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    ERROR,
+    EVALS,
+    EVENTS,
+    FINISHED,
+    HEARTBEATS,
+    LATEST,
+    SUPERVISION,
+)
+from ...models.common.validation import first_difference
+from ..config import RunConfig, parse_config, save_config
+
+RECORDED_PACKAGES = ("echo-lm", "torch", "deepspeed", "numpy", "tokenizers", "triton", "mamba-ssm", "ray", "mlflow")
+
+
+class RunFolder:
+    """Paths of one run below `path`. Making the object touches nothing."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.config_file = self.path / CONFIG
+        self.environment_file = self.path / ENVIRONMENT
+        self.data_file = self.path / DATA
+        self.events_file = self.path / EVENTS
+        self.error_file = self.path / ERROR
+        self.finished_file = self.path / FINISHED
+        self.checkpoints = self.path / CHECKPOINTS
+        self.latest_file = self.checkpoints / LATEST
+        self.evals = self.path / EVALS
+        self.heartbeats = self.path / HEARTBEATS
+        self.gang_file = self.heartbeats / "gang"
+
+    def exists(self) -> bool:
+        """Whether a run was ever set up here."""
+        return self.config_file.is_file()
+
+    def finished(self) -> bool:
+        """Whether training reached its horizon."""
+        return self.finished_file.is_file()
+
+    def load_config(self) -> RunConfig:
+        """The stored configuration.
+
+        Raises:
+            UserError: not a run folder, or its configuration was damaged.
+        """
+        if not self.exists():
+            raise UserError(f"{self.path} is not a run folder: it holds no config.yaml")
+        try:
+            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.config_file} is not valid YAML: restore it or start a run in another folder"
+            ) from error
+        return parse_config(values, str(self.config_file))
+
+    def data_folder(self) -> Path:
+        """The dataset that the run trains on; stored relative to the run where both lie on one tree."""
+        return (self.path / read_json(self.data_file)["folder"]).resolve()
+
+    def check_owner(self, *, trust: bool = False) -> None:
+        """Check that the run is this user's own: going on with it reads the state that its owner wrote.
+
+        Raises:
+            UserError: it belongs to somebody else, and is not to be trusted.
+        """
+        for path in (self.config_file, self.checkpoints):
+            if not trust and path.exists() and path.stat().st_uid != os.geteuid():
+                raise UserError(
+                    f"{self.path} belongs to another user (uid {path.stat().st_uid}, you are {os.geteuid()}): "
+                    "go on with it only if you trust them, with --trust"
+                )
+
+    def check(self, config: RunConfig, *, trust: bool = False) -> None:
+        """Check that the folder is free for `config`, or holds a run of the same identity to go on with.
+
+        Raises:
+            UserError: the folder belongs to a run that trains something else or to another user, or holds other files.
+        """
+        self.check_owner(trust=trust)
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: name a folder for the run")
+        if self.exists():
+            difference = first_difference(self.load_config().identity_fields(), config.identity_fields())
+            if difference:
+                field, old, new = difference
+                raise UserError(
+                    f"{self.path} holds a run with another {field} (stored {old!r}, asked {new!r}): "
+                    "choose another name (name=...) or go on with the stored configuration"
+                )
+        elif self.path.is_dir():
+            # Of a crash before the configuration was written.
+            ours = {".lock", ".supervision.lock", SUPERVISION, self.data_file.name, self.environment_file.name}
+            if any(entry.name not in ours for entry in self.path.iterdir()):
+                raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
+
+    def prepare(self, config: RunConfig, dataset: Path, *, trust: bool = False) -> None:
+        """Set the folder up for `config` on the prepared `dataset`; the configuration is written last.
+
+        Raises:
+            UserError: see `check`.
+        """
+        self.check(config, trust=trust)
+        write_json(self.data_file, {"folder": os.path.relpath(dataset.resolve(), self.path.resolve())})
+        run_id = read_json(self.environment_file)["run_id"] if self.environment_file.exists() else uuid.uuid4().hex
+        write_json(self.environment_file, {"run_id": run_id} | describe_environment())
+        save_config(config, self.config_file)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one training process tree; the lock dies with its holder.
+
+        Raises:
+            UserError: another process trains in this folder.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made ({error.strerror}): name a folder you own") from error
+        holder = FileLock(self.path / ".lock")
+        try:
+            holder.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.path} is in use by another process: wait for it or choose another name") from None
+        try:
+            yield
+        finally:
+            holder.release()
+
+    def raise_recorded_error(self) -> None:
+        """Raise what a worker of the last attempt recorded as the user's error, if it did."""
+        if self.error_file.is_file():
+            raise UserError(read_json(self.error_file)["message"])
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, git commit, hardware: what a reader needs to judge or repeat a run."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "hardware": _describe_hardware(),
+    } | git_state()
+
+
+def _describe_hardware() -> str:
+    import torch  # seconds, for this alone
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+    return ", ".join([*gpus, f"{os.cpu_count()} CPU cores"])

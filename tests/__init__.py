@@ -1,0 +1,1 @@
+"""Tests of Echo-LM; folders mirror those of the packages, and `helpers/` has what several of them share."""

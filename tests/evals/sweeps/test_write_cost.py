@@ -1,0 +1,67 @@
+"""The cost of open gates in recall trainings: when it acts, and that it shuts them."""
+
+import pytest
+import torch
+
+from echo_lm.data_prep.recall import RecallVocabulary
+from echo_lm.evals.config import RecallTraining
+from echo_lm.evals.sweeps.trainer import RecallTrainer
+from echo_lm.models import build_model, preset
+from echo_lm.models.common.errors import UserError
+
+SMALL = dict(d_model=16, layers=["mamba2", "ska", "ska"], mamba2={"headdim": 16}, allow_edge_ska=True)
+SKA = dict(num_heads=2, rank=4, mode="exact", chunk_size=None, write_gate="hard", power=0, value_lag=True)
+
+
+def small_model(**ska):
+    return build_model(preset("paper-1m-l2", **SMALL, ska={**SKA, **ska}), seed=0)
+
+
+def openness(model, tokens):
+    with torch.no_grad():
+        return model(tokens, openness=True)[1].item()
+
+
+def train(write_cost, steps=60):
+    model = small_model()
+    training = RecallTraining(
+        steps=steps,
+        tasks=("niah",),
+        pairs=(1,),
+        lengths=(16,),
+        batch_sequences=8,
+        learning_rate=0.01,
+        write_cost=write_cost,
+    )
+    trainer = RecallTrainer(model, training, RecallVocabulary(), seed=0)
+    trainer.run()
+    return trainer.losses.clone(), trainer.release()
+
+
+def test_it_acts_in_the_second_half_and_shuts_gates():
+    tokens = torch.randint(0, 128, (4, 16), generator=torch.Generator().manual_seed(0))
+    free, without = train(0.0)
+    dear, with_cost = train(10.0)
+    assert torch.equal(free[:30], dear[:30])
+    assert not torch.equal(free[35:], dear[35:])
+    assert openness(with_cost, tokens) < 0.5 * openness(without, tokens)
+
+
+def test_a_model_without_gates_is_refused():
+    training = RecallTraining(steps=2, write_cost=0.1)
+    for model in (small_model(write_gate="none"), build_model(preset("paper-1m-mamba2"), seed=0)):
+        with pytest.raises(UserError, match="write_cost needs SKA layers with a write gate: this model has none"):
+            RecallTrainer(model, training, RecallVocabulary())
+
+
+@pytest.mark.gpu
+def test_a_recorded_step_pays_what_an_eager_one_does():
+    """On a GPU the step is a CUDA graph; its cost grows all the same."""
+    losses = {}
+    for device in ("cpu", "cuda"):
+        model = small_model().to(device)
+        training = RecallTraining(steps=12, lengths=(32,), pairs=(1,), batch_sequences=4, write_cost=10.0)
+        trainer = RecallTrainer(model, training, RecallVocabulary(), seed=0, device=device)
+        trainer.run()
+        losses[device] = trainer.losses.cpu()
+    torch.testing.assert_close(losses["cuda"], losses["cpu"], rtol=1e-3, atol=1e-3)

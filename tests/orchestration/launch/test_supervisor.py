@@ -1,0 +1,112 @@
+"""The supervisor outside Ray: what it starts again, what it does not, and what it says."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from echo_lm.models.common.errors import UserError
+from echo_lm.orchestration.jobs.cluster import ClusterAway
+from echo_lm.orchestration.launch import supervisor
+from echo_lm.orchestration.launch.supervisor import supervise, wait_for_cluster
+from echo_lm.pipeline.run.events import read_events
+from echo_lm.pipeline.run.folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+def start(run: RunFolder, config, drive, asked=lambda: None) -> None:
+    """`asked` is called whenever the supervisor asks how far the run is: at the start, and after each loss was told."""
+
+    def progress() -> int:
+        asked()
+        return len(list(run.path.glob("done-*")))
+
+    supervise(run, config, drive, (str(run.path),), address=None, progress=progress)
+
+
+def told(run: RunFolder) -> list[tuple[str, str]]:
+    events = read_events(run.events_file)
+    return [(event["kind"], event.get("message") or event["reason"]) for event in events]
+
+
+def dies_twice(folder: str, on_cluster) -> None:
+    number = len(list(Path(folder).glob("done-*")))
+    Path(folder, f"done-{number}").touch()
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_driver_that_dies_or_falls_silent_is_started_again(run, smoke, monkeypatch):
+    def be_impatient_with_the_second() -> None:
+        while not (run.path / "done-1").exists():
+            time.sleep(0.05)
+        monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 1)
+
+    def be_patient_with_the_third() -> None:
+        if [kind for kind, _ in told(run)].count("lost") == 2:
+            monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 600)
+
+    threading.Thread(target=be_impatient_with_the_second, daemon=True).start()
+    start(run, smoke("run.max_restarts=1"), dies_twice, asked=be_patient_with_the_third)
+    kinds = [kind for kind, _ in told(run)]
+    assert kinds == ["attempt", "lost", "attempt", "lost", "attempt"]
+    messages = [message for kind, message in told(run) if kind == "lost"]
+    assert "killed by signal 9" in messages[0]
+    assert "silent" in messages[1]
+
+
+def fails(folder: str, on_cluster) -> None:
+    raise ZeroDivisionError("of no use")
+
+
+def test_a_driver_that_gets_nowhere_is_given_up_with_its_trace(run, smoke):
+    with pytest.raises(UserError, match=r"again and again without getting on") as raised:
+        start(run, smoke("run.max_restarts=1"), fails)
+    assert "ZeroDivisionError: of no use" in str(raised.value)
+    assert 'raise ZeroDivisionError("of no use")' in str(raised.value), "a traceback is our mistake, to be mended"
+
+
+def finds_no_cluster(folder: str, on_cluster) -> None:
+    Path(folder, f"tried-{len(list(Path(folder).glob('tried-*')))}").touch()
+    if len(list(Path(folder).glob("tried-*"))) < 3:
+        raise ClusterAway("no Ray cluster answers")
+
+
+def test_a_cluster_that_is_starting_is_tried_again_more_often_than_restarts_are_allowed(run, smoke):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        config = smoke("run.max_restarts=0")
+        supervise(run, config, finds_no_cluster, (str(run.path),), address=address, progress=lambda: 0)
+    assert [event["what"] for event in read_events(run.events_file) if event["kind"] == "lost"] == ["head"] * 2
+
+
+def is_told_off(folder: str, on_cluster) -> None:
+    raise UserError("no such suite")
+
+
+def test_a_users_mistake_ends_it_at_once(run, smoke):
+    with pytest.raises(UserError, match=r"^no such suite$"):
+        start(run, smoke(), is_told_off)
+    assert [kind for kind, _ in told(run)] == ["attempt"]
+
+
+def test_a_cluster_that_is_away_is_waited_for_and_not_for_ever():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"no Ray cluster answers at {address}.*ray start --head"):
+            wait_for_cluster(address, 1)
+        started = time.monotonic()
+        threading.Timer(1, server.listen).start()
+        wait_for_cluster(address, 60)
+        assert time.monotonic() - started > 0.5

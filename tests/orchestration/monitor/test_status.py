@@ -1,0 +1,80 @@
+"""`echo-lm status` from files alone, with everything dead."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from echo_lm.models.common.files import write_json
+from echo_lm.orchestration.monitor.status import status_table
+from echo_lm.orchestration.monitor.summary import read_run
+from echo_lm.pipeline.run.events import EventLog
+from echo_lm.pipeline.run.folder import RunFolder
+from echo_lm.pipeline.run.supervision import tell
+
+
+@pytest.fixture
+def run(tmp_path, smoke, data_root) -> RunFolder:
+    """A run at step 20 of 30, on two nodes, with one evaluation done, one given up, one to come."""
+    config = smoke("evaluation.suites=[language,recall-quick]")
+    run = RunFolder(tmp_path / "runs" / "smoke")
+    run.prepare(config, data_root / config.data.name)
+    with EventLog(run.events_file) as log:
+        for step in range(1, 21):
+            log.write("step", step=step, loss=3.0, tokens=step * 512, tokens_per_second=1024.0, mfu=0.41)
+    write_json(run.checkpoints / "step_00000010" / "complete.json", {"step": 10, "tokens": 5120})
+    write_json(run.checkpoints / "step_00000020" / "complete.json", {"step": 20, "tokens": 10240})
+    write_json(run.evals / "step_00000010" / "language.json", {})
+    tell(run, "evaluation_failed", step=10, suite="recall-quick", message="no memory")
+    tell(run, "lost", what="node", name="node-b", message="rank 1 on node-b: the node died")
+    for rank, node in enumerate(("node-a", "node-a", "node-c")):
+        beat = {"gang": "g", "rank": rank, "world": 3, "node": node, "pid": 1, "step": 20, "where": ""}
+        path = run.heartbeats / f"rank_{rank:05d}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(beat | {"time": time.time()}))
+        age = 100 if rank == 2 else -500  # good for as long as a test may take
+        os.utime(path, (time.time() - age,) * 2)
+    return run
+
+
+def test_everything_is_read_from_the_files(run):
+    found = read_run(run.path).summary(time.time())
+    assert (found.state, found.step, found.steps) == ("running", 20, 30)
+    assert found.mfu == 0.41
+    assert found.eta_seconds == pytest.approx(10 * 512 / 1024)
+    assert (found.done, found.pending, found.failed, found.checkpoint) == (1, 2, 1, 20)
+    assert found.nodes == (("node-a", 2),), "the beat of node-c is old"
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(status_table([run]))
+    text = console.export_text()
+    assert "41.0%" in text
+    assert "1/4, 1 failed" in text
+    assert "node-a x2" in text
+    assert "lost a node: rank 1 on node-b: the node died" in text
+    later = read_run(run.path).summary(time.time() + 1000)
+    assert (later.state, later.nodes, later.eta_seconds) == ("crashed", (), None)
+
+
+def test_watch_goes_on_until_interrupted(run):
+    # What a script starts in the background ignores SIGINT, and so do its children.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from echo_lm.orchestration.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "status", "--watch", "--runs", str(run.path.parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        first = [process.stdout.readline() for _ in range(2)]
+        assert "evaluations" in first[0]
+        assert "smoke" in first[1]
+        with EventLog(run.events_file) as log:
+            log.write("step", step=21, loss=3.0, tokens=21 * 512, tokens_per_second=1024.0, mfu=0.41)
+        for line in process.stdout:
+            if "21/30" in line:
+                break
+        process.send_signal(2)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()

@@ -1,0 +1,242 @@
+"""The record in MLflow: complete, never doubled, and built again after an outage."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from echo_lm.models import build_model, save_pretrained
+from echo_lm.models.common.errors import UserError
+from echo_lm.models.common.files import write_json
+from echo_lm.orchestration.tracking.client import default_tracking_uri
+from echo_lm.orchestration.tracking.mlflow import Tracker, track
+from echo_lm.pipeline.run.events import EventLog
+
+START = 1_700_000_000.0
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, so every test takes a copy."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def run_folder(tmp_path, empty_store) -> Path:
+    """A run of 20 steps with one evaluation, a crash after step 12 that repeats steps 11 and 12, and its database."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    config = {"train": {"steps": 20, "learning_rate": 0.001}, "data": {"name": "toy", "sources": ["a", "b"]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_json(folder / "environment.json", {"run_id": "small-1", "git_commit": "abc123", "versions": {"torch": "2"}})
+    with EventLog(folder / "events.jsonl") as log:
+        log.write("start", time=START, step=0)
+        write_steps(log, 1, 12)
+        log.write("start", time=START + 100, step=10)
+        write_steps(log, 11, 20, late=100)
+        log.write("checkpoint", time=START + 121, step=20, path="checkpoints/step_00000020", seconds=0.5)
+    write_evaluation(folder, 20, 0.75)
+    return folder
+
+
+def write_steps(log: EventLog, first: int, last: int, late: float = 0) -> None:
+    for step in range(first, last + 1):
+        log.write("step", time=START + step + late, step=step, loss=5 / step, tokens=step * 64, grad_norm=float("nan"))
+
+
+def write_evaluation(folder: Path, step: int, accuracy: float) -> None:
+    metrics = {"recall/sysprompt-4/length-64": accuracy}
+    times = {"started": START + step + 100, "ended": START + step + 105}
+    result = {"suite": "recall-quick", "step": step, **times, "metrics": metrics}
+    write_json(folder / "evals" / f"step_{step:08d}" / "recall-quick.json", result)
+
+
+def client(folder: Path):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=default_tracking_uri(folder))
+
+
+def everything(folder: Path) -> list:
+    there = client(folder)
+    return there.search_runs([experiment.experiment_id for experiment in there.search_experiments()])
+
+
+def all_runs(folder: Path) -> list:
+    """Without those of evaluations."""
+    return [run for run in everything(folder) if "mlflow.parentRunId" not in run.data.tags]
+
+
+def history(folder: Path, run: str, key: str) -> list[tuple[int, float]]:
+    return sorted((metric.step, metric.value) for metric in client(folder).get_metric_history(run, key))
+
+
+def test_a_replay_holds_what_the_files_hold(run_folder):
+    run = track(run_folder)
+    record = client(run_folder).get_run(run)
+    assert record.info.run_name == "small"
+    assert record.info.start_time == START * 1000
+    assert record.info.status == "RUNNING"
+    assert record.data.params["train.learning_rate"] == "0.001"
+    assert record.data.params["data.sources"] == '["a", "b"]'
+    assert record.data.params["environment.versions.torch"] == "2"
+    assert record.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert history(run_folder, run, "train/loss") == [(step, 5 / step) for step in range(1, 21)]
+    assert history(run_folder, run, "train/restarts") == [(0, 0), (10, 1)]
+    assert history(run_folder, run, "train/checkpoint_seconds") == [(20, 0.5)]
+    assert history(run_folder, run, "recall/sysprompt-4/length-64") == [(20, 0.75)]
+    assert history(run_folder, run, "train/grad_norm") == [], "null is not a number"
+    files = {file.path for file in client(run_folder).list_artifacts(run)}
+    assert {"config.yaml", "environment.json", "evals"} <= files
+
+
+def test_replaying_twice_leaves_one_run_and_no_value_twice(run_folder):
+    first = track(run_folder)
+    before = {key: history(run_folder, first, key) for key in client(run_folder).get_run(first).data.metrics}
+    assert track(run_folder) == first
+    assert len(all_runs(run_folder)) == 1
+    assert before == {key: history(run_folder, first, key) for key in client(run_folder).get_run(first).data.metrics}
+
+
+def test_a_tail_and_a_replay_build_the_same_record(run_folder):
+    """The tail sees the log grow line by line, one of them torn, and evaluations come late."""
+    whole = (run_folder / "events.jsonl").read_bytes()
+    late = run_folder / "evals"
+    late.rename(run_folder / "elsewhere")
+    tracker = Tracker(run_folder)
+    for end in range(0, len(whole), len(whole) // 7):
+        (run_folder / "events.jsonl").write_bytes(whole[:end])
+        assert tracker.sync()
+    (run_folder / "events.jsonl").write_bytes(whole)
+    (run_folder / "elsewhere").rename(late)
+    assert tracker.sync()
+    (run,) = all_runs(run_folder)
+    run_id = run.info.run_id
+    assert history(run_folder, run_id, "train/loss") == [(step, 5 / step) for step in range(1, 21)]
+    assert history(run_folder, run_id, "train/restarts") == [(0, 0), (10, 1)]
+    assert history(run_folder, run_id, "recall/sysprompt-4/length-64") == [(20, 0.75)]
+    assert track(run_folder) == run_id
+
+
+def test_an_evaluation_that_is_done_again_does_not_double_its_values(run_folder):
+    tracker = Tracker(run_folder)
+    tracker.sync()
+    write_evaluation(run_folder, 20, 0.7501)
+    write_evaluation(run_folder, 10, 0.5)
+    tracker.sync()
+    (run,) = all_runs(run_folder)
+    assert history(run_folder, run.info.run_id, "recall/sysprompt-4/length-64") == [(10, 0.5), (20, 0.75)]
+
+
+def test_an_evaluation_is_a_run_below_its_run_once(run_folder):
+    first = track(run_folder)
+    for _ in range(2):
+        (child,) = [run for run in everything(run_folder) if run.data.tags.get("mlflow.parentRunId") == first]
+        assert child.info.run_name == "step_00000020/recall-quick"
+        assert child.data.metrics == {"recall/sysprompt-4/length-64": 0.75}
+        assert (child.info.status, child.info.end_time) == ("FINISHED", (START + 125) * 1000)
+        assert history(run_folder, child.info.run_id, "recall/sysprompt-4/length-64") == [(20, 0.75)]
+        assert track(run_folder) == first
+
+
+def test_data_model_card_and_final_weights_are_registered_once(run_folder, smoke, data_root):
+    config = smoke("train.steps=20")
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(config.resolved()))
+    write_json(run_folder / "data.json", {"folder": str(data_root / config.data.name)})
+    checkpoint = run_folder / "checkpoints" / "step_00000020"
+    save_pretrained(build_model(config.model.resolve(vocab_size=512), seed=0), checkpoint / "model")
+    write_json(checkpoint / "complete.json", {"step": 20, "tokens": 1280})
+    there = client(run_folder)
+    run = track(run_folder)
+    assert there.search_model_versions(f"run_id='{run}'") == [], "it has not finished"
+    with EventLog(run_folder / "events.jsonl") as log:
+        log.write("finish", time=START + 130, step=20, tokens=1280)
+    for _ in range(2):
+        assert track(run_folder) == run
+        (version,) = there.search_model_versions(f"run_id='{run}'")
+        assert version.name == "small"
+        assert "python-stdlib" in version.description
+        assert "recall/sysprompt-4/length-64 | 0.75" in version.description
+        weights = {Path(file.path).name for file in there.list_artifacts(run, "model")}
+        assert {"model.safetensors", "config.json"} <= weights
+        (data,) = there.get_run(run).inputs.dataset_inputs
+        assert data.dataset.name == config.data.name
+        assert [file.path for file in there.list_artifacts(run, "data")] == ["data/manifest.json"]
+
+
+def test_finish_ends_the_run_and_a_start_opens_it_again(run_folder):
+    tracker = Tracker(run_folder)
+    tracker.sync()
+    with EventLog(run_folder / "events.jsonl") as log:
+        log.write("finish", time=START + 130, step=20, tokens=1280)
+    tracker.sync()
+    (run,) = all_runs(run_folder)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", (START + 130) * 1000)
+    assert "events.jsonl" in {file.path for file in client(run_folder).list_artifacts(run.info.run_id)}
+    with EventLog(run_folder / "events.jsonl") as log:
+        log.write("start", time=START + 140, step=20)
+    tracker.sync()
+    assert all_runs(run_folder)[0].info.status == "RUNNING"
+
+
+def test_an_outage_is_logged_once_and_caught_up(run_folder, caplog):
+    database = run_folder.parent.parent / "mlflow.db"
+    away = database.with_suffix(".away")
+    tracker = Tracker(run_folder)
+    assert tracker.sync()
+    shutil.move(database, away)
+    database.mkdir()  # sqlite cannot open a folder
+    with EventLog(run_folder / "events.jsonl") as log:
+        write_steps(log, 21, 25, late=100)
+    with caplog.at_level(logging.WARNING, logger="echo_lm.orchestration.tracking.mlflow"):
+        assert not Tracker(run_folder).sync()
+        caplog.clear()
+        fresh = Tracker(run_folder)
+        assert not fresh.sync()
+        assert not fresh.sync()
+    ours = [record for record in caplog.records if record.name == "echo_lm.orchestration.tracking.mlflow"]
+    assert len(ours) == 1
+    database.rmdir()
+    shutil.move(away, database)
+    assert fresh.sync()
+    (run,) = all_runs(run_folder)
+    assert [step for step, _ in history(run_folder, run.info.run_id, "train/loss")] == list(range(1, 26))
+
+
+def test_a_replay_without_mlflow_is_one_clear_line(run_folder):
+    with pytest.raises(UserError, match="does not answer") as raised:
+        track(run_folder, "http://127.0.0.1:9")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        track(tmp_path)
+
+
+def test_a_thousand_steps_take_seconds(run_folder):
+    with EventLog(run_folder / "events.jsonl") as log:
+        for step in range(21, 1021):
+            fields = {name: 1.0 for name in ("loss", "loss_text", "loss_recall", "learning_rate", "tokens_per_second")}
+            log.write("step", time=START + 100 + step, step=step, tokens=step, data_stall_seconds=0.0, **fields)
+    started = time.process_time()  # of this process: MLflow's client and sqlite are in it, what else runs here is not
+    run = track(run_folder)
+    assert time.process_time() - started < 10
+    assert len(history(run_folder, run, "train/loss")) == 1020
+
+
+def test_importing_the_module_does_not_load_mlflow():
+    code = "import sys, echo_lm.orchestration.tracking.mlflow; print(json.dumps([m for m in sys.modules if 'mlflow' in m]))"
+    output = subprocess.run([sys.executable, "-c", f"import json; {code}"], capture_output=True, text=True, check=True)
+    assert json.loads(output.stdout) == []

@@ -1,0 +1,174 @@
+"""Hangs and stragglers are told from what ranks leave behind; sequence groups stay inside nodes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from echo_lm.data_prep.loading.dataset import Dataset
+from echo_lm.pipeline.engine import build_engine
+from echo_lm.pipeline.loop import make_loader
+from echo_lm.pipeline.mesh import make_mesh, sequence_groups
+from echo_lm.pipeline.monitoring.hang import HangWatch
+from echo_lm.pipeline.monitoring.heartbeat import FENCED, Beat, Heart, read_beats, start_gang
+from echo_lm.pipeline.monitoring.straggler import WINDOW, Stopwatch, StragglerWatch
+from echo_lm.pipeline.run.folder import RunFolder
+from echo_lm.pipeline.update import update
+from tests.helpers.training_workers import Case, play
+
+
+def beat(rank: int, step: int | None, time: float, where: str = "torch/distributed/c10d.py:9 all_reduce") -> Beat:
+    return Beat("g", rank, 2, f"node-{rank}", 100 + rank, step, time, where)
+
+
+def test_a_silent_rank_is_named_after_the_configured_time_and_not_before():
+    watch = HangWatch(20)
+    assert watch.stuck([beat(0, 5, 1.0), beat(1, 5, 1.0)], now=0) == []
+    for second in range(1, 20):
+        assert watch.stuck([beat(0, 5, 1.0 + second), beat(1, 5, 1.0)], now=second) == []
+    assert [b.rank for b in watch.stuck([beat(0, 5, 21.0), beat(1, 5, 1.0)], now=20)] == [1]
+
+
+def test_a_rank_that_beats_but_is_stuck_outside_of_a_collective_is_named():
+    watch = HangWatch(10)
+    for second in range(11):
+        beats = [beat(0, 5, second), beat(1, 5, second, "lib/pathlib.py:1 read")]
+        found = watch.stuck(beats, now=second)
+    assert [b.rank for b in found] == [1]
+
+
+def test_a_gang_that_moves_or_has_not_begun_is_left_alone():
+    watch = HangWatch(10)
+    for second in range(60):
+        assert watch.stuck([beat(0, second, second), beat(1, second, second)], now=second) == []
+    watch = HangWatch(10)
+    for second in range(60):
+        assert watch.stuck([beat(0, None, second), beat(1, None, second)], now=second) == []
+
+
+def test_a_hung_gang_that_was_replaced_is_forgotten():
+    watch = HangWatch(10)
+    for second in range(5):
+        watch.stuck([beat(0, 5, 1.0), beat(1, 5, 1.0)], now=second)
+    assert watch.stuck([], now=30) == [], "the next gang has not begun to beat"
+    assert watch.stuck([beat(0, None, 40.0), beat(1, None, 40.0)], now=41) == []
+
+
+def test_a_heart_beats_and_a_replaced_gang_ends_itself(tmp_path):
+    """In a process whose training thread is stuck, as in a collective that never returns."""
+    run = RunFolder(tmp_path)
+    start_gang(run, "first")
+    code = textwrap.dedent(f"""
+        import time
+        from echo_lm.pipeline.monitoring.heartbeat import Heart
+        from echo_lm.pipeline.run.folder import RunFolder
+        with Heart(RunFolder({str(tmp_path)!r}), rank=3, world=4) as heart:
+            heart.moved(7)
+            time.sleep(120)
+    """)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"ECHO_LM_GANG": "first", "ECHO_LM_NODE": "node-b"}
+    )
+    try:
+        while not any(found.step == 7 for found in read_beats(run)):
+            assert process.poll() is None
+        (found,) = read_beats(run)
+        assert (found.rank, found.node, found.pid) == (3, "node-b", process.pid)
+        assert not Heart(run, 0, 1).replaced(), "a process outside of any gang is nobody's to replace"
+        start_gang(run, "second")
+        assert process.wait(timeout=60) == FENCED
+    finally:
+        process.kill()
+    assert read_beats(run) == []
+
+
+def test_a_beat_that_is_written_while_its_gang_is_replaced_does_not_stay(tmp_path):
+    """The new gang may be smaller: nobody else would write over it."""
+    start_gang(RunFolder(tmp_path), "first")
+    code = textwrap.dedent(f"""
+        import time
+        from echo_lm.pipeline import heartbeat
+        from echo_lm.pipeline.run.folder import RunFolder
+        run, write = RunFolder({str(tmp_path)!r}), heartbeat._write
+        def late(path, beat):
+            heartbeat.start_gang(run, "second")
+            write(path, beat)
+            print("written", flush=True)
+        heartbeat._write = late
+        with heartbeat.Heart(run, rank=3, world=4):
+            time.sleep(120)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"ECHO_LM_GANG": "first"}, capture_output=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (FENCED, b"written\n")
+    assert read_beats(RunFolder(tmp_path)) == []
+
+
+def test_a_straggler_is_named_once_a_window_and_noise_is_not():
+    watch = StragglerWatch(2.0)
+    even = [[0.10, 0.11, 0.09, 0.10]] * WINDOW
+    assert [found for busy in even for found in watch.look(busy, 0.5)] == []
+    slow = [[0.10, 0.11, 0.40, 0.10]] * WINDOW
+    (found,) = [found for busy in slow for found in watch.look(busy, 0.8)]
+    assert found.rank == 2
+    assert found.seconds == pytest.approx(0.4)
+    cheap = [[0.001, 0.001, 0.005, 0.001]] * WINDOW  # five times as long, and nobody waits for it
+    assert [found for busy in cheap for found in watch.look(busy, 0.5)] == []
+    assert [found for busy in slow for found in StragglerWatch(0).look(busy, 0.8)] == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "size", "groups"),
+    [
+        ("aabb", 2, [[0, 1], [2, 3]]),
+        ("abab", 2, [[0, 2], [1, 3]]),
+        ("aaaccbbb", 2, [[0, 1], [3, 4], [5, 6], [2, 7]]),
+        ("aaaaaabb", 4, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("ab", 2, [[0, 1]]),
+    ],
+)
+def test_ranks_of_a_sequence_share_a_node_where_they_fit(nodes, size, groups):
+    assert sequence_groups(nodes, size) == groups
+
+
+def test_an_elastic_run_goes_on_with_what_the_batch_divides_by(smoke):
+    four = ["run.workers=4", "train.batch_tokens=768"]  # 12 sequences
+    assert smoke(*four).worker_counts() == [4]
+    assert smoke(*four, "run.min_workers=1").worker_counts() == [1, 2, 3, 4]
+    assert smoke(*four, "run.min_workers=2", "run.sequence_parallel=2").worker_counts() == [2, 4]
+    assert smoke("run.workers=4", "run.min_workers=2").worker_counts() == [2, 4], "8 sequences"
+    assert smoke(*four, "run.min_workers=1", "run.microbatch_sequences=3").worker_counts() == [1, 2, 4]
+
+
+def find_stragglers(case: Case, data) -> list:
+    """Steps of a real gang whose rank 1 is slow; what rank 0 sees of it."""
+    config = case.config(dist.get_world_size())
+    mesh = make_mesh(1)
+    dataset = Dataset.open(data / config.data.name)
+    loader = make_loader(dataset, config)
+    engine = build_engine(config, dataset.tokenizer().get_vocab_size(), torch.device("cpu"), mesh)
+    if mesh.rank == 1:
+        engine.module.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    alone, watch, busy, found = Stopwatch(engine.device), StragglerWatch(2.0), 0.0, []
+    for step in range(WINDOW + 1):
+        started = time.perf_counter()
+        alone.start()
+        done = update(engine, loader.batch(step), 1e-4, config, mesh, flags=[], write_price=0.0, busy=busy, alone=alone)
+        busy = alone.seconds()
+        if step:  # the first number is told with the second step
+            found += watch.look(done.busy, time.perf_counter() - started)
+    engine.destroy()
+    return found
+
+
+def test_a_slow_rank_of_a_real_gang_is_named(data_root, tmp_path):
+    """All ranks end their steps together, so only what each does alone tells it."""
+    (found,) = play([Case("echo", 2)], 2, data_root, tmp_path, find_stragglers)
+    assert [straggler.rank for straggler in found] == [1]
+    assert found[0].seconds > 0.2
