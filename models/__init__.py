@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accounting import model_table
     from .common.errors import UserError
     from .config import AttentionConfig, FeedForwardConfig, Mamba2Config, ModelConfig, SKAConfig
     from .decoding import Cache, generate, prefill, step
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     from .presets import preset, preset_names
     from .pretrained import from_pretrained, load_state, save_pretrained
     from .stored_config import read_config
+    from .table import model_table
 
 _NAMES = {
-    "accounting": ("model_table",),
     "config": ("AttentionConfig", "FeedForwardConfig", "Mamba2Config", "ModelConfig", "SKAConfig"),
     "decoding": ("Cache", "generate", "prefill", "step"),
     "common.errors": ("UserError",),
@@ -35,6 +34,7 @@ _NAMES = {
     "pretrained": ("from_pretrained", "load_state", "save_pretrained"),
     "model": ("EchoLM", "build_model"),
     "stored_config": ("read_config",),
+    "table": ("model_table",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOMES)

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .common.errors import UserError
 from .common.hash_stable import LaterFields
 from .common.validation import describe_validation_error
+from .mixers.registry import BUILT_IN, check_kind, mixer_class
 
-MixerKind = Literal["mamba2", "ska", "attention"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -110,24 +110,28 @@ class FeedForwardConfig(Section):
         return self
 
 
-class ModelConfig(Section):
+class ModelConfig(LaterFields, Section):
     """A stack of blocks, each a sequence mixer and a feed-forward, both pre-norm and residual.
 
     Attributes:
         name: the preset it came from, for people.
-        layers: the mixer of each block.
+        layers: the kind of mixer of each block, a name of the registry (`mixers/registry.py`).
         mamba2, ska, attention: set where `layers` uses them.
+        mixers: the sections of other kinds, by kind.
         allow_edge_ska: take SKA as the first or last mixer; otherwise these are to be Mamba-2 (arXiv 2605.06997 §3.3).
     """
+
+    later: ClassVar[tuple[str, ...]] = ("mixers",)
 
     name: str = "custom"
     vocab_size: Positive
     d_model: Positive
-    layers: Annotated[tuple[MixerKind, ...], Field(min_length=1)]
+    layers: Annotated[tuple[str, ...], Field(min_length=1)]
     feedforward: FeedForwardConfig
     mamba2: Mamba2Config | None = None
     ska: SKAConfig | None = None
     attention: AttentionConfig | None = None
+    mixers: dict[str, dict[str, Any]] = {}
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     tie_embeddings: bool = True
@@ -135,8 +139,9 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self):
-        for kind in ("mamba2", "ska", "attention"):
-            if kind in self.layers and getattr(self, kind) is None:
+        for kind in dict.fromkeys((*self.layers, *self.mixers)):
+            check_kind(kind)
+            if self.section(kind) is None:
                 raise ValueError(f"layers use {kind!r}, but the section {kind!r} is missing")
         if self.ska and self.d_model % self.ska.num_heads:
             raise ValueError(f"ska.num_heads={self.ska.num_heads} must divide d_model={self.d_model}")
@@ -156,6 +161,22 @@ class ModelConfig(Section):
                 "the first or last mixer is SKA: begin and end with mamba2, or set allow_edge_ska=true if you mean it"
             )
         return self
+
+    def section(self, kind: str) -> BaseModel | None:
+        """The section of a kind of mixer, typed; None where it is missing.
+
+        Raises:
+            UserError: it does not fit the mixer.
+        """
+        if kind in BUILT_IN:
+            return getattr(self, kind)
+        if kind not in self.mixers:
+            return None
+        options = mixer_class(kind).options
+        try:
+            return options.model_validate(self.mixers[kind])
+        except ValidationError as error:
+            raise UserError(f"mixers.{kind}: {describe_validation_error(error, options)}") from None
 
     @property
     def has_write_gate(self) -> bool:

@@ -52,13 +52,10 @@ def prefill(
         lengths = torch.full((batch,), length, device=tokens.device)
     if length == 0 or bool((lengths < 1).any()) or bool((lengths > length).any()):
         raise ValueError(f"lengths must lie between 1 and {length}, the width of tokens")
-    ska = model.config.ska
-    if ska and ska.normalization == "sequence-max":
-        segment = length  # the maximum is taken over the whole prompt before any of it is read
-    elif ska and ska.mode == "chunk" and segment % ska.grid:
-        raise ValueError(f"segment={segment} must be a multiple of the chunk size {ska.grid}")
+    for block in model.blocks:
+        segment = block.mixer.prefill_segment(segment, length)
     like = model.embedding.weight[:0]
-    cache = Cache(block.mixer.empty_cache(batch, like) for block in model.blocks)
+    cache = Cache(block.mixer.init_cache(batch, like) for block in model.blocks)
     last = like.new_zeros(batch, model.config.d_model)
     position = torch.arange(length, device=tokens.device)
     for first in range(0, length, segment):

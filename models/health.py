@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.ska import ska_attention
-from .mixers import SKA
+from .mixers.ska import SKA
 from .model import EchoLM
 
 

@@ -8,20 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.sequence import SequenceContext
-from .config import MixerKind, ModelConfig
+from .config import ModelConfig
 from .feedforward import make_feedforward
 from .initialization import initialize, normal_by_fan_in
-from .mixers import SKA, make_mixer
+from .mixers.registry import mixer_class
 from .norm import make_norm, unit_rms
 
 
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + feedforward(norm(x)). `token` is the second of what `EchoLM.embed` gives; SKA takes it."""
 
-    def __init__(self, config: ModelConfig, kind: MixerKind):
+    def __init__(self, config: ModelConfig, kind: str):
         super().__init__()
         self.mixer_norm = make_norm(config.norm, config.d_model, config.norm_eps)
-        self.mixer = make_mixer(config, kind)
+        self.mixer = mixer_class(kind).build(config)
         self.feedforward_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.feedforward = make_feedforward(config)
 
@@ -36,28 +36,26 @@ class Block(nn.Module):
         openness: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """With `openness`, which SKA with a write gate can tell, also how far the gate was open."""
-        options = self._of_ska(token=token, written=written)
+        inputs = self._inputs(token=token, written=written)
         normed = self.mixer_norm(x)
         opened = self.mixer.openness(normed, token) if openness else None
-        x = x + self.mixer(normed, cu_seqlens=cu_seqlens, context=context, **options)
+        x = x + self.mixer(normed, cu_seqlens=cu_seqlens, context=context, **inputs)
         x = x + self.feedforward(self.feedforward_norm(x))
         return x if opened is None else (x, opened)
 
     def extend(self, x: Tensor, cache: Any, real: Tensor, token: Tensor | None = None) -> tuple[Tensor, Any]:
-        mixed, cache = self.mixer.extend(self.mixer_norm(x), cache, real, **self._of_ska(token=token))
+        mixed, cache = self.mixer.extend(self.mixer_norm(x), cache, real, **self._inputs(token=token))
         x = x + mixed
         return x + self.feedforward(self.feedforward_norm(x)), cache
 
     def step(self, x: Tensor, cache: Any, token: Tensor | None = None) -> tuple[Tensor, Any]:
-        mixed, cache = self.mixer.step(self.mixer_norm(x), cache, **self._of_ska(token=token))
+        mixed, cache = self.mixer.step(self.mixer_norm(x), cache, **self._inputs(token=token))
         x = x + mixed
         return x + self.feedforward(self.feedforward_norm(x)), cache
 
-    def _of_ska(self, **options: Tensor | None) -> dict[str, Tensor]:
-        """Those that are given, if the mixer is SKA; no other mixer knows them."""
-        if not isinstance(self.mixer, SKA):
-            return {}
-        return {name: value for name, value in options.items() if value is not None}
+    def _inputs(self, **inputs: Tensor | None) -> dict[str, Tensor]:
+        """Those of the optional inputs that are given and that the mixer takes."""
+        return {name: value for name, value in inputs.items() if value is not None and name in self.mixer.inputs}
 
 
 class EchoLM(nn.Module):
@@ -68,6 +66,8 @@ class EchoLM(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, kind) for kind in config.layers)
+        self.reads_token = any(block.mixer.reads_token for block in self.blocks)
+        self.has_write_gate = any(block.mixer.has_write_gate for block in self.blocks)
         self.final_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
@@ -108,7 +108,7 @@ class EchoLM(nn.Module):
             ValueError: borders are given twice, or do not fit the tokens; `written` beside a context of several ranks;
                 `openness` of a model without write gates.
         """
-        if openness and not self.config.has_write_gate:
+        if openness and not self.has_write_gate:
             raise ValueError("openness must be False: no layer of this model has a write gate")
         if context is not None:
             if cu_seqlens is not None:
@@ -120,7 +120,7 @@ class EchoLM(nn.Module):
         x, token = self.embed(tokens)
         opened = []
         for block in self.blocks:
-            asked = openness and isinstance(block.mixer, SKA)
+            asked = openness and block.mixer.has_write_gate
             x = block(x, token, cu_seqlens=cu_seqlens, context=context, written=written, openness=asked)
             if asked:
                 x, open_here = x
@@ -133,9 +133,8 @@ class EchoLM(nn.Module):
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens `[...]` to the residual stream that the first block gets, `[..., d_model]`, and to what write gates with
         `gate_input` "token" see in every block: the same at unit RMS, as embeddings start at 0.02; None without such gates."""
-        x, ska = self.embedding(tokens), self.config.ska
-        sees_token = ska is not None and ska.gate_input == "token"
-        return x, unit_rms(x, self.config.norm_eps) if sees_token else None
+        x = self.embedding(tokens)
+        return x, unit_rms(x, self.config.norm_eps) if self.reads_token else None
 
     def logits(self, x: Tensor, read_out: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
         """Residual stream `[..., d_model]` to logits `[..., vocab_size]`."""

@@ -1,11 +1,24 @@
-"""Tables of the documentation, made by `python -m echo_lm.models.table docs/models.md` (or docs/parallelism.md)."""
+"""The table of models that `echo-lm models` prints, and the tables of the documentation.
+
+`python -m echo_lm.models.table docs/models.md` (or docs/parallelism.md) brings the tables of a page up to date.
+"""
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from .accounting import GIB, ModelRow, model_table, segment_messages
+from .accounting import (
+    GIB,
+    activation_bytes,
+    decode_flops,
+    segment_messages,
+    state_bytes,
+    training_bytes_per_gpu,
+    training_flops,
+)
 from .common.files import write_text
-from .presets import preset
+from .parameters import count_parameters
+from .presets import preset, preset_names
 
 BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/models.md -->"
 BEGIN_MESSAGES = "<!-- table of messages: python -m echo_lm.models.table docs/parallelism.md -->"
@@ -22,6 +35,73 @@ HEADER = (
     "state at 128k",
     "GPU, ZeRO-1 on 8",
 )
+
+
+class ModelRow(NamedTuple):
+    """One line of the table of models. Counts are numbers, sizes bytes."""
+
+    name: str
+    d_model: int
+    num_layers: int
+    mixers: str
+    feedforward: str
+    non_embedding: int
+    total: int
+    training_flops_per_token: float
+    decode_flops: float
+    state_bytes: int
+    state_bytes_at_length: int
+    activation_bytes: int
+    gpu_bytes: float
+
+
+def model_table(
+    names: list[str] | None = None,
+    *,
+    length: int = 2048,
+    context: int = 131_072,
+    vocab_size: int | None = None,
+    zero_stage: int = 1,
+    world_size: int = 8,
+) -> list[ModelRow]:
+    """The table that `echo-lm models` prints.
+
+    Args:
+        names: presets; default: all.
+        length: tokens of a training row; FLOPs, activations (of one row) and `state_bytes` are taken there.
+        context: tokens decoded before `state_bytes_at_length`.
+        vocab_size: default: the preset's.
+        zero_stage, world_size: of `gpu_bytes`.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+    overrides = {} if vocab_size is None else {"vocab_size": vocab_size}
+    rows = []
+    for name in preset_names() if names is None else names:
+        config = preset(name, **overrides)
+        count = count_parameters(config)
+        mixers = [
+            f"{config.layers.count(kind)} {kind}" for kind in ("mamba2", "ska", "attention") if kind in config.layers
+        ]
+        rows.append(
+            ModelRow(
+                name,
+                config.d_model,
+                len(config.layers),
+                " + ".join(mixers),
+                f"{config.feedforward.kind} {config.feedforward.width}",
+                count.non_embedding,
+                count.total,
+                training_flops(config, length),
+                decode_flops(config, length),
+                state_bytes(config, length),
+                state_bytes(config, context),
+                activation_bytes(config, 1, length),
+                training_bytes_per_gpu(config, zero_stage=zero_stage, world_size=world_size),
+            )
+        )
+    return rows
 
 
 def format_table(rows: list[ModelRow]) -> str:

@@ -22,7 +22,7 @@ from echo_lm.data_prep.loading.batch import Batch
 from echo_lm.kernels.sequence import SequenceContext, gather_segments
 from echo_lm.models import build_model, preset
 from echo_lm.models.common.files import write_json
-from echo_lm.models.mixers import make_mixer
+from echo_lm.models.mixers.registry import mixer_class
 from echo_lm.pipeline import engine as engine_module
 from echo_lm.pipeline.checkpoint.reader import load_checkpoint
 from echo_lm.pipeline.checkpoint.writer import CheckpointWriter
@@ -169,7 +169,7 @@ def collective(case: dict, folder: Path) -> dict:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     length = case["length"] // world
     generator = torch.Generator(device).manual_seed(rank)
-    layer = make_mixer(config, kind).to(device)
+    layer = mixer_class(kind).build(config).to(device)
     with torch.no_grad():
         for weight in layer.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator, device=device) * 0.02)

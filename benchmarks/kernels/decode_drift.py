@@ -30,7 +30,7 @@ class Reader:
 
     def __init__(self, model: EchoLM):
         self.model = model
-        self.cache = [block.mixer.empty_cache(1, model.embedding.weight) for block in model.blocks]
+        self.cache = [block.mixer.init_cache(1, model.embedding.weight) for block in model.blocks]
         model.blocks[1].mixer.out_proj.register_forward_pre_hook(self._keep)
 
     def _keep(self, _, inputs: tuple[Tensor]) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ...models import Cache, EchoLM, step
-from ...models.mixers.attention import AttentionCache
 from ..config import DecodeProtocol
 
 WARMUP = 3
@@ -79,14 +78,7 @@ def evaluate_decode(
 def cache_after(model: EchoLM, context: int, batch: int) -> Cache:
     """A cache of the size that reading `context` tokens leaves; its numbers are not those of any text."""
     like = model.embedding.weight[:0]
-    cache = Cache(block.mixer.empty_cache(batch, like) for block in model.blocks)
-    for layer, entry in enumerate(cache):
-        if isinstance(entry, AttentionCache):
-            shape = (batch, entry.k.shape[1], context, entry.k.shape[3])
-            real = torch.ones(batch, context, dtype=torch.bool, device=like.device)
-            keys, values = (torch.randn(shape, dtype=like.dtype, device=like.device) for _ in range(2))
-            cache[layer] = AttentionCache(keys, values, real, entry.position + context)
-    return cache
+    return Cache(block.mixer.random_cache(batch, like, context) for block in model.blocks)
 
 
 def with_peak_bytes(work: Callable[[], T], device: torch.device | str) -> tuple[T, int]:

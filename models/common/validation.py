@@ -1,6 +1,7 @@
 """What is wrong with a configuration, in the one line that a user needs."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -41,6 +42,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for inner in getattr(annotation, "__args__", ()) for found in _models_in(inner)]
+
+
+def nearest(name: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """What to say of an unknown name: the nearest valid one, or all of them."""
+    valid = list(valid)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(valid)}"
 
 
 def first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ def make_feedforward(config: ModelConfig) -> nn.Module:
     kind, width = config.feedforward.kind, config.feedforward.width
     if kind == "swiglu":
         return SwiGLU(config.d_model, width, len(config.layers))
-    return KoopmanMLP(
-        config.d_model, width, len(config.layers), unit=config.feedforward.unit, gated=kind == "koopman-gated"
-    )
+    if kind in ("koopman", "koopman-gated"):
+        gated = kind == "koopman-gated"
+        return KoopmanMLP(config.d_model, width, len(config.layers), unit=config.feedforward.unit, gated=gated)
+    raise ValueError(f"unknown feed-forward {kind!r}: koopman, koopman-gated or swiglu")

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ...kernels.documents import document_ids, inner_borders
 from ...kernels.sequence import SequenceContext, gather_segments
-from ..config import AttentionConfig
+from ..config import AttentionConfig, ModelConfig
 from ..initialization import normal_by_fan_in
+from .base import SegmentMessage, SequenceMixer
+from .registry import register
 
 
 class AttentionCache(NamedTuple):
@@ -22,8 +24,11 @@ class AttentionCache(NamedTuple):
     position: Tensor
 
 
-class Attention(nn.Module):
-    """[B, T, d_model] -> [B, T, d_model]."""
+@register("attention")
+class Attention(SequenceMixer):
+    """Causal softmax attention with rotary positions, `[B, T, d_model]` -> `[B, T, d_model]`."""
+
+    options = AttentionConfig
 
     def __init__(self, d_model: int, config: AttentionConfig, num_layers: int):
         super().__init__()
@@ -63,12 +68,51 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(length, k.shape[2]))
         return self._read_out(y)
 
-    def empty_cache(self, batch: int, like: Tensor) -> AttentionCache:
+    @classmethod
+    def build(cls, config: ModelConfig) -> "Attention":
+        return cls(config.d_model, config.attention, len(config.layers))
+
+    @staticmethod
+    def num_parameters(config: ModelConfig) -> int:
+        return 4 * config.d_model**2
+
+    @staticmethod
+    def mixing_flops(config: ModelConfig, length: int) -> float:
+        return 4 * config.d_model * (length + 1) / 2
+
+    @staticmethod
+    def mixing_decode_flops(config: ModelConfig, context: int) -> float:
+        return 4 * config.d_model * (context + 1)
+
+    @staticmethod
+    def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
+        # Keys, values and a padding flag; the position.
+        return context * (2 * config.d_model * bytes_per_number + 1) + 8
+
+    @staticmethod
+    def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
+        """Keys and values, 2 d numbers a token as wide as the activations; their gradients in fp32."""
+        numbers = 2 * config.d_model * batch * length
+        return SegmentMessage(bytes_per_number * numbers, max(4, bytes_per_number) * numbers)
+
+    @staticmethod
+    def kept_numbers(config: ModelConfig) -> int:
+        return 5 * config.d_model
+
+    def init_cache(self, batch: int, like: Tensor) -> AttentionCache:
         """The state of empty rows; `like` gives dtype and device."""
         width = self.out_proj.in_features // self.num_heads
         none = like.new_zeros(batch, self.num_heads, 0, width)
         real = torch.zeros(batch, 0, dtype=torch.bool, device=like.device)
         return AttentionCache(none, none, real, torch.zeros(batch, dtype=torch.int64, device=like.device))
+
+    def random_cache(self, batch: int, like: Tensor, context: int) -> AttentionCache:
+        """Keys and values of `context` tokens, drawn at random."""
+        empty = self.init_cache(batch, like)
+        shape = (batch, self.num_heads, context, empty.k.shape[3])
+        keys, values = (torch.randn(shape, dtype=like.dtype, device=like.device) for _ in range(2))
+        real = torch.ones(batch, context, dtype=torch.bool, device=like.device)
+        return AttentionCache(keys, values, real, empty.position + context)
 
     def extend(self, x: Tensor, cache: AttentionCache, real: Tensor) -> tuple[Tensor, AttentionCache]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from ...kernels.sequence import SequenceContext
 from ...kernels.ssd import causal_convolution, enter_segment, ssd_scan, ssd_update
-from ..config import Mamba2Config
+from ..config import Mamba2Config, ModelConfig
 from ..initialization import normal_by_fan_in
 from ..norm import GatedRMSNorm, at_least_fp32
+from .base import SegmentMessage, SequenceMixer
+from .registry import register
 
 # Step sizes start log-uniform in this range, -A uniform in (1, 16): the defaults of mamba-ssm.
 DT_RANGE = (1e-3, 1e-1)
@@ -25,8 +27,11 @@ class Mamba2Cache(NamedTuple):
     ssm: Tensor
 
 
-class Mamba2(nn.Module):
-    """[B, T, d_model] -> [B, T, d_model]."""
+@register("mamba2")
+class Mamba2(SequenceMixer):
+    """Mamba-2, `[B, T, d_model]` -> `[B, T, d_model]`."""
+
+    options = Mamba2Config
 
     def __init__(self, d_model: int, config: Mamba2Config, num_layers: int, *, norm_eps: float = 1e-5):
         super().__init__()
@@ -63,7 +68,52 @@ class Mamba2(nn.Module):
         y = ssd_scan(values, steps, a, b, c, d=self.D, state=state, cu_seqlens=cu_seqlens)
         return self._read_out(y, z)
 
-    def empty_cache(self, batch: int, like: Tensor) -> Mamba2Cache:
+    @classmethod
+    def build(cls, config: ModelConfig) -> "Mamba2":
+        return cls(config.d_model, config.mamba2, len(config.layers))
+
+    @staticmethod
+    def num_parameters(config: ModelConfig) -> int:
+        d, mamba = config.d_model, config.mamba2
+        inner = mamba.expand * d
+        heads, channels = inner // mamba.headdim, inner + 2 * mamba.ngroups * mamba.d_state
+        return d * (inner + channels + heads) + channels * (mamba.d_conv + 1) + 3 * heads + inner + inner * d
+
+    @staticmethod
+    def mixing_flops(config: ModelConfig, length: int) -> float:
+        # Kernels choose their own chunks; longer ones do more work for the same result, which is not counted here.
+        mamba, chunk = config.mamba2, min(length, 64)
+        inner = mamba.expand * config.d_model
+        return 2 * chunk * (mamba.ngroups * mamba.d_state + inner) + 4 * inner * mamba.d_state
+
+    @staticmethod
+    def mixing_decode_flops(config: ModelConfig, context: int) -> float:
+        return 5 * config.mamba2.expand * config.d_model * config.mamba2.d_state
+
+    @staticmethod
+    def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
+        mamba = config.mamba2
+        inner = mamba.expand * config.d_model
+        channels = inner + 2 * mamba.ngroups * mamba.d_state
+        return 4 * inner * mamba.d_state + bytes_per_number * (mamba.d_conv - 1) * channels  # the scan's state is fp32
+
+    @staticmethod
+    def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
+        """With inner width I and C = I + 2 G N channels: forward I N + H + (W - 1) (C + I + G N + H) numbers and the
+        segment's length, backward I N + (W - 1) C, in fp32 at least."""
+        mamba, wide = config.mamba2, max(4, bytes_per_number)
+        inner, keys = mamba.expand * config.d_model, mamba.ngroups * mamba.d_state
+        heads, channels, reach = inner // mamba.headdim, inner + 2 * keys, mamba.d_conv - 1
+        forward = inner * mamba.d_state + heads + reach * (channels + inner + keys + heads)
+        backward = inner * mamba.d_state + reach * channels
+        return SegmentMessage(wide * (batch * forward + 1), wide * batch * backward)
+
+    @staticmethod
+    def kept_numbers(config: ModelConfig) -> int:
+        d, mamba = config.d_model, config.mamba2
+        return d + 7 * mamba.expand * d + 6 * mamba.ngroups * mamba.d_state
+
+    def init_cache(self, batch: int, like: Tensor) -> Mamba2Cache:
         """The state of empty rows; `like` gives dtype and device."""
         config = self.config
         state = at_least_fp32(like.new_zeros(batch, self.num_heads, config.headdim, config.d_state))

@@ -10,9 +10,11 @@ from ...kernels.documents import document_ids, inner_borders
 from ...kernels.sequence import SequenceContext
 from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, unpack, weigh, write_gate
 from ..common.errors import UserError
-from ..config import SKAConfig
+from ..config import ModelConfig, SKAConfig
 from ..initialization import normal_by_fan_in
 from ..norm import at_least_fp32
+from .base import SegmentMessage, SequenceMixer
+from .registry import register
 
 SMALLEST_NORM = 1e-6
 GAMMA_RANGE = (1.0, 1.5)
@@ -33,9 +35,15 @@ class ScaledLinear(nn.Linear):
         return F.linear(y, weight.flatten(1).to(y.dtype))
 
 
-class SKA(nn.Module):
-    """[B, T, d_model] -> [B, T, d_model]. With `gate_input` "token" every method also takes `token`, shaped as x: what
-    `EchoLM.embed` gives for the gate."""
+@register("ska")
+class SKA(SequenceMixer):
+    """Spectral Koopman Attention, `[B, T, d_model]` -> `[B, T, d_model]`.
+
+    With `gate_input` "token" every method also takes `token`, shaped as x: what `EchoLM.embed` gives for the gate.
+    """
+
+    options = SKAConfig
+    inputs = frozenset({"token", "written"})
 
     def __init__(self, d_model: int, config: SKAConfig):
         super().__init__()
@@ -87,7 +95,84 @@ class SKA(nn.Module):
             longest = longest_key(k, inner_borders(cu_seqlens, *x.shape[:2], x.device))
         return self._weigh(packed, longest)
 
-    def empty_cache(self, batch: int, like: Tensor) -> SKACache:
+    @classmethod
+    def build(cls, config: ModelConfig) -> "SKA":
+        return cls(config.d_model, config.ska)
+
+    @staticmethod
+    def num_parameters(config: ModelConfig) -> int:
+        d, ska = config.d_model, config.ska
+        gate = 0 if ska.write_gate == "none" else d * ska.num_heads + ska.num_heads
+        gamma = ska.num_heads if ska.learn_gamma else 0
+        return 2 * d * ska.num_heads * ska.rank + 2 * d * d + gate + gamma + ska.num_heads
+
+    @staticmethod
+    def mixing_flops(config: ModelConfig, length: int) -> float:
+        ska = config.ska
+        rank, width, exact = ska.rank, config.d_model // ska.num_heads, ska.mode == "exact"
+        chunk = min(length, ska.grid)
+        sums = 2 * rank * (2 * rank + width)
+        factor = 2 * rank**3 / chunk  # Cholesky, its inverse
+        solve, pairs = 2 * rank * rank, 0
+        if exact:  # Z G^-1, its Gram, its factor, W
+            factor += 2 * rank * rank + 2 * chunk * rank + chunk * chunk / 3 + chunk * rank
+            solve, pairs = solve + 4 * chunk * rank, 4 * chunk * rank
+        filters = ska.power * (2 * rank * rank + pairs + solve)
+        read = 2 * rank * width + (2 * chunk * (rank + width) if exact else 0)
+        return ska.num_heads * (sums + factor + solve + filters + read)
+
+    @staticmethod
+    def mixing_decode_flops(config: ModelConfig, context: int) -> float:
+        ska = config.ska
+        rank, width = ska.rank, config.d_model // ska.num_heads
+        write = 2 * rank * (2 * rank + width) + (9 * rank * rank if ska.mode == "exact" else 0)
+        read = 2 * rank * rank * (1 + 2 * ska.power) + 2 * rank * width
+        return ska.num_heads * (write + read)
+
+    @staticmethod
+    def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
+        ska = config.ska
+        rank, width = ska.rank, config.d_model // ska.num_heads
+        sums = 2 * rank * rank + width * rank + rank
+        numbers = sums + rank * rank  # the inverse factor
+        if ska.mode == "chunk":
+            numbers += sums  # as of the last border of the grid
+        if ska.normalization == "sequence-max":
+            numbers += 1
+        return 4 * ska.num_heads * numbers + (8 if ska.mode == "chunk" else 0)  # always fp32
+
+    @staticmethod
+    def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
+        """Forward 2 R^2 + P R + 2 R numbers a head (value lag: + P) and the segment's length, backward 2 R^2 + P R + R, in
+        fp32 at least."""
+        ska, wide = config.ska, max(4, bytes_per_number)
+        rank, width = ska.rank, config.d_model // ska.num_heads
+        sums = 2 * rank * rank + width * rank
+        forward = ska.num_heads * (sums + 2 * rank + (width if ska.value_lag else 0))
+        backward = ska.num_heads * (sums + rank)
+        return SegmentMessage(wide * (batch * forward + 1), wide * batch * backward)
+
+    @staticmethod
+    def kept_numbers(config: ModelConfig) -> int:
+        return 4 * config.d_model + config.ska.num_heads * config.ska.rank * (6 + config.ska.power)
+
+    @property
+    def reads_token(self) -> bool:
+        return self.config.gate_input == "token"
+
+    @property
+    def has_write_gate(self) -> bool:
+        return self.gate_proj is not None
+
+    def prefill_segment(self, segment: int, length: int) -> int:
+        """All of the prompt for "sequence-max", whose maximum is taken before any of it is read; else whole chunks."""
+        if self.config.normalization == "sequence-max":
+            return length
+        if self.config.mode == "chunk" and segment % self.config.grid:
+            raise ValueError(f"segment={segment} must be a multiple of the chunk size {self.config.grid}")
+        return segment
+
+    def init_cache(self, batch: int, like: Tensor) -> SKACache:
         """The state of empty rows; `like` gives dtype and device."""
         config = self.config
         width = self.v_proj.out_features // config.num_heads

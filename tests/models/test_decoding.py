@@ -78,7 +78,7 @@ def test_ska_is_extended_after_steps(mode):
     x = torch.randn(1, steps + 6, 32, dtype=torch.float64, generator=generator)
     with torch.no_grad():
         wanted = mixer(x)[:, -1]
-        cache = mixer.empty_cache(1, x)
+        cache = mixer.init_cache(1, x)
         for t in range(steps):
             _, cache = mixer.step(x[:, t], cache)
         _, cache = mixer.extend(x[:, steps:-1], cache, torch.ones(1, 5, dtype=torch.bool))

@@ -1,0 +1,124 @@
+"""What every sequence mixer states and does. A new mixer is a subclass in a file of its own, see docs/extending.md."""
+
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from ...kernels.sequence import SequenceContext
+from ..config import ModelConfig
+
+
+class SegmentMessage(NamedTuple):
+    """Bytes of one rank's part in a layer's two collectives (`kernels/sequence.py`). On a ring of `world` ranks each
+    rank passes on `world - 1` parts."""
+
+    forward: int
+    backward: int
+
+
+class SequenceMixer(nn.Module):
+    """A layer `[B, T, d_model]` -> `[B, T, d_model]` that mixes along T, causally, with its costs as closed forms.
+
+    Attributes:
+        kind: the name in `layers`, set by `register`.
+        options: the pydantic class of its section of a model config.
+        inputs: which of the optional inputs `token` and `write_mask` of `forward` it takes.
+    """
+
+    kind: ClassVar[str]
+    options: ClassVar[type[BaseModel]]
+    inputs: ClassVar[frozenset[str]] = frozenset()
+
+    # --- Costs of one layer, as functions of the model's config. A multiply-add counts as 2 FLOPs. ---
+
+    @staticmethod
+    def num_parameters(config: ModelConfig) -> int:
+        """Parameters of the layer."""
+        raise NotImplementedError
+
+    @staticmethod
+    def mixing_flops(config: ModelConfig, length: int) -> float:
+        """Forward FLOPs a token over rows of `length` tokens, the products with the layer's matrices left out."""
+        raise NotImplementedError
+
+    @staticmethod
+    def mixing_decode_flops(config: ModelConfig, context: int) -> float:
+        """FLOPs of decoding one token after `context` tokens, the products with the layer's matrices left out."""
+        raise NotImplementedError
+
+    @staticmethod
+    def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
+        """Bytes that one sequence carries from token to token after `context` tokens: those of what `init_cache` and
+        `extend` return. `bytes_per_number` is that of the weights."""
+        raise NotImplementedError
+
+    @staticmethod
+    def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
+        """What sequence parallelism sends for segments of `length` tokens of `batch` rows.
+
+        Raises:
+            UserError: the mixer cannot be trained on segments.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def kept_numbers(config: ModelConfig) -> int:
+        """Numbers a token that the layer keeps for its backward pass."""
+        raise NotImplementedError
+
+    # --- Building ---
+
+    @classmethod
+    def build(cls, config: ModelConfig) -> Self:
+        """A layer for a model of that config, its parameters not yet initialised."""
+        raise NotImplementedError
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Give every parameter its initial value, drawing from `generator` alone."""
+        raise NotImplementedError
+
+    # --- The layer: one function, in parallel, from a cache, and token by token ---
+
+    def forward(
+        self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None, **inputs: Tensor
+    ) -> Tensor:
+        """All tokens at once; `inputs` are those that the class lists in `inputs`."""
+        raise NotImplementedError
+
+    def init_cache(self, batch: int, like: Tensor) -> Any:
+        """The state of empty rows; `like` gives dtype and device."""
+        raise NotImplementedError
+
+    def random_cache(self, batch: int, like: Tensor, context: int) -> Any:
+        """A state of the size that `context` tokens leave, for timing; its numbers are not those of any text."""
+        return self.init_cache(batch, like)
+
+    def extend(self, x: Tensor, cache: Any, real: Tensor, **inputs: Tensor) -> tuple[Tensor, Any]:
+        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, cache: Any, **inputs: Tensor) -> tuple[Tensor, Any]:
+        """One token, `[B, d_model]`."""
+        raise NotImplementedError
+
+    # --- What only some mixers have ---
+
+    @property
+    def reads_token(self) -> bool:
+        """Whether the layer needs the input `token`, the token's embedding at unit RMS."""
+        return False
+
+    @property
+    def has_write_gate(self) -> bool:
+        """Whether the layer chooses what it writes into its state; then it has `gate_mean`."""
+        return False
+
+    def prefill_segment(self, segment: int, length: int) -> int:
+        """Tokens that prefill may work at once, at most `segment`, for prompts of `length` tokens.
+
+        Raises:
+            ValueError: `segment` does not fit the layer.
+        """
+        return segment
