@@ -34,7 +34,7 @@ class SKAConfig(LaterFields, Section):
         mode: "exact" gives every token its own operator; "chunk" is the paper's training form.
         normalization: of keys and queries: "l2" per token, "sequence-max" by the longest key of the document (the
             paper's text; it looks into the future), or "none".
-        write_gate: "sqrt-sigmoid" weighs keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2 sigmoid(.) - 0.1,
+        write_gate: "sqrt-sigmoid" multiplies keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2 sigmoid(.) - 0.1,
             0, 1), which can be exactly zero.
         gate_input: what the write gate sees: "hidden", the layer's input with all its context, or "token", the token's
             embedding at unit RMS alone: then what is written does not depend on where it stands.

@@ -145,8 +145,8 @@ def run_layer(
     import torch
 
     from echo_lm.kernels.ska import SKAState
+    from echo_lm.kernels.ska.fused.normalize_and_gate import normalize_and_gate_fused
     from echo_lm.kernels.ska.fused.op import ska_fused
-    from echo_lm.kernels.ska.fused.weigh import weigh_fused
     from echo_lm.kernels.ssd.fused_convolution import convolve
     from echo_lm.kernels.ssd.scan import chunk_size_of, mamba_ssm_kernel
 
@@ -173,7 +173,7 @@ def run_layer(
                 gated = ska.write_gate != "none"
                 columns = 8 * -(-heads * (2 * ska.rank + width + gated) // 8)
                 bias = torch.zeros(heads, dtype=weights, requires_grad=backward) if gated else None
-                q, k, v = weigh_fused(empty(columns), bias, heads, ska.rank, width, ska.write_gate)
+                q, k, v = normalize_and_gate_fused(empty(columns), bias, heads, ska.rank, width, ska.write_gate)
             y, _ = ska_fused(
                 q,
                 k,

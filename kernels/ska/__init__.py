@@ -2,18 +2,18 @@
 
 from .attention import ska_attention
 from .decode import DecodeState, ska_step, start_decoding, update_inverse
+from .normalize_and_gate import WriteGate, normalize_and_gate, unpack, write_gate
 from .state import SKAState
-from .weigh import WriteGate, unpack, weigh, write_gate
 
 __all__ = [
     "DecodeState",
     "SKAState",
     "WriteGate",
+    "normalize_and_gate",
     "ska_attention",
     "ska_step",
     "start_decoding",
     "unpack",
     "update_inverse",
-    "weigh",
     "write_gate",
 ]

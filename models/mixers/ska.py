@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ...kernels.documents import document_ids, inner_borders
 from ...kernels.sequence import SequenceContext
-from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, unpack, weigh, write_gate
+from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, unpack, write_gate
+from ...kernels.ska import normalize_and_gate as normalize_and_gate
 from ..common.errors import UserError
 from ..config import ModelConfig, SKAConfig
 from ..initialization import normal_by_fan_in
@@ -93,7 +94,7 @@ class SKA(SequenceMixer):
             k = self._unpack(packed)[1]
             k = k if written is None else k * written[..., None, None]
             longest = longest_key(k, inner_borders(cu_seqlens, *x.shape[:2], x.device))
-        return self._weigh(packed, longest)
+        return self._normalize_and_gate(packed, longest)
 
     @classmethod
     def build(cls, config: ModelConfig) -> "SKA":
@@ -195,7 +196,7 @@ class SKA(SequenceMixer):
         if longest is not None:
             k = self._unpack(packed)[1]
             longest = torch.maximum(longest, longest_key(k * real[..., None, None], None)[:, 0])
-        q, k, v = self._weigh(packed, None if longest is None else longest[:, None])
+        q, k, v = self._normalize_and_gate(packed, None if longest is None else longest[:, None])
         old = cache.decode
         options = dict(self._options(), return_state=True)
         y, sums = ska_attention(q, k, v, **options, mode=self.config.mode, mask=real, state=old.sums)
@@ -214,7 +215,7 @@ class SKA(SequenceMixer):
 
     def step(self, x: Tensor, cache: SKACache, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
         """One token, `[B, d_model]`; the cache is updated in place and returned."""
-        q, k, v = self._weigh(self._project(x, token), cache.longest)
+        q, k, v = self._normalize_and_gate(self._project(x, token), cache.longest)
         y = ska_step(q, k, v, cache.decode, **self._options())
         return self._read_out(y, x.dtype), cache
 
@@ -260,8 +261,8 @@ class SKA(SequenceMixer):
         return token
 
     def _project(self, x: Tensor, token: Tensor | None) -> Tensor:
-        """Raw queries, keys, values and gate logits side by side, as `weigh` takes them: one product for all that is made of
-        x, so that x and its gradient are passed over once."""
+        """Raw queries, keys, values and gate logits side by side, as `normalize_and_gate` takes them: one product for all
+        that is made of x, so that x and its gradient are passed over once."""
         weights = [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj)]
         gate = [] if self.gate_proj is None else [self.gate_proj.weight]
         if x.dim() == 3:  # rows of a multiple of 16 bytes keep the products fast
@@ -276,14 +277,14 @@ class SKA(SequenceMixer):
         config = self.config
         return unpack(packed, config.num_heads, config.rank, self.v_proj.out_features // config.num_heads)
 
-    def _weigh(self, packed: Tensor, longest: Tensor | None) -> tuple[Tensor, ...]:
+    def _normalize_and_gate(self, packed: Tensor, longest: Tensor | None) -> tuple[Tensor, ...]:
         """Normalised queries, normalised and gated keys, gated values, in the dtype of the projections: training and
         decoding round keys alike."""
         config = self.config
         bias = None if self.gate_proj is None else self.gate_proj.bias
         if config.normalization == "l2":
             sizes = dict(heads=config.num_heads, rank=config.rank, width=self.v_proj.out_features // config.num_heads)
-            return weigh(packed, bias, **sizes, kind=config.write_gate)
+            return normalize_and_gate(packed, bias, **sizes, kind=config.write_gate)
         q, k, v, logits = self._unpack(packed)
         if longest is not None:
             q, k = ((at_least_fp32(t) / longest.clamp(min=SMALLEST_NORM)).to(t.dtype) for t in (q, k))

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from echo_lm.kernels.ska import SKAState, ska_attention, weigh
+from echo_lm.kernels.ska import SKAState, ska_attention
+from echo_lm.kernels.ska import normalize_and_gate as normalize_and_gate
 from echo_lm.kernels.ska.fused import why_not_fused
 from echo_lm.models.config import SKAConfig
 from echo_lm.models.mixers.ska import SKA
@@ -172,7 +173,7 @@ def test_weighing_under_the_interpreter_equals_pytorch():
     done = interpreted(
         """
 import torch
-from echo_lm.kernels.ska import weigh
+from echo_lm.kernels.ska import normalize_and_gate
 heads, rank, width = 3, 24, 16
 generator = torch.Generator().manual_seed(0)
 packed = torch.randn(2, 7, heads * (2 * rank + width + 1) + 5, generator=generator, dtype=torch.float64)
@@ -181,7 +182,7 @@ packed[0, 1:3, -8:-5] = torch.tensor([[-9.0, 9.0, 0.0], [-2.4, 2.4, 0.1]])  # a 
 bias = torch.tensor([0.5, -0.2, 0.0], dtype=torch.float64)
 def both(dtype, kind):
     leaves = [t.to(dtype).requires_grad_() for t in (packed, bias)]
-    out = weigh(leaves[0], None if kind == "none" else leaves[1], heads=heads, rank=rank, width=width, kind=kind)
+    out = normalize_and_gate(leaves[0], None if kind == "none" else leaves[1], heads=heads, rank=rank, width=width, kind=kind)
     loss = sum((o * (1 + o)).sum() for o in out)
     return [*out, *torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)]
 for kind in ("none", "sqrt-sigmoid", "hard"):
@@ -216,7 +217,7 @@ def test_what_the_kernels_do_not_take_is_said():
 def test_weigh_does_not_touch_what_has_no_gate():
     packed = torch.randn(1, 3, 2 * (8 + 8 + 4))
     packed[..., 16:32] = 2 * packed[..., :16]
-    unit, z, w = weigh(packed, None, heads=2, rank=8, width=4)
+    unit, z, w = normalize_and_gate(packed, None, heads=2, rank=8, width=4)
     torch.testing.assert_close(unit, z)
     torch.testing.assert_close(w, packed[..., 32:].unflatten(-1, (2, 4)))
     torch.testing.assert_close(unit.norm(dim=-1), torch.ones(1, 3, 2))
@@ -228,7 +229,7 @@ def test_the_operators_are_fit_for_torch_compile(mode):
         f"""
 import torch, test_fused as t
 from torch.library import opcheck
-import echo_lm.kernels.ska.fused.op, echo_lm.kernels.ska.fused.weigh
+import echo_lm.kernels.ska.fused.op, echo_lm.kernels.ska.fused.normalize_and_gate
 inputs, *_ = t.draw(20, 8, 16, heads=1, batch=1)
 q, k, v, scale, *state = (x.float().requires_grad_() for x in inputs)
 initial, last = torch.cat(state[:3], 2).detach().requires_grad_(), state[3]
@@ -236,7 +237,7 @@ exact = {mode == "exact"}
 arguments = (q, k, v, scale, initial, last, None, exact, 1, 1e-3, 16, False, True)
 opcheck(torch.ops.echo_lm.ska.default, arguments, atol=1e-4, rtol=1e-4)
 packed = torch.randn(2, 5, 2 * (8 + 8 + 4 + 1), requires_grad=True)
-opcheck(torch.ops.echo_lm.weigh.default, (packed, torch.zeros(2, requires_grad=True), 2, 8, 4, "hard"))
+opcheck(torch.ops.echo_lm.normalize_and_gate.default, (packed, torch.zeros(2, requires_grad=True), 2, 8, 4, "hard"))
 """
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
@@ -353,7 +354,7 @@ def test_weighing_on_a_gpu_equals_float64(dtype, kind):
 
     def both(device, dtype):
         leaves = [x.to(device, dtype).requires_grad_() for x in ((packed,) if kind == "none" else (packed, bias))]
-        outs = weigh(*leaves, *[None] * (2 - len(leaves)), heads=heads, rank=rank, width=width, kind=kind)
+        outs = normalize_and_gate(*leaves, *[None] * (2 - len(leaves)), heads=heads, rank=rank, width=width, kind=kind)
         return [*outs, *torch.autograd.grad(outs, leaves, [d.to(device, dtype) for d in douts])]
 
     for found, wanted in zip(both("cuda", dtype), both("cpu", torch.float64), strict=True):

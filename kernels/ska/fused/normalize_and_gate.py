@@ -1,4 +1,4 @@
-"""Unit queries, gated unit keys and gated values in one pass, and back (kernels/ska/weigh.py)."""
+"""Unit queries, gated unit keys and gated values in one pass, and back (kernels/ska/normalize_and_gate.py)."""
 
 import functools
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...launch import Launcher
 from ...operator import register
-from ..weigh import HIGH as GATE_HIGH
-from ..weigh import LOW as GATE_LOW
-from ..weigh import SMALLEST_NORM as SMALLEST
+from ..normalize_and_gate import HIGH as GATE_HIGH
+from ..normalize_and_gate import LOW as GATE_LOW
+from ..normalize_and_gate import SMALLEST_NORM as SMALLEST
 
 SMALLEST_NORM = tl.constexpr(SMALLEST)
 LOW, HIGH = tl.constexpr(GATE_LOW), tl.constexpr(GATE_HIGH)
@@ -57,7 +57,7 @@ def _inverse_norm(x):
 
 
 @triton.jit(do_not_specialize=["N"])
-def weigh_forward(
+def normalize_and_gate_forward(
     p_packed,  # [tokens, COLUMNS]
     p_bias,  # [H]
     p_unit,  # [tokens, H, R], out
@@ -95,7 +95,7 @@ def _through_norm(x, dy):
 
 
 @triton.jit(do_not_specialize=["N"])
-def weigh_backward(
+def normalize_and_gate_backward(
     p_packed,  # [tokens, COLUMNS]
     p_bias,  # [H]
     p_dunit,  # [tokens, H, R]
@@ -144,7 +144,10 @@ def _launchers(
 ):
     sizes = dict(H=heads, R=rank, P=width, COLUMNS=columns, KIND=KINDS[kind])
     blocks = dict(BR=triton.next_power_of_2(rank), BP=triton.next_power_of_2(width), BN=ROWS)
-    return [Launcher(kernel, num_warps=4, **sizes, **blocks) for kernel in (weigh_forward, weigh_backward)]
+    return [
+        Launcher(kernel, num_warps=4, **sizes, **blocks)
+        for kernel in (normalize_and_gate_forward, normalize_and_gate_backward)
+    ]
 
 
 def _launch(which: int, sizes: tuple, packed: Tensor, bias: Tensor | None, *tensors: Tensor) -> None:
@@ -191,7 +194,7 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, *gradients):
     packed, bias = ctx.saved_tensors
-    dpacked = torch.ops.echo_lm.weigh_backward(packed, bias, *ctx.options, *gradients)
+    dpacked = torch.ops.echo_lm.normalize_and_gate_backward(packed, bias, *ctx.options, *gradients)
     dbias = None
     if bias is not None:
         heads, rank, width, _ = ctx.options
@@ -200,5 +203,5 @@ def _differentiate(ctx, *gradients):
     return dpacked, dbias, None, None, None, None
 
 
-register("weigh_backward", _backward, lambda packed, *_: torch.empty_like(packed))
-weigh_fused = register("weigh", _forward, _outputs, _save, _differentiate)
+register("normalize_and_gate_backward", _backward, lambda packed, *_: torch.empty_like(packed))
+normalize_and_gate_fused = register("normalize_and_gate", _forward, _outputs, _save, _differentiate)

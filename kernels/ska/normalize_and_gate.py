@@ -1,4 +1,4 @@
-"""Before the operation: queries and keys to unit length, the write gate on keys and values.
+"""L2 normalisation of queries and keys, and the write gate on keys and values: what precedes `ska_attention`.
 
 On CUDA one kernel each way, as this is all memory traffic: six reads and writes where PyTorch makes some thirty.
 """
@@ -26,7 +26,9 @@ def write_gate(logits: Tensor, kind: WriteGate) -> Tensor | None:
         return torch.exp(0.5 * F.logsigmoid(logits))
     if kind == "hard":
         return (LOW + (HIGH - LOW) * torch.sigmoid(logits)).clamp(0.0, 1.0)
-    return None
+    if kind == "none":
+        return None
+    raise ValueError(f"unknown write gate {kind!r}: none, sqrt-sigmoid or hard")
 
 
 def unpack(packed: Tensor, heads: int, rank: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -36,7 +38,7 @@ def unpack(packed: Tensor, heads: int, rank: int, width: int) -> tuple[Tensor, T
     return *(x.unflatten(-1, (heads, -1)) for x in (q, k, v)), rest
 
 
-def weigh(
+def normalize_and_gate(
     packed: Tensor, bias: Tensor | None, *, heads: int, rank: int, width: int, kind: WriteGate = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q / |q|, g k / |k| and g v with g = `write_gate(logits + bias, kind)`; norms below 1e-6 count as 1e-6.
@@ -50,9 +52,9 @@ def weigh(
         `[..., H, R]`, `[..., H, R]`, `[..., H, P]`, in the dtype of `packed`.
     """
     if TRITON and (packed.is_cuda or INTERPRETER) and packed.dtype != torch.float64:
-        from .fused.weigh import weigh_fused
+        from .fused.normalize_and_gate import normalize_and_gate_fused
 
-        return weigh_fused(packed, bias, heads, rank, width, kind)
+        return normalize_and_gate_fused(packed, bias, heads, rank, width, kind)
     q, k, v, logits = unpack(packed, heads, rank, width)
     wide = torch.promote_types(packed.dtype, torch.float32)
     q, k = (F.normalize(x.to(wide), dim=-1, eps=SMALLEST_NORM) for x in (q, k))
