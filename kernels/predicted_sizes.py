@@ -1,4 +1,4 @@
-"""Sizes that the host predicts instead of waiting for the device to count."""
+"""Sizes that the host predicts from earlier batches instead of waiting for the device to compute them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,39 +7,40 @@ import torch
 from torch import Tensor
 
 
-class Guesses:
-    """Numbers that the host needs of data on the device, each guessed from the batch before: one look at all of them behind the
-    forward pass, where the host would wait for each in turn while the device runs dry. Keep one as long as the model.
+class PredictedSizes:
+    """Numbers that the host needs of data on the device, each predicted from the batch before.
 
-    A guess is right if it is not above its number. One that was not has to be made good by running again without guesses.
+    Waiting for each number in turn would leave the device idle; `verify` waits once, after the forward pass, for all of them.
+    Keep one object as long as the model. A prediction is right if it is not above its number; after a wrong one the pass must
+    be run again without predictions.
     """
 
     def __init__(self) -> None:
         self._expected: dict[Any, int] = {}
-        self._open: list[tuple[Any, Tensor, int, Callable[[int], int]]] = []
+        self._pending: list[tuple[Any, Tensor, int, Callable[[int], int]]] = []
 
     @property
-    def made(self) -> bool:
-        """Whether any was made that `settle` has not seen. Alike on all ranks that run the same layers on the same shapes."""
-        return bool(self._open)
+    def pending(self) -> bool:
+        """Whether any prediction is not verified yet. Alike on all ranks that run the same layers on the same shapes."""
+        return bool(self._pending)
 
     def number(self, key: Any, value: Tensor, safe: Callable[[int], int]) -> int:
-        """A guess of `value`, a number on the device; the first time of a `key`, the number itself.
+        """A prediction of `value`, a number on the device; the first time of a `key`, the number itself.
 
         Args:
-            safe: from a batch's number, what to guess for the next.
+            safe: from a batch's number, what to predict for the next.
         """
         if key not in self._expected:
             number = int(value)
             self._expected[key] = safe(number)
             return number
-        self._open.append((key, value, self._expected[key], safe))
+        self._pending.append((key, value, self._expected[key], safe))
         return self._expected[key]
 
-    def settle(self) -> bool:
-        """Whether all guesses since the last time were right. Learns the next ones."""
-        made, self._open = self._open, []
-        numbers = torch.stack([value for _, value, *_ in made]).tolist() if made else []
-        for (key, _, _, safe), number in zip(made, numbers, strict=True):
+    def verify(self) -> bool:
+        """Whether all predictions since the last call were right; the next ones follow from their numbers."""
+        pending, self._pending = self._pending, []
+        numbers = torch.stack([value for _, value, *_ in pending]).tolist() if pending else []
+        for (key, _, _, safe), number in zip(pending, numbers, strict=True):
             self._expected[key] = safe(number)
-        return all(guess <= number for (_, _, guess, _), number in zip(made, numbers, strict=True))
+        return all(predicted <= number for (_, _, predicted, _), number in zip(pending, numbers, strict=True))

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .documents import inner_borders
-from .predicted_sizes import Guesses
+from .predicted_sizes import PredictedSizes
 
 Combine = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], int], tuple[Tensor, ...]]
 
@@ -40,7 +40,7 @@ class SequenceContext:
         rank, world: this rank's number in the group, and the group's size. A world of 1 sends nothing.
         cu_seqlens: int32 or int64 `[documents + 1]`, *global* offsets into the flattened `B * T` tokens, the same on
             every rank; see `kernels/documents.py`. A border may fall anywhere, also on the edge of a segment.
-        guesses: numbers may be guessed; whoever gives them settles them. Without, the host waits for each.
+        predictions: numbers may be predicted; whoever gives them settles them. Without, the host waits for each.
 
     Raises:
         ValueError: rank, world and group do not go together.
@@ -50,7 +50,7 @@ class SequenceContext:
     rank: int
     world: int
     cu_seqlens: Tensor | None = None
-    guesses: Guesses | None = None
+    predicted_sizes: PredictedSizes | None = None
     _derived: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
@@ -126,20 +126,22 @@ class SequenceContext:
     def number(
         self, weight: Tensor, shape: torch.Size, compute: Callable[[], Tensor], safe: Callable[[int], int]
     ) -> int:
-        """`compute()`, a number of a layer's inputs on the device, or a guess that is not above it. Remembered for the layer's
+        """`compute()`, a number of a layer's inputs on the device, or a prediction that is not above it. Remembered for the layer's
         weight and the inputs' shape: a layer that runs again on the same batch, for activation checkpointing, gets the same.
 
         The number depends on data, so it holds as a context does: for one batch. The weight is known by its object, not its
         address: under ZeRO 3 many weights lie at the same one in turn.
 
         Args:
-            safe: from a batch's number, what to guess for the next.
+            safe: from a batch's number, what to predict for the next.
         """
         key = (id(weight), weight._version, shape)
         if key not in self._derived:
             value = compute()
-            guesses = self.guesses
-            self._derived[key] = int(value) if guesses is None else guesses.number((id(weight), shape), value, safe)
+            predicted_sizes = self.predicted_sizes
+            self._derived[key] = (
+                int(value) if predicted_sizes is None else predicted_sizes.number((id(weight), shape), value, safe)
+            )
         return self._derived[key]
 
     def segment(self, rows: Tensor, dim: int = 1) -> Tensor:

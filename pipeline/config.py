@@ -130,7 +130,9 @@ class RunSection(Section):
         default=3, ge=0, description="how often in a row what died is started again without a new checkpoint"
     )
     hang_seconds: float = Field(
-        default=600, gt=0, description="a worker that is silent, or a gang that makes no step, for so long is replaced"
+        default=600,
+        gt=0,
+        description="a worker that is silent, or a worker group that makes no step, for so long is replaced",
     )
     straggler_factor: float = Field(
         default=2.0, ge=0, description="a worker that computes so many times longer than the median is named; 0: never"

@@ -37,7 +37,7 @@ def choose_device(config: RunConfig) -> torch.device:
 
 
 def join_process_group(device: torch.device) -> None:
-    """Join the gang named by RANK, WORLD_SIZE and MASTER_*; a launcher (Ray Train) may have done it already."""
+    """Join the worker group named by RANK, WORLD_SIZE and MASTER_*; a launcher (Ray Train) may have done it already."""
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, alone)
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -1,4 +1,4 @@
-"""Start the processes of a run on this machine, without Ray, and start the gang again when one of them dies."""
+"""Start the processes of a run on this machine, without Ray, and start the worker group again when one of them dies."""
 
 import contextlib
 import os
@@ -23,19 +23,19 @@ from .stop_signal import StopSignal
 def launch(run: RunFolder, config: RunConfig) -> None:
     """Train `run` with `config.run.workers` processes; returns when training has reached its end.
 
-    The processes are spawned by torch's elastic agent, which restarts the gang up to `config.run.max_restarts` times;
+    The processes are spawned by torch's elastic agent, which restarts the worker group up to `config.run.max_restarts` times;
     their output goes to `logs/` in the run folder. One worker is spawned too: DeepSpeed keeps process groups in module
     globals, so a process can train only once.
 
     SIGTERM is passed on to the workers, which save a checkpoint and leave.
 
     Raises:
-        UserError: what a worker recorded as such, a port in use, or a gang that kept dying.
+        UserError: what a worker recorded as such, a port in use, or a worker group that kept dying.
     """
     run.error_file.unlink(missing_ok=True)
     environment = {
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-        # A gang that is started again must not find the addresses of the dead one in the store: a fresh store each time.
+        # A worker group that is started again must not find the addresses of the dead one in the store: a fresh store each time.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     logs = run.path / "logs"
@@ -68,7 +68,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _environ(values: dict[str, str]) -> Iterator[None]:
-    """Variables for the workers alone: what this process starts later must not find a gang's network interface."""
+    """Variables for the workers alone: what this process starts later must not find a worker group's network interface."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -86,7 +86,7 @@ def _worker(run_path: str) -> None:
 
 
 class _PassOn(StopSignal):
-    """Passes a SIGTERM on to the worker processes, once to each, those of a gang that is started again too."""
+    """Passes a SIGTERM on to the worker processes, once to each, those of a worker group that is started again too."""
 
     def __enter__(self) -> "_PassOn":
         super().__enter__()
@@ -99,12 +99,12 @@ class _PassOn(StopSignal):
         super().__exit__(*exception)
 
     def _watch(self) -> None:
-        told: set[int] = set()
+        signalled: set[int] = set()
         while not self._over.wait(0.2):
             for child in psutil.Process().children() if self.received else ():
                 with contextlib.suppress(psutil.Error):
-                    if child.pid not in told and any("spawn_main" in word for word in child.cmdline()):
-                        told.add(child.pid)
+                    if child.pid not in signalled and any("spawn_main" in word for word in child.cmdline()):
+                        signalled.add(child.pid)
                         child.terminate()
 
 

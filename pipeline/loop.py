@@ -1,4 +1,4 @@
-"""The training loop of one rank. Everything it needs lies in the run folder; everything it learns is written there."""
+"""The training loop of one rank: it reads all it needs from the run folder and writes all it measures there."""
 
 import os
 import time
@@ -20,11 +20,11 @@ from .config import RunConfig
 from .engine import build_engine, choose_device, join_process_group
 from .garbage import GarbageCollection
 from .mesh import Mesh, make_mesh
-from .monitoring.heartbeat import Heart
+from .monitoring.heartbeat import Heartbeat
 from .monitoring.metrics import Meter
 from .monitoring.node import node_name
-from .monitoring.ska_health import HealthWatch
-from .monitoring.straggler import Stopwatch, StragglerWatch
+from .monitoring.ska_health import SKAHealthMonitor
+from .monitoring.straggler import Stopwatch, StragglerDetector
 from .prefetch import Prefetcher
 from .run.events import EventLog
 from .run.folder import RunFolder
@@ -37,7 +37,7 @@ def train(run_path: Path | str) -> None:
     """Train the run in `run_path` from its last complete checkpoint to its end, as the rank that the environment names.
 
     Raises:
-        UserError: also recorded in the run's `error.json`, since this may be a process of a gang.
+        UserError: also recorded in the run's `error.json`, since this may be a process of a worker group.
     """
     run = RunFolder(run_path)
     with StopSignal() as stop:
@@ -63,13 +63,13 @@ def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
     torch.set_num_threads(config.run.threads)
     device = choose_device(config)
     join_process_group(device)
-    with Heart(run, dist.get_rank(), dist.get_world_size()) as heart:
+    with Heartbeat(run, dist.get_rank(), dist.get_world_size()) as heartbeat:
         nodes = _nodes()
         mesh = make_mesh(config.run.sequence_parallel, nodes)
         dataset = Dataset.open(run.data_folder())
         vocab_size = dataset.tokenizer().get_vocab_size()
         engine = build_engine(config, vocab_size, device, mesh)
-        loop = _Loop(run, config, engine, mesh, make_loader(dataset, config), dataset, heart, nodes)
+        loop = _Loop(run, config, engine, mesh, make_loader(dataset, config), dataset, heartbeat, nodes)
         loop.run_to_the_end(stop)
         dist.barrier()  # a rank that leaves early can abort the others' exit
     engine.destroy()
@@ -94,16 +94,16 @@ class _Loop:
         mesh: Mesh,
         loader: BatchLoader,
         dataset: Dataset,
-        heart: Heart,
+        heartbeat: Heartbeat,
         nodes: list[str],
     ):
         self.run, self.config, self.engine, self.mesh, self.loader = run, config, engine, mesh, loader
-        self.heart, self.nodes = heart, nodes
-        self.alone, self.stragglers = Stopwatch(engine.device), StragglerWatch(config.run.straggler_factor)
+        self.heartbeat, self.nodes = heartbeat, nodes
+        self.compute_timer, self.stragglers = Stopwatch(engine.device), StragglerDetector(config.run.straggler_factor)
         self.step, self.tokens = self._resume()
-        self.writer = CheckpointWriter(engine, run, config, step=self.step, replaced=heart.replaced)
+        self.writer = CheckpointWriter(engine, run, config, step=self.step, replaced=heartbeat.replaced)
         self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
-        self.health = HealthWatch(engine, config)
+        self.health = SKAHealthMonitor(engine, config)
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
         self._event("start", **self._where(), pid=os.getpid(), **self._topology())
         self._not_finite = 0  # steps in a row
@@ -112,7 +112,7 @@ class _Loop:
     def run_to_the_end(self, stop: StopSignal) -> None:
         config = self.config
         last = min(config.train.steps, config.run.stop_step or config.train.steps)
-        leave, busy = False, 0.0
+        leave, compute_seconds = False, 0.0
         with (
             GarbageCollection() as garbage,
             Prefetcher(self.loader.batch, last, depth=config.run.prefetch) as batches,
@@ -122,14 +122,14 @@ class _Loop:
                 batch, stall = batches.batch(self.step)
                 rate = learning_rate_at(self.step, config.train)
                 flags = [stop.received, self.writer.failed()]
-                self.alone.start()
+                self.compute_timer.start()
                 price = write_price_at(self.step, config.train)
-                watched = dict(flags=flags, busy=busy, alone=self.alone)
-                done = update(self.engine, batch, rate, config, self.mesh, write_price=price, **watched)
+                shared = dict(flags=flags, compute_seconds=compute_seconds, compute_timer=self.compute_timer)
+                done = update(self.engine, batch, rate, config, self.mesh, write_price=price, **shared)
                 garbage.collect()
-                busy = stall + self.alone.seconds()  # told to the others with the next step
+                compute_seconds = stall + self.compute_timer.seconds()  # shared with the other ranks in the next step
                 self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens
-                self.heart.moved(self.step)
+                self.heartbeat.record_step(self.step)
                 self._record(done, time.perf_counter() - started, stall)
                 if self.health.due(self.step):
                     for kind, fields in self.health.look(batch, self.mesh, self.step):
@@ -200,11 +200,11 @@ class _Loop:
             self._event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
         measured = self.meter.measure(done.metrics, seconds)
         self._event("step", **self._where(), **done.metrics, **measured, data_stall_seconds=stall)
-        for rank, slow, median in self.stragglers.look(done.busy, seconds):
+        for rank, slow, median in self.stragglers.look(done.compute_seconds, seconds):
             node = self.nodes[rank]
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
-            told = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
-            self._event("straggler", step=self.step, **told)
+            fields = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
+            self._event("straggler", step=self.step, **fields)
 
     def _report_checkpoints(self) -> None:
         written = self.writer.written()

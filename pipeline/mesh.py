@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from ..data_prep.loading.batch import Batch
-from ..kernels.predicted_sizes import Guesses
+from ..kernels.predicted_sizes import PredictedSizes
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Mesh:
         sequence_parallel: n, ranks that share a sequence.
         group: the process group of this rank's n; None if n is 1.
         place: where this rank comes in `sequence_groups`, one group after the other; its rank unless given.
-        guesses: of the layers, from batch to batch.
+        predictions: of the layers, from batch to batch.
     """
 
     rank: int
@@ -28,7 +28,7 @@ class Mesh:
     sequence_parallel: int = 1
     group: dist.ProcessGroup | None = None
     place: int | None = None
-    guesses: Guesses = field(default_factory=Guesses, compare=False, repr=False)
+    predicted_sizes: PredictedSizes = field(default_factory=PredictedSizes, compare=False, repr=False)
 
     @property
     def replicas(self) -> int:

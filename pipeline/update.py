@@ -1,4 +1,4 @@
-"""One optimizer update on a whole batch: what a rank computes of it, and what all ranks learn together."""
+"""One optimizer update on a whole batch: this rank's part of the batch, and the sums over all ranks."""
 
 import math
 from dataclasses import replace
@@ -27,13 +27,13 @@ class Update(NamedTuple):
         metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`; where it costs something, `gate_openness`.
         applied: False if a gradient was not finite: then no weight and no moment changed.
         flags: how many ranks raised each flag.
-        busy: what each rank brought as its `busy`, by rank.
+        compute_seconds: each rank's compute seconds in the previous step, by rank.
     """
 
     metrics: dict[str, float | None]
     applied: bool
     flags: list[int]
-    busy: list[float]
+    compute_seconds: list[float]
 
 
 def update(
@@ -45,15 +45,15 @@ def update(
     *,
     flags: list[bool],
     write_price: float,
-    busy: float = 0.0,
-    alone: Stopwatch | None = None,
+    compute_seconds: float = 0.0,
+    compute_timer: Stopwatch | None = None,
 ) -> Update:
-    """Forward, backward and step on this rank's part of the whole batch; flags and `busy` travel with the losses.
+    """Forward, backward and step on this rank's part of the whole batch; flags and `compute_seconds` travel with the losses.
 
     Args:
-        busy: any number that all ranks are to know of this one.
+        compute_seconds: this rank's compute seconds in the previous step.
         write_price: nats for write gates that are open at every position of the batch, beside the loss (`write_price_at`).
-        alone: stopped when the first micro-batch has gone forward, which a rank does without the others.
+        compute_timer: stopped after the forward pass of the first micro-batch, before any rank waits for another.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -67,8 +67,8 @@ def update(
     for index in range(accumulation):
         nats, objective, opened = _losses(engine, rows.rows(index, accumulation), config.train, mesh)
         sums += nats
-        if alone and index == 0:
-            alone.stop()
+        if compute_timer and index == 0:
+            compute_timer.stop()
         objective = objective * scale
         if opened is not None:
             openness += opened.detach()
@@ -79,10 +79,10 @@ def update(
             engine.step()
         else:
             _drop_step(engine)
-    of_ranks = [0.0] * mesh.world
-    of_ranks[mesh.rank] = busy
-    told = torch.tensor([*flags, *of_ranks], dtype=torch.float64, device=engine.device)
-    shared = torch.cat([sums.flatten(), told, openness])
+    seconds_by_rank = [0.0] * mesh.world
+    seconds_by_rank[mesh.rank] = compute_seconds
+    payload = torch.tensor([*flags, *seconds_by_rank], dtype=torch.float64, device=engine.device)
+    shared = torch.cat([sums.flatten(), payload, openness])
     dist.all_reduce(shared)
     *totals, open_gates = shared.tolist()
     metrics: dict[str, float | None] = {"loss": sum(totals[:4:2]) / sum(totals[1:4:2])}
@@ -107,7 +107,7 @@ def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple
     borders = None if borders is None else borders.to(device)
     context = None
     if mesh.group is not None:
-        context = SequenceContext(mesh.group, mesh.segment, mesh.sequence_parallel, borders, mesh.guesses)
+        context = SequenceContext(mesh.group, mesh.segment, mesh.sequence_parallel, borders, mesh.predicted_sizes)
     options = {"cu_seqlens": borders} if context is None else {"context": context}
 
     def part(tensor: Tensor) -> Tensor:
@@ -125,19 +125,19 @@ def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple
     loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=train.z_loss)
     asked = {"at": at, "read_out": loss, "openness": train.write_cost > 0}
     found = engine(tokens, **asked, **options)
-    if context is not None and not _guessed_right(mesh, device):
-        found = engine(tokens, **asked, context=replace(context, guesses=None))
+    if context is not None and not _predictions_held(mesh, device):
+        found = engine(tokens, **asked, context=replace(context, predicted_sizes=None))
     (objective, nats), opened = found if train.write_cost else (found, None)
     both = torch.stack([nats * weights, weights]).double()
     of_recall = (both * rows[at // mask.shape[1]]).sum(1)
     return torch.stack([both.sum(1) - of_recall, of_recall]), objective, opened
 
 
-def _guessed_right(mesh: Mesh, device: torch.device) -> bool:
-    """Whether the layers' guesses were right on every rank: all run again together, for ZeRO 3 gathers weights over all of them."""
-    if not mesh.guesses.made:
+def _predictions_held(mesh: Mesh, device: torch.device) -> bool:
+    """Whether the predicted sizes were right on every rank: else all run again, for ZeRO 3 gathers weights over all ranks."""
+    if not mesh.predicted_sizes.pending:
         return True
-    wrong = torch.tensor(float(not mesh.guesses.settle()), device=device)
+    wrong = torch.tensor(float(not mesh.predicted_sizes.verify()), device=device)
     dist.all_reduce(wrong)
     return wrong.item() == 0
 

@@ -5,11 +5,16 @@ import sys
 
 MODULES = [
     "pipeline.engine",
-    "pipeline.train",
-    *(
-        f"orchestration.{name}"
-        for name in ("cli", "evaluate", "generate", "status", "study", "study_cell", "study_report", "target", "train")
-    ),
+    "pipeline.loop",
+    "orchestration.cli.main",
+    "orchestration.evaluation.by_hand",
+    "orchestration.evaluation.generate",
+    "orchestration.launch.target",
+    "orchestration.launch.train",
+    "orchestration.monitor.status",
+    "orchestration.studies.cell",
+    "orchestration.studies.reporting",
+    "orchestration.studies.run",
 ]
 
 

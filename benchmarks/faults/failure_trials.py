@@ -31,14 +31,14 @@ from echo_lm.data_prep.preparing.prepare import prepare
 from echo_lm.models.common.files import write_json
 from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.launch import launch
-from echo_lm.pipeline.monitoring.heartbeat import read_beats
+from echo_lm.pipeline.monitoring.heartbeat import read_heartbeats
 from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.ray_nodes import Host, Node, kill_tree, two_hosts, wait_for_nodes
 
 KINDS = ("worker", "node", "head", "mlflow", "hang")
 HANG_SECONDS = 30
-# About 40 s of training on two cores. A gang whose head dies trains on for as long as its nodes wait for a new head.
+# About 40 s of training on two cores. A worker group whose head dies trains on for as long as its nodes wait for a new head.
 STEPS, EVERY, EVALUATED = 150, 10, 50
 OVERRIDES = [
     f"train.steps={STEPS}",
@@ -151,13 +151,13 @@ def disturb(
         if time.monotonic() > deadline or process.poll() is not None:
             raise TimeoutError(f"step {at} was never made")
         time.sleep(0.02)
-    beat = chance.choice(read_beats(run))
+    heartbeat = chance.choice(read_heartbeats(run))
     if kind in ("worker", "hang"):
-        killed, victim = time.time(), f"rank {beat.rank} on {beat.node}"
-        os.kill(beat.pid, signal.SIGKILL if kind == "worker" else signal.SIGSTOP)
+        killed, victim = time.time(), f"rank {heartbeat.rank} on {heartbeat.node}"
+        os.kill(heartbeat.pid, signal.SIGKILL if kind == "worker" else signal.SIGSTOP)
     elif kind == "node":
-        killed, victim = time.time(), beat.node
-        next(node for node in nodes if node.name == beat.node).kill()
+        killed, victim = time.time(), heartbeat.node
+        next(node for node in nodes if node.name == heartbeat.node).kill()
     elif kind == "head":
         killed, victim = time.time(), nodes[0].name
         nodes[0].kill()

@@ -23,8 +23,8 @@ from ..sequence import SequenceContext, entering_state
 from .convolution import convolve_documents, sum_of_taps
 
 BLOCK = 256  # tokens that are summed side by side with the other blocks
-LONG = 16_384  # tokens from which on it pays to look for the tail: without a guess, the host waits for the answer
-SPARE = 16  # chunks that a guessed tail is longer, and a quarter
+LONG = 16_384  # tokens from which on it pays to look for the tail: without a prediction, the host waits for the answer
+SPARE = 16  # chunks that a predictioned tail is longer, and a quarter
 
 
 @torch.compiler.disable  # the tail's length is data, and little is computed beside it
@@ -140,7 +140,7 @@ def _begin_of_tail(dt: Tensor, a: Tensor) -> Tensor:
 
 
 def _sooner(begin: int, length: int) -> int:
-    """Where a tail may be guessed to begin that began at `begin` in the batch before: a quarter longer, and some chunks."""
+    """Where a tail may be predicted to begin that began at `begin` in the batch before: a quarter longer, and some chunks."""
     tail = length - begin
     return max(0, length - tail - tail // 4 - SPARE * CHUNK) // CHUNK * CHUNK
 

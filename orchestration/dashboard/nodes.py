@@ -63,7 +63,7 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
 
 def _add_lease(node, path: Path, what: str, name: str, address: str) -> None:
     """Note the holder of a lease whose heartbeat is fresh."""
-    beat, record = stamp(path), read_record(path)
-    if beat and record and time.time() - beat[0] / 1e9 < EXPIRY_SECONDS:
+    heartbeat, record = stamp(path), read_record(path)
+    if heartbeat and record and time.time() - heartbeat[0] / 1e9 < EXPIRY_SECONDS:
         host = str(record.get("machine", "")).partition("/")[0]
-        node(host or "unknown", beat[0] / 1e9).work.append((what, name, address))
+        node(host or "unknown", heartbeat[0] / 1e9).work.append((what, name, address))

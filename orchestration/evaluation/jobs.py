@@ -13,7 +13,7 @@ from ...evals.layout import complete_checkpoints, result_path, trained_on_recall
 from ...models.common.run_layout import MODEL
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
-from ...pipeline.run.supervision import tell
+from ...pipeline.run.supervision import record_event
 from ..jobs.leases import claim
 
 
@@ -46,11 +46,11 @@ class EvaluationJob:
 
     def record_success(self, node: str, seconds: float) -> None:
         """Write down in the run folder who evaluated, and for how long."""
-        tell(self.run, "evaluation", step=self.step, suite=self.output.stem, node=node, seconds=seconds)
+        record_event(self.run, "evaluation", step=self.step, suite=self.output.stem, node=node, seconds=seconds)
 
     def record_failure(self, message: str) -> None:
         """Write down in the run folder that this evaluation is given up."""
-        tell(self.run, "evaluation_failed", step=self.step, suite=self.output.stem, message=message)
+        record_event(self.run, "evaluation_failed", step=self.step, suite=self.output.stem, message=message)
 
 
 def wanted_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = None) -> list[EvaluationJob]:

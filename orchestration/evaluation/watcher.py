@@ -83,13 +83,13 @@ class Watcher:
             evaluate_missing(self.pattern, self.suites, self.device, ProcessPool(self.parallel))
             return True
         context = multiprocessing.get_context("spawn")
-        beat = context.Value("d", time.time())
-        arguments = (self.pattern, self.suites, self.device, self.parallel, self.address, beat)
+        heartbeat = context.Value("d", time.time())
+        arguments = (self.pattern, self.suites, self.device, self.parallel, self.address, heartbeat)
         process = context.Process(target=_round_on_ray, args=arguments, daemon=True)
         process.start()
         while process.is_alive():
             process.join(POLL_SECONDS)
-            if time.time() - beat.value > SILENT_SECONDS:  # a client of a dead head may hang for ever
+            if time.time() - heartbeat.value > SILENT_SECONDS:  # a client of a dead head may hang for ever
                 process.kill()
         if process.exitcode:
             console.print(f"Ray at {self.address} ended the round (code {process.exitcode}); trying again")
@@ -149,7 +149,7 @@ def _runs(pattern: str) -> list[RunFolder]:
 
 
 def _round_on_ray(
-    pattern: str, suites: list[str] | None, device: str, parallel: int, address: str, beat: Synchronized
+    pattern: str, suites: list[str] | None, device: str, parallel: int, address: str, heartbeat: Synchronized
 ) -> None:
     from ..jobs.cluster import ray_cluster
 
@@ -162,7 +162,7 @@ def _round_on_ray(
         def check() -> None:
             """A head that was started again at the same address knows nothing of us, and Ray does not tell."""
             nonlocal looked
-            beat.value = time.time()
+            heartbeat.value = time.time()
             if time.time() - looked > LOOK_SECONDS:
                 looked = time.time()
                 if me not in [node["NodeID"] for node in ray.nodes() if node["Alive"]]:

@@ -31,7 +31,7 @@ class Lease:
         self.path, self.owner = path, owner
         self._stopped = threading.Event()
         self._lost = False
-        self._thread = threading.Thread(target=self._beat, args=(heartbeat_seconds,), daemon=True)
+        self._thread = threading.Thread(target=self._record, args=(heartbeat_seconds,), daemon=True)
         self._thread.start()
 
     @property
@@ -53,7 +53,7 @@ class Lease:
     def __exit__(self, *exception: object) -> None:
         self.release()
 
-    def _beat(self, seconds: float) -> None:
+    def _record(self, seconds: float) -> None:
         while not self._stopped.wait(seconds):
             try:
                 with _guard(self.path):

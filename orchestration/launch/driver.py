@@ -1,4 +1,4 @@
-"""The work of one run on a Ray cluster: data, training gang, evaluations beside it, MLflow. Finished stages are skipped."""
+"""The work of one run on a Ray cluster: data, training workers, evaluations beside it, MLflow. Finished stages are skipped."""
 
 import threading
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ..preparation.mixture import print_mixture
 from ..preparation.prepare import prepare_dataset
 from ..progress.bars import stage
 from ..progress.training import TrainingProgress
-from ..ray_train.trainer import train_gang
+from ..ray_train.trainer import train_worker_group
 from ..tracking.mlflow import Tracker
 
 POLL_SECONDS = 1.0
@@ -57,7 +57,7 @@ def _train_and_evaluate(run: RunFolder, config: RunConfig, tracking_uri: str | N
     evaluation = config.evaluation
     pool = RayPool(evaluation.parallel, cpus=evaluation.cpus, gpus=evaluation.gpus)
     scheduler = Scheduler(lambda: _due(run, config), pool)
-    training = _Thread(lambda: train_gang(run, config)) if not run.finished() else None
+    training = _Thread(lambda: train_worker_group(run, config)) if not run.finished() else None
     with TrainingProgress(run, config) as progress, _Tracking(Tracker(run.path, tracking_uri)):
         while training and training.is_alive():
             scheduler.poll()

@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_exponenti
 from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
-from ...pipeline.run.supervision import tell
+from ...pipeline.run.supervision import record_event
 from ..jobs.cluster import ClusterAway
 from ..progress.bars import console
 
@@ -70,12 +70,12 @@ def supervise(
     while True:
         number += 1
         driver = _Driver(drive, arguments)
-        tell(run, "attempt", number=number, reason=reason, pid=driver.pid)
+        record_event(run, "attempt", number=number, reason=reason, pid=driver.pid)
         attempt = driver.watch()
         if attempt.lost is None:
             return
         reason, name = attempt.lost, address or socket.gethostname()
-        tell(run, "lost", what=attempt.what, name=name, message=attempt.lost)
+        record_event(run, "lost", what=attempt.what, name=name, message=attempt.lost)
         console.print(f"{run.path}: {attempt.lost}; starting again from its files", markup=False)
         now = progress()
         if now != before:
@@ -141,9 +141,9 @@ class _Driver:
 
     def __init__(self, drive: Drive, arguments: tuple):
         context = multiprocessing.get_context("spawn")  # Ray and torch have threads, which do not survive a fork
-        self._beat = context.Value("d", 0.0)
+        self._record = context.Value("d", 0.0)
         self._ours, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_drive, args=(drive, arguments, self._beat, theirs), name="driver")
+        self._process = context.Process(target=_drive, args=(drive, arguments, self._record, theirs), name="driver")
         self._process.start()
         self.pid = self._process.pid
         theirs.close()
@@ -158,9 +158,9 @@ class _Driver:
         try:
             while self._process.is_alive():
                 self._process.join(POLL_SECONDS)
-                beat = self._beat.value
-                silent = time.time() - (beat or started)
-                if silent > (SILENT_SECONDS if beat else CONNECT_SECONDS):
+                heartbeat = self._record.value
+                silent = time.time() - (heartbeat or started)
+                if silent > (SILENT_SECONDS if heartbeat else CONNECT_SECONDS):
                     return Attempt(f"the driver was silent for {silent:.0f} s")
         except KeyboardInterrupt:
             self._process.join(LEAVE_SECONDS)  # the terminal interrupted it too
@@ -189,7 +189,7 @@ class _Driver:
         return Attempt(f"the driver failed ({message})", trace=trace)
 
 
-def _drive(drive: Drive, arguments: tuple, beat: Synchronized, connection: Connection) -> None:
+def _drive(drive: Drive, arguments: tuple, heartbeat: Synchronized, connection: Connection) -> None:
     """In the driver's process: ends with its supervisor, and tells it what came out."""
 
     def end_with_parent() -> None:
@@ -200,7 +200,7 @@ def _drive(drive: Drive, arguments: tuple, beat: Synchronized, connection: Conne
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     outcome: tuple[Any, ...] = ("done", "", "")
-    pulse = _Pulse(beat)
+    pulse = _Pulse(heartbeat)
     try:
         drive(*arguments, on_cluster=pulse.on_cluster)
     except ClusterAway as error:
@@ -218,9 +218,9 @@ def _drive(drive: Drive, arguments: tuple, beat: Synchronized, connection: Conne
 class _Pulse(threading.Thread):
     """Beats from the first connection to a cluster on; while there is one, only as long as its head answers and knows us."""
 
-    def __init__(self, beat: Synchronized):
+    def __init__(self, heartbeat: Synchronized):
         super().__init__(daemon=True, name="pulse")
-        self._value, self._asks = beat, threading.Lock()
+        self._value, self._asks = heartbeat, threading.Lock()
         self._node = self._head = ""
 
     @contextmanager

@@ -17,7 +17,7 @@ def train_run(config: RunConfig, runs: Path, data: Path, *, trust: bool = False)
     """Prepare the data if need be, train to the end, write the report.
 
     Raises:
-        UserError: bad input, a folder or port in use, no disk space, or a gang that kept dying.
+        UserError: bad input, a folder or port in use, no disk space, or a worker group that kept dying.
     """
     run = RunFolder(runs / config.name)
     run.check(config, trust=trust)

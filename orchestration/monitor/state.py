@@ -2,15 +2,21 @@
 
 from typing import Any
 
-# Every process of a gang renews its file in `heartbeats/` about once a second; silent for so long, it is dead.
-BEAT_SILENT_SECONDS = 30.0
+# Every process of a worker group renews its file in `heartbeats/` about once a second; silent for so long, it is dead.
+HEARTBEAT_SILENT_SECONDS = 30.0
 # Without such files, the log must tell: silence of so long, and of so many of its own steps.
 SILENT_SECONDS, SILENT_STEPS = 120.0, 10.0
 ORDER = ("running", "crashed", "stopped", "waiting", "finished")
 
 
 def run_state(
-    events: list[dict[str, Any]], *, finished: bool, error: bool, reached_stop: bool, beat: float | None, now: float
+    events: list[dict[str, Any]],
+    *,
+    finished: bool,
+    error: bool,
+    reached_stop: bool,
+    heartbeat: float | None,
+    now: float,
 ) -> str:
     """One of `ORDER`.
 
@@ -33,12 +39,12 @@ def run_state(
     if error:
         return "crashed"
     last = events[-1] if events else None
-    alive = beat is not None and now - beat < BEAT_SILENT_SECONDS
+    alive = heartbeat is not None and now - heartbeat < HEARTBEAT_SILENT_SECONDS
     if last is None:
-        return "running" if alive else "waiting" if beat is None else "crashed"
+        return "running" if alive else "waiting" if heartbeat is None else "crashed"
     if not alive and (last["kind"] == "stop" or (reached_stop and last["kind"] != "start")):
         return "stopped"
-    if beat is None:
+    if heartbeat is None:
         alive = now - last["time"] < silence_seconds(events)
     return "running" if alive else "crashed"
 

@@ -21,11 +21,11 @@ from ...models.common.run_layout import (
     SUPERVISION,
     checkpoint_name,
 )
-from ...pipeline.monitoring.heartbeat import beat_file, read_beats
+from ...pipeline.monitoring.heartbeat import heartbeat_file, read_heartbeats
 from ...pipeline.run.folder import RunFolder
 from ..evaluation import jobs as evaluation_jobs
 from .cached_files import Cache, Stamp, last_events, parse_events, parse_json_object, parse_yaml_mapping, stamp
-from .state import BEAT_SILENT_SECONDS, run_state
+from .state import HEARTBEAT_SILENT_SECONDS, run_state
 
 CHECKPOINT_PREFIX = "step_"
 # How many steps the end of a log must hold: enough to know the pace.
@@ -87,7 +87,7 @@ class RunReading:
     finished: bool
     error: str | None
     checkpoints: list[tuple[int, float]]
-    beats: list[tuple[str, float]]
+    heartbeats: list[tuple[str, float]]
     done: int
     failed: int
     wanted: int
@@ -105,7 +105,7 @@ class RunReading:
             finished=self.finished,
             error=self.error is not None,
             reached_stop=stop_step is not None and checkpoint == stop_step,
-            beat=max((time for _, time in self.beats), default=None),
+            heartbeat=max((time for _, time in self.heartbeats), default=None),
             now=now,
         )
         step, steps, rate = last.get("step", 0), train.get("steps", 0), last.get("tokens_per_second")
@@ -126,7 +126,9 @@ class RunReading:
             done=self.done,
             pending=self.wanted - self.done - self.failed,
             failed=self.failed,
-            nodes=tuple(sorted(Counter(node for node, time in self.beats if now - time < BEAT_SILENT_SECONDS).items())),
+            nodes=tuple(
+                sorted(Counter(node for node, time in self.heartbeats if now - time < HEARTBEAT_SILENT_SECONDS).items())
+            ),
             updated=self.updated,
             problem=self.error,
         )
@@ -172,7 +174,7 @@ def read_run(folder: Path) -> RunReading:
         finished=finished,
         error=message,
         checkpoints=checkpoints,
-        beats=[] if finished else beats(folder),
+        heartbeats=[] if finished else heartbeats(folder),
         done=len(done),
         failed=len(failed),
         wanted=len(wanted),
@@ -211,10 +213,10 @@ def complete_steps(folder: Path) -> list[tuple[int, float]]:
     return sorted(found)
 
 
-def beats(folder: Path) -> list[tuple[str, float]]:
+def heartbeats(folder: Path) -> list[tuple[str, float]]:
     """Node and time (unix seconds, by the clock of the file system) of the last sign of life of every rank."""
     run = RunFolder(folder)
-    stamps = ((beat.node, stamp(beat_file(run, beat.rank))) for beat in read_beats(run))
+    stamps = ((heartbeat.node, stamp(heartbeat_file(run, heartbeat.rank))) for heartbeat in read_heartbeats(run))
     return [(node, written[0] / 1e9) for node, written in stamps if written]
 
 

@@ -1,4 +1,4 @@
-"""Ray Train's backend of our gangs: torch's process group, with names, interfaces and checks before it. Loads Ray."""
+"""Ray Train's backend of our worker groups: torch's process group, with names, interfaces and checks before it. Loads Ray."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -13,48 +13,48 @@ from ray.train.torch.config import _TorchBackend
 from ...models.common.errors import UserError
 from ...models.common.files import write_json
 from ...models.common.validation import first_line
-from ...pipeline.monitoring.heartbeat import start_gang
+from ...pipeline.monitoring.heartbeat import start_worker_group
 from ...pipeline.run.folder import RunFolder
 from . import node_checks
-from .preflight import CALL_SECONDS, Gang, check_all_reduce, check_nodes
+from .preflight import CALL_SECONDS, WorkerGroup, check_all_reduce, check_nodes
 
 
 @dataclass
-class GangConfig(TorchConfig):
+class WorkerGroupConfig(TorchConfig):
     """`TorchConfig` for the run at `run_path`, a model of so many parameters."""
 
     run_path: str = ""
     parameters: int = 0
 
     @property
-    def backend_cls(self) -> type["GangBackend"]:
-        return GangBackend
+    def backend_cls(self) -> type["WorkerGroupBackend"]:
+        return WorkerGroupBackend
 
 
-class GangBackend(_TorchBackend):
-    """Runs in Ray Train's controller each time a gang has been placed, before any of it trains."""
+class WorkerGroupBackend(_TorchBackend):
+    """Runs in Ray Train's controller each time a worker group has been placed, before any of it trains."""
 
-    def on_start(self, worker_group: Any, backend_config: GangConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: WorkerGroupConfig) -> None:
         run = RunFolder(backend_config.run_path)
-        gang = gang_of(worker_group)
+        group = worker_group_of(worker_group)
         token = uuid.uuid4().hex
-        start_gang(run, token)
+        start_worker_group(run, token)
         try:
-            places = zip(gang.nodes, gang.addresses, strict=True)
-            gang.run(node_checks.settle, [(node, token, address) for node, address in places])
-            check_nodes(gang, run.path, backend_config.parameters, backend_config.backend == "nccl")
+            places = zip(group.nodes, group.addresses, strict=True)
+            group.run(node_checks.settle, [(node, token, address) for node, address in places])
+            check_nodes(group, run.path, backend_config.parameters, backend_config.backend == "nccl")
             super().on_start(worker_group, backend_config)
-            check_all_reduce(gang)
+            check_all_reduce(group)
         except UserError as error:
             write_json(run.error_file, {"message": str(error)})
             raise
 
-    def on_shutdown(self, worker_group: Any, backend_config: GangConfig) -> None:
-        """Nothing: `train` takes its process group down, and a gang that failed is killed. Ray would wait for hung workers."""
+    def on_shutdown(self, worker_group: Any, backend_config: WorkerGroupConfig) -> None:
+        """Do nothing: `train` takes its process group down, and failed workers are killed. Ray would wait for hung ones."""
 
 
-def gang_of(worker_group: Any) -> Gang:
-    """The gang of Ray Train's worker group; ranks are by node already, within a node by GPU."""
+def worker_group_of(worker_group: Any) -> WorkerGroup:
+    """The worker group of Ray Train's worker group; ranks are by node already, within a node by GPU."""
     names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
     workers = worker_group.get_workers()
     nodes = [names.get(worker.metadata.node_id) or worker.metadata.node_ip for worker in workers]
@@ -69,8 +69,8 @@ def gang_of(worker_group: Any) -> Gang:
                 results.append(ray.get(call, timeout=CALL_SECONDS))
             except GetTimeoutError as error:
                 raise UserError(f"{where} does not answer {function.__name__} in {CALL_SECONDS:.0f} s") from error
-            except RayTaskError as error:  # a worker that died is another error, and the gang is placed again
+            except RayTaskError as error:  # a worker that died is another error, and the worker group is placed again
                 raise UserError(f"{where} cannot run Echo-LM: {first_line(error.cause)}") from error
         return results
 
-    return Gang(nodes, addresses, run)
+    return WorkerGroup(nodes, addresses, run)

@@ -1,4 +1,4 @@
-"""What every worker checks of its node before a gang's first step. Each function runs in the worker's process.
+"""What every worker checks of its node before a worker group's first step. Each function runs in the worker's process.
 
 They return what they found as plain values: `preflight.py` compares it and names the node that fails.
 """
@@ -23,15 +23,15 @@ SEEN_SECONDS = 30.0  # a shared file system may show a new file late
 PROBE = 512  # side of the matrices that a GPU multiplies
 
 
-def settle(node: str, gang: str, address: str) -> str | None:
-    """Take the node's name and the gang's token, and choose the network interface that carries the node's address.
+def settle(node: str, group: str, address: str) -> str | None:
+    """Take the node's name and the worker group's token, and choose the network interface that carries the node's address.
 
     Returns:
         the interface's name, or None if the choice was made already or no interface has that address.
     """
-    from ...pipeline.monitoring.heartbeat import GANG_VARIABLE
+    from ...pipeline.monitoring.heartbeat import WORKER_GROUP_VARIABLE
 
-    os.environ |= {NODE_VARIABLE: node, GANG_VARIABLE: gang}
+    os.environ |= {NODE_VARIABLE: node, WORKER_GROUP_VARIABLE: group}
     chosen = interface_of(address)
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if chosen:

@@ -1,4 +1,4 @@
-"""What becomes of a gang that fails, hangs, or could be larger: Ray Train's policies, with our bounds and names. Loads Ray."""
+"""Ray Train's policies for worker groups that fail, hang or could be larger, with our bounds and messages. Loads Ray."""
 
 import time
 from collections.abc import Collection
@@ -19,16 +19,16 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from ...pipeline.monitoring.hang import HangWatch
-from ...pipeline.monitoring.heartbeat import BEAT_SECONDS, Beat, read_beats
+from ...pipeline.monitoring.hang import HangDetector
+from ...pipeline.monitoring.heartbeat import HEARTBEAT_SECONDS, HeartbeatRecord, read_heartbeats
 from ...pipeline.run.folder import RunFolder
-from ...pipeline.run.supervision import tell
+from ...pipeline.run.supervision import record_event
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a gang that gets nowhere is started again
-SILENT_SECONDS = 3 * BEAT_SECONDS
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a worker group without progress is started again
+SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
 
 
-class GangTrainer(TorchTrainer):
+class WorkerGroupTrainer(TorchTrainer):
     """`TorchTrainer` with policies of ours in the place of those that it would make."""
 
     def __init__(self, *arguments: Any, failure_policy: FailurePolicy, scaling_policy: Any = None, **options: Any):
@@ -46,7 +46,7 @@ class GangTrainer(TorchTrainer):
 
 
 class Hang(Exception):
-    """A gang that makes no step. Raised in the controller, where every error goes to the failure policy."""
+    """A worker group that makes no step. Raised in the controller, where every error goes to the failure policy."""
 
 
 class HangCallback(WorkerGroupCallback):
@@ -54,31 +54,39 @@ class HangCallback(WorkerGroupCallback):
 
     def __init__(self, run: RunFolder, hang_seconds: float):
         self._run, self._seconds = run, hang_seconds
-        self._watch = HangWatch(hang_seconds)
+        self._detector = HangDetector(hang_seconds)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        stuck = self._watch.stuck(read_beats(self._run), time.monotonic())
-        if not stuck or worker_group_status.errors:
+        hung_ranks = self._detector.hung_ranks(read_heartbeats(self._run), time.monotonic())
+        if not hung_ranks or worker_group_status.errors:
             return
-        self._watch = HangWatch(self._seconds)
-        for beat in stuck:
-            message = f"rank {beat.rank} on {beat.node} hangs since step {beat.step} (in {beat.where})"
-            told = {"name": beat.node, "rank": beat.rank, "node": beat.node, "pid": beat.pid, "message": message}
-            tell(self._run, "hang", what="worker", **told)
-        raise Hang(", ".join(f"rank {beat.rank} on {beat.node}" for beat in stuck))
+        self._detector = HangDetector(self._seconds)
+        for heartbeat in hung_ranks:
+            message = (
+                f"rank {heartbeat.rank} on {heartbeat.node} hangs since step {heartbeat.step} (in {heartbeat.where})"
+            )
+            fields = {
+                "name": heartbeat.node,
+                "rank": heartbeat.rank,
+                "node": heartbeat.node,
+                "pid": heartbeat.pid,
+                "message": message,
+            }
+            record_event(self._run, "hang", what="worker", **fields)
+        raise Hang(", ".join(f"rank {heartbeat.rank} on {heartbeat.node}" for heartbeat in hung_ranks))
 
 
-class Patience(FailurePolicy):
-    """Start a gang again as long as it gets anywhere: `max_restarts` in a row without a new checkpoint are enough.
+class RestartPolicy(FailurePolicy):
+    """Restart until `max_restarts` consecutive failures without a new checkpoint.
 
-    The pause before it grows from one second to a minute. A gang that finds no room, because a node is away, waits for it up
-    to `wait_seconds`. A mistake of the user ends the run at once.
+    The pause before a restart grows from one second to a minute. A worker group that cannot be placed, because a node is away,
+    is tried for `wait_seconds`. An error that the user caused ends the run at once.
     """
 
     def __init__(self, failure_config: Any, run: RunFolder, max_restarts: int, wait_seconds: float):
         super().__init__(failure_config)
         self._run, self._max, self._wait = run, max_restarts, wait_seconds
-        self._checkpoint, self._in_vain = _latest(run), 0
+        self._checkpoint, self._failures_in_a_row = _latest(run), 0
         self._no_room_since: float | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
@@ -90,25 +98,25 @@ class Patience(FailurePolicy):
             waited = time.monotonic() - self._no_room_since
             return FailureDecision.RETRY if waited < self._wait else FailureDecision.RAISE
         self._no_room_since = None
-        beats = read_beats(self._run)
-        silent = self._silent_ranks(beats) if deaths_unknown(training_failed_error, beats) else set()
+        heartbeats = read_heartbeats(self._run)
+        silent = self._silent_ranks(heartbeats) if may_hide_deaths(training_failed_error, heartbeats) else set()
         alive = {node["NodeName"] for node in ray.nodes() if node["Alive"]}
-        for what, name, message in losses(training_failed_error, beats, alive, silent):
-            tell(self._run, "lost", what=what, name=name, message=message)
+        for what, name, message in worker_failures(training_failed_error, heartbeats, alive, silent):
+            record_event(self._run, "lost", what=what, name=name, message=message)
         latest = _latest(self._run)
-        self._in_vain = 1 if latest != self._checkpoint else self._in_vain + 1
+        self._failures_in_a_row = 1 if latest != self._checkpoint else self._failures_in_a_row + 1
         self._checkpoint = latest
-        if self._in_vain > self._max:
+        if self._failures_in_a_row > self._max:
             return FailureDecision.RAISE
-        if self._in_vain > 1:
-            time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._in_vain - 2)))
+        if self._failures_in_a_row > 1:
+            time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures_in_a_row - 2)))
         return FailureDecision.RETRY
 
-    def _silent_ranks(self, beats: list[Beat]) -> set[int]:
-        """Those that give no sign of life for `SILENT_SECONDS`; workers that wait in a collective go on beating."""
+    def _silent_ranks(self, heartbeats: list[HeartbeatRecord]) -> set[int]:
+        """Ranks without a heartbeat for `SILENT_SECONDS`; workers that wait in a collective still write theirs."""
         time.sleep(SILENT_SECONDS)
-        now = {beat.rank: beat.time for beat in read_beats(self._run)}
-        return {beat.rank for beat in beats if now.get(beat.rank) == beat.time}
+        now = {heartbeat.rank: heartbeat.time for heartbeat in read_heartbeats(self._run)}
+        return {heartbeat.rank for heartbeat in heartbeats if now.get(heartbeat.rank) == heartbeat.time}
 
 
 class GrowAtCheckpoints(ElasticScalingPolicy):
@@ -142,30 +150,30 @@ class GrowAtCheckpoints(ElasticScalingPolicy):
         return wanted
 
 
-def deaths_unknown(error: TrainingFailedError, beats: list[Beat]) -> bool:
-    """Whether some of a gang failed, and one of the others may be dead: they lose the connection to it before Ray notices."""
+def may_hide_deaths(error: TrainingFailedError, heartbeats: list[HeartbeatRecord]) -> bool:
+    """Whether only some workers failed and another may be dead: they lose the connection to it before Ray notices."""
     if not isinstance(error, WorkerGroupError) or any(map(_death, error.worker_failures.values())):
         return False
-    return any(beat.rank not in error.worker_failures for beat in beats)
+    return any(heartbeat.rank not in error.worker_failures for heartbeat in heartbeats)
 
 
-def losses(
-    error: TrainingFailedError, beats: list[Beat], alive: set[str], silent: Collection[int] = ()
+def worker_failures(
+    error: TrainingFailedError, heartbeats: list[HeartbeatRecord], alive: set[str], silent: Collection[int] = ()
 ) -> list[tuple[str, str, str]]:
-    """What was lost in a failure, as (what, name of the node, message); what is "node", or "worker" where its node lives.
+    """The nodes and workers that failed, as (what, name of the node, message); "node", or "worker" where its node lives.
 
-    Workers that only lost the connection to a dead one are not named, unless there is no other.
+    Workers that only lost the connection to a dead one are left out, unless there is no other.
 
     Args:
-        beats: the last of the gang that failed.
+        beats: the last of the worker group that failed.
         alive: names of the nodes that the cluster has now.
-        silent: ranks that gave no sign of life since; of those that failed nothing follows from it, they have ended.
+        silent: ranks without a heartbeat since; those that failed have ended and are silent anyway.
     """
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, Hang):
-        return []  # told by who saw it
+        return []  # HangCallback has recorded it
     if not isinstance(error, WorkerGroupError):
-        return [("worker", "", f"a gang did not start: {_line(error)}")]
-    nodes = {beat.rank: beat.node for beat in beats}
+        return [("worker", "", f"a worker group did not start: {_line(error)}")]
+    nodes = {heartbeat.rank: heartbeat.node for heartbeat in heartbeats}
     dead, others = [], []
     failures = error.worker_failures
     for rank in sorted({*failures, *silent}):

@@ -1,4 +1,4 @@
-"""Checks on every worker of a gang before its first step; the node that fails is named in one line."""
+"""Checks on every worker of a worker group before its first step; the node that fails is named in one line."""
 
 import time
 import uuid
@@ -18,8 +18,8 @@ GPU_SECONDS = 30.0
 Call = Callable[..., list[Any]]
 
 
-class Gang:
-    """The workers of a gang as their preflight sees them: `run(function, arguments of each rank)` returns by rank.
+class WorkerGroup:
+    """The workers of a worker group as their preflight sees them: `run(function, arguments of each rank)` returns by rank.
 
     Attributes:
         nodes, addresses: name and IP address of the node of each rank.
@@ -42,92 +42,92 @@ class Gang:
         return [self.nodes.index(node) for node in dict.fromkeys(self.nodes)]
 
 
-def check_nodes(gang: Gang, run_path: Path, parameters: int, gpus: bool) -> None:
+def check_nodes(group: WorkerGroup, run_path: Path, parameters: int, gpus: bool) -> None:
     """Everything that can be checked before the workers form a process group.
 
     Raises:
         UserError: versions that differ, a disk that is full, storage that is not shared, a port that is closed, a GPU that fails.
     """
-    compare_versions(gang)
-    check_disks(gang, run_path, parameters)
-    check_shared_storage(gang, run_path)
-    check_ports(gang)
+    compare_versions(group)
+    check_disks(group, run_path, parameters)
+    check_shared_storage(group, run_path)
+    check_ports(group)
     if gpus:
-        for rank, fault in enumerate(_gpu_faults(gang)):
+        for rank, fault in enumerate(_gpu_faults(group)):
             if fault:
-                raise UserError(f"{gang.name(rank)} {fault}: take the node out of the cluster, or free the GPU")
+                raise UserError(f"{group.name(rank)} {fault}: take the node out of the cluster, or free the GPU")
 
 
-def check_all_reduce(gang: Gang) -> None:
+def check_all_reduce(group: WorkerGroup) -> None:
     """The first collective of the process group, with a known result.
 
     Raises:
         UserError: a rank got another result.
     """
-    for rank, fault in enumerate(gang.run(node_checks.all_reduce_fault)):
+    for rank, fault in enumerate(group.run(node_checks.all_reduce_fault)):
         if fault:
-            raise UserError(f"{gang.name(rank)}: {fault}; check the network between the nodes")
+            raise UserError(f"{group.name(rank)}: {fault}; check the network between the nodes")
 
 
-def compare_versions(gang: Gang) -> None:
+def compare_versions(group: WorkerGroup) -> None:
     wanted = node_checks.versions()
-    for rank, found in enumerate(gang.run(node_checks.versions)):
+    for rank, found in enumerate(group.run(node_checks.versions)):
         for what, version in wanted.items():
             if found.get(what) != version:
                 raise UserError(
-                    f"{gang.name(rank)} has {what} {found.get(what)}, this machine has {version}: "
+                    f"{group.name(rank)} has {what} {found.get(what)}, this machine has {version}: "
                     "install the same on every node"
                 )
 
 
-def check_disks(gang: Gang, run_path: Path, parameters: int) -> None:
+def check_disks(group: WorkerGroup, run_path: Path, parameters: int) -> None:
     needed = CHECKPOINT_BYTES * parameters
-    for rank, found in enumerate(gang.run(node_checks.free_bytes, [(str(run_path),)] * len(gang.nodes))):
+    for rank, found in enumerate(group.run(node_checks.free_bytes, [(str(run_path),)] * len(group.nodes))):
         for path, free in found.items():
             least = needed if path == str(run_path) else LOCAL_FREE_BYTES
             if free < least:
                 raise UserError(
-                    f"{gang.name(rank)} has {free / 1e6:.1f} MB free at {path}, the run needs {least / 1e6:.1f} MB: free some"
+                    f"{group.name(rank)} has {free / 1e6:.1f} MB free at {path}, the run needs {least / 1e6:.1f} MB: free some"
                 )
 
 
-def check_shared_storage(gang: Gang, run_path: Path) -> None:
+def check_shared_storage(group: WorkerGroup, run_path: Path) -> None:
     """Every worker sees a file that this machine writes into the run folder; this machine sees one of every worker."""
     folder, token = str(run_path), uuid.uuid4().hex[:12]
-    ours, theirs = f".preflight.{token}", [f".preflight.{token}.{rank}" for rank in range(len(gang.nodes))]
+    ours, theirs = f".preflight.{token}", [f".preflight.{token}.{rank}" for rank in range(len(group.nodes))]
     apart = f"does not share {folder} with this machine: name --runs and --data on storage that all nodes mount"
     try:
         if fault := node_checks.leave_mark(folder, ours):
             raise UserError(f"{folder}: this machine {fault}")
-        for rank, missing in enumerate(gang.run(node_checks.missing_marks, [(folder, [ours])] * len(gang.nodes))):
+        for rank, missing in enumerate(group.run(node_checks.missing_marks, [(folder, [ours])] * len(group.nodes))):
             if missing:
-                raise UserError(f"{gang.name(rank)} {apart}")
-        for rank, fault in enumerate(gang.run(node_checks.leave_mark, [(folder, mark) for mark in theirs])):
+                raise UserError(f"{group.name(rank)} {apart}")
+        for rank, fault in enumerate(group.run(node_checks.leave_mark, [(folder, mark) for mark in theirs])):
             if fault:
-                raise UserError(f"{gang.name(rank)}: {folder} {fault}; it must be on storage that all nodes share")
+                raise UserError(f"{group.name(rank)}: {folder} {fault}; it must be on storage that all nodes share")
         if unseen := node_checks.missing_marks(folder, theirs):
-            raise UserError(f"{gang.name(theirs.index(unseen[0]))} {apart}")
+            raise UserError(f"{group.name(theirs.index(unseen[0]))} {apart}")
     finally:
         for mark in (ours, *theirs):
             (run_path / mark).unlink(missing_ok=True)
 
 
-def check_ports(gang: Gang) -> None:
+def check_ports(group: WorkerGroup) -> None:
     """Every node opens a port at the address that Ray knows it by; every node connects to all."""
-    first = gang.first_ranks()
-    ports = gang.run(node_checks.listen, [(address,) for address in gang.addresses])
-    peers = [(gang.addresses[rank], ports[rank]) for rank in first]
-    for rank, failed in enumerate(gang.run(node_checks.unreachable, [(peers,)] * len(gang.nodes))):
+    first = group.first_ranks()
+    ports = group.run(node_checks.listen, [(address,) for address in group.addresses])
+    peers = [(group.addresses[rank], ports[rank]) for rank in first]
+    for rank, failed in enumerate(group.run(node_checks.unreachable, [(peers,)] * len(group.nodes))):
         if failed:
             raise UserError(
-                f"{gang.name(rank)} cannot connect to {failed[0]}: open all ports between the nodes, "
+                f"{group.name(rank)} cannot connect to {failed[0]}: open all ports between the nodes, "
                 "or start Ray with the --node-ip-address of a network they share"
             )
 
 
-def _gpu_faults(gang: Gang) -> list[str | None]:
+def _gpu_faults(group: WorkerGroup) -> list[str | None]:
     """What is left after `GPU_SECONDS`: a process that was replaced gives its memory back a moment later."""
     deadline = time.monotonic() + GPU_SECONDS
-    while any(faults := gang.run(node_checks.gpu_fault)) and time.monotonic() < deadline:
+    while any(faults := group.run(node_checks.gpu_fault)) and time.monotonic() < deadline:
         time.sleep(1)
     return faults

@@ -1,4 +1,4 @@
-"""The training gang as Ray Train workers: placed together, started again together when one dies."""
+"""The training workers as Ray Train workers: placed together, started again together when one dies."""
 
 import os
 import time
@@ -10,27 +10,27 @@ from ...models.parameters import count_parameters
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 
-# Seconds; Ray Train's own are 2 and 60. A gang that a dead node leaves incomplete is placed again after the second.
+# Seconds; Ray Train's own are 2 and 60. A worker group that a dead node leaves incomplete is placed again after the second.
 POLL_SECONDS, PLACE_SECONDS = 1.0, 30.0
-GROW_SECONDS = 10.0  # between looks whether an elastic gang could be larger
+GROW_SECONDS = 10.0  # between looks whether an elastic worker group could be larger
 
 
-def train_gang(run: RunFolder, config: RunConfig) -> None:
+def train_worker_group(run: RunFolder, config: RunConfig) -> None:
     """Train `run` to its end on `config.run.workers` Ray Train workers; blocks.
 
-    Ray packs them onto as few nodes as it can and numbers them node by node. A gang that loses a worker or hangs is started
+    Ray packs them onto as few nodes as it can and numbers them node by node. A worker group that loses a worker or hangs is started
     again from the last complete checkpoint in the run folder, which is on storage that all nodes share; with
     `run.min_workers` on as many workers as there is room for.
 
     Raises:
-        UserError: what a worker recorded as such, too few GPUs, or a gang that kept dying.
+        UserError: what a worker recorded as such, too few GPUs, or a worker group that kept dying.
     """
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
 
-    from .backend import GangConfig
-    from .policies import GangTrainer, GrowAtCheckpoints, HangCallback, Patience
+    from .backend import WorkerGroupConfig
+    from .policies import GrowAtCheckpoints, HangCallback, RestartPolicy, WorkerGroupTrainer
 
     run.error_file.unlink(missing_ok=True)
     os.environ |= {
@@ -49,10 +49,10 @@ def train_gang(run: RunFolder, config: RunConfig) -> None:
     )
     failures = FailureConfig(max_failures=-1)  # Patience counts them
     absolute = RunFolder(run.path.resolve())
-    trainer = GangTrainer(
+    trainer = WorkerGroupTrainer(
         _train_worker,
         train_loop_config={"run_path": str(absolute.path)},
-        torch_config=GangConfig(
+        torch_config=WorkerGroupConfig(
             backend="nccl" if use_gpu else "gloo", run_path=str(absolute.path), parameters=_parameters(config)
         ),
         scaling_config=scaling,
@@ -62,7 +62,7 @@ def train_gang(run: RunFolder, config: RunConfig) -> None:
             failure_config=failures,
             callbacks=[HangCallback(absolute, config.run.hang_seconds)],
         ),
-        failure_policy=Patience(failures, absolute, config.run.max_restarts, config.run.cluster_wait_seconds),
+        failure_policy=RestartPolicy(failures, absolute, config.run.max_restarts, config.run.cluster_wait_seconds),
         scaling_policy=GrowAtCheckpoints(scaling, absolute, counts) if len(counts) > 1 else None,
     )
     try:

@@ -69,7 +69,7 @@ class CheckpointWriter:
         """
         Args:
             step: that of the checkpoint that the engine holds already, 0 at the start.
-            replaced: whether another gang trains the run by now: then nothing is made complete any more.
+            replaced: whether another worker group trains the run by now: then nothing is made complete any more.
         """
         self._engine, self._run, self._config = engine, run, config
         self._replaced = replaced

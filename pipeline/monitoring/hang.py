@@ -1,40 +1,46 @@
-"""Which ranks a worker group waits for when it makes no step, from the heartbeats of its ranks."""
+"""Which ranks keep a worker group from its next step, by its heartbeats."""
 
 from collections.abc import Iterable
 
-from .heartbeat import BEAT_SECONDS, Beat
+from .heartbeat import HEARTBEAT_SECONDS, HeartbeatRecord
 
 
-class HangWatch:
-    """Says whom a gang waits for, from what `read_beats` returned at each call. Clocks of other machines do not matter."""
+class HangDetector:
+    """Finds hung ranks from what `read_heartbeats` returns at each call. Clocks of other machines do not matter.
+
+    Args:
+        hang_seconds: how long a worker group may make no step.
+    """
 
     def __init__(self, hang_seconds: float):
-        self._hang = hang_seconds
-        self._gang = ""
-        self._seen: dict[int, tuple[Beat, float, float]] = {}  # last beat, when it came, when its step was new
+        self._hang_seconds = hang_seconds
+        self._worker_group = ""
+        # By rank: its last heartbeat, when that came, and when its step was new, by the clock of `now`.
+        self._seen: dict[int, tuple[HeartbeatRecord, float, float]] = {}
 
-    def stuck(self, beats: Iterable[Beat], now: float) -> list[Beat]:
-        """Those that keep a gang from a step for `hang_seconds`; none while it moves, or before its first steps.
+    def hung_ranks(self, heartbeats: Iterable[HeartbeatRecord], now: float) -> list[HeartbeatRecord]:
+        """Return silent ranks, else ranks outside collectives, else those at the lowest step.
 
-        Those that fell silent; if none did, those that are outside of a collective; if none is, those that are farthest behind.
+        The list is empty while any rank makes a step within `hang_seconds`, and until every rank has made its first.
 
         Args:
-            now: by any clock that only goes forward, in seconds.
+            now: seconds, by any clock that only goes forward.
         """
-        beats = list(beats)
-        if not beats or beats[0].gang != self._gang:  # a gang that was just started has none
-            self._gang, self._seen = beats[0].gang if beats else "", {}
-        for beat in beats:
-            before, came, moved = self._seen.get(beat.rank, (None, now, now))
-            came = came if before and before.time == beat.time else now
-            moved = moved if before and before.step == beat.step else now
-            self._seen[beat.rank] = beat, came, moved
-        found = list(self._seen.values())
-        if not found or any(beat.step is None for beat, _, _ in found):
+        heartbeats = list(heartbeats)
+        if not heartbeats or heartbeats[0].worker_group != self._worker_group:  # one that was just started has none
+            self._worker_group, self._seen = heartbeats[0].worker_group if heartbeats else "", {}
+        for heartbeat in heartbeats:
+            before, came, moved = self._seen.get(heartbeat.rank, (None, now, now))
+            came = came if before and before.time == heartbeat.time else now
+            moved = moved if before and before.step == heartbeat.step else now
+            self._seen[heartbeat.rank] = heartbeat, came, moved
+        ranks = list(self._seen.values())
+        if not ranks or any(heartbeat.step is None for heartbeat, _, _ in ranks):
             return []
-        if now - max(moved for _, _, moved in found) < self._hang:
+        if now - max(moved for _, _, moved in ranks) < self._hang_seconds:
             return []
-        silent = [beat for beat, came, _ in found if now - came > max(3 * BEAT_SECONDS, self._hang / 2)]
-        busy = [beat for beat, _, _ in found if not beat.waiting]
-        last = min(beat.step or 0 for beat, _, _ in found)
-        return silent or busy or [beat for beat, _, _ in found if beat.step == last]
+        silence = max(3 * HEARTBEAT_SECONDS, self._hang_seconds / 2)
+        silent = [heartbeat for heartbeat, came, _ in ranks if now - came > silence]
+        computing = [heartbeat for heartbeat, _, _ in ranks if not heartbeat.waiting]
+        lowest = min(heartbeat.step or 0 for heartbeat, _, _ in ranks)
+        return silent or computing or [heartbeat for heartbeat, _, _ in ranks if heartbeat.step == lowest]

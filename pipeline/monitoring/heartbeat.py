@@ -1,9 +1,11 @@
-"""Signs of life of a gang's processes, as files: who they are, where they run, how far they are.
+"""Heartbeats of the ranks of a worker group, as files: which process, on which node, at which step.
 
-Each rank has a file in `heartbeats/` of the run folder, which a thread of its own rewrites every second or so. A process
-that is stopped or whose machine is gone falls silent; one whose training thread is stuck goes on beating at the same step.
-The files also fence: a gang is known by a token, and a process that finds another gang's token in the folder ends itself.
-Ray or a partitioned network may leave an old gang's processes alive for minutes, and two gangs must not write one run.
+Each rank has a file in `heartbeats/` of the run folder, which a thread of its own rewrites every second. A process that is
+stopped, or whose machine is gone, writes no more; one whose training thread is stuck goes on writing the same step.
+
+The files also fence. A worker group is known by a token, and a process that finds another group's token in the folder ends
+itself: Ray or a partitioned network may leave the processes of an old group alive for minutes, and two groups must not write
+one run.
 """
 
 import contextlib
@@ -17,23 +19,27 @@ from pathlib import Path
 from types import FrameType
 
 from ...models.common.files import write_text
+from ...models.common.renamed_keys import with_new_keys
 from ..run.folder import RunFolder
 from .node import node_name
 
-GANG_VARIABLE = "ECHO_LM_GANG"
-BEAT_SECONDS = 1.0
-FENCED = 75  # exit code of a process whose gang was replaced
+WORKER_GROUP_VARIABLE = "ECHO_LM_WORKER_GROUP"
+HEARTBEAT_SECONDS = 1.0
+FENCED = 75  # exit code of a process whose worker group was replaced
 
 
 @dataclass(frozen=True)
-class Beat:
-    """One rank's sign of life. `step` is None before its first step, `time` in unix seconds by its own clock.
+class HeartbeatRecord:
+    """One rank's heartbeat.
 
     Attributes:
+        worker_group: token of its worker group; "" outside of one.
+        step: the last step done; None before the first.
+        time: unix seconds by the clock of its node.
         where: the innermost function of the training thread, with file and line.
     """
 
-    gang: str
+    worker_group: str
     rank: int
     world: int
     node: str
@@ -48,25 +54,25 @@ class Beat:
         return "distributed" in self.where
 
 
-def start_gang(run: RunFolder, gang: str) -> None:
-    """Make `gang` the run's only one: processes of earlier ones end themselves, their beats are forgotten."""
-    write_text(run.gang_file, gang + "\n")
+def start_worker_group(run: RunFolder, group: str) -> None:
+    """Make `group` the run's only worker group: processes of earlier ones end themselves, their heartbeats are removed."""
+    write_text(run.worker_group_file, group + "\n")
     for path in run.heartbeats.glob("rank_*.json"):
         path.unlink(missing_ok=True)
 
 
-class Heart:
-    """Beats for this rank until it is closed. Use as a context."""
+class Heartbeat:
+    """Writes this rank's heartbeat every second, in a thread, for the length of a `with` block."""
 
     def __init__(self, run: RunFolder, rank: int, world: int):
         self._run, self._rank, self._world = run, rank, world
-        self._gang = os.environ.get(GANG_VARIABLE, "")
+        self._group = os.environ.get(WORKER_GROUP_VARIABLE, "")
         self._step: int | None = None
         self._training = threading.get_ident()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> "Heart":
+    def __enter__(self) -> "Heartbeat":
         self._run.heartbeats.mkdir(parents=True, exist_ok=True)
         self._thread.start()
         return self
@@ -75,49 +81,55 @@ class Heart:
         self._stopped.set()
         self._thread.join()
 
-    def moved(self, step: int) -> None:
-        """The training thread has made `step`."""
+    def record_step(self, step: int) -> None:
+        """Called by the training thread after each step."""
         self._step = step
 
     def replaced(self) -> bool:
-        """Whether another gang has taken over the run."""
+        """Whether another worker group has taken over the run."""
         try:
-            return bool(self._gang) and self._run.gang_file.read_text(encoding="utf-8").strip() != self._gang
+            return bool(self._group) and self._run.worker_group_file.read_text(encoding="utf-8").strip() != self._group
         except OSError:
             return False
 
     def _loop(self) -> None:
-        path = beat_file(self._run, self._rank)
+        path = heartbeat_file(self._run, self._rank)
         while True:
             if self.replaced():
                 os._exit(FENCED)  # the training thread may be stuck in a collective: nothing gentler ends it
             with contextlib.suppress(OSError):  # a shared disk that is away for a moment
-                _write(path, self._beat())
-                if self.replaced():  # since the look above: the new gang may have removed the old beats before this one
-                    path.unlink(missing_ok=True)  # if it is a beat of the new gang by now, the next one follows
+                _write(path, self._record())
+                if (
+                    self.replaced()
+                ):  # since the look above: the new group may have removed the old heartbeats before this one
+                    path.unlink(missing_ok=True)  # if it is one of the new group by now, the next follows
                     os._exit(FENCED)
-            if self._stopped.wait(BEAT_SECONDS):
+            if self._stopped.wait(HEARTBEAT_SECONDS):
                 return
 
-    def _beat(self) -> Beat:
+    def _record(self) -> HeartbeatRecord:
         where = _innermost(sys._current_frames().get(self._training))
-        return Beat(self._gang, self._rank, self._world, node_name(), os.getpid(), self._step, time.time(), where)
+        return HeartbeatRecord(
+            self._group, self._rank, self._world, node_name(), os.getpid(), self._step, time.time(), where
+        )
 
 
-def beat_file(run: RunFolder, rank: int) -> Path:
-    """Where a rank leaves its sign of life; the time of the file is that by the file system's clock."""
+def heartbeat_file(run: RunFolder, rank: int) -> Path:
+    """The file of a rank's heartbeat; its modification time is by the clock of the file system."""
     return run.heartbeats / f"rank_{rank:05d}.json"
 
 
-def read_beats(run: RunFolder) -> list[Beat]:
-    """The last beat of every rank, by rank; none if nothing trains or ever did."""
-    beats = []
+def read_heartbeats(run: RunFolder) -> list[HeartbeatRecord]:
+    """The last heartbeat of every rank, by rank; none if nothing trains or ever did. Old spellings of keys are read."""
+    heartbeats = []
     for path in sorted(run.heartbeats.glob("rank_*.json")):
         try:
-            beats.append(Beat(**json.loads(path.read_text(encoding="utf-8"))))
+            heartbeats.append(
+                HeartbeatRecord(**with_new_keys("heartbeat", json.loads(path.read_text(encoding="utf-8"))))
+            )
         except (OSError, ValueError, TypeError):
             continue  # being replaced at this moment
-    return beats
+    return heartbeats
 
 
 def _innermost(frame: FrameType | None) -> str:
@@ -127,8 +139,8 @@ def _innermost(frame: FrameType | None) -> str:
     return f"{'/'.join(Path(code.co_filename).parts[-3:])}:{frame.f_lineno} {code.co_name}"
 
 
-def _write(path: Path, beat: Beat) -> None:
-    """Aside and renamed, but not flushed to the disk: a beat that a power cut loses is of no use after it."""
+def _write(path: Path, heartbeat: HeartbeatRecord) -> None:
+    """Written aside and renamed, but not flushed to the disk: a heartbeat that a power cut loses is of no use after it."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(asdict(beat)), encoding="utf-8")
+    aside.write_text(json.dumps(asdict(heartbeat)), encoding="utf-8")
     os.replace(aside, path)

@@ -34,7 +34,7 @@ def out_of_range(layer: LayerHealth) -> list[str]:
     return found
 
 
-class HealthWatch:
+class SKAHealthMonitor:
     """Looks at the SKA layers every `run.health_every` steps; a model without any is never looked at."""
 
     def __init__(self, engine: Any, config: RunConfig):

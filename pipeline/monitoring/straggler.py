@@ -1,8 +1,8 @@
 """Stragglers: ranks that compute much longer than the others, which then wait for them in every step.
 
-All ranks end a step at the same time, so its duration tells nothing. Compared is what a rank does alone: getting its batch and the
-forward pass of its first micro-batch. Under ZeRO 3 and sequence parallelism the forward pass holds collectives; then the ranks
-of a group are slow together and the group is named, or under ZeRO 3 nobody.
+All ranks end a step at the same time, so its duration shows no straggler. Compared is the time that a rank computes without
+waiting for others: making its batch, and the forward pass of its first micro-batch. Under ZeRO 3 and sequence parallelism the
+forward pass holds collectives; then the ranks of a group are slow together and the group is named, or under ZeRO 3 nobody.
 """
 
 import statistics
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 WINDOW = 20  # steps
-COST = 0.1  # a straggler is worth a word when it takes this share of the step from everybody
+COST = 0.1  # a straggler is reported when it takes this share of the step from everybody
 
 
 class Straggler(NamedTuple):
@@ -48,8 +48,8 @@ class Stopwatch:
         return self._stopped - self._started
 
 
-class StragglerWatch:
-    """Looks at `WINDOW` steps at a time.
+class StragglerDetector:
+    """Finds stragglers in windows of `WINDOW` steps.
 
     Args:
         factor: how many times the median a rank's mean must be; 0 turns it off.
@@ -60,14 +60,14 @@ class StragglerWatch:
         self._window: deque[list[float]] = deque(maxlen=WINDOW)
         self._step_seconds: deque[float] = deque(maxlen=WINDOW)
 
-    def look(self, busy: list[float], step_seconds: float) -> list[Straggler]:
+    def look(self, compute_seconds: list[float], step_seconds: float) -> list[Straggler]:
         """The stragglers of the window that this step completes; none in between.
 
         Args:
-            busy: seconds that each rank computed alone, by rank.
+            compute_seconds: seconds that each rank computed in the step, by rank.
             step_seconds: how long the step took everybody.
         """
-        self._window.append(busy)
+        self._window.append(compute_seconds)
         self._step_seconds.append(step_seconds)
         if not self._factor or len(self._window) < WINDOW:
             return []

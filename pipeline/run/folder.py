@@ -50,7 +50,7 @@ class RunFolder:
         self.latest_file = self.checkpoints / LATEST
         self.evals = self.path / EVALS
         self.heartbeats = self.path / HEARTBEATS
-        self.gang_file = self.heartbeats / "gang"
+        self.worker_group_file = self.heartbeats / "worker_group"
 
     def exists(self) -> bool:
         """Whether a run was ever set up here."""

@@ -9,7 +9,7 @@ from .events import EventLog
 from .folder import RunFolder
 
 
-def tell(run: RunFolder, kind: str, **fields: Any) -> None:
+def record_event(run: RunFolder, kind: str, **fields: Any) -> None:
     """Append one event. Supervisor, driver and Ray's controller all write, on one machine: one at a time."""
     with FileLock(run.path / ".supervision.lock"), EventLog(run.path / SUPERVISION) as log:
         log.write(kind, **fields)

@@ -158,9 +158,17 @@ def write_beats(folder: Path, nodes: list[str], step: int) -> None:
     place = folder / "heartbeats"
     place.mkdir()
     for rank, node in enumerate(nodes):
-        beat = {"gang": "g", "rank": rank, "world": len(nodes), "node": node, "pid": 7, "step": step, "where": ""}
+        heartbeat = {
+            "worker_group": "g",
+            "rank": rank,
+            "world": len(nodes),
+            "node": node,
+            "pid": 7,
+            "step": step,
+            "where": "",
+        }
         path = place / f"rank_{rank:05d}.json"
-        path.write_text(json.dumps(beat | {"time": time.time()}))
+        path.write_text(json.dumps(heartbeat | {"time": time.time()}))
         touch(path, seconds_ago=-3600)
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from echo_lm.kernels import sequence
-from echo_lm.kernels.predicted_sizes import Guesses
+from echo_lm.kernels.predicted_sizes import PredictedSizes
 from echo_lm.kernels.sequence import SequenceContext
 from echo_lm.kernels.ska import attention, ska_attention
 from echo_lm.kernels.ska import sequence as ska_sequence
@@ -205,25 +205,24 @@ def forgetful(groups, report):
     report["tails"] = [int(begin) for begin in begun]
 
 
-def guessing(groups, report):
-    """One model twice on the same rows, then remembering for longer: whether tails were guessed, whether the guesses were said
-    to be right, and how far the logits are from those without guesses."""
+def predicting(groups, report):
+    """One model twice on the same rows, then remembering for longer: whether tails were predicted, whether the predictions were
+    said to be right, and how far the logits are from those without predictions."""
     if dist.get_rank() >= 2:
         return
-    guesses, passes = Guesses(), []
+    predicted_sizes, passes = PredictedSizes(), []
     with forgetting(), torch.no_grad():
         model = make_model("mamba2", torch.float64)
         tokens = context_of(groups[2], []).segment(batch()[0])
         for less in (0.0, 0.0, 4.0):
             for block in model.blocks:
                 block.mixer.A_log -= less
-            plain, guessed = (
-                model(tokens, context=replace(context_of(groups[2], []), guesses=given)) for given in (None, guesses)
-            )
-            error = torch.tensor(worst([guessed], [plain]))
+            plain = model(tokens, context=context_of(groups[2], []))
+            predicted = model(tokens, context=replace(context_of(groups[2], []), predicted_sizes=predicted_sizes))
+            error = torch.tensor(worst([predicted], [plain]))
             dist.all_reduce(error, dist.ReduceOp.MAX, groups[2])  # the second segment shows what the first one left out
-            passes.append((guesses.made, guesses.settle(), error.item()))
-    report["guesses"] = passes
+            passes.append((predicted_sizes.pending, predicted_sizes.verify(), error.item()))
+    report["predicted_sizes"] = passes
 
 
 def joined(tensors):
@@ -419,7 +418,7 @@ CASES = {
     "cpu": [
         parity,
         forgetful,
-        guessing,
+        predicting,
         single_precision,
         half_precision,
         no_labels_on_a_rank,
@@ -429,7 +428,7 @@ CASES = {
         single_tokens,
         refusals,
     ],
-    "cuda": [parity, forgetful, guessing, checkpointed],
+    "cuda": [parity, forgetful, predicting, checkpointed],
     "interpreter": [in_kernels],
 }
 

@@ -1,4 +1,4 @@
-"""Several topologies trained in one gang of processes: starting processes and DeepSpeed is most of a small test's time.
+"""Several topologies trained in one worker group of processes: starting processes and DeepSpeed is most of a small test's time.
 
 A process group and DeepSpeed are set up once; engine follows engine. `play` is what a test calls.
 """

@@ -56,6 +56,6 @@ def test_segments_on_one_gpu_give_the_output_and_gradients_of_whole_rows(tmp_pat
             assert max(errors) <= 1e-9, (stack, borders)
     assert max(report["forgetful", borders] for borders in ("none", "across edges")) <= 1e-9
     assert min(report["tails"]) > 0
-    assert [right for _, right, _ in report["guesses"]] == [True, True, False]
+    assert [right for _, right, _ in report["predicted_sizes"]] == [True, True, False]
     for stack, bound in gang.CHECKPOINTED.items():
         assert report["checkpointed", stack][0] <= bound, stack

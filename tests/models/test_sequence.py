@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from echo_lm.kernels.predicted_sizes import Guesses
+from echo_lm.kernels.predicted_sizes import PredictedSizes
 from echo_lm.kernels.sequence import SequenceContext
 from echo_lm.models import ModelConfig
 from echo_lm.models.accounting import segment_messages
@@ -31,7 +31,7 @@ def test_a_state_that_forgets_is_summed_from_its_tail(borders, report):
 
 
 def test_a_tail_may_be_guessed_and_a_wrong_guess_is_told(report):
-    first, again, slower = report["guesses"]
+    first, again, slower = report["predicted_sizes"]
     assert first == (False, True, 0.0)
     assert again[:2] == (True, True)
     assert again[2] <= 1e-9
@@ -170,15 +170,15 @@ def test_a_number_is_remembered_for_a_weight_until_it_changes():
 
 def test_guesses_are_of_the_batch_before():
     """The first is the number itself; one that was above its number is told, and the next is of that number."""
-    guesses = Guesses()
+    predicted_sizes = PredictedSizes()
 
     def number(value):
-        return guesses.number("layer", torch.tensor(value), lambda found: found - 1)
+        return predicted_sizes.number("layer", torch.tensor(value), lambda found: found - 1)
 
-    assert (number(10), guesses.made, guesses.settle()) == (10, False, True)
-    assert (number(9), guesses.made, guesses.settle()) == (9, True, True)
-    assert (number(7), guesses.made, guesses.settle()) == (8, True, False)
-    assert (number(7), guesses.settle(), guesses.made) == (6, True, False)
+    assert (number(10), predicted_sizes.pending, predicted_sizes.verify()) == (10, False, True)
+    assert (number(9), predicted_sizes.pending, predicted_sizes.verify()) == (9, True, True)
+    assert (number(7), predicted_sizes.pending, predicted_sizes.verify()) == (8, True, False)
+    assert (number(7), predicted_sizes.verify(), predicted_sizes.pending) == (6, True, False)
 
 
 def test_messages_by_hand():

@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(undisturbed, tmp_pat
 
 
 def test_sigterm_saves_and_leaves(undisturbed, tmp_path, data_root, smoke):
-    """To the process that starts the gang; the workers finish their step and write a checkpoint of it."""
+    """To the process that starts the worker group; the workers finish their step and write a checkpoint of it."""
     config = smoke(*STEADY, "run.workers=2")
     run = set_up(config, tmp_path / "run", data_root)
 

@@ -15,7 +15,7 @@ from echo_lm.models.common.files import read_json, write_json
 from echo_lm.pipeline.checkpoint.writer import leave_record, record_of
 from echo_lm.pipeline.mesh import Mesh
 from echo_lm.pipeline.monitoring.metrics import bits_per_byte, model_flops_utilization, peak_flops
-from echo_lm.pipeline.monitoring.ska_health import HealthWatch, out_of_range
+from echo_lm.pipeline.monitoring.ska_health import SKAHealthMonitor, out_of_range
 from echo_lm.pipeline.prefetch import Prefetcher
 from echo_lm.pipeline.run.folder import describe_environment
 from echo_lm.pipeline.schedule import learning_rate_at, write_price_at
@@ -86,7 +86,7 @@ def test_a_look_that_fails_is_a_warning(monkeypatch):
     engine = SimpleNamespace(
         module=SimpleNamespace(config=preset("echo-1m")), zero_optimization_stage=lambda: 0, device="cpu"
     )
-    watch = HealthWatch(engine, SimpleNamespace(run=SimpleNamespace(health_every=10)))
+    watch = SKAHealthMonitor(engine, SimpleNamespace(run=SimpleNamespace(health_every=10)))
     assert [watch.due(step) for step in (9, 10)] == [False, True]
     mesh = SimpleNamespace(rank=0, rows=lambda batch: batch)
     events = list(watch.look(SimpleNamespace(tokens=torch.zeros(1, 4)), mesh, 10))

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.kernels import sequence
-from echo_lm.kernels.predicted_sizes import Guesses
+from echo_lm.kernels.predicted_sizes import PredictedSizes
 from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.models import language_model_loss
 from echo_lm.pipeline.engine import build_engine
@@ -123,17 +123,17 @@ def test_the_world_mean_is_the_gradient_in_every_stage(tmp_path, data_root):
             )
 
 
-class WrongGuesses(Guesses):
+class WrongGuesses(PredictedSizes):
     """That tails begin at the twelfth of a segment's 32 tokens, whatever they do."""
 
     def number(self, key, value, safe):
         return super().number(key, value, lambda found: 12)
 
 
-def losses_of_guesses(guesses: type[Guesses], data: Path) -> tuple[list[float], int, int]:
+def losses_with_predictions(predicted_sizes: type[PredictedSizes], data: Path) -> tuple[list[float], int, int]:
     """Losses of three steps of two ranks that share sequences, how often the model ran, and how many messages its layers sent."""
     config = Case("echo", 3, 2, ("run.activation_checkpointing=true",)).config(dist.get_world_size())
-    mesh = replace(make_mesh(2), guesses=guesses())
+    mesh = replace(make_mesh(2), predicted_sizes=predicted_sizes())
     dataset = Dataset.open(data / config.data.name)
     loader = make_loader(dataset, config)
     engine = build_engine(config, dataset.tokenizer().get_vocab_size(), torch.device("cpu"), mesh)
@@ -152,10 +152,10 @@ def losses_of_guesses(guesses: type[Guesses], data: Path) -> tuple[list[float], 
 
 
 def test_a_wrong_guess_of_a_layer_is_made_good(tmp_path, data_root):
-    """The second and third step run twice: in the first nothing was guessed. Each of the two layers sends one message forward and
+    """The second and third step run twice: in the first nothing was predicted. Each of the two layers sends one message forward and
     one backward, and none more for activation checkpointing."""
     (right, once, messages), (wrong, twice, more) = play(
-        [Guesses, WrongGuesses], 2, data_root, tmp_path, losses_of_guesses
+        [PredictedSizes, WrongGuesses], 2, data_root, tmp_path, losses_with_predictions
     )
     assert wrong == pytest.approx(right, rel=1e-6)
     assert twice == once + 2

@@ -93,7 +93,7 @@ def test_one_process_with_microbatches_changes_nothing_but_rounding(undisturbed,
     torch.testing.assert_close(losses(run), losses(undisturbed)[:10], rtol=1e-5, atol=0)
 
 
-def test_gang_that_loses_a_process_ends_like_the_undisturbed_run(undisturbed, tmp_path, data_root, smoke, kill_rank_0):
+def test_a_run_that_loses_a_process_ends_like_the_undisturbed_run(undisturbed, tmp_path, data_root, smoke, kill_rank_0):
     """Two ZeRO-2 processes, one killed after the first checkpoint; the agent restarts both."""
     config = smoke()
     run = set_up(config, tmp_path, data_root)

@@ -22,7 +22,7 @@ from echo_lm.pipeline.run.folder import RunFolder
 # Two runs of the pipeline with their restarts: five minutes on two free cores.
 pytestmark = pytest.mark.timeout(1800)
 
-# Enough work behind the second kill that a driver's death reaches its gang before the end.
+# Enough work behind the second kill that a driver's death reaches its worker group before the end.
 EVERY, KILL_AT, KILL_DRIVER_AT = 40, 50, 82
 OVERRIDES = ["train.steps=120", "train.batch_tokens=2048", f"run.checkpoint_every={EVERY}"]
 
@@ -52,7 +52,7 @@ def kill_driver(run: RunFolder, step: int) -> None:
         time.sleep(0.02)
 
 
-def test_gang_and_driver_are_restarted_and_end_with_the_undisturbed_loss(disturbed, tmp_path):
+def test_workers_and_driver_are_restarted_and_end_with_the_undisturbed_loss(disturbed, tmp_path):
     root, run, _ = disturbed
     events = read_events(run.events_file)
     starts = [event["step"] for event in events if event["kind"] == "start"]
@@ -70,7 +70,7 @@ def test_every_checkpoint_was_evaluated_and_the_first_while_training_went_on(dis
     _, run, _ = disturbed
     results = [json.loads(file.read_text()) for file in sorted(run.evals.glob("step_*/language.json"))]
     assert [result["step"] for result in results] == [40, 80, 120]
-    # Steps after its start, not during it: its few seconds may fall into a restart of the gang.
+    # Steps after its start, not during it: its few seconds may fall into a restart of the worker group.
     last = steps(read_events(run.events_file))[-1]["time"]
     assert results[0]["started"] < last, "an evaluation that waits for the end of training is not beside it"
 

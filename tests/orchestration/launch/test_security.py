@@ -16,7 +16,7 @@ from echo_lm.pipeline.run.folder import RunFolder
 LOCAL_CLUSTER = textwrap.dedent("""
     import os, psutil, subprocess, sys
     from pathlib import Path
-    from echo_lm.orchestration.launch.cluster import ray_cluster
+    from echo_lm.orchestration.jobs.cluster import ray_cluster
 
     with ray_cluster():
         import ray

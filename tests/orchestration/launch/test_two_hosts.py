@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
     return RunFolder(root / "runs" / "smoke"), done.stdout, root
 
 
-def test_a_worker_of_the_gang_was_on_each_host(finished):
+def test_a_worker_was_on_each_host(finished):
     run, _, _ = finished
     (start,) = [event for event in read_events(run.events_file) if event["kind"] == "start"]
     assert sorted(start["nodes"]) == ["host-a", "host-b"]

@@ -14,7 +14,7 @@ from echo_lm.orchestration.monitor.status import status_table
 from echo_lm.orchestration.monitor.summary import read_run
 from echo_lm.pipeline.run.events import EventLog
 from echo_lm.pipeline.run.folder import RunFolder
-from echo_lm.pipeline.run.supervision import tell
+from echo_lm.pipeline.run.supervision import record_event
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def run(tmp_path, smoke, data_root) -> RunFolder:
     write_json(run.checkpoints / "step_00000010" / "complete.json", {"step": 10, "tokens": 5120})
     write_json(run.checkpoints / "step_00000020" / "complete.json", {"step": 20, "tokens": 10240})
     write_json(run.evals / "step_00000010" / "language.json", {})
-    tell(run, "evaluation_failed", step=10, suite="recall-quick", message="no memory")
-    tell(run, "lost", what="node", name="node-b", message="rank 1 on node-b: the node died")
+    record_event(run, "evaluation_failed", step=10, suite="recall-quick", message="no memory")
+    record_event(run, "lost", what="node", name="node-b", message="rank 1 on node-b: the node died")
     for rank, node in enumerate(("node-a", "node-a", "node-c")):
-        beat = {"gang": "g", "rank": rank, "world": 3, "node": node, "pid": 1, "step": 20, "where": ""}
+        heartbeat = {"worker_group": "g", "rank": rank, "world": 3, "node": node, "pid": 1, "step": 20, "where": ""}
         path = run.heartbeats / f"rank_{rank:05d}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(beat | {"time": time.time()}))
+        path.write_text(json.dumps(heartbeat | {"time": time.time()}))
         age = 100 if rank == 2 else -500  # good for as long as a test may take
         os.utime(path, (time.time() - age,) * 2)
     return run

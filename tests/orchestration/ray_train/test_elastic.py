@@ -9,7 +9,7 @@ import pytest
 from echo_lm.data_prep.preparing.prepare import prepare
 from echo_lm.pipeline.config import load_config
 from echo_lm.pipeline.launch import launch
-from echo_lm.pipeline.monitoring.heartbeat import read_beats
+from echo_lm.pipeline.monitoring.heartbeat import read_heartbeats
 from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.ray_nodes import Host, Node, wait_for_nodes
@@ -57,7 +57,7 @@ def test_four_three_four_is_one_curve(tmp_path):
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         wait_for(process, lambda: last_step(run) >= 30)
-        lost = next(node for node in nodes if node.name == read_beats(run)[-1].node)
+        lost = next(node for node in nodes if node.name == read_heartbeats(run)[-1].node)
         lost.kill(back=False)
         killed_at = last_step(run)
         wait_for(process, lambda: worlds(run)[-1] == 3 and last_step(run) > killed_at)

@@ -1,4 +1,4 @@
-"""A node that a gang cannot work with is named in one line, before anything trains."""
+"""A node that a worker group cannot work with is named in one line, before anything trains."""
 
 import shutil
 from functools import partial
@@ -8,11 +8,11 @@ import pytest
 
 from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.ray_train import node_checks
-from echo_lm.orchestration.ray_train.preflight import Gang, check_nodes
+from echo_lm.orchestration.ray_train.preflight import WorkerGroup, check_nodes
 from echo_lm.orchestration.ray_train.trainer import worker_resources
 
 
-def gang(nodes: str = "abc", **faults) -> Gang:
+def group(nodes: str = "abc", **faults) -> WorkerGroup:
     """One process plays all ranks; `faults` says what a function gives on the last rank instead."""
 
     def run(function, arguments):
@@ -22,7 +22,7 @@ def gang(nodes: str = "abc", **faults) -> Gang:
             for rank, given in enumerate(arguments)
         ]
 
-    return Gang([f"node-{node}" for node in nodes], ["127.0.0.1"] * len(nodes), run)
+    return WorkerGroup([f"node-{node}" for node in nodes], ["127.0.0.1"] * len(nodes), run)
 
 
 def one_line(error) -> str:
@@ -30,27 +30,27 @@ def one_line(error) -> str:
     return str(error.value)
 
 
-def test_a_sound_gang_passes_and_leaves_nothing_behind(tmp_path):
-    check_nodes(gang(), tmp_path, parameters=1000, gpus=False)
+def test_sound_workers_pass_and_leave_nothing_behind(tmp_path):
+    check_nodes(group(), tmp_path, parameters=1000, gpus=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_version_is_named(tmp_path):
-    old = gang(versions=lambda: node_checks.versions() | {"torch": "2.0.0"})
+    old = group(versions=lambda: node_checks.versions() | {"torch": "2.0.0"})
     with pytest.raises(UserError, match=r"node node-c \(rank 2\) has torch 2\.0\.0, this machine has") as raised:
         check_nodes(old, tmp_path, 1000, gpus=False)
     assert "install the same" in one_line(raised)
 
 
 def test_other_source_of_ours_is_told_apart_whatever_its_version(tmp_path):
-    edited = gang(versions=lambda: node_checks.versions() | {"echo-lm source": "0" * 12})
+    edited = group(versions=lambda: node_checks.versions() | {"echo-lm source": "0" * 12})
     with pytest.raises(UserError, match=r"node-c .* has echo-lm source 000000000000"):
         check_nodes(edited, tmp_path, 1000, gpus=False)
 
 
 def test_a_full_disk_is_named_before_a_checkpoint_is_lost_to_it(tmp_path):
     with pytest.raises(UserError, match=r"node-a .* MB free at .*, the run needs .* MB") as raised:
-        check_nodes(gang(), tmp_path, parameters=10**15, gpus=False)
+        check_nodes(group(), tmp_path, parameters=10**15, gpus=False)
     assert "free some" in one_line(raised)
 
 
@@ -66,7 +66,7 @@ def test_storage_that_is_not_shared_is_named(tmp_path, monkeypatch, nodes, apart
     monkeypatch.setattr(node_checks, "SEEN_SECONDS", 0.3)
     local = {name: partial(redirected, getattr(node_checks, name), elsewhere) for name in apart}
     with pytest.raises(UserError, match=rf"node node-{nodes[-1]} \(rank {len(nodes) - 1}\) does not share") as raised:
-        check_nodes(gang(nodes, **local), run, 1000, gpus=False)
+        check_nodes(group(nodes, **local), run, 1000, gpus=False)
     assert "--runs" in one_line(raised)
     assert list(run.iterdir()) == []
 
@@ -78,7 +78,7 @@ def redirected(function, folder, run_path, *arguments):
 def test_the_node_that_is_apart_is_named_whatever_its_rank(tmp_path, monkeypatch):
     """This machine's folder is the run's: of two nodes, the one that does not see it is wrong, be it rank 0."""
     monkeypatch.setattr(node_checks, "SEEN_SECONDS", 0.3)
-    sound = gang("ab")
+    sound = group("ab")
 
     def run(function, arguments):
         if function is node_checks.missing_marks:
@@ -86,11 +86,11 @@ def test_the_node_that_is_apart_is_named_whatever_its_rank(tmp_path, monkeypatch
         return sound.run(function, arguments)
 
     with pytest.raises(UserError, match=r"node node-a \(rank 0\) does not share"):
-        check_nodes(Gang(["node-a", "node-b"], ["127.0.0.1"] * 2, run), tmp_path, 1000, gpus=False)
+        check_nodes(WorkerGroup(["node-a", "node-b"], ["127.0.0.1"] * 2, run), tmp_path, 1000, gpus=False)
 
 
 def test_a_closed_port_is_named(tmp_path):
-    closed = gang(unreachable=lambda peers: node_checks.unreachable([("127.0.0.1", 1)]))
+    closed = group(unreachable=lambda peers: node_checks.unreachable([("127.0.0.1", 1)]))
     with pytest.raises(UserError, match=r"node-c \(rank 2\) cannot connect to 127\.0\.0\.1 \(Connection refused\)"):
         check_nodes(closed, tmp_path, 1000, gpus=False)
 
@@ -98,7 +98,7 @@ def test_a_closed_port_is_named(tmp_path):
 def test_a_gpu_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("echo_lm.orchestration.ray_train.preflight.GPU_SECONDS", 0.1)
     with pytest.raises(UserError, match=r"node-a \(rank 0\) sees no GPU"):
-        check_nodes(gang(), tmp_path, 1000, gpus=True)
+        check_nodes(group(), tmp_path, 1000, gpus=True)
 
 
 def test_the_interface_is_the_one_that_has_the_address():

@@ -14,104 +14,115 @@ from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.pipeline.engine import build_engine
 from echo_lm.pipeline.loop import make_loader
 from echo_lm.pipeline.mesh import make_mesh, sequence_groups
-from echo_lm.pipeline.monitoring.hang import HangWatch
-from echo_lm.pipeline.monitoring.heartbeat import FENCED, Beat, Heart, read_beats, start_gang
-from echo_lm.pipeline.monitoring.straggler import WINDOW, Stopwatch, StragglerWatch
+from echo_lm.pipeline.monitoring.hang import HangDetector
+from echo_lm.pipeline.monitoring.heartbeat import (
+    FENCED,
+    Heartbeat,
+    HeartbeatRecord,
+    read_heartbeats,
+    start_worker_group,
+)
+from echo_lm.pipeline.monitoring.straggler import WINDOW, Stopwatch, StragglerDetector
 from echo_lm.pipeline.run.folder import RunFolder
 from echo_lm.pipeline.update import update
 from tests.helpers.training_workers import Case, play
 
 
-def beat(rank: int, step: int | None, time: float, where: str = "torch/distributed/c10d.py:9 all_reduce") -> Beat:
-    return Beat("g", rank, 2, f"node-{rank}", 100 + rank, step, time, where)
+def heartbeat(
+    rank: int, step: int | None, time: float, where: str = "torch/distributed/c10d.py:9 all_reduce"
+) -> HeartbeatRecord:
+    return HeartbeatRecord("g", rank, 2, f"node-{rank}", 100 + rank, step, time, where)
 
 
 def test_a_silent_rank_is_named_after_the_configured_time_and_not_before():
-    watch = HangWatch(20)
-    assert watch.stuck([beat(0, 5, 1.0), beat(1, 5, 1.0)], now=0) == []
+    watch = HangDetector(20)
+    assert watch.hung_ranks([heartbeat(0, 5, 1.0), heartbeat(1, 5, 1.0)], now=0) == []
     for second in range(1, 20):
-        assert watch.stuck([beat(0, 5, 1.0 + second), beat(1, 5, 1.0)], now=second) == []
-    assert [b.rank for b in watch.stuck([beat(0, 5, 21.0), beat(1, 5, 1.0)], now=20)] == [1]
+        assert watch.hung_ranks([heartbeat(0, 5, 1.0 + second), heartbeat(1, 5, 1.0)], now=second) == []
+    assert [b.rank for b in watch.hung_ranks([heartbeat(0, 5, 21.0), heartbeat(1, 5, 1.0)], now=20)] == [1]
 
 
 def test_a_rank_that_beats_but_is_stuck_outside_of_a_collective_is_named():
-    watch = HangWatch(10)
+    watch = HangDetector(10)
     for second in range(11):
-        beats = [beat(0, 5, second), beat(1, 5, second, "lib/pathlib.py:1 read")]
-        found = watch.stuck(beats, now=second)
+        heartbeats = [heartbeat(0, 5, second), heartbeat(1, 5, second, "lib/pathlib.py:1 read")]
+        found = watch.hung_ranks(heartbeats, now=second)
     assert [b.rank for b in found] == [1]
 
 
-def test_a_gang_that_moves_or_has_not_begun_is_left_alone():
-    watch = HangWatch(10)
+def test_workers_that_move_or_have_not_begun_are_left_alone():
+    watch = HangDetector(10)
     for second in range(60):
-        assert watch.stuck([beat(0, second, second), beat(1, second, second)], now=second) == []
-    watch = HangWatch(10)
+        assert watch.hung_ranks([heartbeat(0, second, second), heartbeat(1, second, second)], now=second) == []
+    watch = HangDetector(10)
     for second in range(60):
-        assert watch.stuck([beat(0, None, second), beat(1, None, second)], now=second) == []
+        assert watch.hung_ranks([heartbeat(0, None, second), heartbeat(1, None, second)], now=second) == []
 
 
-def test_a_hung_gang_that_was_replaced_is_forgotten():
-    watch = HangWatch(10)
+def test_a_hung_worker_group_that_was_replaced_is_forgotten():
+    watch = HangDetector(10)
     for second in range(5):
-        watch.stuck([beat(0, 5, 1.0), beat(1, 5, 1.0)], now=second)
-    assert watch.stuck([], now=30) == [], "the next gang has not begun to beat"
-    assert watch.stuck([beat(0, None, 40.0), beat(1, None, 40.0)], now=41) == []
+        watch.hung_ranks([heartbeat(0, 5, 1.0), heartbeat(1, 5, 1.0)], now=second)
+    assert watch.hung_ranks([], now=30) == [], "the next worker group has not begun to beat"
+    assert watch.hung_ranks([heartbeat(0, None, 40.0), heartbeat(1, None, 40.0)], now=41) == []
 
 
-def test_a_heart_beats_and_a_replaced_gang_ends_itself(tmp_path):
+def test_heartbeats_are_written_and_replaced_workers_end_themselves(tmp_path):
     """In a process whose training thread is stuck, as in a collective that never returns."""
     run = RunFolder(tmp_path)
-    start_gang(run, "first")
+    start_worker_group(run, "first")
     code = textwrap.dedent(f"""
         import time
-        from echo_lm.pipeline.monitoring.heartbeat import Heart
+        from echo_lm.pipeline.monitoring.heartbeat import Heartbeat
         from echo_lm.pipeline.run.folder import RunFolder
-        with Heart(RunFolder({str(tmp_path)!r}), rank=3, world=4) as heart:
-            heart.moved(7)
+        with Heartbeat(RunFolder({str(tmp_path)!r}), rank=3, world=4) as heartbeat:
+            heartbeat.record_step(7)
             time.sleep(120)
     """)
     process = subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | {"ECHO_LM_GANG": "first", "ECHO_LM_NODE": "node-b"}
+        [sys.executable, "-c", code], env=os.environ | {"ECHO_LM_WORKER_GROUP": "first", "ECHO_LM_NODE": "node-b"}
     )
     try:
-        while not any(found.step == 7 for found in read_beats(run)):
+        while not any(found.step == 7 for found in read_heartbeats(run)):
             assert process.poll() is None
-        (found,) = read_beats(run)
+        (found,) = read_heartbeats(run)
         assert (found.rank, found.node, found.pid) == (3, "node-b", process.pid)
-        assert not Heart(run, 0, 1).replaced(), "a process outside of any gang is nobody's to replace"
-        start_gang(run, "second")
+        assert not Heartbeat(run, 0, 1).replaced(), "a process outside of any worker group is nobody's to replace"
+        start_worker_group(run, "second")
         assert process.wait(timeout=60) == FENCED
     finally:
         process.kill()
-    assert read_beats(run) == []
+    assert read_heartbeats(run) == []
 
 
-def test_a_beat_that_is_written_while_its_gang_is_replaced_does_not_stay(tmp_path):
-    """The new gang may be smaller: nobody else would write over it."""
-    start_gang(RunFolder(tmp_path), "first")
+def test_a_heartbeat_that_is_written_while_its_workers_are_replaced_does_not_stay(tmp_path):
+    """The new worker group may be smaller: nobody else would write over it."""
+    start_worker_group(RunFolder(tmp_path), "first")
     code = textwrap.dedent(f"""
         import time
-        from echo_lm.pipeline import heartbeat
+        from echo_lm.pipeline.monitoring import heartbeat
         from echo_lm.pipeline.run.folder import RunFolder
         run, write = RunFolder({str(tmp_path)!r}), heartbeat._write
-        def late(path, beat):
-            heartbeat.start_gang(run, "second")
-            write(path, beat)
+        def late(path, record):
+            heartbeat.start_worker_group(run, "second")
+            write(path, record)
             print("written", flush=True)
         heartbeat._write = late
-        with heartbeat.Heart(run, rank=3, world=4):
+        with heartbeat.Heartbeat(run, rank=3, world=4):
             time.sleep(120)
     """)
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"ECHO_LM_GANG": "first"}, capture_output=True, timeout=300
+        [sys.executable, "-c", code],
+        env=os.environ | {"ECHO_LM_WORKER_GROUP": "first"},
+        capture_output=True,
+        timeout=300,
     )
     assert (done.returncode, done.stdout) == (FENCED, b"written\n")
-    assert read_beats(RunFolder(tmp_path)) == []
+    assert read_heartbeats(RunFolder(tmp_path)) == []
 
 
 def test_a_straggler_is_named_once_a_window_and_noise_is_not():
-    watch = StragglerWatch(2.0)
+    watch = StragglerDetector(2.0)
     even = [[0.10, 0.11, 0.09, 0.10]] * WINDOW
     assert [found for busy in even for found in watch.look(busy, 0.5)] == []
     slow = [[0.10, 0.11, 0.40, 0.10]] * WINDOW
@@ -120,7 +131,7 @@ def test_a_straggler_is_named_once_a_window_and_noise_is_not():
     assert found.seconds == pytest.approx(0.4)
     cheap = [[0.001, 0.001, 0.005, 0.001]] * WINDOW  # five times as long, and nobody waits for it
     assert [found for busy in cheap for found in watch.look(busy, 0.5)] == []
-    assert [found for busy in slow for found in StragglerWatch(0).look(busy, 0.8)] == []
+    assert [found for busy in slow for found in StragglerDetector(0).look(busy, 0.8)] == []
 
 
 @pytest.mark.parametrize(
@@ -147,7 +158,7 @@ def test_an_elastic_run_goes_on_with_what_the_batch_divides_by(smoke):
 
 
 def find_stragglers(case: Case, data) -> list:
-    """Steps of a real gang whose rank 1 is slow; what rank 0 sees of it."""
+    """Steps of a real worker group whose rank 1 is slow; what rank 0 sees of it."""
     config = case.config(dist.get_world_size())
     mesh = make_mesh(1)
     dataset = Dataset.open(data / config.data.name)
@@ -155,19 +166,29 @@ def find_stragglers(case: Case, data) -> list:
     engine = build_engine(config, dataset.tokenizer().get_vocab_size(), torch.device("cpu"), mesh)
     if mesh.rank == 1:
         engine.module.register_forward_pre_hook(lambda *_: time.sleep(0.2))
-    alone, watch, busy, found = Stopwatch(engine.device), StragglerWatch(2.0), 0.0, []
+    compute_timer, detector, compute_seconds, found = Stopwatch(engine.device), StragglerDetector(2.0), 0.0, []
     for step in range(WINDOW + 1):
         started = time.perf_counter()
-        alone.start()
-        done = update(engine, loader.batch(step), 1e-4, config, mesh, flags=[], write_price=0.0, busy=busy, alone=alone)
-        busy = alone.seconds()
-        if step:  # the first number is told with the second step
-            found += watch.look(done.busy, time.perf_counter() - started)
+        compute_timer.start()
+        shared = dict(compute_seconds=compute_seconds, compute_timer=compute_timer)
+        done = update(
+            engine,
+            loader.batch(step),
+            1e-4,
+            config,
+            mesh,
+            flags=[],
+            write_price=0.0,
+            **shared,
+        )
+        compute_seconds = compute_timer.seconds()
+        if step:  # the first number arrives with the second step
+            found += detector.look(done.compute_seconds, time.perf_counter() - started)
     engine.destroy()
     return found
 
 
-def test_a_slow_rank_of_a_real_gang_is_named(data_root, tmp_path):
+def test_a_slow_rank_of_real_workers_is_named(data_root, tmp_path):
     """All ranks end their steps together, so only what each does alone tells it."""
     (found,) = play([Case("echo", 2)], 2, data_root, tmp_path, find_stragglers)
     assert [straggler.rank for straggler in found] == [1]
