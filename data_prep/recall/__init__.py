@@ -2,9 +2,11 @@
 
 from .registry import TASKS, check_room, generate, minimum_length, num_queries, task_of
 from .seeds import seeded_generator
-from .sequences import Cell, RecallBatch
+from .sequences import RecallBatch, TaskCell
 from .task import Task
 from .vocabulary import RecallVocabulary
+
+Cell = TaskCell  # the name of earlier versions, for task files of users that import it
 
 __all__ = [
     "TASKS",
@@ -12,6 +14,7 @@ __all__ = [
     "RecallBatch",
     "RecallVocabulary",
     "Task",
+    "TaskCell",
     "check_room",
     "generate",
     "minimum_length",

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...models.common.errors import UserError
 from . import tasks
-from .sequences import Cell, RecallBatch
+from .sequences import RecallBatch, TaskCell
 from .task import Task
 from .vocabulary import RecallVocabulary
 
@@ -114,7 +114,7 @@ def generate(
     """
     check_room(task, length=length, pairs=pairs, vocabulary=vocabulary, queries=queries, **options)
     found = task_of(task)
-    cell = Cell(sequences, length, pairs, num_queries(task, pairs) if queries is None else queries)
+    cell = TaskCell(sequences, length, pairs, num_queries(task, pairs) if queries is None else queries)
     if found.needs_text(**options):
         options["text"] = text
     return found.generate(cell, vocabulary, generator, **options)

@@ -42,8 +42,8 @@ class RecallBatch:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell of a task's grid: how many sequences, how long, how many pairs stored and how many of them asked."""
+class TaskCell:
+    """One cell of a recall task's grid: number of sequences, tokens of each, pairs stored and pairs queried in each."""
 
     sequences: int
     length: int
@@ -52,14 +52,14 @@ class Cell:
 
 
 def draw_pairs(
-    cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, decoys: int = 0
+    cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, decoys: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keys (distinct in a sequence) and values (independent), int64 `[N, pairs + decoys]` each."""
     shape = (cell.sequences, cell.pairs + decoys)
     return vocabulary.draw_distinct_keys(shape, generator), vocabulary.draw(vocabulary.values, shape, generator)
 
 
-def choose_queries(cell: Cell, generator: np.random.Generator) -> np.ndarray:
+def choose_queries(cell: TaskCell, generator: np.random.Generator) -> np.ndarray:
     """Which of the pairs are asked, and in which order: int64 `[N, Q]`, distinct in a row."""
     order = generator.random((cell.sequences, cell.pairs), dtype=np.float32).argsort(axis=1)
     return order[:, : cell.queries]
@@ -89,7 +89,7 @@ def ask(
     tokens: np.ndarray,
     keys: np.ndarray,
     values: np.ndarray,
-    cell: Cell,
+    cell: TaskCell,
     vocabulary: RecallVocabulary,
     generator: np.random.Generator,
 ) -> RecallBatch:

@@ -29,7 +29,7 @@ MOST_VIEWS = 16
 
 
 @dataclass(frozen=True)
-class Cell:
+class EvaluationStatus:
     """One evaluation: `state` is done, failed, running, pending or none (not asked for); `text` its result in a word."""
 
     state: str
@@ -54,7 +54,7 @@ class RunDetail:
     environment: dict[str, Any]
     last_step: dict[str, Any]
     suites: list[str]
-    matrix: list[tuple[int, list[Cell]]]
+    matrix: list[tuple[int, list[EvaluationStatus]]]
     latest: list[dict[str, Any]]
     heldout: float | None
     events: list[dict[str, Any]]
@@ -149,7 +149,7 @@ def _text(path: Path) -> str:
 
 def _matrix(
     folder: Path, config: dict[str, Any], results: list[dict[str, Any]]
-) -> tuple[list[str], list[tuple[int, list[Cell]]]]:
+) -> tuple[list[str], list[tuple[int, list[EvaluationStatus]]]]:
     wanted = [suite_name(name) for name in section(config, "evaluation").get("suites") or ()]
     suites = list(dict.fromkeys([*wanted, *(result["suite"] for result in results)]))
     done = {(result["step"], result["suite"]): result for result in results}
@@ -171,15 +171,15 @@ def _matrix(
     return suites, rows
 
 
-def _cell(result: dict[str, Any] | None, place: Path, failure: str | None, due: bool) -> Cell:
+def _cell(result: dict[str, Any] | None, place: Path, failure: str | None, due: bool) -> EvaluationStatus:
     if result is not None:
-        return Cell("done", headline(result), f"took {result['ended'] - result['started']:.1f} s")
+        return EvaluationStatus("done", headline(result), f"took {result['ended'] - result['started']:.1f} s")
     lease = stamp(place.with_suffix(".lease"))
     if lease is not None and time.time() - lease[0] / 1e9 < EXPIRY_SECONDS:
-        return Cell("running", "running")
+        return EvaluationStatus("running", "running")
     if failure is not None:
-        return Cell("failed", "failed", failure)
-    return Cell("pending", "waiting") if due else Cell("none")
+        return EvaluationStatus("failed", "failed", failure)
+    return EvaluationStatus("pending", "waiting") if due else EvaluationStatus("none")
 
 
 def _numbered(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

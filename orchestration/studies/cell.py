@@ -14,13 +14,13 @@ from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.visible_gpus import visible_gpus
 from ..jobs.leases import claim
-from .plan import Cell, Plan
+from .plan import Plan, StudyCell
 from .results import collect, read_result, write_result
 
 TAKEN = 75  # exit code: another process holds the cell (EX_TEMPFAIL)
 
 
-def run_cell(plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path, started: float) -> bool:
+def run_cell(plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path, started: float) -> bool:
     """Train the cell, evaluate its last checkpoint, write its record. Goes on where an earlier attempt stopped.
 
     Args:
@@ -68,7 +68,7 @@ def result_file(folder: Path) -> Path:
 
 
 def cell_process(
-    plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path, started: float, gpu: int | None
+    plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path, started: float, gpu: int | None
 ) -> None:
     """Target of a spawned process: `run_cell` with its output in `<cell>.log`, and an end when its parent ends.
 

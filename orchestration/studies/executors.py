@@ -13,7 +13,7 @@ from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 from .cell import TAKEN, cell_process, log_file, open_log, run_cell
 from .packing import Devices
-from .plan import Cell, Plan
+from .plan import Plan, StudyCell
 
 
 class Executor(Protocol):
@@ -23,7 +23,7 @@ class Executor(Protocol):
 
     def __exit__(self, *exception: object) -> None: ...
 
-    def start(self, plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path) -> bool:
+    def start(self, plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path) -> bool:
         """Start a cell; False if no device is free for it."""
         ...
 
@@ -53,7 +53,7 @@ class ProcessExecutor:
         for process, *_ in self._running.values():
             process.join()
 
-    def start(self, plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path) -> bool:
+    def start(self, plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path) -> bool:
         share = Fraction(1, cell.per_device)
         device = self._devices.take(share)
         if device is None:
@@ -91,7 +91,7 @@ class RayExecutor:
         for reference in self._running:
             ray.cancel(reference, force=True)
 
-    def start(self, plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path) -> bool:
+    def start(self, plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path) -> bool:
         import ray
 
         hardware = plan.study.hardware
@@ -123,7 +123,7 @@ class RayExecutor:
         return found
 
 
-def _ray_cell(plan: Plan, cell: Cell, config: RunConfig, folder: Path, dataset: Path) -> None:
+def _ray_cell(plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path) -> None:
     started = time.time()  # not when it was submitted: Ray queues
     log = open_log(folder)
     os.dup2(log, 1)

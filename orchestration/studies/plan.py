@@ -24,7 +24,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Cell(Record):
+class StudyCell(Record):
     """One run of a study.
 
     Attributes:
@@ -79,12 +79,12 @@ class Plan(Record):
     study: StudyConfig
     vocab_size: int
     train_tokens: int | None
-    cells: tuple[Cell, ...]
+    cells: tuple[StudyCell, ...]
     hours: float
     device_hours: float
     cost: float
 
-    def of_kind(self, kind: Literal["main", "sweep"]) -> list[Cell]:
+    def of_kind(self, kind: Literal["main", "sweep"]) -> list[StudyCell]:
         """The cells of one kind, in the plan's order."""
         return [cell for cell in self.cells if cell.kind == kind]
 
@@ -99,12 +99,12 @@ class Plan(Record):
         return sum(cell.tokens for cell in self.cells)
 
 
-def jobs(cells: Iterable[Cell], seconds: Callable[[Cell], float] = attrgetter("seconds")) -> list[Job]:
+def jobs(cells: Iterable[StudyCell], seconds: Callable[[StudyCell], float] = attrgetter("seconds")) -> list[Job]:
     """The cells as the packer sees them; `seconds` of a cell are the predicted ones if nothing better is known."""
     return [Job(cell.name, seconds(cell), cell.per_device) for cell in cells]
 
 
-def cell_config(study: StudyConfig, cell: Cell, rule: LearningRateRule) -> RunConfig:
+def cell_config(study: StudyConfig, cell: StudyCell, rule: LearningRateRule) -> RunConfig:
     """The configuration of a cell's run: a pure function, so that a rerun finds the same run."""
     train, hardware = study.train, study.hardware
     microbatch = microbatch_sequences(study, cell.batch_tokens)
@@ -143,12 +143,12 @@ def cell_config(study: StudyConfig, cell: Cell, rule: LearningRateRule) -> RunCo
     return parse_config(values, f"cell {cell.name}")
 
 
-def cells_of_kind(cells: list[Cell], kind: str) -> list[Cell]:
+def cells_of_kind(cells: list[StudyCell], kind: str) -> list[StudyCell]:
     return [cell for cell in cells if cell.kind == kind]
 
 
 def budget_names(study: StudyConfig) -> list[str]:
-    """The study's budgets, ascending, as in `Cell.budget`."""
+    """The study's budgets, ascending, as in `StudyCell.budget`."""
     return [budget_label(study.budgets.kind, value) for value in study.budgets.values]
 
 

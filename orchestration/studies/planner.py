@@ -12,7 +12,7 @@ from ...models.common.errors import UserError
 from ...models.presets import matching_width
 from .config import StudyConfig
 from .packing import makespan
-from .plan import PROCESS_GIB, Cell, Plan, budget_label, cells_of_kind, jobs, microbatch_sequences, zero_stage
+from .plan import PROCESS_GIB, Plan, StudyCell, budget_label, cells_of_kind, jobs, microbatch_sequences, zero_stage
 
 
 def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
@@ -56,7 +56,7 @@ class _Planner:
         self._models: dict[tuple[str, str], tuple[str, dict[str, Any], ModelConfig]] = {}
         self._epochs: dict[int, float] = {}  # of one step, by batch_tokens
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[StudyCell]:
         study = self.study
         cells = []
         if sweep := study.learning_rate.sweep:
@@ -76,7 +76,7 @@ class _Planner:
         ]
         return cells
 
-    def _cell(self, family: str, size: str, budget: float, seed: int, factor: float | None) -> Cell:
+    def _cell(self, family: str, size: str, budget: float, seed: int, factor: float | None) -> StudyCell:
         study = self.study
         preset_name, overrides, config = self._model(family, size)
         length = study.train.sequence_length
@@ -92,7 +92,7 @@ class _Planner:
         tokens = steps * batch_tokens
         label = budget_label(study.budgets.kind, budget)
         memory = self._memory_gib(config, batch_tokens)
-        return Cell(
+        return StudyCell(
             name=f"{family}-{size}-{label}-" + (f"s{seed}" if factor is None else f"lr{factor:g}"),
             kind="main" if factor is None else "sweep",
             family=family,
@@ -170,7 +170,7 @@ class _Planner:
         return self._epochs[batch_tokens] * steps
 
 
-def _refuse_impossible(study: StudyConfig, cells: list[Cell]) -> None:
+def _refuse_impossible(study: StudyConfig, cells: list[StudyCell]) -> None:
     """Raise for the first impossible cell, and say how many there are."""
     findings = []
     for cell in cells:

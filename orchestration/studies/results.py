@@ -16,7 +16,7 @@ from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
 from ...pipeline.run.reader import RunFiles
 from .config import StudyConfig
-from .plan import Cell, Plan, Record
+from .plan import Plan, Record, StudyCell
 
 FILE_NAME = "cell.json"
 
@@ -47,7 +47,7 @@ class CellResult(Record):
         starts: how often its training was started.
     """
 
-    cell: Cell
+    cell: StudyCell
     identity: str
     loss: float
     metrics: dict[str, float]
@@ -95,7 +95,7 @@ class Pace:
                 self._slower.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
                 self._beside[key] = max(self._beside.get(key, 1), result.cell.per_device)
 
-    def __call__(self, cell: Cell, done: float = 0.0) -> float:
+    def __call__(self, cell: StudyCell, done: float = 0.0) -> float:
         """Seconds that the cell will take, where `done` of its training, 0 to 1, lies in a checkpoint."""
         hardware = self._study.hardware
         training = (1 - done) * cell.flops / (1e12 * hardware.tflops_of(cell.size))
@@ -106,7 +106,7 @@ class Pace:
         return hardware.startup_seconds + training
 
 
-def _pace_keys(cell: Cell) -> tuple[tuple[object, ...], ...]:
+def _pace_keys(cell: StudyCell) -> tuple[tuple[object, ...], ...]:
     """What a cell's pace is known by, the closest first. Small batches cost what launching costs."""
     return (
         (cell.family, cell.size, cell.batch_tokens),
@@ -117,7 +117,9 @@ def _pace_keys(cell: Cell) -> tuple[tuple[object, ...], ...]:
     )
 
 
-def collect(plan: Plan, cell: Cell, folder: Path, identity: str, learning_rate: float, started: float) -> CellResult:
+def collect(
+    plan: Plan, cell: StudyCell, folder: Path, identity: str, learning_rate: float, started: float
+) -> CellResult:
     """Read what a cell's run left in its folder.
 
     Args:

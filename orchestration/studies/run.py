@@ -27,7 +27,7 @@ from .config import StudyConfig, load_study
 from .executors import Executor, ProcessExecutor, RayExecutor
 from .learning_rate import LearningRateRule, fitted_rule, given_rule
 from .packing import longest_first
-from .plan import Cell, Plan, cell_config, jobs
+from .plan import Plan, StudyCell, cell_config, jobs
 from .planner import make_plan
 from .results import CellResult, Pace, read_result
 
@@ -45,11 +45,11 @@ class StudyFolder:
         self.fit_file = self.path / "fit.json"
         self.runs = self.path / "runs"
 
-    def run(self, cell: Cell) -> Path:
+    def run(self, cell: StudyCell) -> Path:
         """The run folder of a cell."""
         return self.runs / cell.name
 
-    def failure_file(self, cell: Cell) -> Path:
+    def failure_file(self, cell: StudyCell) -> Path:
         """Exists while the cell's last word is a failure."""
         return self.path / "failures" / f"{cell.name}.json"
 
@@ -192,7 +192,7 @@ def learning_rates(folder: StudyFolder, plan: Plan) -> LearningRateRule:
 def _run_cells(
     folder: StudyFolder,
     plan: Plan,
-    cells: list[Cell],
+    cells: list[StudyCell],
     rule: LearningRateRule,
     dataset: Path,
     executor: Executor,
@@ -248,22 +248,22 @@ def _run_cells(
             _write_failure(folder, of[name], errors[name])
 
 
-def _write_failure(folder: StudyFolder, cell: Cell, errors: list[str]) -> None:
+def _write_failure(folder: StudyFolder, cell: StudyCell, errors: list[str]) -> None:
     write_json(folder.failure_file(cell), {"errors": errors, "time": time.time()})
 
 
-def _in_time(pace: Pace, cell: Cell, folder: StudyFolder, until: float) -> bool:
+def _in_time(pace: Pace, cell: StudyCell, folder: StudyFolder, until: float) -> bool:
     """Whether the cell, started now, would end before `until` (monotonic seconds)."""
     return until == math.inf or time.monotonic() + pace(cell, _trained(folder, cell)) <= until
 
 
-def _trained(folder: StudyFolder, cell: Cell) -> float:
+def _trained(folder: StudyFolder, cell: StudyCell) -> float:
     """How much of the cell's training lies in its last checkpoint, 0 to 1."""
     steps = [record["step"] for _, record in complete_checkpoints(folder.run(cell))]
     return max(steps, default=0) / cell.steps
 
 
-def _is_done(folder: StudyFolder, cell: Cell, config: RunConfig) -> bool:
+def _is_done(folder: StudyFolder, cell: StudyCell, config: RunConfig) -> bool:
     """Whether the cell has its record.
 
     Raises:
@@ -318,7 +318,7 @@ def _store_plan(folder: StudyFolder, plan: Plan) -> None:
     write_json(folder.plan_file, plan.model_dump(mode="json"))
 
 
-def cells_left(folder: StudyFolder, plan: Plan) -> list[Cell]:
+def cells_left(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
     """Cells that are neither done nor failed."""
     done, failed = {result.cell.name for result in folder.results(plan)}, failed_cells(folder, plan.cells)
     return [cell for cell in plan.cells if cell.name not in done and cell.name not in failed]
@@ -337,7 +337,7 @@ def describe_left(folder: StudyFolder, plan: Plan) -> str:
     )
 
 
-def failed_cells(folder: StudyFolder, cells: Iterable[Cell]) -> dict[str, str]:
+def failed_cells(folder: StudyFolder, cells: Iterable[StudyCell]) -> dict[str, str]:
     """Last error of the cells whose last word is a failure."""
     files = {cell.name: folder.failure_file(cell) for cell in cells}
     return {name: read_json(file)["errors"][-1] for name, file in files.items() if file.is_file()}

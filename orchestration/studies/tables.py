@@ -14,7 +14,7 @@ from .analysis.fit import Interval, StudyFit
 from .cell import lease_path
 from .learning_rate import given_rule
 from .packing import makespan
-from .plan import Cell, Plan, jobs
+from .plan import Plan, StudyCell, jobs
 from .results import CellResult, Pace
 from .run import StudyFolder, failed_cells
 
@@ -112,7 +112,7 @@ def interval_text(interval: Interval) -> str:
     return f"{interval.value:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
-def _state(folder: StudyFolder, cell: Cell, results: dict[str, CellResult], failed: dict[str, str]) -> str:
+def _state(folder: StudyFolder, cell: StudyCell, results: dict[str, CellResult], failed: dict[str, str]) -> str:
     if cell.name in results:
         return "done"
     if holder(lease_path(folder.run(cell))) is not None:
@@ -120,7 +120,7 @@ def _state(folder: StudyFolder, cell: Cell, results: dict[str, CellResult], fail
     return "failed" if cell.name in failed else "waiting"
 
 
-def _progress(folder: StudyFolder, cell: Cell, result: CellResult | None) -> tuple[str, str, str, str]:
+def _progress(folder: StudyFolder, cell: StudyCell, result: CellResult | None) -> tuple[str, str, str, str]:
     """Step, loss, tokens/s and ETA as text; the loss of a finished cell is the one of the study."""
     if result is not None:
         return f"{cell.steps}/{cell.steps}", f"{result.loss:.4f}", f"{result.tokens_per_second:,.0f}", "-"
@@ -136,7 +136,7 @@ def _progress(folder: StudyFolder, cell: Cell, result: CellResult | None) -> tup
     )
 
 
-def _hours_left(plan: Plan, left: list[Cell], results: dict[str, CellResult]) -> float:
+def _hours_left(plan: Plan, left: list[StudyCell], results: dict[str, CellResult]) -> float:
     """Predicted hours of what is left, corrected by what the finished cells took."""
     return makespan(jobs(left, Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
 

@@ -6,7 +6,7 @@ Echo, arXiv 2605.06997, §4.1; after RULER's common words (Hsieh et al., arXiv 2
 import numpy as np
 
 from ....models.common.errors import UserError
-from ..sequences import Cell, RecallBatch
+from ..sequences import RecallBatch, TaskCell
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -16,7 +16,7 @@ def minimum_length(pairs: int, queries: int) -> int:
     return pairs + 2
 
 
-def generate(cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator) -> RecallBatch:
+def generate(cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator) -> RecallBatch:
     """Sequences of words, drawn from the values, without any noise; every other word is equally frequent, up to one."""
     if cell.pairs > vocabulary.num_values:
         raise UserError(f"commonword: {cell.pairs} different words: the vocabulary has {vocabulary.num_values}")

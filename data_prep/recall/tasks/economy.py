@@ -9,7 +9,7 @@ markers SYS and END, which mean nothing else here; the number n is written as th
 import numpy as np
 
 from ....models.common.errors import UserError
-from ..sequences import Cell, RecallBatch, place, scatter
+from ..sequences import RecallBatch, TaskCell, place, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -24,7 +24,7 @@ def minimum_length(pairs: int, queries: int, *, steps: tuple[int, int] = EASY) -
 
 
 def generate(
-    cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, steps: tuple[int, int] = EASY
+    cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, steps: tuple[int, int] = EASY
 ) -> RecallBatch:
     """Sequences that ask for one store each; all counts from 0 to 7 are equally often the answer.
 

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from ..sequences import Cell, RecallBatch, choose_queries, draw_pairs
+from ..sequences import RecallBatch, TaskCell, choose_queries, draw_pairs
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -15,7 +15,7 @@ def minimum_length(pairs: int, queries: int) -> int:
     return 2 * pairs + queries
 
 
-def generate(cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator) -> RecallBatch:
+def generate(cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator) -> RecallBatch:
     """Sequences whose gap takes the room that pairs and queries leave. A queried key is followed by the next one."""
     keys, values = draw_pairs(cell, vocabulary, generator)
     tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)

@@ -7,7 +7,7 @@ two stretches of noise fall into links in one way only.
 import numpy as np
 
 from ....models.common.errors import UserError
-from ..sequences import Cell, RecallBatch, ask, asked_length, place, scatter
+from ..sequences import RecallBatch, TaskCell, ask, asked_length, place, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -19,7 +19,9 @@ def minimum_length(pairs: int, queries: int, *, hops: int = 2) -> int:
     return UNIT * pairs * hops + asked_length(queries)
 
 
-def generate(cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, hops: int = 2) -> RecallBatch:
+def generate(
+    cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, hops: int = 2
+) -> RecallBatch:
     """Sequences of `pairs` chains of `hops` links each, all links scattered in random order.
 
     Args:

@@ -7,7 +7,7 @@ are never asked and fill the state ("decoys"), and real text in which only needl
 import numpy as np
 
 from ....models.common.errors import UserError
-from ..sequences import Cell, RecallBatch, ask, asked_length, draw_pairs, place, scatter
+from ..sequences import RecallBatch, TaskCell, ask, asked_length, draw_pairs, place, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -21,7 +21,7 @@ def minimum_length(pairs: int, queries: int, *, depth: float | None = None, hays
 
 
 def generate(
-    cell: Cell,
+    cell: TaskCell,
     vocabulary: RecallVocabulary,
     generator: np.random.Generator,
     *,
@@ -67,7 +67,9 @@ def generate(
     return ask(tokens, keys, values, cell, vocabulary, generator)
 
 
-def _decoys(cell: Cell, others: np.ndarray, vocabulary: RecallVocabulary, generator: np.random.Generator) -> np.ndarray:
+def _decoys(
+    cell: TaskCell, others: np.ndarray, vocabulary: RecallVocabulary, generator: np.random.Generator
+) -> np.ndarray:
     """A haystack of pairs whose keys are among `others` `[N, n]`; a key that comes again may have another value."""
     tokens = vocabulary.draw(vocabulary.values, (cell.sequences, cell.length), generator)
     shape = tokens[:, 0::2].shape
@@ -78,7 +80,7 @@ def _decoys(cell: Cell, others: np.ndarray, vocabulary: RecallVocabulary, genera
 
 
 def _text(
-    cell: Cell, text: np.ndarray | None, vocabulary: RecallVocabulary, generator: np.random.Generator
+    cell: TaskCell, text: np.ndarray | None, vocabulary: RecallVocabulary, generator: np.random.Generator
 ) -> np.ndarray:
     if text is None or len(text) == 0:
         raise UserError('niah: haystack "text" needs text: evaluate on a dataset that holds some out')

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from ..sequences import Cell, RecallBatch, ask, asked_length, draw_pairs, place, scatter
+from ..sequences import RecallBatch, TaskCell, ask, asked_length, draw_pairs, place, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -16,7 +16,7 @@ def minimum_length(pairs: int, queries: int, *, decoys: int = 0) -> int:
 
 
 def generate(
-    cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, decoys: int = 0
+    cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, decoys: int = 0
 ) -> RecallBatch:
     """Sequences whose gap takes the room that prompt and questions leave.
 

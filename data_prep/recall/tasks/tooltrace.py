@@ -5,7 +5,7 @@ Units `CALL k RES v` in noise, `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
 
 import numpy as np
 
-from ..sequences import Cell, RecallBatch, ask, asked_length, place, scatter
+from ..sequences import RecallBatch, TaskCell, ask, asked_length, place, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -18,7 +18,7 @@ def minimum_length(pairs: int, queries: int, *, overwrites: int = 0) -> int:
 
 
 def generate(
-    cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, overwrites: int = 0
+    cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, overwrites: int = 0
 ) -> RecallBatch:
     """Sequences whose noise takes the room that calls and questions leave.
 

@@ -7,7 +7,7 @@ are its distractors. Asked is `Q v x1 CALL x2 CALL ... CALL xn`, in the order of
 import numpy as np
 
 from ....models.common.errors import UserError
-from ..sequences import Cell, RecallBatch, choose_queries, place, scatter
+from ..sequences import RecallBatch, TaskCell, choose_queries, place, scatter
 from ..task import Task, the_keys
 from ..vocabulary import RecallVocabulary
 
@@ -20,7 +20,7 @@ def minimum_length(pairs: int, queries: int, *, variables: int = 3) -> int:
 
 
 def generate(
-    cell: Cell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, variables: int = 3
+    cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, variables: int = 3
 ) -> RecallBatch:
     """Sequences whose noise takes the room that assignments and questions leave.
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from echo_lm.orchestration.studies.config import StudyConfig
-from echo_lm.orchestration.studies.plan import Cell, Plan
+from echo_lm.orchestration.studies.plan import Plan, StudyCell
 from echo_lm.orchestration.studies.results import CellResult, RecallRow
 
 # Besiroglu et al. 2024 (arXiv 2404.10102), table 1.
@@ -58,7 +58,7 @@ def study_file(tmp_path):
     return make
 
 
-def finished(cell: Cell, loss: float, recall: tuple[RecallRow, ...] = ()) -> CellResult:
+def finished(cell: StudyCell, loss: float, recall: tuple[RecallRow, ...] = ()) -> CellResult:
     """A record of `cell` with this loss."""
     return CellResult(
         cell=cell,
