@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .accounting import ParameterCount, count_parameters
     from .common.errors import UserError
     from .config import AttentionConfig, FeedForwardConfig, Mamba2Config, ModelConfig, SKAConfig
     from .decoding import Cache, generate, prefill, step
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from .loss import language_model_loss, projected_loss, squared_log_partition
     from .model import EchoLM, build_model
     from .optimizer_groups import parameter_groups
-    from .parameters import ParameterCount, count_parameters
     from .presets import preset, preset_names
     from .pretrained import from_pretrained, load_state, save_pretrained
     from .stored_config import read_config
@@ -29,7 +29,7 @@ _NAMES = {
     "health": ("LayerHealth", "ska_health"),
     "loss": ("language_model_loss", "projected_loss", "squared_log_partition"),
     "optimizer_groups": ("parameter_groups",),
-    "parameters": ("ParameterCount", "count_parameters"),
+    "accounting": ("ParameterCount", "count_parameters"),
     "presets": ("preset", "preset_names"),
     "pretrained": ("from_pretrained", "load_state", "save_pretrained"),
     "model": ("EchoLM", "build_model"),

@@ -3,12 +3,44 @@
 A multiply-add counts as 2 FLOPs. Training costs three times the forward pass.
 """
 
+from typing import TYPE_CHECKING, NamedTuple
+
 from .config import ModelConfig
-from .mixers.base import SegmentMessage, SequenceMixer
-from .mixers.registry import mixer_class
-from .parameters import FEEDFORWARD_MATRICES, count_parameters
+from .mixers.registry import SegmentMessage, mixer_class
+
+if TYPE_CHECKING:
+    from .mixers.base import SequenceMixer
 
 GIB = 2**30
+FEEDFORWARD_MATRICES = {"koopman": 2, "koopman-gated": 3, "swiglu": 3}
+
+
+class ParameterCount(NamedTuple):
+    """`embedding` counts the head too, if it is not tied."""
+
+    embedding: int
+    non_embedding: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.non_embedding
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Parameters of a model, embeddings apart."""
+    d = config.d_model
+    norm = d * (2 if config.norm == "layer" else 1)
+    block = 2 * norm + feedforward_parameters(config)
+    layers = sum(mixer_class(kind).num_parameters(config) + block for kind in config.layers)
+    tables = 1 if config.tie_embeddings else 2
+    return ParameterCount(tables * config.vocab_size * d, layers + norm)
+
+
+def feedforward_parameters(config: ModelConfig) -> int:
+    """Parameters of one feed-forward."""
+    kind, width = config.feedforward.kind, config.feedforward.width
+    pairs = 0 if kind == "swiglu" else width  # width / 2 pairs of two numbers
+    return FEEDFORWARD_MATRICES[kind] * config.d_model * width + pairs
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
@@ -74,7 +106,7 @@ def segment_messages(
     return [mixer_class(kind).segment_message(config, length, batch, bytes_per_number) for kind in config.layers]
 
 
-def _matrix_flops(config: ModelConfig, mixer: type[SequenceMixer]) -> int:
+def _matrix_flops(config: ModelConfig, mixer: "type[SequenceMixer]") -> int:
     """FLOPs a token of a block's products with matrices, of its mixer and its feed-forward."""
     feedforward = FEEDFORWARD_MATRICES[config.feedforward.kind] * config.d_model * config.feedforward.width
     return 2 * mixer.num_parameters(config) + 2 * feedforward

@@ -6,9 +6,9 @@ Arms of one size match in non-embedding parameters: the width of the feed-forwar
 import difflib
 from typing import Any, NamedTuple
 
+from .accounting import FEEDFORWARD_MATRICES, count_parameters
 from .common.errors import UserError
 from .config import ModelConfig
-from .parameters import FEEDFORWARD_MATRICES, count_parameters
 
 VOCAB_SIZE = 32_000
 

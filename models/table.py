@@ -10,6 +10,7 @@ from typing import NamedTuple
 from .accounting import (
     GIB,
     activation_bytes,
+    count_parameters,
     decode_flops,
     segment_messages,
     state_bytes,
@@ -17,7 +18,6 @@ from .accounting import (
     training_flops,
 )
 from .common.files import write_text
-from .parameters import count_parameters
 from .presets import preset, preset_names
 
 BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/models.md -->"

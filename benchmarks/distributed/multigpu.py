@@ -10,7 +10,7 @@
 3. The collective of each kind of layer at three lengths: bytes, time in the layer, time alone.
 4. A checkpoint on all GPUs (ZeRO 2), gone on with on half of them (ZeRO 1).
 
-Gangs of fewer GPUs run side by side. Prints tables and writes `multigpu_<n>x<gpu>_<date>.json` after every gang, so that
+Worker groups of fewer GPUs run side by side. Prints tables and writes `multigpu_<n>x<gpu>_<date>.json` after every group, so that
 what ran is there if it is cut off; a later start on the same day adds to it (--only). On a machine without our packages:
 `source docker/offline/use_bundle.sh` first.
 """
@@ -31,7 +31,7 @@ from benchmarks.reporting import hardware, reason_of, write
 from echo_lm.models.common.provenance import commit
 from echo_lm.pipeline.visible_gpus import visible_gpus
 
-GANG = Path(__file__).with_name("multigpu_worker.py")
+WORKER = "benchmarks.distributed.multigpu_worker"
 # NVLink multicast can put GPUs that others share out of service.
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 REFERENCE = "parity: 1 GPU"
@@ -55,7 +55,7 @@ TINY = dict(
 
 
 def plan(world: int, largest: int, sizes: dict) -> list[dict]:
-    """The cases of gangs of `world` ranks, on a machine of `largest`."""
+    """The cases of worker groups of `world` ranks, on a machine of `largest`."""
     cases = []
     same = dict(kind="parity", world=world, **sizes["parity"])
     rows = same["rows"]
@@ -119,7 +119,7 @@ def profile_of(case: dict, wanted: re.Pattern, out: Path) -> dict:
     return {"profile": str((out / name).resolve())}
 
 
-class Gang:
+class WorkerGroup:
     """`world` processes from GPU `first` on, with a list of cases."""
 
     def __init__(self, cases: list[dict], world: int, first: int, device: str, folder: Path):
@@ -139,7 +139,7 @@ class Gang:
             shared["GLOO_SOCKET_IFNAME"] = "lo"
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", str(GANG), str(folder / "cases.json"), str(self.rows_file)],
+                [sys.executable, "-W", "ignore", "-m", WORKER, str(folder / "cases.json"), str(self.rows_file)],
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=self.log,
                 stderr=subprocess.STDOUT,
@@ -160,7 +160,7 @@ class Gang:
             process.wait()
 
     def rows(self, logs: Path) -> list[dict]:
-        """What the cases gave; one that failed says why, and those after it that they did not run. What a gang that failed
+        """What the cases gave; one that failed says why, and those after it that they did not run. What a worker group that failed
         printed is kept in `logs`."""
         self.kill()
         self.log.close()
@@ -170,28 +170,29 @@ class Gang:
         output = (self.folder / "log").read_text()
         reason = reason_of(output) if left else ""
         if left:
-            (logs / f"failed_gang_{self.folder.name}.log").write_text(output[-1_000_000:])
+            (logs / f"failed_group_{self.folder.name}.log").write_text(output[-1_000_000:])
         for i, case in enumerate(left):
             done.append(case | {"failed": reason if i == 0 else "not run: the case before it failed"})
         return done
 
 
-def run_gangs(
+def run_groups(
     cases: list[dict], world: int, count: int, device: str, folder: Path, logs: Path, until: float
 ) -> list[dict]:
-    """All cases of `world` ranks, by up to `count` gangs side by side; those behind a failed case get another gang."""
+    """All cases of `world` ranks, by up to `count` worker groups side by side; those behind a failed case get another group."""
     rows, attempt = [], 0
     while cases and time.monotonic() < until:
         attempt += 1
         shares = [cases[i::count] for i in range(min(count, len(cases)))]
-        gangs = [
-            Gang(share, world, i * world, device, folder / f"{world}-{attempt}-{i}") for i, share in enumerate(shares)
+        groups = [
+            WorkerGroup(share, world, i * world, device, folder / f"{world}-{attempt}-{i}")
+            for i, share in enumerate(shares)
         ]
-        while [gang for gang in gangs if gang.running()]:
+        while [group for group in groups if group.running()]:
             if time.monotonic() > until:
                 break
             time.sleep(0.2)
-        found = [row for gang in gangs for row in gang.rows(logs)]
+        found = [row for group in groups for row in group.rows(logs)]
         again = [row["name"] for row in found if row.get("failed", "").startswith("not run")]
         rows += [row for row in found if row["name"] not in again]
         cases = [case for case in cases if case["name"] in again]
@@ -299,8 +300,8 @@ def main() -> int:
             if options.profile is not None:
                 cases = [case | profile_of(case, options.profile, options.out) for case in cases]
             started = time.monotonic()
-            found = run_gangs(cases, world, largest // world, device, Path(folder), options.out, until)
-            print(f"gangs of {world}: {time.monotonic() - started:.0f} s", flush=True)
+            found = run_groups(cases, world, largest // world, device, Path(folder), options.out, until)
+            print(f"worker groups of {world}: {time.monotonic() - started:.0f} s", flush=True)
             for row in found:
                 if "failed" in row:
                     print(f"  {row['name']}: {row['failed']}", flush=True)

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
+from benchmarks.training.case import Case, make_config
 from benchmarks.training.step_profile import print_profile
-from benchmarks.training.train import Case, make_config
 from echo_lm.data_prep.loading.batch import Batch
 from echo_lm.kernels.sequence import SequenceContext, gather_segments
 from echo_lm.models import build_model, preset

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from train import Case
+    from benchmarks.training.case import Case
 
 INTERVAL = 1e-3  # seconds
 IDLE = ("threading.py", "selectors.py", "connection.py", "queue.py")  # threads that wait

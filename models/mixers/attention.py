@@ -11,8 +11,8 @@ from ...kernels.documents import document_ids, inner_borders
 from ...kernels.sequence import SequenceContext, gather_segments
 from ..config import AttentionConfig, ModelConfig
 from ..initialization import normal_by_fan_in
-from .base import SegmentMessage, SequenceMixer
-from .registry import register
+from .base import SequenceMixer
+from .registry import SegmentMessage, register
 
 
 class AttentionCache(NamedTuple):

@@ -1,6 +1,6 @@
 """What every sequence mixer states and does. A new mixer is a subclass in a file of its own, see docs/extending.md."""
 
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel
@@ -8,14 +8,7 @@ from torch import Tensor, nn
 
 from ...kernels.sequence import SequenceContext
 from ..config import ModelConfig
-
-
-class SegmentMessage(NamedTuple):
-    """Bytes of one rank's part in a layer's two collectives (`kernels/sequence.py`). On a ring of `world` ranks each
-    rank passes on `world - 1` parts."""
-
-    forward: int
-    backward: int
+from .registry import SegmentMessage
 
 
 class SequenceMixer(nn.Module):

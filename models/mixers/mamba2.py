@@ -12,8 +12,8 @@ from ...kernels.ssd import causal_convolution, enter_segment, ssd_scan, ssd_upda
 from ..config import Mamba2Config, ModelConfig
 from ..initialization import normal_by_fan_in
 from ..norm import GatedRMSNorm, at_least_fp32
-from .base import SegmentMessage, SequenceMixer
-from .registry import register
+from .base import SequenceMixer
+from .registry import SegmentMessage, register
 
 # Step sizes start log-uniform in this range, -A uniform in (1, 16): the defaults of mamba-ssm.
 DT_RANGE = (1e-3, 1e-1)

@@ -6,7 +6,7 @@ A mixer is one file: a subclass of `SequenceMixer` (`base.py`) under `@register(
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..common.errors import UserError
 from ..common.validation import nearest
@@ -19,6 +19,14 @@ BUILT_IN = {"mamba2": "mamba2", "ska": "ska", "attention": "attention"}
 
 _CLASSES: dict[str, type["SequenceMixer"]] = {}
 Class = TypeVar("Class", bound=type)
+
+
+class SegmentMessage(NamedTuple):
+    """Bytes of one rank's part in a layer's two collectives (`kernels/sequence.py`). On a ring of `world` ranks each
+    rank passes on `world - 1` parts."""
+
+    forward: int
+    backward: int
 
 
 def register(kind: str) -> Callable[[Class], Class]:

@@ -14,8 +14,8 @@ from ..common.errors import UserError
 from ..config import ModelConfig, SKAConfig
 from ..initialization import normal_by_fan_in
 from ..norm import at_least_fp32
-from .base import SegmentMessage, SequenceMixer
-from .registry import register
+from .base import SequenceMixer
+from .registry import SegmentMessage, register
 
 SMALLEST_NORM = 1e-6
 GAMMA_RANGE = (1.0, 1.5)

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ...models.accounting import count_parameters
 from ...models.common.errors import UserError
-from ...models.parameters import count_parameters
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from echo_lm.models import build_model, preset
-from tests.helpers import sequence_workers as gang
+from tests.helpers import sequence_workers as workers
 
 pytestmark = pytest.mark.gpu
 
@@ -48,14 +48,14 @@ def test_cuda_agrees_with_the_cpu_in_logits_and_every_gradient(name, borders):
 
 def test_segments_on_one_gpu_give_the_output_and_gradients_of_whole_rows(tmp_path):
     """Four gloo processes share the device; float64, in which the operations are PyTorch's."""
-    report = gang.run(tmp_path, "cuda")
-    for stack in gang.STACKS:
-        for borders in gang.BORDERS:
+    report = workers.run(tmp_path, "cuda")
+    for stack in workers.STACKS:
+        for borders in workers.BORDERS:
             errors = report[stack, borders]
-            assert len(errors) == gang.WORLD
+            assert len(errors) == workers.WORLD
             assert max(errors) <= 1e-9, (stack, borders)
     assert max(report["forgetful", borders] for borders in ("none", "across edges")) <= 1e-9
     assert min(report["tails"]) > 0
     assert [right for _, right, _ in report["predicted_sizes"]] == [True, True, False]
-    for stack, bound in gang.CHECKPOINTED.items():
+    for stack, bound in workers.CHECKPOINTED.items():
         assert report["checkpointed", stack][0] <= bound, stack

@@ -7,17 +7,17 @@ from echo_lm.kernels.predicted_sizes import PredictedSizes
 from echo_lm.kernels.sequence import SequenceContext
 from echo_lm.models import ModelConfig
 from echo_lm.models.accounting import segment_messages
-from tests.helpers import sequence_workers as gang
+from tests.helpers import sequence_workers as workers
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """What the four processes found."""
-    return gang.run(tmp_path_factory.mktemp("gang"))
+    return workers.run(tmp_path_factory.mktemp("workers"))
 
 
-@pytest.mark.parametrize("borders", gang.BORDERS)
-@pytest.mark.parametrize("stack", gang.STACKS)
+@pytest.mark.parametrize("borders", workers.BORDERS)
+@pytest.mark.parametrize("stack", workers.STACKS)
 def test_segments_give_the_output_and_gradients_of_whole_rows(stack, borders, report):
     errors = report[stack, borders]
     assert len(errors) == 4
@@ -39,13 +39,13 @@ def test_a_tail_may_be_guessed_and_a_wrong_guess_is_told(report):
     assert slower[2] >= 1e-4, "what was not summed counts"
 
 
-@pytest.mark.parametrize("stack", gang.STACKS)
+@pytest.mark.parametrize("stack", workers.STACKS)
 def test_in_single_precision(stack, report):
     assert report["fp32", stack] <= 1e-5
 
 
 def test_in_the_kernels_under_the_interpreter(tmp_path):
-    report = gang.run(tmp_path, "interpreter")
+    report = workers.run(tmp_path, "interpreter")
     assert report["calls of kernels"] == 1
     assert report["kernels"] <= 1e-5
 
@@ -98,9 +98,9 @@ def test_bytes_of_attention_grow(length, report):
     assert report["calls", "hybrid", length] == expected_calls("hybrid", length)
 
 
-@pytest.mark.parametrize(("stack", "bound"), gang.CHECKPOINTED.items())
+@pytest.mark.parametrize(("stack", "bound"), workers.CHECKPOINTED.items())
 def test_a_block_that_is_computed_again_asks_and_sums_nothing(stack, bound, report):
-    layers = gang.STACKS[stack]["layers"][:2]
+    layers = workers.STACKS[stack]["layers"][:2]
     forward = ["all_gather_into_tensor"] * len(layers)
     # Keys and values of attention are too large to be kept.
     attention, other = ["all_gather_into_tensor", "reduce_scatter"], ["all_gather_into_tensor"]
@@ -113,8 +113,8 @@ def test_a_block_that_is_computed_again_asks_and_sums_nothing(stack, bound, repo
 
 def expected_calls(stack, length):
     """One collective a layer, forward and backward, of the bytes that the accounting gives."""
-    config = gang.make_model(stack, torch.float32).config
-    messages = segment_messages(config, length // gang.WORLD)
+    config = workers.make_model(stack, torch.float32).config
+    messages = segment_messages(config, length // workers.WORLD)
     back = ["reduce_scatter" if kind == "attention" else "all_gather_into_tensor" for kind in config.layers]
     forward = [["all_gather_into_tensor", message.forward] for message in messages]
     return forward + [[name, message.backward] for name, message in zip(back, messages, strict=True)][::-1]
