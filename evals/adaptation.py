@@ -10,8 +10,8 @@ import torch
 
 from ..data_prep.recall import RecallVocabulary
 from ..models import EchoLM
-from .config import RecallTraining
 from .sweeps.trainer import RecallTrainer
+from .sweeps.training_config import RecallTraining
 
 
 def adapted_copy(

@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..data_prep.loading.dataset import Dataset
 from ..data_prep.preparing.tokenizer import reserved_start
-from ..data_prep.recall import RecallVocabulary, task_of
+from ..data_prep.recall import RecallVocabulary
 from ..models import EchoLM, count_parameters, from_pretrained
 from ..models.accounting import state_bytes
 from ..models.common.errors import UserError
@@ -18,10 +16,11 @@ from ..models.common.run_layout import MODEL
 from .adaptation import adapted_copy
 from .config import Suite, load_suite
 from .layout import bigbench_folder, chosen_checkpoints, result_path, trained_on_recall
-from .protocols.bigbench import evaluate_bigbench
-from .protocols.decode import evaluate_decode
-from .protocols.language import evaluate_language
-from .protocols.recall import RecallCell, evaluate_recall, recall_cells
+from .measurements.bigbench import evaluate_bigbench
+from .measurements.decode import evaluate_decode
+from .measurements.language import evaluate_language
+from .measurements.recall import evaluate_recall, haystack_text
+from .measurements.recall_cells import RecallCell, cells_of
 
 OnProgress = Callable[[int, int], None]
 
@@ -176,7 +175,7 @@ def measure(
         FloatingPointError: the model's numbers are not finite.
     """
     report = on_progress or (lambda done, total: None)
-    cells = recall_cells(suite)
+    cells = cells_of(suite.recall)
     sources = [source.name for source in dataset.manifest.sources]
     texts = [None, *(sources if len(sources) > 1 else ())]  # all held-out text, and that of each source
     done, total = 0, _work(suite, cells, len(texts))
@@ -206,22 +205,36 @@ def measure(
             metrics[f"recall/mean/{task}"] = sum(some) / len(some)
     if suite.language is not None:
         for source in texts:
-            language = evaluate_language(model, dataset, suite.language, **settings, seed=seed, source=source)
+            language = evaluate_language(
+                model, dataset, **suite.language.model_dump(), **settings, seed=seed, source=source
+            )
             prefix = f"language/{source}/" if source else "language/"
             metrics |= {f"{prefix}{name}": value for name, value in language.items()}
             advance(suite.language.tokens)
     if suite.harness is not None:
-        from .protocols.harness import evaluate_harness  # needs lm_eval, which training machines do not have
+        from .measurements.harness import evaluate_harness  # needs lm_eval, which training machines do not have
 
-        found, skipped = evaluate_harness(model, dataset, suite.harness, **settings, seed=seed, on_task=advance)
+        found, skipped = evaluate_harness(
+            model, dataset, **suite.harness.model_dump(), **settings, seed=seed, on_task=advance
+        )
         tasks += found
         metrics |= {f"harness/{row['task']}/{name}": value for row in found for name, value in row["values"].items()}
     if suite.bigbench is not None:
         folder = bigbench_folder(dataset.folder)
-        found = evaluate_bigbench(model, dataset.tokenizer(), suite.bigbench, folder, **settings, on_task=advance)
+        found = evaluate_bigbench(
+            model,
+            dataset.tokenizer(),
+            suite.bigbench.tasks,
+            folder,
+            limit=suite.bigbench.limit,
+            **settings,
+            on_task=advance,
+        )
         tasks += found
         metrics |= {f"bigbench/{row['task']}": row["accuracy"] for row in found}
-    decode = evaluate_decode(model, suite.decode, device=device, seed=seed, on_context=advance) if suite.decode else []
+    decode: list[dict[str, Any]] = []
+    if suite.decode is not None:
+        decode = evaluate_decode(model, **suite.decode.model_dump(), device=device, seed=seed, on_context=advance)
     for row in decode:
         for name in ("tokens_per_second", "state_bytes", "peak_bytes"):
             if row[name] is not None:
@@ -236,15 +249,6 @@ def _work(suite: Suite, cells: Iterable[RecallCell], texts: int) -> int:
     tasks += len(suite.bigbench.tasks) if suite.bigbench else 0
     tasks += len(suite.decode.contexts) if suite.decode else 0
     return tokens + tasks * suite.batch_tokens
-
-
-def haystack_text(dataset: Dataset, cells: Iterable[RecallCell]) -> np.ndarray | None:
-    """Held-out text for the cells whose haystack is text, at most as long as the longest of them; None if there are none."""
-    lengths = [cell.length for cell in cells if task_of(cell.task).needs_text(**cell.options)]
-    if not lengths:
-        return None
-    stream = dataset.split("heldout")
-    return stream.read(0, min(stream.num_tokens, max(lengths)))
 
 
 def describe_model(model: EchoLM) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 
 from echo_lm.data_prep.recall import minimum_length
 from echo_lm.evals.config import load_suite, suite_names
-from echo_lm.evals.protocols.recall import recall_cells
+from echo_lm.evals.measurements.recall_cells import cells_of
 from echo_lm.models.common.errors import UserError
 
 
@@ -12,12 +12,12 @@ from echo_lm.models.common.errors import UserError
 def test_every_suite_of_the_package_loads_and_its_cells_fit(name):
     suite = load_suite(name)
     assert suite.name == name
-    for cell in recall_cells(suite):
+    for cell in cells_of(suite.recall):
         assert minimum_length(cell.task, pairs=cell.pairs, **cell.options) <= cell.length
 
 
 def test_the_quick_suite_asks_enough_of_the_headline_and_stays_cheap():
-    cells = recall_cells(load_suite("recall-quick"))
+    cells = cells_of(load_suite("recall-quick").recall)
     headline = {cell.length: cell.sequences * cell.pairs for cell in cells if cell.label == "sysprompt-4"}
     assert set(headline) == {64, 256, 1024}
     assert min(headline.values()) >= 1000

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
 from echo_lm.data_prep.preparing.prepare import prepare
 from echo_lm.data_prep.recall import TASKS, minimum_length
-from echo_lm.evals.config import LanguageProtocol, RecallGrid, Suite
+from echo_lm.evals.config import LanguageProtocol, Suite
+from echo_lm.evals.measurements.recall_cells import RecallGrid
 from echo_lm.evals.runner import evaluate_run, run_suite
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.files import write_json

@@ -10,20 +10,15 @@ import torch
 from echo_lm.data_prep.preparing.tokenizer import reserved_start
 from echo_lm.data_prep.recall import RecallVocabulary
 from echo_lm.evals.adaptation import adapted_copy
-from echo_lm.evals.config import (
-    BigbenchProtocol,
-    DecodeProtocol,
-    HarnessProtocol,
-    RecallGrid,
-    RecallTraining,
-    Suite,
-)
+from echo_lm.evals.config import HarnessProtocol, Suite
 from echo_lm.evals.layout import trained_on_recall
-from echo_lm.evals.protocols.bigbench import Item, encode_pair, evaluate_bigbench, extract, items
-from echo_lm.evals.protocols.decode import evaluate_decode, with_peak_bytes
-from echo_lm.evals.protocols.likelihood import continuation_scores
-from echo_lm.evals.protocols.recall import RecallCell, evaluate_recall
+from echo_lm.evals.measurements.bigbench import Item, encode_pair, evaluate_bigbench, extract, items
+from echo_lm.evals.measurements.decode import evaluate_decode, with_peak_bytes
+from echo_lm.evals.measurements.likelihood import continuation_scores
+from echo_lm.evals.measurements.recall import evaluate_recall
+from echo_lm.evals.measurements.recall_cells import RecallCell, RecallGrid
 from echo_lm.evals.runner import measure
+from echo_lm.evals.sweeps.training_config import RecallTraining
 from echo_lm.models import (
     AttentionConfig,
     FeedForwardConfig,
@@ -123,9 +118,7 @@ def test_bigbench_items_are_read_as_they_are_laid_out(bigbench):
 def test_bigbench_takes_the_likeliest_choice(bigbench, dataset, model):
     """A model that finds "admires" likelier, whatever stands before it, is right half of the time: that is chance."""
     tokenizer = dataset.tokenizer()
-    (row,) = evaluate_bigbench(
-        model, tokenizer, BigbenchProtocol(tasks=("agreement/simple",)), bigbench, batch_tokens=512
-    )
+    (row,) = evaluate_bigbench(model, tokenizer, ["agreement/simple"], bigbench, batch_tokens=512)
     assert (row["queries"], row["chance"]) == (40, 0.5)
     correct = 0
     for item in items(bigbench, "agreement/simple"):
@@ -211,18 +204,16 @@ def test_a_random_model_of_the_size_of_gpt2_scores_chance(harness, bigbench, dat
     suite = Suite(name="h", batch_tokens=1024, harness=HarnessProtocol(local=("heldout_continuation",)))
     rows = measure(model, suite, dataset)["tasks"]
     assert rows[0]["low"] <= 0.25 <= rows[0]["high"]
-    protocol = BigbenchProtocol(tasks=("agreement",))
-    (row,) = evaluate_bigbench(model, dataset.tokenizer(), protocol, bigbench, batch_tokens=1024)
+    (row,) = evaluate_bigbench(model, dataset.tokenizer(), ["agreement"], bigbench, batch_tokens=1024)
     assert row["low"] <= row["chance"] <= row["high"]
 
 
 def test_decoding_is_flat_for_echo_and_grows_with_attention(dataset):
-    protocol = DecodeProtocol(contexts=(64, 1024), tokens=2)
     sizes, peaks = {}, {}
     for name in ("echo-1m", "hybrid-1m"):
         config = preset(name, vocab_size=500)
         model = build_model(config).eval()
-        rows = evaluate_decode(model, protocol)
+        rows = evaluate_decode(model, (64, 1024), tokens=2)
         assert all(row["tokens_per_second"] > 0 for row in rows)
         # What is measured is after the steps that were decoded.
         assert [row["state_bytes"] for row in rows] == [state_bytes(config, context + 5) for context in (64, 1024)]

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from ...data_prep.preparing.tokenizer import end_of_text
 from ...data_prep.recall import seeded_generator
 from ...models import EchoLM, generate
 from ...models.common.errors import UserError
-from ..config import HarnessProtocol
 from ..scores import accuracy
 from .bigbench import encode_pair
 from .likelihood import continuation_scores
@@ -102,16 +101,22 @@ class EchoHarness(TemplateLM):
 def evaluate_harness(
     model: EchoLM,
     dataset: Dataset,
-    protocol: HarnessProtocol,
     *,
+    local: Sequence[str] = (),
+    hub: Sequence[str] = (),
+    folder: str | None = None,
+    limit: int | None = None,
     batch_tokens: int,
     device: str = "cpu",
     seed: int = 0,
     on_task: Callable[[], None] = lambda: None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Run the protocol's tasks.
+    """Run tasks of the harness, local ones and those of the hub.
 
     Args:
+        local: names of the package's tasks on held-out text, or of those of the YAML files in `folder`.
+        hub: names of the harness's own tasks; left out where the hub cannot be reached.
+        limit: items of a task.
         on_task: called when a task is done or left out.
 
     Returns:
@@ -126,28 +131,28 @@ def evaluate_harness(
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        if protocol.local:
-            folder = Path(temporary) / "tasks"
-            write_heldout_tasks(dataset, folder, items=protocol.limit or 500, seed=seed)
-            include = [str(folder), *([protocol.folder] if protocol.folder else [])]
+        if local:
+            heldout = Path(temporary) / "tasks"
+            write_heldout_tasks(dataset, heldout, items=limit or 500, seed=seed)
+            include = [str(heldout), *([folder] if folder else [])]
             manager = TaskManager(include_path=include, include_defaults=False)
-            for task in protocol.local:
+            for task in local:
                 if task not in manager.all_tasks:
                     raise UserError(
                         f"harness has no local task {task!r}: it has {', '.join(sorted(manager.all_tasks))}"
                     )
-                rows.append(_run(lm, task, manager, protocol.limit))
+                rows.append(_run(lm, task, manager, limit))
                 on_task()
-        if protocol.hub:
+        if hub:
             if reason := _hub_is_away():
-                for task in protocol.hub:
+                for task in hub:
                     skipped[task] = reason
                     on_task()
             else:
                 manager = TaskManager()
-                for task in protocol.hub:
+                for task in hub:
                     try:
-                        rows.append(_run(lm, task, manager, protocol.limit))
+                        rows.append(_run(lm, task, manager, limit))
                     except Exception as error:  # a data set that moved, a connection that broke: the other tasks count
                         skipped[task] = (str(error).splitlines() or [type(error).__name__])[0]
                     on_task()

@@ -13,7 +13,6 @@ from ...data_prep.loading.dataset import Dataset, TokenStream
 from ...data_prep.recall import seeded_generator
 from ...models import language_model_loss
 from ...models.common.errors import UserError
-from ..config import LanguageProtocol
 from ..scores import bits_per_byte, gzip_bits_per_byte, perplexity, unigram_nats
 
 READ_TOKENS = 1 << 22  # how much of the training split is in memory at once while its tokens are counted
@@ -99,8 +98,9 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes]:
 def evaluate_language(
     model: nn.Module,
     dataset: Dataset,
-    protocol: LanguageProtocol,
     *,
+    tokens: int,
+    sequence_length: int,
     batch_tokens: int,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -114,6 +114,7 @@ def evaluate_language(
 
     Args:
         model: maps tokens int64 `[B, T]` and `cu_seqlens` to logits `[B, T, V]`.
+        tokens: of the documents in all, in rows of `sequence_length`.
         source: documents of this source only, the unigram model's too.
 
     Returns:
@@ -123,13 +124,13 @@ def evaluate_language(
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    text = heldout_text(dataset.split("heldout", source), tokens=protocol.tokens, seed=seed)
+    text = heldout_text(dataset.split("heldout", source), tokens=tokens, seed=seed)
     texts = token_texts(dataset.tokenizer())
     labels = text.tokens[text.scored]
     scored_bytes = int(np.array([len(item) for item in texts])[labels].sum())
 
     nats = 0.0
-    for batch in text_batches(text, sequence_length=protocol.sequence_length, batch_tokens=batch_tokens):
+    for batch in text_batches(text, sequence_length=sequence_length, batch_tokens=batch_tokens):
         batch = batch.to(device)
         total, _ = language_model_loss(model(batch.tokens, cu_seqlens=batch.cu_seqlens), batch.labels, batch.loss_mask)
         nats += float(total)

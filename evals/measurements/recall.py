@@ -1,96 +1,21 @@
 """Recall accuracy of a model: one cell of a task's grid at a time, in the parallel pass or token by token."""
 
-import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...data_prep.recall import (
-    RecallBatch,
-    RecallVocabulary,
-    generate,
-    minimum_length,
-    num_queries,
-    seeded_generator,
-    task_of,
-)
+from ...data_prep.loading.dataset import Dataset
+from ...data_prep.recall import RecallBatch, RecallVocabulary, generate, seeded_generator, task_of
 from ...models import prefill, step
 from ...models.decoding import SEGMENT
-from ..config import RecallGrid, Suite
 from ..scores import accuracy
+from .recall_cells import RecallCell
 
 # Sequences are generated in blocks of at most so many tokens, each from its own generator, whatever the batches are.
 BLOCK_TOKENS = 1 << 22
-
-
-@dataclass(frozen=True)
-class RecallCell:
-    """One task with one number of pairs at one length (tokens), at least `queries` answers."""
-
-    task: str
-    pairs: int
-    length: int
-    queries: int
-    options: dict[str, Any]
-    recurrent: bool = False
-
-    @property
-    def name(self) -> str:
-        """The task's name: of a file, without folder and ending."""
-        return Path(self.task).stem
-
-    @property
-    def label(self) -> str:
-        """Name in metrics and figures: the task, its pairs and its options, without the length."""
-        options = [f"{name}-{_plain(value)}" for name, value in sorted(self.options.items())]
-        return "-".join([self.name, str(self.pairs), *options])
-
-    @property
-    def gap(self) -> int:
-        """Tokens beyond the shortest sequence that holds the pairs."""
-        return self.length - minimum_length(self.task, pairs=self.pairs, **self.options)
-
-    @property
-    def sequences(self) -> int:
-        """Sequences that give `queries` answers, each asking for as many as it can."""
-        asked = num_queries(self.task, self.pairs)
-        return math.ceil(self.queries / (asked * task_of(self.task).labels_per_query(**self.options)))
-
-    @property
-    def tokens(self) -> int:
-        """What the cell costs."""
-        return self.sequences * self.length
-
-    def described(self) -> dict[str, Any]:
-        """The fields of a result row that say what was asked."""
-        names = ("label", "pairs", "length", "options", "recurrent")
-        return {"task": self.name, **{name: getattr(self, name) for name in names}}
-
-
-def recall_cells(suite: Suite) -> list[RecallCell]:
-    """All cells of a suite, in its order."""
-    return [cell for grid in suite.recall for cell in grid_cells(grid)]
-
-
-def grid_cells(grid: RecallGrid) -> list[RecallCell]:
-    """The cells of one grid: pairs, then options, then lengths.
-
-    Raises:
-        UserError: unknown task or option.
-    """
-    cells = []
-    for pairs, *values in itertools.product(grid.pairs, *grid.vary.values()):
-        options = grid.options | dict(zip(grid.vary, values, strict=True))
-        shortest = minimum_length(grid.task, pairs=pairs, **options)
-        for length in grid.lengths or [shortest + gap for gap in grid.gaps]:
-            cells.append(RecallCell(grid.task, pairs, length, grid.queries, options, grid.recurrent))
-    return cells
 
 
 def recall_batches(
@@ -124,6 +49,15 @@ def recall_batches(
         )
         for start in range(0, len(found.tokens), size):
             yield found.rows(start, start + size)
+
+
+def haystack_text(dataset: Dataset, cells: Iterable[RecallCell]) -> np.ndarray | None:
+    """Held-out text for the cells whose haystack is text, at most as long as the longest of them; None if there are none."""
+    lengths = [cell.length for cell in cells if task_of(cell.task).needs_text(**cell.options)]
+    if not lengths:
+        return None
+    stream = dataset.split("heldout")
+    return stream.read(0, min(stream.num_tokens, max(lengths)))
 
 
 def answer_logits(
@@ -229,7 +163,3 @@ def _told(batches: Iterable[RecallBatch], on_batch: Callable[[int], None]) -> It
     for batch in batches:
         yield batch
         on_batch(batch.tokens.size)
-
-
-def _plain(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

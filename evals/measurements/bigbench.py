@@ -1,6 +1,6 @@
 """The multiple-choice items of the PyPI package `bigbench`: fetched when asked, only ever evaluated on, never committed.
 
-python -m echo_lm.evals.protocols.bigbench data/bigbench
+python -m echo_lm.evals.measurements.bigbench data/bigbench
 """
 
 import json
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from torch import nn
 from ...data_prep.preparing.tokenizer import end_of_text
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
-from ..config import BigbenchProtocol
 from ..scores import accuracy
 from .likelihood import continuation_scores
 
@@ -115,9 +114,10 @@ def items(folder: Path, task: str, limit: int | None = None) -> list[Item]:
 def evaluate_bigbench(
     model: nn.Module,
     tokenizer: Tokenizer,
-    protocol: BigbenchProtocol,
+    tasks: Sequence[str],
     folder: Path,
     *,
+    limit: int | None = None,
     batch_tokens: int,
     device: torch.device | str = "cpu",
     on_task: Callable[[], None] = lambda: None,
@@ -125,6 +125,7 @@ def evaluate_bigbench(
     """Accuracy on each task: the choice of the highest log-probability, and of the highest one per byte.
 
     Args:
+        tasks, folder, limit: see `items`.
         on_task: called when a task is done.
 
     Returns:
@@ -134,8 +135,8 @@ def evaluate_bigbench(
         UserError: a task is not there.
     """
     rows = []
-    for task in protocol.tasks:
-        found = items(folder, task, protocol.limit)
+    for task in tasks:
+        found = items(folder, task, limit)
         requests = [encode_pair(tokenizer, item.context, choice) for item in found for choice in item.choices]
         scores = iter(continuation_scores(model, requests, batch_tokens=batch_tokens, device=device))
         correct = per_byte = 0

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -11,7 +11,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from ...models import Cache, EchoLM, step
 from ...models.mixers.attention import AttentionCache
-from ..config import DecodeProtocol
 
 WARMUP = 3
 
@@ -21,13 +20,15 @@ T = TypeVar("T")
 @torch.inference_mode()
 def evaluate_decode(
     model: EchoLM,
-    protocol: DecodeProtocol,
+    contexts: Sequence[int],
     *,
+    tokens: int = 32,
+    batch: int = 1,
     device: torch.device | str = "cpu",
     seed: int = 0,
     on_context: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Decode `protocol.tokens` tokens of `protocol.batch` sequences after each context.
+    """Decode `tokens` tokens of `batch` sequences after each context.
 
     A state of constant size is what it is after any context; attention gets keys and values of the context's length
     filled with random numbers, so that nothing has to be read first.
@@ -42,32 +43,32 @@ def evaluate_decode(
     rows = []
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(model.config.vocab_size, (WARMUP + protocol.tokens, protocol.batch), generator=generator)
-    tokens = tokens.to(device)
+    shape = (WARMUP + tokens, batch)
+    ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
     on_gpu = torch.device(device).type == "cuda"
 
     def warm_up(context: int) -> Cache:
-        cache = cache_after(model, context, protocol.batch)
+        cache = cache_after(model, context, batch)
         for at in range(WARMUP):
-            _, cache = step(model, tokens[at], cache)
+            _, cache = step(model, ids[at], cache)
         return cache
 
-    for context in protocol.contexts:
+    for context in contexts:
         cache, peak = with_peak_bytes(lambda context=context: warm_up(context), device)
         if on_gpu:
             torch.cuda.synchronize(device)
         started = time.perf_counter()
-        for at in range(WARMUP, len(tokens)):
-            _, cache = step(model, tokens[at], cache)
+        for at in range(WARMUP, len(ids)):
+            _, cache = step(model, ids[at], cache)
         if on_gpu:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
         rows.append(
             {
                 "context": context,
-                "batch": protocol.batch,
-                "tokens_per_second": protocol.tokens * protocol.batch / seconds,
-                "state_bytes": cache.nbytes() // protocol.batch,
+                "batch": batch,
+                "tokens_per_second": tokens * batch / seconds,
+                "state_bytes": cache.nbytes() // batch,
                 "peak_bytes": weights + peak,
             }
         )
