@@ -1,90 +1,89 @@
-"""What a suite measures: typed, loaded from YAML, hashed into the identity of its results."""
+"""Suites: named lists of measurements, loaded from YAML and hashed into the identity of their results."""
 
 import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ..models.common.errors import UserError
-from ..models.common.files import sha256_file, sha256_json
+from ..models.common.files import sha256_json
 from ..models.common.validation import describe_validation_error
-from .config_base import Frozen, PositiveInts
-from .measurements.recall_cells import RecallGrid
+from .config_base import Frozen
+from .registry import SUITE_KEYS, all_protocols
 from .sweeps.training_config import RecallTraining
 
 SUITE_FOLDER = Path(__file__).parent / "suites"
 
 
-class LanguageProtocol(Frozen):
-    """Held-out documents up to `tokens` tokens in all, in rows of `sequence_length` tokens; of each source apart too."""
+class Suite(Frozen):
+    """A named list of measurements.
 
-    tokens: int = Field(gt=1)
-    sequence_length: int = Field(gt=1)
-
-
-class HarnessProtocol(Frozen):
-    """Tasks of lm-evaluation-harness.
+    In a YAML file the protocols stand beside the other keys (`language: {...}`); in Python they are one argument:
+    `Suite(name="mine", protocols={"language": LanguageConfig(...)})`.
 
     Attributes:
-        local: those of the package on held-out text, and those of the YAML files in `folder`; never need a network.
-        hub: names of the harness's own tasks; left out, and said so, where the hub cannot be reached.
-        folder: of your own YAML tasks, relative to the suite's file.
-        limit: items of a task.
+        batch_tokens: bounds the tokens of one forward pass, and with it the memory.
+        adapt: how a copy of the model is trained on recall before it is evaluated, where its own training held no recall; only for
+            the protocols that ask for such a copy (`EvaluationProtocol.uses_adapted_copy`).
+        protocols: the configuration of each protocol that is measured, by name, in the order of the registry.
     """
-
-    local: tuple[str, ...] = ()
-    hub: tuple[str, ...] = ()
-    folder: str | None = None
-    limit: int | None = Field(default=None, gt=0)
-
-
-class BigbenchProtocol(Frozen):
-    """Multiple-choice items of the PyPI package `bigbench`: folders or files below its `benchmark_tasks`."""
-
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
-    limit: int | None = Field(default=None, gt=0)
-
-
-class DecodeProtocol(Frozen):
-    """Decoding `tokens` tokens of `batch` sequences after each context."""
-
-    contexts: PositiveInts
-    tokens: int = Field(default=32, gt=0)
-    batch: int = Field(default=1, gt=0)
-
-
-class Suite(Frozen):
-    """A named list of measurements. `batch_tokens` bounds the tokens of one forward pass, and with it the memory."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
     batch_tokens: int = Field(default=2048, gt=0)
-    recall: tuple[RecallGrid, ...] = ()
     adapt: RecallTraining | None = None
-    language: LanguageProtocol | None = None
-    harness: HarnessProtocol | None = None
-    bigbench: BigbenchProtocol | None = None
-    decode: DecodeProtocol | None = None
+    protocols: dict[str, Any] = Field(default={})
+
+    @field_validator("protocols", mode="before")
+    @classmethod
+    def _parse_protocols(cls, values: dict[str, Any]) -> dict[str, Any]:
+        known = all_protocols()
+        if unknown := [name for name in values if name not in known]:
+            raise UserError(_describe_unknown_key(unknown[0]))
+        parsed = {name: known[name].parse(values[name]) for name in known if values.get(name) is not None}
+        # An empty list measures nothing.
+        return {name: config for name, config in parsed.items() if config not in ((), [])}
+
+    @classmethod
+    def from_yaml(cls, content: Any) -> Self:
+        """The suite that the content of a YAML file describes.
+
+        Raises:
+            UserError: an unknown key (the nearest is named) or a wrong value.
+        """
+        values = content
+        if isinstance(content, dict):
+            values = {key: value for key, value in content.items() if key in SUITE_KEYS}
+            # Parsed here too: within pydantic the message would begin with `protocols`, which the file does not have.
+            others = {key: value for key, value in content.items() if key not in SUITE_KEYS}
+            values["protocols"] = cls._parse_protocols(others)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(describe_validation_error(error, cls)) from error
 
     @property
     def sha256(self) -> str:
         """Identity of what is measured: everything but the description, and the contents of the files it names."""
         # Without defaults, so that a field that is added later leaves the identity of older suites as it was.
-        values = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
-        for grid in values.get("recall", ()):
-            if grid["task"].endswith(".py"):
-                grid["task"] = [Path(grid["task"]).name, sha256_file(Path(grid["task"]))]
-        if self.harness and self.harness.folder:
-            files = sorted(path for path in Path(self.harness.folder).rglob("*") if path.is_file())
-            values["harness"]["folder"] = [[path.name, sha256_file(path)] for path in files]
-        return sha256_json(values)
+        values = self.model_dump(mode="json", exclude={"description", "protocols"}, exclude_defaults=True)
+        known = all_protocols()
+        return sha256_json(values | {name: known[name].identify(config) for name, config in self.protocols.items()})
 
-    @property
-    def measures(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self.recall or self.language or self.harness or self.bigbench or self.decode)
+    def with_paths_from(self, folder: Path) -> Self:
+        """The suite with absolute paths of the files that it names, found from `folder`.
+
+        Raises:
+            UserError: a file is not there.
+        """
+        known = all_protocols()
+        try:
+            found = {name: known[name].resolve(config, folder) for name, config in self.protocols.items()}
+        except UserError as error:
+            raise UserError(f"suite {self.name}: {error}") from error
+        return self.model_copy(update={"protocols": found})
 
 
 def suite_names() -> list[str]:
@@ -111,27 +110,15 @@ def load_suite(name_or_path: str | Path) -> Suite:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"suite {path} is not YAML: {' '.join(str(error).split())}") from error
     try:
-        suite = Suite.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"suite {path}: {describe_validation_error(error, Suite)}") from error
-    if not suite.measures:
-        raise UserError(f"suite {path} measures nothing: give it `recall`, `language` or another protocol")
-    return _with_paths_from(path.parent, suite)
+        suite = Suite.from_yaml(content)
+    except UserError as error:
+        raise UserError(f"suite {path}: {error}") from error
+    if not suite.protocols:
+        raise UserError(f"suite {path} measures nothing: give it one of {', '.join(all_protocols())}")
+    return suite.with_paths_from(path.parent)
 
 
-def _with_paths_from(folder: Path, suite: Suite) -> Suite:
-    """The files that a suite names, found from the suite's own folder."""
-    recall = tuple(
-        grid.model_copy(update={"task": str((folder / grid.task).resolve())}) if grid.task.endswith(".py") else grid
-        for grid in suite.recall
-    )
-    harness = suite.harness
-    if harness and harness.folder:
-        found = (folder / harness.folder).resolve()
-        if not found.is_dir():
-            raise UserError(f"suite {suite.name}: harness.folder {found} is not a folder: name one of YAML tasks")
-        harness = harness.model_copy(update={"folder": str(found)})
-    for grid in recall:
-        if grid.task.endswith(".py") and not Path(grid.task).is_file():
-            raise UserError(f"suite {suite.name}: task file {grid.task} does not exist")
-    return suite.model_copy(update={"recall": recall, "harness": harness})
+def _describe_unknown_key(key: str) -> str:
+    valid = [*SUITE_KEYS, *all_protocols()]
+    near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
+    return f"unknown key {key}: " + (f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}")

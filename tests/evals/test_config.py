@@ -12,12 +12,12 @@ from echo_lm.models.common.errors import UserError
 def test_every_suite_of_the_package_loads_and_its_cells_fit(name):
     suite = load_suite(name)
     assert suite.name == name
-    for cell in cells_of(suite.recall):
+    for cell in cells_of(suite.protocols.get("recall", ())):
         assert minimum_length(cell.task, pairs=cell.pairs, **cell.options) <= cell.length
 
 
 def test_the_quick_suite_asks_enough_of_the_headline_and_stays_cheap():
-    cells = cells_of(load_suite("recall-quick").recall)
+    cells = cells_of(load_suite("recall-quick").protocols["recall"])
     headline = {cell.length: cell.sequences * cell.pairs for cell in cells if cell.label == "sysprompt-4"}
     assert set(headline) == {64, 256, 1024}
     assert min(headline.values()) >= 1000
@@ -89,6 +89,9 @@ def test_the_identity_of_a_suite_with_files_of_its_own_does_not_change(tmp_path)
     (tmp_path / "mine.py").write_text("# a task\n")
     (tmp_path / "mine.yaml").write_text(EVERYTHING)
     suite = load_suite(tmp_path / "mine.yaml")
+    assert list(suite.protocols) == ["recall", "language", "harness", "bigbench", "decode"], (
+        "not in the order of the file"
+    )
     assert suite.sha256 == "3550e89313426d22c84f28a838e0f8e9bd8a0463624559db22aa311bb4588496"
 
 

@@ -55,4 +55,4 @@ def test_the_suites_of_the_page_are_those_of_the_package(tmp_path):
         assert f"| `{name}` |" in PAGE
     (tmp_path / "my_harness_tasks").mkdir()
     (tmp_path / "mine.yaml").write_text(block("yaml", "name: mine"))
-    assert len(cells_of(load_suite(tmp_path / "mine.yaml").recall)) == 14
+    assert len(cells_of(load_suite(tmp_path / "mine.yaml").protocols["recall"])) == 14

@@ -58,7 +58,7 @@ class Random(nn.Module):
 
 
 ORACLE_CELLS = [
-    *cells_of(load_suite("recall-quick").recall)[::4],
+    *cells_of(load_suite("recall-quick").protocols["recall"])[::4],
     *(RecallCell(task, 4, minimum_length(task, pairs=4) + 30, 500, {}) for task in sorted(TASKS)),
     RecallCell("niah", 8, 500, 64, {"haystack": "decoys", "depth": 0.5}),
 ]
