@@ -10,24 +10,24 @@ import torch
 
 from ..data_prep.recall import RecallVocabulary
 from ..models import EchoLM
-from .config import RecallTraining
 from .sweeps.trainer import RecallTrainer
+from .sweeps.training_config import RecallTraining
 
 
 def adapted_copy(
     model: EchoLM,
     vocabulary: RecallVocabulary,
-    protocol: RecallTraining,
+    training: RecallTraining,
     *,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> EchoLM:
-    """A copy trained on recall as `protocol` says.
+    """A copy trained on recall as `training` says.
 
     The sequences come from a stream of their own, which neither training nor evaluation uses. The model is unchanged.
     """
     adapted = copy.deepcopy(model).float().requires_grad_(True)
     with torch.inference_mode(False), torch.enable_grad():
-        trainer = RecallTrainer(adapted, protocol, vocabulary, seed=seed, purpose="adaptation", device=device)
+        trainer = RecallTrainer(adapted, training, vocabulary, seed=seed, purpose="adaptation", device=device)
         trainer.run()
         return trainer.release()

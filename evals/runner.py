@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..data_prep.loading.dataset import Dataset
 from ..data_prep.preparing.tokenizer import reserved_start
-from ..data_prep.recall import RecallVocabulary, task_of
+from ..data_prep.recall import RecallVocabulary
 from ..models import EchoLM, count_parameters, from_pretrained
 from ..models.accounting import state_bytes
 from ..models.common.errors import UserError
@@ -17,11 +15,8 @@ from ..models.common.files import read_json, sha256_file, sha256_json, write_jso
 from ..models.common.run_layout import MODEL
 from .adaptation import adapted_copy
 from .config import Suite, load_suite
-from .layout import bigbench_folder, chosen_checkpoints, result_path, trained_on_recall
-from .protocols.bigbench import evaluate_bigbench
-from .protocols.decode import evaluate_decode
-from .protocols.language import evaluate_language
-from .protocols.recall import RecallCell, evaluate_recall, recall_cells
+from .layout import chosen_checkpoints, result_path, trained_on_recall
+from .registry import EvaluationContext, all_protocols
 
 OnProgress = Callable[[int, int], None]
 
@@ -49,14 +44,13 @@ def run_suite(
         dataset_folder: the prepared dataset, for the tokenizer and the held-out text.
         step, tokens: where in training the checkpoint was taken; written into the result.
         recall_trained: whether the training mixture held recall; if not, a suite with `adapt` measures an adapted copy.
-        on_progress: called with tokens done and tokens in all; a task of harness or bigbench and a context of decode count as
-            `batch_tokens`, since how many they have is not known before.
+        on_progress: called with tokens done and tokens in all, as the protocols count them (`EvaluationProtocol.work`).
 
     Returns:
         `suite`, `suite_sha256`, `model_sha256`, `dataset_sha256`, `seed`, `adapted`, `step`, `tokens`, `started` and `ended`
-        (unix seconds), `model` (see `describe_model`), and what was measured: `rows` (one per recall cell, see
-        `evaluate_recall`), `tasks` (one per task of harness or bigbench), `skipped` (tasks left out, and why), `decode`
-        (see `evaluate_decode`), `metrics` (flat names to numbers).
+        (unix seconds), `model` (see `describe_model`), the rows of the protocols under their `rows_key` (`rows`, `tasks` and
+        `decode` are always there, empty where nothing of theirs was measured), `skipped` (tasks left out, and why), `metrics`
+        (flat names to numbers).
 
     Raises:
         UserError: unknown suite, unusable checkpoint or dataset, a vocabulary that does not fit, or a model whose
@@ -169,82 +163,38 @@ def measure(
     adapt: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """What a suite measures on a model in memory: `rows`, `tasks`, `skipped`, `decode`, `metrics` of `run_suite`.
+    """Measure the protocols of a suite on a model in memory: `rows`, `tasks`, `skipped`, `decode`, `metrics` of `run_suite`.
 
     Raises:
         UserError: a task or its data is not there.
         FloatingPointError: the model's numbers are not finite.
     """
     report = on_progress or (lambda done, total: None)
-    cells = recall_cells(suite)
-    sources = [source.name for source in dataset.manifest.sources]
-    texts = [None, *(sources if len(sources) > 1 else ())]  # all held-out text, and that of each source
-    done, total = 0, _work(suite, cells, len(texts))
+    done = 0
 
-    def advance(tokens: int = suite.batch_tokens) -> None:
+    def advance(tokens: int) -> None:
         nonlocal done
         done += tokens
         report(done, total)
 
-    settings: dict[str, Any] = {"batch_tokens": suite.batch_tokens, "device": device}
-    rows: list[dict[str, Any]] = []
-    tasks: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
-    metrics: dict[str, float] = {}
-    if cells:
+    context = EvaluationContext(dataset, suite.batch_tokens, device, seed, advance)
+    known = all_protocols()
+    chosen = [(known[name], config) for name, config in suite.protocols.items()]
+    total = sum(protocol.work(config, context) for protocol, config in chosen)
+    adapted = model
+    if adapt and suite.adapt and any(protocol.uses_adapted_copy for protocol, _ in chosen):
         vocabulary = RecallVocabulary(reserved_start(dataset.tokenizer()))
-        asked = (
-            adapted_copy(model, vocabulary, suite.adapt, device=device, seed=seed) if adapt and suite.adapt else model
-        )
-        text = haystack_text(dataset, cells)
-        for cell in cells:
-            row = evaluate_recall(asked, cell, vocabulary, **settings, seed=seed, text=text, on_batch=advance)
-            rows.append(row)
-            metrics[f"recall/{row['label']}/length-{row['length']}"] = row["accuracy"]
-        for task in dict.fromkeys(row["task"] for row in rows):
-            some = [row["accuracy"] for row in rows if row["task"] == task]
-            metrics[f"recall/mean/{task}"] = sum(some) / len(some)
-    if suite.language is not None:
-        for source in texts:
-            language = evaluate_language(model, dataset, suite.language, **settings, seed=seed, source=source)
-            prefix = f"language/{source}/" if source else "language/"
-            metrics |= {f"{prefix}{name}": value for name, value in language.items()}
-            advance(suite.language.tokens)
-    if suite.harness is not None:
-        from .protocols.harness import evaluate_harness  # needs lm_eval, which training machines do not have
-
-        found, skipped = evaluate_harness(model, dataset, suite.harness, **settings, seed=seed, on_task=advance)
-        tasks += found
-        metrics |= {f"harness/{row['task']}/{name}": value for row in found for name, value in row["values"].items()}
-    if suite.bigbench is not None:
-        folder = bigbench_folder(dataset.folder)
-        found = evaluate_bigbench(model, dataset.tokenizer(), suite.bigbench, folder, **settings, on_task=advance)
-        tasks += found
-        metrics |= {f"bigbench/{row['task']}": row["accuracy"] for row in found}
-    decode = evaluate_decode(model, suite.decode, device=device, seed=seed, on_context=advance) if suite.decode else []
-    for row in decode:
-        for name in ("tokens_per_second", "state_bytes", "peak_bytes"):
-            if row[name] is not None:
-                metrics[f"decode/{name}/context-{row['context']}"] = row[name]
-    return {"rows": rows, "tasks": tasks, "skipped": skipped, "decode": decode, "metrics": metrics}
-
-
-def _work(suite: Suite, cells: Iterable[RecallCell], texts: int) -> int:
-    """What the progress of a suite counts up to, in the units of `run_suite`."""
-    tokens = sum(cell.tokens for cell in cells) + (texts * suite.language.tokens if suite.language else 0)
-    tasks = len(suite.harness.local) + len(suite.harness.hub) if suite.harness else 0
-    tasks += len(suite.bigbench.tasks) if suite.bigbench else 0
-    tasks += len(suite.decode.contexts) if suite.decode else 0
-    return tokens + tasks * suite.batch_tokens
-
-
-def haystack_text(dataset: Dataset, cells: Iterable[RecallCell]) -> np.ndarray | None:
-    """Held-out text for the cells whose haystack is text, at most as long as the longest of them; None if there are none."""
-    lengths = [cell.length for cell in cells if task_of(cell.task).needs_text(**cell.options)]
-    if not lengths:
-        return None
-    stream = dataset.split("heldout")
-    return stream.read(0, min(stream.num_tokens, max(lengths)))
+        adapted = adapted_copy(model, vocabulary, suite.adapt, device=device, seed=seed)
+    # The keys that every result file has; a protocol may add one for its rows.
+    result: dict[str, Any] = {"rows": [], "tasks": [], "skipped": {}, "decode": []}
+    metrics: dict[str, float] = {}
+    for protocol, config in chosen:
+        measured = protocol.run(adapted if protocol.uses_adapted_copy else model, config, context)
+        if measured.rows:
+            result.setdefault(protocol.rows_key or protocol.name, []).extend(measured.rows)
+        result["skipped"] |= measured.skipped
+        metrics |= measured.metrics
+    return result | {"metrics": metrics}
 
 
 def describe_model(model: EchoLM) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def compile_only(share: int, shares: int, capability: int, wheel: Path) -> None:
 def layers_of(name: str) -> list[tuple]:
     """What `name` of the command line stands for: (config, dtype of the weights if not that of the
     inputs, length, segment, documents, whether there is a backward)."""
-    from echo_lm.evals.protocols.recall import grid_cells
+    from echo_lm.evals.measurements.recall_cells import grid_cells
     from echo_lm.evals.sweeps.config import load_table
     from echo_lm.evals.sweeps.runs import runs_of
     from echo_lm.models import preset

@@ -1,100 +1,66 @@
-"""Speed and memory of decoding after contexts of any length: flat where the state is constant, growing with attention."""
+"""The protocol `decode`: speed and memory of decoding after contexts of given lengths."""
 
-import os
-import time
-from collections.abc import Callable
-from itertools import accumulate
-from typing import Any, TypeVar
+from __future__ import annotations
 
-import torch
-from torch.profiler import ProfilerActivity, profile
+from typing import TYPE_CHECKING, Any
 
-from ...models import Cache, EchoLM, step
-from ..config import DecodeProtocol
+from pydantic import Field
 
-WARMUP = 3
+from ..config_base import Frozen, PositiveInts
+from ..markdown import markdown_table
+from ..registry import EvaluationContext, EvaluationProtocol, ProtocolResult, SuiteResults
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from ...models import EchoLM
 
 
-@torch.inference_mode()
-def evaluate_decode(
-    model: EchoLM,
-    protocol: DecodeProtocol,
-    *,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    on_context: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
-    """Decode `protocol.tokens` tokens of `protocol.batch` sequences after each context.
+class DecodeConfig(Frozen):
+    """Decoding `tokens` tokens of `batch` sequences after each context."""
 
-    A state of constant size is what it is after any context; attention gets keys and values of the context's length
-    filled with random numbers, so that nothing has to be read first.
-
-    Args:
-        on_context: called when a context is done.
-
-    Returns:
-        a row a context: `context` (tokens), `batch`, `tokens_per_second` (all sequences together), `state_bytes` (of one
-        sequence), `peak_bytes` (of tensors, at the worst moment: the weights, the states and what a step makes on its way).
-    """
-    rows = []
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(model.config.vocab_size, (WARMUP + protocol.tokens, protocol.batch), generator=generator)
-    tokens = tokens.to(device)
-    on_gpu = torch.device(device).type == "cuda"
-
-    def warm_up(context: int) -> Cache:
-        cache = cache_after(model, context, protocol.batch)
-        for at in range(WARMUP):
-            _, cache = step(model, tokens[at], cache)
-        return cache
-
-    for context in protocol.contexts:
-        cache, peak = with_peak_bytes(lambda context=context: warm_up(context), device)
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        for at in range(WARMUP, len(tokens)):
-            _, cache = step(model, tokens[at], cache)
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - started
-        rows.append(
-            {
-                "context": context,
-                "batch": protocol.batch,
-                "tokens_per_second": protocol.tokens * protocol.batch / seconds,
-                "state_bytes": cache.nbytes() // protocol.batch,
-                "peak_bytes": weights + peak,
-            }
-        )
-        del cache
-        on_context()
-    return rows
+    contexts: PositiveInts
+    tokens: int = Field(default=32, gt=0)
+    batch: int = Field(default=1, gt=0)
 
 
-def cache_after(model: EchoLM, context: int, batch: int) -> Cache:
-    """A cache of the size that reading `context` tokens leaves; its numbers are not those of any text."""
-    like = model.embedding.weight[:0]
-    return Cache(block.mixer.random_cache(batch, like, context) for block in model.blocks)
+def work(config: DecodeConfig, context: EvaluationContext) -> int:
+    """A context counts as one batch."""
+    return len(config.contexts) * context.batch_tokens
 
 
-def with_peak_bytes(work: Callable[[], T], device: torch.device | str) -> tuple[T, int]:
-    """What `work` returns, and the most bytes of tensors it held at any moment, beyond those that were there before.
+def run(model: EchoLM, config: DecodeConfig, context: EvaluationContext) -> ProtocolResult:
+    """A row for each context; see `evaluate_decode`."""
+    from ..measurements.decode import evaluate_decode
 
-    As PyTorch's own allocators count them: a process's resident memory says little, since freed memory stays with it.
-    """
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        result = work()
-        return result, torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes on the screen when it starts and stops
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        result = work()
-    # Every allocation and every free of what was allocated in there, in the order of time.
-    changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes.sort(key=lambda event: event.start_ns())
-    return result, max(accumulate((event.nbytes() for event in changes), initial=0))
+    rows = evaluate_decode(
+        model,
+        config.contexts,
+        tokens=config.tokens,
+        batch=config.batch,
+        device=context.device,
+        seed=context.seed,
+        on_context=lambda: context.advance(context.batch_tokens),
+    )
+    metrics = {
+        f"decode/{name}/context-{row['context']}": row[name]
+        for row in rows
+        for name in ("tokens_per_second", "state_bytes", "peak_bytes")
+        if row[name] is not None
+    }
+    return ProtocolResult(rows, metrics)
+
+
+def summarize(results: SuiteResults) -> list[str]:
+    """A table with a line for each context."""
+    rows = results.last.get("decode")
+    header = ("context", "tokens / s", "state", "peak memory")
+    return [markdown_table(header, map(_line, rows))] if rows else []
+
+
+def _line(row: dict[str, Any]) -> tuple[str, ...]:
+    from ..figures.style import human_bytes
+
+    peak = "" if row["peak_bytes"] is None else human_bytes(row["peak_bytes"])
+    return f"{row['context']:,}", f"{row['tokens_per_second']:,.0f}", human_bytes(row["state_bytes"]), peak
+
+
+PROTOCOL = EvaluationProtocol("decode", DecodeConfig, work, run, summarize)

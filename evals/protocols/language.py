@@ -1,162 +1,68 @@
-"""Held-out text: what a model spends on each byte, beside baselines on the same tokens."""
+"""The protocol `language`: bits per byte and perplexity on held-out documents, of all sources and of each."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from __future__ import annotations
 
-import numpy as np
-import torch
-from tokenizers import Tokenizer
-from torch import nn
+from typing import TYPE_CHECKING
 
-from ...data_prep.loading.batch import Batch
-from ...data_prep.loading.dataset import Dataset, TokenStream
-from ...data_prep.recall import seeded_generator
-from ...models import language_model_loss
-from ...models.common.errors import UserError
-from ..config import LanguageProtocol
-from ..scores import bits_per_byte, gzip_bits_per_byte, perplexity, unigram_nats
+from pydantic import Field
 
-READ_TOKENS = 1 << 22  # how much of the training split is in memory at once while its tokens are counted
+from ..config_base import Frozen
+from ..markdown import markdown_table
+from ..registry import EvaluationContext, EvaluationProtocol, ProtocolResult, SuiteResults
+
+if TYPE_CHECKING:
+    from ...models import EchoLM
 
 
-@dataclass(frozen=True)
-class HeldoutText:
-    """Documents one after the other.
+class LanguageConfig(Frozen):
+    """Held-out documents up to `tokens` tokens in all, in rows of `sequence_length` tokens; of each source apart too."""
 
-    Attributes:
-        tokens: int64 `[n]`; the last document may be cut.
-        starts: int64; positions where documents begin, 0 first.
-    """
-
-    tokens: np.ndarray
-    starts: np.ndarray
-
-    @property
-    def scored(self) -> np.ndarray:
-        """bool `[n]`: all but the first token of each document, which nothing predicts."""
-        scored = np.ones(len(self.tokens), dtype=bool)
-        scored[self.starts] = False
-        return scored
+    tokens: int = Field(gt=1)
+    sequence_length: int = Field(gt=1)
 
 
-def heldout_text(stream: TokenStream, *, tokens: int, seed: int) -> HeldoutText:
-    """Documents drawn without replacement until there are `tokens` tokens, or all of them, in the stream's order.
-
-    Raises:
-        UserError: the split is empty.
-    """
-    if stream.num_tokens < 2:
-        raise UserError("the dataset holds no held-out text: raise heldout_fraction and prepare it under another name")
-    offsets = stream.document_offsets
-    order = seeded_generator("evaluation", "heldout-documents", seed).permutation(stream.num_documents)
-    enough = int(np.searchsorted(np.cumsum(np.diff(offsets)[order]), tokens)) + 1
-    documents = [stream.document(index) for index in np.sort(order[:enough])]
-    starts = np.cumsum([0, *(len(document) for document in documents[:-1])])
-    text = np.concatenate(documents)[:tokens]
-    return HeldoutText(text, starts[starts < len(text)])
+def work(config: LanguageConfig, context: EvaluationContext) -> int:
+    """Tokens of all texts."""
+    return config.tokens * len(_sources(context))
 
 
-def text_batches(text: HeldoutText, *, sequence_length: int, batch_tokens: int) -> Iterator[Batch]:
-    """The text in rows of `sequence_length`: every row begins afresh, and predicts the first token of the next row.
+def run(model: EchoLM, config: LanguageConfig, context: EvaluationContext) -> ProtocolResult:
+    """Metrics `language/NAME` and, where the dataset has several sources, `language/SOURCE/NAME`; see `evaluate_language`."""
+    from ..measurements.language import evaluate_language
 
-    So each token but the documents' first ones is predicted once, from what precedes it in its document and its row.
-    """
-    windows = -(-(len(text.tokens) - 1) // sequence_length)
-    inputs = np.zeros(windows * sequence_length, dtype=np.int64)
-    labels, loss_mask = np.zeros_like(inputs), np.zeros(len(inputs), dtype=np.float32)
-    inputs[: len(text.tokens) - 1] = text.tokens[:-1]
-    labels[: len(text.tokens) - 1] = text.tokens[1:]
-    loss_mask[: len(text.tokens) - 1] = text.scored[1:]
-    size = max(1, batch_tokens // sequence_length) * sequence_length
-    for first in range(0, len(inputs), size):
-        stop = min(first + size, len(inputs))
-        inside = text.starts[(text.starts >= first) & (text.starts < stop)] - first
-        borders = np.union1d(inside, np.arange(0, stop - first + 1, sequence_length))
-        tensors = [torch.from_numpy(array[first:stop]) for array in (inputs, labels, loss_mask)]
-        rows = [tensor.view(-1, sequence_length) for tensor in tensors]
-        cu_seqlens = torch.from_numpy(borders.astype(np.int32))
-        yield Batch(*rows, cu_seqlens=cu_seqlens, is_recall=torch.zeros(len(rows[0]), dtype=torch.bool))
-
-
-def token_texts(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each token of a byte-level BPE stands for; none for special tokens.
-
-    Raises:
-        UserError: the tokenizer is not byte-level, so its tokens have no fixed bytes.
-    """
-    byte_of = _byte_alphabet()
-    special = tokenizer.get_added_tokens_decoder()
-    texts = []
-    for token in range(tokenizer.get_vocab_size()):
-        name = "" if token in special else tokenizer.id_to_token(token)
-        if any(character not in byte_of for character in name):
-            raise UserError(f"token {name!r} of the tokenizer is no byte sequence: bits per byte need a byte-level BPE")
-        texts.append(bytes(byte_of[character] for character in name))
-    return texts
+    metrics: dict[str, float] = {}
+    for source in _sources(context):
+        found = evaluate_language(
+            model,
+            context.dataset,
+            tokens=config.tokens,
+            sequence_length=config.sequence_length,
+            batch_tokens=context.batch_tokens,
+            device=context.device,
+            seed=context.seed,
+            source=source,
+        )
+        prefix = f"language/{source}/" if source else "language/"
+        metrics |= {f"{prefix}{name}": value for name, value in found.items()}
+        context.advance(config.tokens)
+    return ProtocolResult(metrics=metrics)
 
 
-@torch.inference_mode()
-def evaluate_language(
-    model: nn.Module,
-    dataset: Dataset,
-    protocol: LanguageProtocol,
-    *,
-    batch_tokens: int,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    source: str | None = None,
-) -> dict[str, float]:
-    """Bits per byte and perplexity on held-out documents, and the baselines.
-
-    Numerator and denominator cover the same tokens: all but the first of each document; a separator costs bits and
-    holds no byte. The unigram model is fitted on the training split and scored on exactly these tokens; gzip
-    compresses the text of the documents as one stream.
-
-    Args:
-        model: maps tokens int64 `[B, T]` and `cu_seqlens` to logits `[B, T, V]`.
-        source: documents of this source only, the unigram model's too.
-
-    Returns:
-        `bits_per_byte`, `perplexity` (per token), `unigram_bits_per_byte`, `gzip_bits_per_byte`, `tokens` (scored),
-        `bytes` (of the scored tokens), `documents`.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-    """
-    text = heldout_text(dataset.split("heldout", source), tokens=protocol.tokens, seed=seed)
-    texts = token_texts(dataset.tokenizer())
-    labels = text.tokens[text.scored]
-    scored_bytes = int(np.array([len(item) for item in texts])[labels].sum())
-
-    nats = 0.0
-    for batch in text_batches(text, sequence_length=protocol.sequence_length, batch_tokens=batch_tokens):
-        batch = batch.to(device)
-        total, _ = language_model_loss(model(batch.tokens, cu_seqlens=batch.cu_seqlens), batch.labels, batch.loss_mask)
-        nats += float(total)
-    if not np.isfinite(perplexity(nats, len(labels))):
-        raise FloatingPointError("held-out text")
-
-    unigram = unigram_nats(_token_counts(dataset.split("train", source), len(texts)), labels)
-    return {
-        "bits_per_byte": bits_per_byte(nats, scored_bytes),
-        "perplexity": perplexity(nats, len(labels)),
-        "unigram_bits_per_byte": bits_per_byte(unigram, scored_bytes),
-        "gzip_bits_per_byte": gzip_bits_per_byte(b"".join(texts[token] for token in text.tokens)),
-        "tokens": len(labels),
-        "bytes": scored_bytes,
-        "documents": len(text.starts),
-    }
+def summarize(results: SuiteResults) -> list[str]:
+    """A table of bits per byte."""
+    ending = "/bits_per_byte"
+    lines = [
+        (name.removesuffix(ending), f"{value:.3f}")
+        for name, value in results.last["metrics"].items()
+        if name.endswith(ending)
+    ]
+    return [markdown_table(("held-out text", "bits per byte"), lines)] if lines else []
 
 
-def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for first in range(0, stream.num_tokens, READ_TOKENS):
-        counts += np.bincount(stream.read(first, min(first + READ_TOKENS, stream.num_tokens)), minlength=vocab_size)
-    return counts
+def _sources(context: EvaluationContext) -> list[str | None]:
+    """None, for the text of all sources together, and the name of each source if there are several."""
+    names = [source.name for source in context.dataset.manifest.sources]
+    return [None, *(names if len(names) > 1 else ())]
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level BPE writes bytes as: printable Latin-1 as itself, the rest from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+PROTOCOL = EvaluationProtocol("language", LanguageConfig, work, run, summarize)

@@ -1,235 +1,146 @@
-"""Recall accuracy of a model: one cell of a task's grid at a time, in the parallel pass or token by token."""
+"""The protocol `recall`: accuracy on grids of synthetic recall tasks."""
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from ...models.common.errors import UserError
+from ...models.common.files import sha256_file
+from ..markdown import markdown_table
+from ..measurements.recall_cells import RecallGrid, cells_of
+from ..registry import EvaluationContext, EvaluationProtocol, ProtocolResult, SuiteResults
 
-from ...data_prep.recall import (
-    RecallBatch,
-    RecallVocabulary,
-    generate,
-    minimum_length,
-    num_queries,
-    seeded_generator,
-    task_of,
-)
-from ...models import prefill, step
-from ...models.decoding import SEGMENT
-from ..config import RecallGrid, Suite
-from ..scores import accuracy
+if TYPE_CHECKING:
+    from ...models import EchoLM
 
-# Sequences are generated in blocks of at most so many tokens, each from its own generator, whatever the batches are.
-BLOCK_TOKENS = 1 << 22
+CAPACITY_TASK = "mqar"  # its accuracy is also drawn against pairs / rank and pairs / KiB of state
+MAX_CURVES = 6  # of accuracy over training
 
 
-@dataclass(frozen=True)
-class RecallCell:
-    """One task with one number of pairs at one length (tokens), at least `queries` answers."""
-
-    task: str
-    pairs: int
-    length: int
-    queries: int
-    options: dict[str, Any]
-    recurrent: bool = False
-
-    @property
-    def name(self) -> str:
-        """The task's name: of a file, without folder and ending."""
-        return Path(self.task).stem
-
-    @property
-    def label(self) -> str:
-        """Name in metrics and figures: the task, its pairs and its options, without the length."""
-        options = [f"{name}-{_plain(value)}" for name, value in sorted(self.options.items())]
-        return "-".join([self.name, str(self.pairs), *options])
-
-    @property
-    def gap(self) -> int:
-        """Tokens beyond the shortest sequence that holds the pairs."""
-        return self.length - minimum_length(self.task, pairs=self.pairs, **self.options)
-
-    @property
-    def sequences(self) -> int:
-        """Sequences that give `queries` answers, each asking for as many as it can."""
-        asked = num_queries(self.task, self.pairs)
-        return math.ceil(self.queries / (asked * task_of(self.task).labels_per_query(**self.options)))
-
-    @property
-    def tokens(self) -> int:
-        """What the cell costs."""
-        return self.sequences * self.length
-
-    def described(self) -> dict[str, Any]:
-        """The fields of a result row that say what was asked."""
-        names = ("label", "pairs", "length", "options", "recurrent")
-        return {"task": self.name, **{name: getattr(self, name) for name in names}}
-
-
-def recall_cells(suite: Suite) -> list[RecallCell]:
-    """All cells of a suite, in its order."""
-    return [cell for grid in suite.recall for cell in grid_cells(grid)]
-
-
-def grid_cells(grid: RecallGrid) -> list[RecallCell]:
-    """The cells of one grid: pairs, then options, then lengths.
+def resolve(grids: tuple[RecallGrid, ...], folder: Path) -> tuple[RecallGrid, ...]:
+    """The grids with the absolute paths of the Python files that define tasks.
 
     Raises:
-        UserError: unknown task or option.
+        UserError: there is no such file.
     """
-    cells = []
-    for pairs, *values in itertools.product(grid.pairs, *grid.vary.values()):
-        options = grid.options | dict(zip(grid.vary, values, strict=True))
-        shortest = minimum_length(grid.task, pairs=pairs, **options)
-        for length in grid.lengths or [shortest + gap for gap in grid.gaps]:
-            cells.append(RecallCell(grid.task, pairs, length, grid.queries, options, grid.recurrent))
-    return cells
-
-
-def recall_batches(
-    cell: RecallCell,
-    vocabulary: RecallVocabulary,
-    *,
-    batch_tokens: int,
-    seed: int,
-    text: np.ndarray | None = None,
-) -> Iterator[RecallBatch]:
-    """The cell's sequences, in batches that a forward pass of at most `batch_tokens` tokens can take (at least one each).
-
-    They depend on the cell and the seed alone, and come from streams that training never uses.
-
-    Args:
-        text: token ids for haystacks of real text.
-    """
-    worked = min(cell.length, SEGMENT) if cell.recurrent else cell.length
-    size, block = max(1, batch_tokens // worked), max(1, BLOCK_TOKENS // cell.length)
-    options = [item for name, value in sorted(cell.options.items()) for item in (name, value)]
-    for first in range(0, cell.sequences, block):
-        found = generate(
-            cell.task,
-            sequences=min(block, cell.sequences - first),
-            length=cell.length,
-            pairs=cell.pairs,
-            generator=seeded_generator("evaluation", cell.name, cell.length, cell.pairs, *options, seed, first),
-            vocabulary=vocabulary,
-            text=text,
-            **cell.options,
-        )
-        for start in range(0, len(found.tokens), size):
-            yield found.rows(start, start + size)
-
-
-def answer_logits(
-    model: nn.Module, batch: RecallBatch, *, recurrent: bool = False, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Logits `[N, Q, V]` of the token after each query position.
-
-    Args:
-        model: called as `model(tokens, at=mask)`: int64 `[B, T]` to logits `[n, V]` at the n positions of the mask; an
-            `EchoLM` if recurrent.
-        recurrent: read what precedes the first question in segments that pass a state on, then token by token: the
-            memory is that of one segment, whatever the length (attention layers excepted).
-    """
-    tokens = torch.from_numpy(batch.tokens).to(device)
-    positions = torch.from_numpy(np.array(batch.query_positions)).to(device)
-    if not recurrent:
-        asked = torch.zeros(tokens.shape, dtype=torch.bool, device=device).scatter_(1, positions, True)
-        return model(tokens, at=asked).unflatten(0, positions.shape)
-    first, last = int(positions.min()), int(positions.max())
-    logits, cache = prefill(model, tokens[:, : first + 1])
-    found = logits.new_zeros(*positions.shape, logits.shape[-1])
-    for position in range(first, last + 1):
-        if position > first:
-            logits, cache = step(model, tokens[:, position], cache)
-        found = torch.where((positions == position)[..., None], logits[:, None], found)
+    found = tuple(
+        grid.model_copy(update={"task": str((folder / grid.task).resolve())}) if grid.task.endswith(".py") else grid
+        for grid in grids
+    )
+    for grid in found:
+        if grid.task.endswith(".py") and not Path(grid.task).is_file():
+            raise UserError(f"task file {grid.task} does not exist")
     return found
 
 
-def evaluate_recall(
-    model: nn.Module,
-    cell: RecallCell,
-    vocabulary: RecallVocabulary,
-    *,
-    batch_tokens: int,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    text: np.ndarray | None = None,
-    on_batch: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Accuracy of one cell.
-
-    The answer is the likeliest of the task's choices (usually the vocabulary's values), so that guessing gives
-    1/choices whatever the model; beside it stands `open_accuracy`, where the likeliest of *all* tokens has to be the right one.
-
-    Args:
-        model: see `answer_logits`.
-        text: token ids for haystacks of real text.
-        on_batch: called with the tokens of each batch when it is done.
-
-    Returns:
-        `task`, `label`, `pairs`, `length`, `options`, `recurrent`, the fields of `scores.accuracy`, `ceiling` and
-        `open_accuracy`.
-
-    Raises:
-        UserError: the generator refuses the cell (unknown task or option, too short a length).
-        FloatingPointError: a logit is not finite.
-    """
-    task = task_of(cell.task)
-    batches = recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed, text=text)
-    if on_batch:
-        batches = _told(batches, on_batch)
-    counted = count_answers(model, cell, vocabulary, batches, device=device)
-    chance = 1 / len(task.choices(vocabulary))
-    return {
-        **cell.described(),
-        **accuracy(counted["correct"], counted["queries"], chance=chance),
-        "ceiling": task.ceiling,
-        "open_accuracy": counted["open_correct"] / counted["queries"],
-    }
+def identity(grids: tuple[RecallGrid, ...]) -> list[dict[str, Any]]:
+    """The grids with the contents of task files instead of their paths."""
+    values = PROTOCOL.plain(grids)
+    for grid in values:
+        if grid["task"].endswith(".py"):
+            grid["task"] = [Path(grid["task"]).name, sha256_file(Path(grid["task"]))]
+    return values
 
 
-@torch.inference_mode()
-def count_answers(
-    model: nn.Module,
-    cell: RecallCell,
-    vocabulary: RecallVocabulary,
-    batches: Iterable[RecallBatch],
-    *,
-    device: torch.device | str = "cpu",
-) -> dict[str, int]:
-    """The bare counts of `evaluate_recall` on sequences that are there already.
-
-    Returns:
-        `queries`, `correct` among the task's choices, `open_correct` among all tokens.
-
-    Raises:
-        FloatingPointError: a logit is not finite.
-    """
-    choices = task_of(cell.task).choices(vocabulary)
-    queries = correct = open_correct = 0
-    for batch in batches:
-        logits = answer_logits(model, batch, recurrent=cell.recurrent, device=device)
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError(f"{cell.label} at {cell.length} tokens")
-        answers = torch.from_numpy(np.array(batch.answers)).to(device)
-        queries += answers.numel()
-        correct += int((logits[..., choices.start : choices.stop].argmax(-1) + choices.start == answers).sum())
-        open_correct += int((logits.argmax(-1) == answers).sum())
-    return {"queries": queries, "correct": correct, "open_correct": open_correct}
+def work(grids: tuple[RecallGrid, ...], context: EvaluationContext) -> int:
+    """Tokens of all sequences."""
+    return sum(cell.tokens for cell in cells_of(grids))
 
 
-def _told(batches: Iterable[RecallBatch], on_batch: Callable[[int], None]) -> Iterator[RecallBatch]:
-    for batch in batches:
-        yield batch
-        on_batch(batch.tokens.size)
+def run(model: EchoLM, grids: tuple[RecallGrid, ...], context: EvaluationContext) -> ProtocolResult:
+    """A row for each cell, its accuracy and the mean of each task as metrics; see `evaluate_recall`."""
+    from ...data_prep.preparing.tokenizer import reserved_start
+    from ...data_prep.recall import RecallVocabulary
+    from ..measurements.recall import evaluate_recall, haystack_text
+
+    cells = cells_of(grids)
+    vocabulary = RecallVocabulary(reserved_start(context.dataset.tokenizer()))
+    text = haystack_text(context.dataset, cells)
+    rows = [
+        evaluate_recall(
+            model,
+            cell,
+            vocabulary,
+            batch_tokens=context.batch_tokens,
+            device=context.device,
+            seed=context.seed,
+            text=text,
+            on_batch=context.advance,
+        )
+        for cell in cells
+    ]
+    metrics = {f"recall/{row['label']}/length-{row['length']}": row["accuracy"] for row in rows}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = [row["accuracy"] for row in rows if row["task"] == task]
+        metrics[f"recall/mean/{task}"] = sum(of_task) / len(of_task)
+    return ProtocolResult(rows, metrics)
 
 
-def _plain(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+def summarize(results: SuiteResults) -> list[str]:
+    """Figures of the last checkpoint and of the course of training, and a table with a line for each cell."""
+    rows = results.last["rows"]
+    if not rows:
+        return []
+    header = ("task", "pairs", "length", "queries", "accuracy", "95% interval", "chance", "ceiling")
+    images = [f"![{path.stem}](figures/{path.name})" for path in _draw(results)]
+    return ["\n".join(images), markdown_table(header, map(_line, rows))]
+
+
+def _draw(results: SuiteResults) -> list[Path]:
+    """Draw the figures that the rows allow; returns their paths."""
+    from ..figures import recall as figures
+
+    suite, folder = results.suite, results.folder / "figures"
+    rows, model = results.last["rows"], results.last.get("model") or {}
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    drawn = []
+    for task in tasks:
+        of_task = [row for row in rows if row["task"] == task]
+        if len({row["length"] for row in of_task}) > 1 or len({row["label"] for row in of_task}) > 1:
+            drawn.append(figures.accuracy_grid(folder / f"{suite}-{task}.png", rows, task))
+    lengths = {label: [row["length"] for row in rows if row["label"] == label] for label in labels}
+    longest = max(labels, key=lambda label: (max(lengths[label]), len(lengths[label])))
+    if len(lengths[longest]) > 1:
+        arm = {f"step {results.last['step']:,}": rows}
+        drawn.append(figures.accuracy_by_length(folder / f"{suite}-length.png", arm, longest))
+    if len({row["options"]["depth"] for row in rows if "depth" in row.get("options", {})}) > 1:
+        drawn.append(figures.depth_by_length(folder / f"{suite}-depth.png", rows))
+    if len({row["pairs"] for row in rows if row["task"] == CAPACITY_TASK}) > 2:
+        sizes = {"rank": model.get("rank"), "KiB of state": model.get("state_bytes", 0) / 1024}
+        for unit, size in sizes.items():
+            if size:
+                path = folder / f"{suite}-pairs-per-{unit.split()[-1]}.png"
+                drawn.append(figures.capacity_curve(path, {model["name"]: (rows, size)}, CAPACITY_TASK, unit))
+    if len(results.results) > 1:
+        first = list(dict.fromkeys(next(row["label"] for row in rows if row["task"] == task) for task in tasks))
+        path = folder / f"{suite}-training.png"
+        drawn.append(figures.recall_by_tokens(path, results.results, first[:MAX_CURVES]))
+    return drawn
+
+
+def _line(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["label"],
+        str(row["pairs"]),
+        f"{row['length']:,}",
+        f"{row['queries']:,}",
+        f"{row['accuracy']:.1%}",
+        f"{row['low']:.1%} to {row['high']:.1%}",
+        f"{row['chance']:.1%}",
+        f"{row.get('ceiling', 1):.0%}",
+    )
+
+
+PROTOCOL = EvaluationProtocol(
+    "recall",
+    tuple[RecallGrid, ...],
+    work,
+    run,
+    summarize,
+    rows_key="rows",
+    resolve=resolve,
+    identity=identity,
+    uses_adapted_copy=True,
+)

@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError
 from ...data_prep.recall import RecallVocabulary, check_room, task_of
 from ...models.common.errors import UserError
 from ...models.common.validation import describe_validation_error
-from ..config import Frozen, RecallGrid, RecallTraining
-from ..protocols.recall import RecallCell, grid_cells
+from ..config_base import Frozen
+from ..measurements.recall_cells import RecallCell, RecallGrid, cells_of
+from .training_config import RecallTraining
 
 SWEEP_FOLDER = Path(__file__).parent / "configs"
 
@@ -132,7 +133,7 @@ class RecallTable(Frozen):
     @property
     def cells(self) -> list[RecallCell]:
         """All cells, in the table's order."""
-        return [cell for grid in self.recall for cell in grid_cells(grid)]
+        return cells_of(self.recall)
 
     def asks(self, arm: str, cell: RecallCell) -> bool:
         """Whether the arm is asked the cell."""

@@ -14,8 +14,9 @@ from torch import nn
 
 from ...data_prep.recall import RecallVocabulary
 from ...models import build_model, count_parameters
-from ..protocols.prefix_mask import PrefixMasked
-from ..protocols.recall import RecallCell, count_answers, recall_batches
+from ..measurements.prefix_mask import PrefixMasked
+from ..measurements.recall import count_answers, recall_batches
+from ..measurements.recall_cells import RecallCell
 from .config import RecallTable
 from .runs import RecallRun
 from .trainer import RecallTrainer, precision_of

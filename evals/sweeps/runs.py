@@ -13,9 +13,9 @@ from ...models.common.errors import UserError
 from ...models.common.files import sha256_json
 from ...models.common.validation import describe_validation_error
 from ...models.presets import matching_width
-from ..config import RecallTraining
-from ..protocols.recall import RecallCell
+from ..measurements.recall_cells import RecallCell
 from .config import Arm, CellTraining, RecallTable, VocabularySizes
+from .training_config import RecallTraining
 
 # Of a training; where they are not used they do not count, so that older results keep their ids.
 LATER_FIELDS = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "write_cost")

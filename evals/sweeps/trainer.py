@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...data_prep.recall import RecallVocabulary, generate, num_queries, seeded_generator
 from ...models import language_model_loss, parameter_groups
 from ...models.common.errors import UserError
-from ..config import RecallTraining
+from .training_config import RecallTraining
 
 LOOK_EVERY = 50  # steps at one length, whether the training may stop or go on with the next
 # The last answers are those of so many steps, and of as many more as hold so many answers: 99.95% of fewer says little.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ...evals.config import load_suite
 from ...evals.layout import bigbench_folder, chosen_checkpoints, result_path, trained_on_recall
-from ...evals.protocols.bigbench import fetch
+from ...evals.measurements.bigbench import fetch
 from ...evals.summary import write_summary
 from ...models.common.errors import UserError
 from ...models.common.run_layout import MODEL

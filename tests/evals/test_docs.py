@@ -5,7 +5,7 @@ from pathlib import Path
 
 from echo_lm.data_prep.recall import RecallVocabulary, generate, seeded_generator
 from echo_lm.evals.config import load_suite, suite_names
-from echo_lm.evals.protocols.recall import recall_cells
+from echo_lm.evals.measurements.recall_cells import cells_of
 from echo_lm.evals.runner import run_suite
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -55,4 +55,4 @@ def test_the_suites_of_the_page_are_those_of_the_package(tmp_path):
         assert f"| `{name}` |" in PAGE
     (tmp_path / "my_harness_tasks").mkdir()
     (tmp_path / "mine.yaml").write_text(block("yaml", "name: mine"))
-    assert len(recall_cells(load_suite(tmp_path / "mine.yaml"))) == 14
+    assert len(cells_of(load_suite(tmp_path / "mine.yaml").protocols["recall"])) == 14

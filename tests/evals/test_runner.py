@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
 from echo_lm.data_prep.preparing.prepare import prepare
 from echo_lm.data_prep.recall import TASKS, minimum_length
-from echo_lm.evals.config import LanguageProtocol, RecallGrid, Suite
+from echo_lm.evals.config import Suite
+from echo_lm.evals.measurements.recall_cells import RecallGrid
+from echo_lm.evals.protocols.language import LanguageConfig
 from echo_lm.evals.runner import evaluate_run, run_suite
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.files import write_json
@@ -19,11 +21,13 @@ from echo_lm.models.common.files import write_json
 SUITE = Suite(
     name="small",
     batch_tokens=2048,
-    recall=(
-        RecallGrid(task="sysprompt", pairs=(1, 4), lengths=(64,), queries=64),
-        RecallGrid(task="niah", pairs=(2,), lengths=(64, 128), queries=32, options={"depth": 0.5}),
-    ),
-    language=LanguageProtocol(tokens=300, sequence_length=64),
+    protocols={
+        "recall": (
+            RecallGrid(task="sysprompt", pairs=(1, 4), lengths=(64,), queries=64),
+            RecallGrid(task="niah", pairs=(2,), lengths=(64, 128), queries=32, options={"depth": 0.5}),
+        ),
+        "language": LanguageConfig(tokens=300, sequence_length=64),
+    },
 )
 
 
@@ -62,7 +66,9 @@ def test_a_model_with_random_weights_scores_within_its_interval_of_chance(datase
         RecallGrid(task=task, pairs=(4,), lengths=(max(64, minimum_length(task, pairs=4)),), queries=1000)
         for task in sorted(TASKS)
     )
-    result = evaluate(model_folder, dataset, tmp_path / "chance.json", Suite(name="chance", recall=grids))
+    result = evaluate(
+        model_folder, dataset, tmp_path / "chance.json", Suite(name="chance", protocols={"recall": grids})
+    )
     for row in result["rows"]:
         assert row["low"] <= row["chance"] <= row["high"], row
 
@@ -92,7 +98,8 @@ def test_a_result_of_something_else_is_computed_again(dataset, model_folder, tmp
         )
         save_file(tensors, folder / "model.safetensors")
     elif change == "suite":
-        suite = SUITE.model_copy(update={"language": LanguageProtocol(tokens=200, sequence_length=64)})
+        language = LanguageConfig(tokens=200, sequence_length=64)
+        suite = SUITE.model_copy(update={"protocols": SUITE.protocols | {"language": language}})
     else:
         seed = 1
     second = evaluate(folder, dataset, output, suite, seed=seed)
@@ -106,7 +113,7 @@ def test_a_run_is_evaluated_at_every_complete_checkpoint(dataset, model_folder, 
         shutil.copytree(model_folder, folder / "model")
         if step != 30:  # half written
             write_json(folder / "complete.json", {"step": step, "tokens": step * 64})
-    quick = Suite(name="quick", recall=SUITE.recall[:1])
+    quick = Suite(name="quick", protocols={"recall": SUITE.protocols["recall"][:1]})
     results = evaluate_run(tmp_path, [quick], dataset.folder)
     assert [(result["step"], result["tokens"]) for result in results] == [(10, 640), (20, 1280)]
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("evals/*/*"))

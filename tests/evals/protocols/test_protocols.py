@@ -10,20 +10,16 @@ import torch
 from echo_lm.data_prep.preparing.tokenizer import reserved_start
 from echo_lm.data_prep.recall import RecallVocabulary
 from echo_lm.evals.adaptation import adapted_copy
-from echo_lm.evals.config import (
-    BigbenchProtocol,
-    DecodeProtocol,
-    HarnessProtocol,
-    RecallGrid,
-    RecallTraining,
-    Suite,
-)
+from echo_lm.evals.config import Suite
 from echo_lm.evals.layout import trained_on_recall
-from echo_lm.evals.protocols.bigbench import Item, encode_pair, evaluate_bigbench, extract, items
-from echo_lm.evals.protocols.decode import evaluate_decode, with_peak_bytes
-from echo_lm.evals.protocols.likelihood import continuation_scores
-from echo_lm.evals.protocols.recall import RecallCell, evaluate_recall
+from echo_lm.evals.measurements.bigbench import Item, encode_pair, evaluate_bigbench, extract, items
+from echo_lm.evals.measurements.decode import evaluate_decode, with_peak_bytes
+from echo_lm.evals.measurements.likelihood import continuation_scores
+from echo_lm.evals.measurements.recall import evaluate_recall
+from echo_lm.evals.measurements.recall_cells import RecallCell, RecallGrid
+from echo_lm.evals.protocols.harness import HarnessConfig
 from echo_lm.evals.runner import measure
+from echo_lm.evals.sweeps.training_config import RecallTraining
 from echo_lm.models import (
     AttentionConfig,
     FeedForwardConfig,
@@ -123,9 +119,7 @@ def test_bigbench_items_are_read_as_they_are_laid_out(bigbench):
 def test_bigbench_takes_the_likeliest_choice(bigbench, dataset, model):
     """A model that finds "admires" likelier, whatever stands before it, is right half of the time: that is chance."""
     tokenizer = dataset.tokenizer()
-    (row,) = evaluate_bigbench(
-        model, tokenizer, BigbenchProtocol(tasks=("agreement/simple",)), bigbench, batch_tokens=512
-    )
+    (row,) = evaluate_bigbench(model, tokenizer, ["agreement/simple"], bigbench, batch_tokens=512)
     assert (row["queries"], row["chance"]) == (40, 0.5)
     correct = 0
     for item in items(bigbench, "agreement/simple"):
@@ -172,14 +166,14 @@ def test_the_harness_runs_offline_on_local_tasks_and_says_what_it_left_out(
     own.mkdir()
     (own / "capitals.yaml").write_text(OWN_TASK.replace("FOLDER", str(own)))
     (own / "capitals.jsonl").write_text('{"q": "France:", "a": "Paris"}\n')
-    protocol = HarnessProtocol(
+    config = HarnessConfig(
         local=("heldout_continuation", "heldout_last_word", "capitals"), hub=("hellaswag",), folder=str(own), limit=40
     )
     before = torch.get_rng_state()
     told: list[tuple[int, int]] = []
-    suite = Suite(name="h", harness=protocol, batch_tokens=4096)
+    suite = Suite(name="h", protocols={"harness": config}, batch_tokens=4096)
     found = measure(model, suite, dataset, on_progress=lambda done, total: told.append((done, total)))
-    assert told == [(4096 * (n + 1), 4096 * len(told)) for n in range(len(protocol.local) + len(protocol.hub))]
+    assert told == [(4096 * (n + 1), 4096 * len(told)) for n in range(len(config.local) + len(config.hub))]
     assert torch.equal(before, torch.get_rng_state())
     assert capfd.readouterr().err == ""
     rows = {row["task"]: row for row in found["tasks"]}
@@ -189,7 +183,7 @@ def test_the_harness_runs_offline_on_local_tasks_and_says_what_it_left_out(
     assert found["skipped"] == {"hellaswag": "HF_HUB_OFFLINE is set"}
     assert found["metrics"]["harness/heldout_continuation/acc"] == rows["heldout_continuation"]["accuracy"]
     with pytest.raises(UserError, match="no local task 'nothing'"):
-        measure(model, Suite(name="h", harness=HarnessProtocol(local=("nothing",))), dataset)
+        measure(model, Suite(name="h", protocols={"harness": HarnessConfig(local=("nothing",))}), dataset)
 
 
 @pytest.mark.slow
@@ -208,21 +202,19 @@ def test_a_random_model_of_the_size_of_gpt2_scores_chance(harness, bigbench, dat
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
-    suite = Suite(name="h", batch_tokens=1024, harness=HarnessProtocol(local=("heldout_continuation",)))
+    suite = Suite(name="h", batch_tokens=1024, protocols={"harness": {"local": ["heldout_continuation"]}})
     rows = measure(model, suite, dataset)["tasks"]
     assert rows[0]["low"] <= 0.25 <= rows[0]["high"]
-    protocol = BigbenchProtocol(tasks=("agreement",))
-    (row,) = evaluate_bigbench(model, dataset.tokenizer(), protocol, bigbench, batch_tokens=1024)
+    (row,) = evaluate_bigbench(model, dataset.tokenizer(), ["agreement"], bigbench, batch_tokens=1024)
     assert row["low"] <= row["chance"] <= row["high"]
 
 
 def test_decoding_is_flat_for_echo_and_grows_with_attention(dataset):
-    protocol = DecodeProtocol(contexts=(64, 1024), tokens=2)
     sizes, peaks = {}, {}
     for name in ("echo-1m", "hybrid-1m"):
         config = preset(name, vocab_size=500)
         model = build_model(config).eval()
-        rows = evaluate_decode(model, protocol)
+        rows = evaluate_decode(model, (64, 1024), tokens=2)
         assert all(row["tokens_per_second"] > 0 for row in rows)
         # What is measured is after the steps that were decoded.
         assert [row["state_bytes"] for row in rows] == [state_bytes(config, context + 5) for context in (64, 1024)]
@@ -271,7 +263,7 @@ def test_a_suite_adapts_only_where_training_held_no_recall(dataset, model, tmp_p
     asked = []
     monkeypatch.setattr("echo_lm.evals.runner.adapted_copy", lambda model, *_, **__: asked.append(model) or model)
     grid = RecallGrid(task="sysprompt", pairs=(1,), lengths=(16,), queries=4)
-    suite = Suite(name="s", recall=(grid,), adapt=RecallTraining(steps=1))
+    suite = Suite(name="s", protocols={"recall": (grid,)}, adapt=RecallTraining(steps=1))
     measure(model, suite, dataset, adapt=False)
     assert not asked
     measure(model, suite, dataset, adapt=True)
@@ -283,6 +275,6 @@ def test_a_suite_adapts_only_where_training_held_no_recall(dataset, model, tmp_p
 
 def test_needles_in_real_text(dataset, model):
     grid = RecallGrid(task="niah", pairs=(2,), lengths=(300,), queries=8, options={"haystack": "text"}, recurrent=True)
-    found = measure(model, Suite(name="s", recall=(grid,)), dataset)
+    found = measure(model, Suite(name="s", protocols={"recall": (grid,)}), dataset)
     assert found["rows"][0]["queries"] == 8
     assert found["metrics"].keys() == {"recall/niah-2-haystack-text/length-300", "recall/mean/niah"}

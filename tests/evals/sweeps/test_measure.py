@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from echo_lm.data_prep.recall import RecallVocabulary
-from echo_lm.evals.protocols.recall import evaluate_recall
+from echo_lm.evals.measurements.recall import evaluate_recall
 from echo_lm.evals.sweeps import measure as recall_measurement
 from echo_lm.evals.sweeps import trainer as recall_training
 from echo_lm.evals.sweeps.config import load_table

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from echo_lm.data_prep.recall import RecallVocabulary
-from echo_lm.evals.config import RecallTraining
 from echo_lm.evals.sweeps import trainer as recall_training
 from echo_lm.evals.sweeps.trainer import RecallTrainer
+from echo_lm.evals.sweeps.training_config import RecallTraining
 from echo_lm.models import build_model, preset
 
 HALF_A_SECOND = 10**9  # cycles

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from echo_lm.data_prep.recall import RecallVocabulary
-from echo_lm.evals.config import RecallTraining
 from echo_lm.evals.sweeps.trainer import RecallTrainer
+from echo_lm.evals.sweeps.training_config import RecallTraining
 from echo_lm.models import build_model, preset
 from echo_lm.models.common.errors import UserError
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from echo_lm.data_prep.loading.dataset import TokenStream
 from echo_lm.data_prep.preparing.tokenizer import END_OF_TEXT
-from echo_lm.evals.config import LanguageProtocol
-from echo_lm.evals.protocols.language import evaluate_language, heldout_text, text_batches, token_texts
+from echo_lm.evals.measurements.language import evaluate_language, heldout_text, text_batches, token_texts
 from echo_lm.models.common.errors import UserError
 
 
@@ -49,8 +48,7 @@ def test_the_scores_are_those_of_a_document_by_document_loop(dataset, table):
         scored += len(document) - 1
         # The same bytes by another way: what is lost when the first token is cut off.
         texts += len(b"".join(token_texts(tokenizer)[token] for token in document[1:]))
-    protocol = LanguageProtocol(tokens=700, sequence_length=32)
-    found = evaluate_language(Bigram(table), dataset, protocol, batch_tokens=100)
+    found = evaluate_language(Bigram(table), dataset, tokens=700, sequence_length=32, batch_tokens=100)
     assert found["tokens"] == scored
     assert found["bytes"] == texts
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / texts, rel=1e-5)
@@ -63,8 +61,7 @@ def test_a_real_model_gives_the_same_in_rows_as_document_by_document(dataset, mo
     from echo_lm.models import from_pretrained
 
     model = from_pretrained(model_folder).double()
-    protocol = LanguageProtocol(tokens=400, sequence_length=400)
-    found = evaluate_language(model, dataset, protocol, batch_tokens=400)
+    found = evaluate_language(model, dataset, tokens=400, sequence_length=400, batch_tokens=400)
     text = heldout_text(dataset.split("heldout"), tokens=400, seed=0)
     assert len(text.starts) > 3
     nats = 0.0
@@ -118,9 +115,7 @@ def test_a_tokenizer_without_bytes_is_refused():
 
 def test_the_baselines_see_the_same_text(dataset, table):
     """Unigram: counted here one token at a time; gzip: on the text that the tokenizer decodes."""
-    found = evaluate_language(
-        Bigram(table), dataset, LanguageProtocol(tokens=10**6, sequence_length=64), batch_tokens=4096
-    )
+    found = evaluate_language(Bigram(table), dataset, tokens=10**6, sequence_length=64, batch_tokens=4096)
     counts = dict.fromkeys(range(dataset.manifest.vocab_size), 1)
     train = dataset.split("train")
     for token in train.read(0, train.num_tokens).tolist():
@@ -142,9 +137,7 @@ def test_the_baselines_see_the_same_text(dataset, table):
 
 def test_a_loss_that_is_not_finite_is_no_score(dataset, table):
     with pytest.raises(FloatingPointError):
-        evaluate_language(
-            Bigram(table * math.nan), dataset, LanguageProtocol(tokens=99, sequence_length=9), batch_tokens=99
-        )
+        evaluate_language(Bigram(table * math.nan), dataset, tokens=99, sequence_length=9, batch_tokens=99)
 
 
 def test_an_empty_split_is_one_clear_line(dataset):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from echo_lm.evals.protocols.prefix_mask import PrefixMasked, before_questions
+from echo_lm.evals.measurements.prefix_mask import PrefixMasked, before_questions
 from echo_lm.models import ModelConfig, build_model, preset
 
 SHAPE = torch.Size((3, 6))

@@ -9,15 +9,9 @@ import torch
 from torch import nn
 
 from echo_lm.data_prep.recall import TASKS, RecallVocabulary, generate, minimum_length, seeded_generator
-from echo_lm.evals.config import RecallGrid, load_suite
-from echo_lm.evals.protocols.recall import (
-    RecallCell,
-    answer_logits,
-    evaluate_recall,
-    grid_cells,
-    recall_batches,
-    recall_cells,
-)
+from echo_lm.evals.config import load_suite
+from echo_lm.evals.measurements.recall import answer_logits, evaluate_recall, recall_batches
+from echo_lm.evals.measurements.recall_cells import RecallCell, RecallGrid, cells_of, grid_cells
 from echo_lm.models import build_model, preset
 
 VOCABULARY = RecallVocabulary(first_id=2)
@@ -64,7 +58,7 @@ class Random(nn.Module):
 
 
 ORACLE_CELLS = [
-    *recall_cells(load_suite("recall-quick"))[::4],
+    *cells_of(load_suite("recall-quick").protocols["recall"])[::4],
     *(RecallCell(task, 4, minimum_length(task, pairs=4) + 30, 500, {}) for task in sorted(TASKS)),
     RecallCell("niah", 8, 500, 64, {"haystack": "decoys", "depth": 0.5}),
 ]
@@ -184,7 +178,7 @@ def test_a_long_cell_runs_in_constant_memory(length):
 import resource, torch
 torch.set_num_threads(1)
 from echo_lm.data_prep.recall import RecallVocabulary
-from echo_lm.evals.protocols.recall import RecallCell, evaluate_recall
+from echo_lm.evals.measurements.recall import RecallCell, evaluate_recall
 from echo_lm.models import build_model, preset
 model = build_model(preset("echo-1m", vocab_size=128))
 def run(length):

@@ -1,0 +1,165 @@
+"""Recall accuracy of a model: one cell of a task's grid at a time, in the parallel pass or token by token."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...data_prep.loading.dataset import Dataset
+from ...data_prep.recall import RecallBatch, RecallVocabulary, generate, seeded_generator, task_of
+from ...models import prefill, step
+from ...models.decoding import SEGMENT
+from ..scores import accuracy
+from .recall_cells import RecallCell
+
+# Sequences are generated in blocks of at most so many tokens, each from its own generator, whatever the batches are.
+BLOCK_TOKENS = 1 << 22
+
+
+def recall_batches(
+    cell: RecallCell,
+    vocabulary: RecallVocabulary,
+    *,
+    batch_tokens: int,
+    seed: int,
+    text: np.ndarray | None = None,
+) -> Iterator[RecallBatch]:
+    """The cell's sequences, in batches that a forward pass of at most `batch_tokens` tokens can take (at least one each).
+
+    They depend on the cell and the seed alone, and come from streams that training never uses.
+
+    Args:
+        text: token ids for haystacks of real text.
+    """
+    worked = min(cell.length, SEGMENT) if cell.recurrent else cell.length
+    size, block = max(1, batch_tokens // worked), max(1, BLOCK_TOKENS // cell.length)
+    options = [item for name, value in sorted(cell.options.items()) for item in (name, value)]
+    for first in range(0, cell.sequences, block):
+        found = generate(
+            cell.task,
+            sequences=min(block, cell.sequences - first),
+            length=cell.length,
+            pairs=cell.pairs,
+            generator=seeded_generator("evaluation", cell.name, cell.length, cell.pairs, *options, seed, first),
+            vocabulary=vocabulary,
+            text=text,
+            **cell.options,
+        )
+        for start in range(0, len(found.tokens), size):
+            yield found.rows(start, start + size)
+
+
+def haystack_text(dataset: Dataset, cells: Iterable[RecallCell]) -> np.ndarray | None:
+    """Held-out text for the cells whose haystack is text, at most as long as the longest of them; None if there are none."""
+    lengths = [cell.length for cell in cells if task_of(cell.task).needs_text(**cell.options)]
+    if not lengths:
+        return None
+    stream = dataset.split("heldout")
+    return stream.read(0, min(stream.num_tokens, max(lengths)))
+
+
+def answer_logits(
+    model: nn.Module, batch: RecallBatch, *, recurrent: bool = False, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Logits `[N, Q, V]` of the token after each query position.
+
+    Args:
+        model: called as `model(tokens, at=mask)`: int64 `[B, T]` to logits `[n, V]` at the n positions of the mask; an
+            `EchoLM` if recurrent.
+        recurrent: read what precedes the first question in segments that pass a state on, then token by token: the
+            memory is that of one segment, whatever the length (attention layers excepted).
+    """
+    tokens = torch.from_numpy(batch.tokens).to(device)
+    positions = torch.from_numpy(np.array(batch.query_positions)).to(device)
+    if not recurrent:
+        asked = torch.zeros(tokens.shape, dtype=torch.bool, device=device).scatter_(1, positions, True)
+        return model(tokens, at=asked).unflatten(0, positions.shape)
+    first, last = int(positions.min()), int(positions.max())
+    logits, cache = prefill(model, tokens[:, : first + 1])
+    found = logits.new_zeros(*positions.shape, logits.shape[-1])
+    for position in range(first, last + 1):
+        if position > first:
+            logits, cache = step(model, tokens[:, position], cache)
+        found = torch.where((positions == position)[..., None], logits[:, None], found)
+    return found
+
+
+def evaluate_recall(
+    model: nn.Module,
+    cell: RecallCell,
+    vocabulary: RecallVocabulary,
+    *,
+    batch_tokens: int,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    text: np.ndarray | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Accuracy of one cell.
+
+    The answer is the likeliest of the task's choices (usually the vocabulary's values), so that guessing gives
+    1/choices whatever the model; beside it stands `open_accuracy`, where the likeliest of *all* tokens has to be the right one.
+
+    Args:
+        model: see `answer_logits`.
+        text: token ids for haystacks of real text.
+        on_batch: called with the tokens of each batch when it is done.
+
+    Returns:
+        `task`, `label`, `pairs`, `length`, `options`, `recurrent`, the fields of `scores.accuracy`, `ceiling` and
+        `open_accuracy`.
+
+    Raises:
+        UserError: the generator refuses the cell (unknown task or option, too short a length).
+        FloatingPointError: a logit is not finite.
+    """
+    task = task_of(cell.task)
+    batches = recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed, text=text)
+    if on_batch:
+        batches = _told(batches, on_batch)
+    counted = count_answers(model, cell, vocabulary, batches, device=device)
+    chance = 1 / len(task.choices(vocabulary))
+    return {
+        **cell.described(),
+        **accuracy(counted["correct"], counted["queries"], chance=chance),
+        "ceiling": task.ceiling,
+        "open_accuracy": counted["open_correct"] / counted["queries"],
+    }
+
+
+@torch.inference_mode()
+def count_answers(
+    model: nn.Module,
+    cell: RecallCell,
+    vocabulary: RecallVocabulary,
+    batches: Iterable[RecallBatch],
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, int]:
+    """The bare counts of `evaluate_recall` on sequences that are there already.
+
+    Returns:
+        `queries`, `correct` among the task's choices, `open_correct` among all tokens.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
+    choices = task_of(cell.task).choices(vocabulary)
+    queries = correct = open_correct = 0
+    for batch in batches:
+        logits = answer_logits(model, batch, recurrent=cell.recurrent, device=device)
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError(f"{cell.label} at {cell.length} tokens")
+        answers = torch.from_numpy(np.array(batch.answers)).to(device)
+        queries += answers.numel()
+        correct += int((logits[..., choices.start : choices.stop].argmax(-1) + choices.start == answers).sum())
+        open_correct += int((logits.argmax(-1) == answers).sum())
+    return {"queries": queries, "correct": correct, "open_correct": open_correct}
+
+
+def _told(batches: Iterable[RecallBatch], on_batch: Callable[[int], None]) -> Iterator[RecallBatch]:
+    for batch in batches:
+        yield batch
+        on_batch(batch.tokens.size)

@@ -1,0 +1,109 @@
+"""Grids of recall tasks and their cells: the questions of suites and of recall sweeps."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from ...data_prep.recall import minimum_length, num_queries, task_of
+from ..config_base import Frozen, PositiveInts
+
+
+class RecallGrid(Frozen):
+    """One recall task at every combination of `pairs`, lengths and what `vary` lists, at least `queries` answers each.
+
+    Attributes:
+        task: a name, or the path of a Python file that defines one (relative to the suite's file).
+        lengths: tokens of a sequence. Or `gaps`: tokens of noise beyond the shortest sequence that holds the pairs.
+        options: go to the task's generator as they are (`depth`, `decoys`, ...).
+        vary: lists of values of further options; each is an axis of the grid.
+        recurrent: read the context in segments with a state of constant size and answer token by token, instead of
+            in one parallel pass.
+    """
+
+    task: str
+    pairs: PositiveInts
+    lengths: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    gaps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    queries: int = Field(gt=0)
+    options: dict[str, Any] = Field(default={})
+    vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
+    recurrent: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_lengths_and_gaps(self) -> Self:
+        if bool(self.lengths) == bool(self.gaps):
+            raise ValueError(f"{self.task} needs lengths or gaps: one of the two")
+        return self
+
+
+@dataclass(frozen=True)
+class RecallCell:
+    """One task with one number of pairs at one length (tokens), at least `queries` answers."""
+
+    task: str
+    pairs: int
+    length: int
+    queries: int
+    options: dict[str, Any]
+    recurrent: bool = False
+
+    @property
+    def name(self) -> str:
+        """The task's name: of a file, without folder and ending."""
+        return Path(self.task).stem
+
+    @property
+    def label(self) -> str:
+        """Name in metrics and figures: the task, its pairs and its options, without the length."""
+        options = [f"{name}-{_plain(value)}" for name, value in sorted(self.options.items())]
+        return "-".join([self.name, str(self.pairs), *options])
+
+    @property
+    def gap(self) -> int:
+        """Tokens beyond the shortest sequence that holds the pairs."""
+        return self.length - minimum_length(self.task, pairs=self.pairs, **self.options)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that give `queries` answers, each asking for as many as it can."""
+        asked = num_queries(self.task, self.pairs)
+        return math.ceil(self.queries / (asked * task_of(self.task).labels_per_query(**self.options)))
+
+    @property
+    def tokens(self) -> int:
+        """What the cell costs."""
+        return self.sequences * self.length
+
+    def described(self) -> dict[str, Any]:
+        """The fields of a result row that say what was asked."""
+        names = ("label", "pairs", "length", "options", "recurrent")
+        return {"task": self.name, **{name: getattr(self, name) for name in names}}
+
+
+def cells_of(grids: Iterable[RecallGrid]) -> list[RecallCell]:
+    """The cells of all grids, in their order."""
+    return [cell for grid in grids for cell in grid_cells(grid)]
+
+
+def grid_cells(grid: RecallGrid) -> list[RecallCell]:
+    """The cells of one grid: pairs, then options, then lengths.
+
+    Raises:
+        UserError: unknown task or option.
+    """
+    cells = []
+    for pairs, *values in itertools.product(grid.pairs, *grid.vary.values()):
+        options = grid.options | dict(zip(grid.vary, values, strict=True))
+        shortest = minimum_length(grid.task, pairs=pairs, **options)
+        for length in grid.lengths or [shortest + gap for gap in grid.gaps]:
+            cells.append(RecallCell(grid.task, pairs, length, grid.queries, options, grid.recurrent))
+    return cells
+
+
+def _plain(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

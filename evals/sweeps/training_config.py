@@ -1,0 +1,71 @@
+"""The configuration of a training on recall alone, for recall sweeps and for the adapted copies of suites."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..config_base import Frozen, PositiveInts
+
+
+class RecallTraining(Frozen):
+    """Training on recall alone. The defaults are what a model that never saw recall gets, as a throw-away copy, before it
+    is asked.
+
+    Attributes:
+        tasks: in equal parts in every batch; options: of each, by its name.
+        batch_tokens: as many whole sequences a step as fit, at least one, instead of `batch_sequences`.
+        lengths: tokens of a sequence, one after the other step by step; pairs: likewise.
+        tokens: the training ends before the step that would take it beyond.
+        lengthen_at: a curriculum: training stays at each length until so large a share of its last answers is right, or half of the
+            tokens that were left are spent, and goes on with the next. Each length has a warmup and a schedule of its own, and a
+            share of `learning_rate` that falls with the square root of the sequences of a step.
+        schedule: of the learning rate after the warmup; "cosine" ends at a tenth.
+        precision: "bf16" by autocast, weights and AdamW in fp32.
+        stop_at: the training ends when so large a share of its last answers is right (of a curriculum: at the last length). Every
+            sequence is new, so this says what an evaluation would. `cooldown` steps follow, as far as steps and tokens
+            go, in which the rate falls to zero: what full steps are still off by.
+        write_cost: nats for write gates that are open at every position, added to the loss: nothing in the first half of the
+            steps, as a model must learn to write first, then growing to this at the last; in a curriculum nothing at the
+            first length, all of it after. See `SKA.openness`.
+    """
+
+    steps: int = Field(default=500, gt=0)
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("sysprompt", "tooltrace")
+    options: dict[str, dict[str, Any]] = Field(default={})
+    batch_sequences: int = Field(default=32, gt=0)
+    batch_tokens: int | None = Field(default=None, gt=0)
+    lengths: PositiveInts = (64,)
+    pairs: PositiveInts = (1, 2, 3, 4, 6, 8)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = Field(default=0.01, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tokens: int | None = Field(default=None, gt=0)
+    lengthen_at: float | None = Field(default=None, gt=0, le=1)
+    stop_at: float | None = Field(default=None, gt=0, le=1)
+    cooldown: int = Field(default=0, ge=0)
+    write_cost: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.write_cost and self.lengthen_at is None:
+            for name in ("stop_at", "tokens"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"write_cost grows with the steps, which {name} cuts short: give one of the two")
+        if self.lengthen_at is not None and self.tokens is None:
+            raise ValueError("lengthen_at shares out `tokens`: give it a number of them")
+        if self.tokens is not None:
+            of_step = [self.batch_at(length) * length for length in self.lengths]
+            if self.tokens < max(of_step):
+                raise ValueError(f"tokens is {self.tokens:,}: a step takes up to {max(of_step):,}")
+            if self.lengthen_at is not None and self.steps < self.tokens // min(of_step):
+                raise ValueError(
+                    f"{self.tokens:,} tokens may be {self.tokens // min(of_step):,} steps: steps is {self.steps:,}"
+                )
+        if self.cooldown and self.stop_at is None:
+            raise ValueError("cooldown follows where the training stops: it needs `stop_at`")
+        return self
+
+    def batch_at(self, length: int) -> int:
+        """Sequences of a step."""
+        return self.batch_sequences if self.batch_tokens is None else max(1, self.batch_tokens // length)
