@@ -3,8 +3,9 @@
 import difflib
 from typing import Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..models.common.config import Config
 from .preparing.tokenizer import SMALLEST_VOCABULARY
 from .recall import TASKS, RecallVocabulary, minimum_length
 
@@ -27,11 +28,7 @@ SourceKind = Literal[LocalKind, "huggingface", "python-stdlib", PackageKind]
 Normalisation = Literal["nfc", "nfkc", "none"]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceConfig(_Config):
+class SourceConfig(Config):
     """Where documents come from, and which of them are used.
 
     Attributes:
@@ -63,8 +60,8 @@ class SourceConfig(_Config):
     normalisation: Normalisation = "nfc"
     min_characters: int = Field(default=1, ge=1)
     max_characters: int | None = Field(default=None, ge=1)
-    keep: dict[str, tuple[str | int, ...]] = {}
-    at_least: dict[str, float] = {}
+    keep: dict[str, tuple[str | int, ...]] = Field(default={})
+    at_least: dict[str, float] = Field(default={})
     limit_documents: int | None = Field(default=None, ge=1)
     limit_tokens: int | None = Field(default=None, ge=1)
 
@@ -85,7 +82,7 @@ class SourceConfig(_Config):
         return self
 
 
-class TokenizerConfig(_Config):
+class TokenizerConfig(Config):
     """A byte-level BPE, trained on the dataset's own training documents, or one that exists.
 
     Attributes:
@@ -102,7 +99,7 @@ class TokenizerConfig(_Config):
     special_tokens: tuple[str, ...] = ()
 
 
-class NearDuplicateConfig(_Config):
+class NearDuplicateConfig(Config):
     """Removal of documents that are nearly the same as an earlier one, by MinHash over runs of words.
 
     Attributes:
@@ -116,7 +113,7 @@ class NearDuplicateConfig(_Config):
     permutations: int = Field(default=256, ge=32, multiple_of=8)
 
 
-class OverlapConfig(_Config):
+class OverlapConfig(Config):
     """The check for runs of words that training shares with the held-out split or with evaluation sets.
 
     Attributes:
@@ -130,7 +127,7 @@ class OverlapConfig(_Config):
     action: Literal["report", "drop"] = "report"
 
 
-class DatasetConfig(_Config):
+class DatasetConfig(Config):
     """A dataset: `data/<name>/`.
 
     Attributes:
@@ -172,7 +169,7 @@ class DatasetConfig(_Config):
         return self
 
 
-class RecallMixtureConfig(_Config):
+class RecallMixtureConfig(Config):
     """The recall part of a batch. Every row draws one task, one length and one number of pairs, all equally likely.
 
     Attributes:
@@ -215,7 +212,7 @@ class RecallMixtureConfig(_Config):
         return self
 
 
-class MixtureConfig(_Config):
+class MixtureConfig(Config):
     """What the rows of a training batch are.
 
     Attributes:
@@ -226,7 +223,7 @@ class MixtureConfig(_Config):
     """
 
     recall: RecallMixtureConfig | None = RecallMixtureConfig()
-    text_weights: dict[str, float] = {}
+    text_weights: dict[str, float] = Field(default={})
     documents: Literal["cut", "whole"] = "cut"
 
     @field_validator("text_weights")

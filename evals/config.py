@@ -7,17 +7,17 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from ..models.common.config import Config
 from ..models.common.errors import UserError
 from ..models.common.files import sha256_json
 from ..models.common.validation import describe_validation_error
-from .config_base import Frozen
 from .registry import SUITE_KEYS, all_protocols
 from .sweeps.training_config import RecallTraining
 
 SUITE_FOLDER = Path(__file__).parent / "suites"
 
 
-class Suite(Frozen):
+class Suite(Config):
     """A named list of measurements.
 
     In a YAML file the protocols stand beside the other keys (`language: {...}`); in Python they are one argument:
@@ -68,7 +68,7 @@ class Suite(Frozen):
     def sha256(self) -> str:
         """Identity of what is measured: everything but the description, and the contents of the files it names."""
         # Without defaults, so that a field that is added later leaves the identity of older suites as it was.
-        values = self.model_dump(mode="json", exclude={"description", "protocols"}, exclude_defaults=True)
+        values = self.identity_dump(exclude={"description", "protocols"}, exclude_defaults=True)
         known = all_protocols()
         return sha256_json(values | {name: known[name].identify(config) for name, config in self.protocols.items()})
 

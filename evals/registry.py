@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError, create_model
 
+from ..models.common.config import Config
 from ..models.common.errors import UserError
 from ..models.common.validation import describe_validation_error
-from .config_base import Frozen
 
 if TYPE_CHECKING:
     from ..data_prep.loading.dataset import Dataset
@@ -134,10 +134,10 @@ class EvaluationProtocol:
     uses_adapted_copy: bool = False
 
     @cached_property
-    def _suite_of_one(self) -> type[Frozen]:
+    def _suite_of_one(self) -> type[Config]:
         """A suite of this protocol alone, so that errors name the key and what is below it."""
         fields: dict[str, Any] = {self.name: (self.config, ...)}
-        return create_model("SuiteOfOne", __base__=Frozen, **fields)
+        return create_model("SuiteOfOne", __base__=Config, **fields)
 
     def parse(self, value: Any) -> Any:
         """The config from the value in a suite's YAML file; a config that is one already is returned.
@@ -160,7 +160,7 @@ class EvaluationProtocol:
         A field that is added later with a default leaves the hashes of older suites as they were.
         """
         one = self._suite_of_one.model_construct(**{self.name: config})
-        return one.model_dump(mode="json", exclude_defaults=True)[self.name]
+        return one.identity_dump(exclude_defaults=True)[self.name]
 
 
 _registered: dict[str, EvaluationProtocol] = {}

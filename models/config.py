@@ -1,22 +1,18 @@
 """What a model is: one frozen, typed record that is stored as `config.json` beside the weights."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from .common.config import Config
 from .common.errors import UserError
-from .common.hash_stable import LaterFields
 from .common.validation import describe_validation_error
 from .mixers.registry import BUILT_IN, check_kind, mixer_class
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Mamba2Config(Section):
+class Mamba2Config(Config):
     """Mamba-2 (arXiv 2405.21060); the names are those of `mamba_ssm.Mamba2`."""
 
     d_state: Positive = 128
@@ -26,7 +22,7 @@ class Mamba2Config(Section):
     d_conv: Positive = 4
 
 
-class SKAConfig(LaterFields, Section):
+class SKAConfig(Config):
     """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/models.md says why.
 
     Attributes:
@@ -47,7 +43,7 @@ class SKAConfig(LaterFields, Section):
         allow_future_leak: take "sequence-max" although a token then sees later ones.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("gate_input",)
+    added = ("gate_input",)
 
     num_heads: Positive
     rank: Positive
@@ -85,14 +81,14 @@ class SKAConfig(LaterFields, Section):
         return self
 
 
-class AttentionConfig(Section):
+class AttentionConfig(Config):
     """Causal softmax attention with rotary positions."""
 
     num_heads: Positive
     rope_base: float = 10_000.0
 
 
-class FeedForwardConfig(Section):
+class FeedForwardConfig(Config):
     """Attributes:
     kind: "koopman" (arXiv 2605.06997 §3.4), "koopman-gated", or "swiglu".
     width: of the hidden layer.
@@ -110,7 +106,7 @@ class FeedForwardConfig(Section):
         return self
 
 
-class ModelConfig(LaterFields, Section):
+class ModelConfig(Config):
     """A stack of blocks, each a sequence mixer and a feed-forward, both pre-norm and residual.
 
     Attributes:
@@ -121,7 +117,7 @@ class ModelConfig(LaterFields, Section):
         allow_edge_ska: take SKA as the first or last mixer; otherwise these are to be Mamba-2 (arXiv 2605.06997 §3.3).
     """
 
-    later: ClassVar[tuple[str, ...]] = ("mixers",)
+    added = ("mixers",)
 
     name: str = "custom"
     vocab_size: Positive
@@ -131,7 +127,7 @@ class ModelConfig(LaterFields, Section):
     mamba2: Mamba2Config | None = None
     ska: SKAConfig | None = None
     attention: AttentionConfig | None = None
-    mixers: dict[str, dict[str, Any]] = {}
+    mixers: dict[str, dict[str, Any]] = Field(default={})
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     tie_embeddings: bool = True

@@ -24,7 +24,7 @@ def language_model_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> tu
 
     Args:
         logits: `[..., V]`; labels: int64 `[...]`, already shifted; loss_mask: `[...]`, the weight of each label, 0 where it
-            does not count. Shapes before V are `[B, T]`, or `[n]` after `model(tokens, at=loss_mask.bool())`.
+            does not count. Shapes before V are `[B, T]`, or `[n]` after `model(tokens, logits_to_keep=loss_mask.bool())`.
 
     Returns:
         The weighted sum in nats and the sum of the weights, fp32 scalars.
@@ -54,7 +54,7 @@ def projected_loss(
     The gradient is taken in the forward pass, where the logits are: nothing is computed twice.
 
     Args:
-        x: `[n, d]`, what the head reads: `model(..., read_out=...)` hands it out with the weight.
+        x: `[n, d]`, what the head reads: `model(..., head_fn=...)` hands it over with the weight.
         weight: `[V, d]`.
         labels: int64 `[n]`; loss_mask: `[n]`, the weight of each label.
         z_loss: the factor of `squared_log_partition`.

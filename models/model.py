@@ -32,16 +32,16 @@ class Block(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         context: SequenceContext | None = None,
-        written: Tensor | None = None,
-        openness: bool = False,
+        write_mask: Tensor | None = None,
+        return_gate_mean: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """With `openness`, which SKA with a write gate can tell, also how far the gate was open."""
-        inputs = self._inputs(token=token, written=written)
+        """`[B, T, d_model]`; with `return_gate_mean`, for a mixer with a write gate, a pair of that and its `gate_mean`."""
+        inputs = self._inputs(token=token, write_mask=write_mask)
         normed = self.mixer_norm(x)
-        opened = self.mixer.openness(normed, token) if openness else None
+        gate_mean = self.mixer.gate_mean(normed, token) if return_gate_mean else None
         x = x + self.mixer(normed, cu_seqlens=cu_seqlens, context=context, **inputs)
         x = x + self.feedforward(self.feedforward_norm(x))
-        return x if opened is None else (x, opened)
+        return x if gate_mean is None else (x, gate_mean)
 
     def extend(self, x: Tensor, cache: Any, real: Tensor, token: Tensor | None = None) -> tuple[Tensor, Any]:
         mixed, cache = self.mixer.extend(self.mixer_norm(x), cache, real, **self._inputs(token=token))
@@ -76,59 +76,62 @@ class EchoLM(nn.Module):
         tokens: Tensor,
         *,
         cu_seqlens: Tensor | None = None,
-        at: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
         context: SequenceContext | None = None,
-        written: Tensor | None = None,
-        openness: bool = False,
-        read_out: Callable[[Tensor, Tensor], Any] = F.linear,
+        write_mask: Tensor | None = None,
+        return_gate_mean: bool = False,
+        head_fn: Callable[[Tensor, Tensor], Any] = F.linear,
     ) -> Any:
-        """Logits of the next token, or what else `read_out` makes.
+        """Logits of the next token, or the result of another `head_fn`.
 
         Args:
             tokens: int64 `[B, T]`.
             cu_seqlens: int32 or int64 `[documents + 1]`, document borders in the flattened `B * T` tokens; every row
                 start is a border. Nothing passes a border.
-            at: the n positions whose logits are wanted, as bool `[B, T]` or as int64 `[n]` of the flattened tokens
+            logits_to_keep: the n positions whose logits are wanted, as bool `[B, T]` or as int64 `[n]` of the flattened tokens
                 (which a GPU needs not count first); default all. Where few labels count this saves most of the head,
                 a third of a small model's work.
-            context: tokens and `at` are this rank's segments of longer rows; the context holds the borders of the
+            context: tokens and `logits_to_keep` are this rank's segments of longer rows; the context holds the borders of the
                 whole rows, so `cu_seqlens` must be None. Gradients of parameters are this rank's share: their sum
                 over the group is the gradient. See `kernels/sequence.py`.
-            written: bool `[B, T]`, the positions that SKA layers write into their sums (the paper's prefix mask); default all.
-                For whole rows in one pass: neither segments nor decoding know it.
+            write_mask: bool `[B, T]`, the positions that SKA layers write into their sums (the paper's prefix mask); default
+                all. For whole rows in one pass, not for segments or decoding.
             openness: tell how far the write gates were open, too; for models that have some.
-            read_out: what is made of the normed residual stream, `[B, T, d_model]` or `[n, d_model]`, and the matrix of
-                the logits `[vocab_size, d_model]`. Training takes the loss here, without ever having all logits.
+            head_fn: function of the normed residual stream, `[B, T, d_model]` or `[n, d_model]`, and the matrix of the logits
+                `[vocab_size, d_model]`. Training computes the loss here, without ever holding all logits.
 
         Returns:
-            `[B, T, vocab_size]`, or `[n, vocab_size]` in the order of `at`, as wide as the weights; or what `read_out`
-            returns. With `openness` a pair: that, and the mean of `SKA.openness` over the layers that have a gate, an fp32 scalar.
+            `[B, T, vocab_size]`, or `[n, vocab_size]` in the order of `logits_to_keep`, in the dtype of the weights; or the
+            result of `head_fn`. With `return_gate_mean` a pair: that, and the mean of `gate_mean` over the layers that have a
+            write gate, an fp32 scalar.
 
         Raises:
-            ValueError: borders are given twice, or do not fit the tokens; `written` beside a context of several ranks;
-                `openness` of a model without write gates.
+            ValueError: borders are given twice, or do not fit the tokens; `write_mask` beside a context of several ranks;
+                `return_gate_mean` of a model without write gates.
         """
-        if openness and not self.has_write_gate:
-            raise ValueError("openness must be False: no layer of this model has a write gate")
+        if return_gate_mean and not self.has_write_gate:
+            raise ValueError("return_gate_mean must be False: no layer of this model has a write gate")
         if context is not None:
             if cu_seqlens is not None:
                 raise ValueError("cu_seqlens must be None beside a context, which holds the borders of whole rows")
             if context.world == 1:
                 cu_seqlens, context = context.cu_seqlens, None
-            elif written is not None:
-                raise ValueError("written must be None beside a context of several ranks: it needs whole rows")
+            elif write_mask is not None:
+                raise ValueError("write_mask must be None beside a context of several ranks: it needs whole rows")
         x, token = self.embed(tokens)
-        opened = []
+        gate_means = []
         for block in self.blocks:
-            asked = openness and block.mixer.has_write_gate
-            x = block(x, token, cu_seqlens=cu_seqlens, context=context, written=written, openness=asked)
-            if asked:
-                x, open_here = x
-                opened.append(open_here)
-        if at is not None:
-            x = x[at] if at.dtype == torch.bool else x.flatten(0, 1).index_select(0, at)
-        found = self.logits(x, read_out)
-        return (found, torch.stack(opened).mean()) if openness else found
+            options = dict(cu_seqlens=cu_seqlens, context=context, write_mask=write_mask)
+            if return_gate_mean and block.mixer.has_write_gate:
+                x, gate_mean = block(x, token, **options, return_gate_mean=True)
+                gate_means.append(gate_mean)
+            else:
+                x = block(x, token, **options)
+        if logits_to_keep is not None:
+            by_mask = logits_to_keep.dtype == torch.bool
+            x = x[logits_to_keep] if by_mask else x.flatten(0, 1).index_select(0, logits_to_keep)
+        result = self.logits(x, head_fn)
+        return (result, torch.stack(gate_means).mean()) if return_gate_mean else result
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens `[...]` to the residual stream that the first block gets, `[..., d_model]`, and to what write gates with
@@ -136,10 +139,10 @@ class EchoLM(nn.Module):
         x = self.embedding(tokens)
         return x, unit_rms(x, self.config.norm_eps) if self.reads_token else None
 
-    def logits(self, x: Tensor, read_out: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
-        """Residual stream `[..., d_model]` to logits `[..., vocab_size]`."""
+    def logits(self, x: Tensor, head_fn: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
+        """Residual stream `[..., d_model]` to logits `[..., vocab_size]`, or to the result of another `head_fn`."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        return read_out(self.final_norm(x), weight)
+        return head_fn(self.final_norm(x), weight)
 
     def initialize(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.embedding.weight, std=0.02, generator=generator)

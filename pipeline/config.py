@@ -8,7 +8,7 @@ import difflib
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -17,18 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..data_prep.config import DatasetConfig, MixtureConfig
 from ..models import ModelConfig, preset
+from ..models.common.config import Config
 from ..models.common.errors import UserError
 from ..models.common.files import sha256_json, write_text
-from ..models.common.hash_stable import LaterFields
 from ..models.common.validation import describe_validation_error, first_line
 
 IDENTITY_SECTIONS = ("seed", "data", "mixture", "model", "train")
-
-
-class Section(BaseModel):
-    """A section of the configuration: immutable, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelSection(BaseModel):
@@ -51,10 +45,11 @@ class ModelSection(BaseModel):
         return preset(self.preset, vocab_size=vocab_size, **overrides)
 
 
-class TrainSection(LaterFields, Section):
+class TrainSection(Config):
     """What is optimized, and for how long. Batch and warmup are in tokens; steps follow."""
 
-    later: ClassVar[tuple[str, ...]] = ("write_cost",)
+    added = ("gate_penalty",)
+    renamed = "train"
 
     sequence_length: int = Field(gt=0)
     batch_tokens: int = Field(gt=0)
@@ -70,7 +65,7 @@ class TrainSection(LaterFields, Section):
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clipping: float = Field(default=1.0, ge=0, description="0 turns it off")
     z_loss: float = Field(default=0.0, ge=0, description="weight of log(Z)^2, which keeps the logits from drifting")
-    write_cost: float = Field(
+    gate_penalty: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
@@ -97,7 +92,7 @@ class TrainSection(LaterFields, Section):
         return -(-self.warmup_tokens // self.batch_tokens)
 
 
-class RunSection(Section):
+class RunSection(Config):
     """How the run is carried out. Nothing here changes what is learned, up to rounding; all of it may change on resume."""
 
     workers: int = Field(default=1, gt=0, description="processes, one a GPU")
@@ -145,7 +140,7 @@ class RunSection(Section):
     )
 
 
-class EvaluationSection(Section):
+class EvaluationSection(Config):
     """What is evaluated beside the training."""
 
     suites: tuple[str, ...] = ()
@@ -160,7 +155,7 @@ class EvaluationSection(Section):
     gpus: float = Field(default=0, ge=0, description="Ray GPUs that a job reserves; with 0 it runs on the CPU")
 
 
-class RunConfig(Section):
+class RunConfig(Config):
     """Everything a run is. See `docs/recipes.md` for a tour."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -207,10 +202,10 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _gates_can_pay(self) -> "RunConfig":
-        if self.train.write_cost and not self.model.resolve(vocab_size=512).has_write_gate:
+    def _gate_penalty_has_gates(self) -> "RunConfig":
+        if self.train.gate_penalty and not self.model.resolve(vocab_size=512).has_write_gate:
             raise ValueError(
-                f"train.write_cost={self.train.write_cost} needs SKA layers with a write gate: {self.model.preset} has none"
+                f"train.gate_penalty={self.train.gate_penalty} needs SKA layers with a write gate: {self.model.preset} has none"
             )
         return self
 
@@ -243,8 +238,8 @@ class RunConfig(Section):
         return counts
 
     def identity_fields(self) -> dict[str, Any]:
-        """Plain values of the sections that say what is trained."""
-        return {key: value for key, value in self.resolved().items() if key in IDENTITY_SECTIONS}
+        """Plain values of the sections that say what is trained, renamed keys under their first names."""
+        return {key: value for key, value in self.identity_dump().items() if key in IDENTITY_SECTIONS}
 
     def identity(self) -> str:
         """SHA-256 of `identity_fields`."""

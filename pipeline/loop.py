@@ -28,7 +28,7 @@ from .monitoring.straggler import Stopwatch, StragglerDetector
 from .prefetch import Prefetcher
 from .run.events import EventLog
 from .run.folder import RunFolder
-from .schedule import learning_rate_at, write_price_at
+from .schedule import gate_penalty_at, learning_rate_at
 from .stop_signal import StopSignal
 from .update import Update, update
 
@@ -123,9 +123,9 @@ class _Loop:
                 rate = learning_rate_at(self.step, config.train)
                 flags = [stop.received, self.writer.failed()]
                 self.compute_timer.start()
-                price = write_price_at(self.step, config.train)
+                price = gate_penalty_at(self.step, config.train)
                 shared = dict(flags=flags, compute_seconds=compute_seconds, compute_timer=self.compute_timer)
-                done = update(self.engine, batch, rate, config, self.mesh, write_price=price, **shared)
+                done = update(self.engine, batch, rate, config, self.mesh, gate_penalty=price, **shared)
                 garbage.collect()
                 compute_seconds = stall + self.compute_timer.seconds()  # shared with the other ranks in the next step
                 self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens
@@ -207,14 +207,14 @@ class _Loop:
             self._event("straggler", step=self.step, **fields)
 
     def _report_checkpoints(self) -> None:
-        written = self.writer.written()
-        if written:
+        completed = self.writer.completed()
+        if completed:
             self._event(
                 "checkpoint",
-                step=written.step,
-                path=written.path.name,
-                seconds=written.seconds,
-                stall_seconds=written.stall_seconds,
+                step=completed.step,
+                path=completed.path.name,
+                seconds=completed.seconds,
+                stall_seconds=completed.stall_seconds,
             )
 
     def _where(self) -> dict[str, int]:

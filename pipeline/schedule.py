@@ -24,7 +24,7 @@ def learning_rate_at(step: int, train: TrainSection) -> float:
     return train.learning_rate * (floor + (1 - floor) * height)
 
 
-def write_price_at(step: int, train: TrainSection) -> float:
+def gate_penalty_at(step: int, train: TrainSection) -> float:
     """Nats for write gates that are all open, in update number `step` (from 0): none in the first half of the steps, as a model
-    must learn to write first, then growing to `write_cost` at the last."""
-    return train.write_cost * max(0.0, 2 * (step + 1) / train.steps - 1)
+    must learn to write first, then growing to `gate_penalty` at the last."""
+    return train.gate_penalty * max(0.0, 2 * (step + 1) / train.steps - 1)

@@ -24,7 +24,7 @@ class Update(NamedTuple):
     """The same on every rank.
 
     Attributes:
-        metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`; where it costs something, `gate_openness`.
+        metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`; with a gate penalty `gate_mean`.
         applied: False if a gradient was not finite: then no weight and no moment changed.
         flags: how many ranks raised each flag.
         compute_seconds: each rank's compute seconds in the previous step, by rank.
@@ -44,7 +44,7 @@ def update(
     mesh: Mesh,
     *,
     flags: list[bool],
-    write_price: float,
+    gate_penalty: float,
     compute_seconds: float = 0.0,
     compute_timer: Stopwatch | None = None,
 ) -> Update:
@@ -52,7 +52,7 @@ def update(
 
     Args:
         compute_seconds: this rank's compute seconds in the previous step.
-        write_price: nats for write gates that are open at every position of the batch, beside the loss (`write_price_at`).
+        write_price: nats for write gates that are open at every position of the batch, beside the loss (`gate_penalty_at`).
         compute_timer: stopped after the forward pass of the first micro-batch, before any rank waits for another.
     """
     for group in engine.optimizer.param_groups:
@@ -63,16 +63,17 @@ def update(
     scale = mesh.world * accumulation / batch.loss_mask.sum().item()
     rows = mesh.rows(batch)
     sums = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64, device=engine.device)  # nats and labels of each
-    openness = torch.zeros(1, dtype=torch.float64, device=engine.device)
+    gate_mean_sum = torch.zeros(1, dtype=torch.float64, device=engine.device)
     for index in range(accumulation):
-        nats, objective, opened = _losses(engine, rows.rows(index, accumulation), config.train, mesh)
+        nats, objective, gate_mean = _losses(engine, rows.rows(index, accumulation), config.train, mesh)
         sums += nats
         if compute_timer and index == 0:
             compute_timer.stop()
         objective = objective * scale
-        if opened is not None:
-            openness += opened.detach()
-            objective = objective + write_price * opened  # all have as many positions: the engine's mean is the batch's
+        if gate_mean is not None:
+            gate_mean_sum += gate_mean.detach()
+            # All micro-batches have as many positions, so the engine's mean is the batch's.
+            objective = objective + gate_penalty * gate_mean
         engine.backward(objective)
         norm = _replicated_gradient_norm(engine)
         if norm is None or math.isfinite(norm):
@@ -82,15 +83,15 @@ def update(
     seconds_by_rank = [0.0] * mesh.world
     seconds_by_rank[mesh.rank] = compute_seconds
     payload = torch.tensor([*flags, *seconds_by_rank], dtype=torch.float64, device=engine.device)
-    shared = torch.cat([sums.flatten(), payload, openness])
+    shared = torch.cat([sums.flatten(), payload, gate_mean_sum])
     dist.all_reduce(shared)
-    *totals, open_gates = shared.tolist()
+    *totals, total_gate_mean = shared.tolist()
     metrics: dict[str, float | None] = {"loss": sum(totals[:4:2]) / sum(totals[1:4:2])}
     for number, name in enumerate(COMPONENTS):
         if totals[2 * number + 1]:
             metrics[f"loss_{name}"] = totals[2 * number] / totals[2 * number + 1]
-    if config.train.write_cost:
-        metrics["gate_openness"] = open_gates / (mesh.world * accumulation)
+    if config.train.gate_penalty:
+        metrics["gate_mean"] = total_gate_mean / (mesh.world * accumulation)
     if norm is None:
         norm = float(engine.get_global_grad_norm())
     applied = math.isfinite(norm) and engine.was_step_applied()
@@ -116,21 +117,21 @@ def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple
     # The loss is taken only where a label counts: recall rows have few. Chosen on the CPU, so that a GPU need not wait; by
     # NumPy, for torch's threads take milliseconds to meet.
     mask = part(micro.loss_mask)
-    at = torch.from_numpy(np.flatnonzero(mask.numpy())).to(device, non_blocking=True)
+    kept = torch.from_numpy(np.flatnonzero(mask.numpy())).to(device, non_blocking=True)
     tokens, labels, weights, rows = (
         tensor.to(device, non_blocking=True)
         for tensor in (part(micro.tokens), part(micro.labels), mask, micro.is_recall)
     )
-    labels, weights = labels.flatten()[at], weights.flatten()[at]
+    labels, weights = labels.flatten()[kept], weights.flatten()[kept]
     loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=train.z_loss)
-    asked = {"at": at, "read_out": loss, "openness": train.write_cost > 0}
-    found = engine(tokens, **asked, **options)
+    heads = {"logits_to_keep": kept, "head_fn": loss, "return_gate_mean": train.gate_penalty > 0}
+    result = engine(tokens, **heads, **options)
     if context is not None and not _predictions_held(mesh, device):
-        found = engine(tokens, **asked, context=replace(context, predicted_sizes=None))
-    (objective, nats), opened = found if train.write_cost else (found, None)
+        result = engine(tokens, **heads, context=replace(context, predicted_sizes=None))
+    (objective, nats), gate_mean = result if train.gate_penalty else (result, None)
     both = torch.stack([nats * weights, weights]).double()
-    of_recall = (both * rows[at // mask.shape[1]]).sum(1)
-    return torch.stack([both.sum(1) - of_recall, of_recall]), objective, opened
+    of_recall = (both * rows[kept // mask.shape[1]]).sum(1)
+    return torch.stack([both.sum(1) - of_recall, of_recall]), objective, gate_mean
 
 
 def _predictions_held(mesh: Mesh, device: torch.device) -> bool:

@@ -129,7 +129,7 @@ def parity(case: dict, folder: Path) -> dict:
                 writer = CheckpointWriter(made.engine, run, made.config, step=0)
                 writer.begin(step, 0)
                 writer.finish()
-                if written := writer.written():
+                if written := writer.completed():
                     size = sum(file.stat().st_size for file in written.path.rglob("*") if file.is_file())
                     found = dict(seconds=written.seconds, stall_seconds=written.stall_seconds, bytes=size)
             losses.append(made.step(learnable_batch(step, *shape), PARITY_RATE)[1])

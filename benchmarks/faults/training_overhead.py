@@ -55,7 +55,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     writer = CheckpointWriter(engine, run, config, step=0)
     writer.begin(1, 512)
     writer.finish()
-    written = writer.written()
+    written = writer.completed()
     assert written is not None
     os.sync()
     started = time.perf_counter()

@@ -107,7 +107,7 @@ class Case:
         self.wait()
         started = time.perf_counter()
         done = update(
-            self.engine, batch or self.batch, learning_rate, self.config, self.mesh, flags=[], write_price=0.0
+            self.engine, batch or self.batch, learning_rate, self.config, self.mesh, flags=[], gate_penalty=0.0
         )
         self.garbage.collect()
         self.wait()

@@ -19,7 +19,7 @@ def continuation_scores(
     Requests are packed one after the other with document borders between them, so nothing is padded and nothing leaks.
 
     Args:
-        model: called as `model(tokens, cu_seqlens=..., at=...)`.
+        model: called as `model(tokens, cu_seqlens=..., logits_to_keep=...)`.
         requests: token ids of a context, at least one, and of its continuation.
         batch_tokens: tokens of one forward pass; a longer request makes a pass of its own.
 
@@ -56,7 +56,7 @@ def _packed_scores(
     labels = torch.tensor([token for _, continuation in requests for token in continuation], device=device)
     if len(labels) == 0:
         return [(0.0, True)] * len(requests)
-    logits = model(tokens, cu_seqlens=borders.to(device=device, dtype=torch.int32), at=at).float()
+    logits = model(tokens, cu_seqlens=borders.to(device=device, dtype=torch.int32), logits_to_keep=at).float()
     if not torch.isfinite(logits).all():
         raise FloatingPointError("continuations")
     nats = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0].cpu()

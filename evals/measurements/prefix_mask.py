@@ -1,6 +1,6 @@
-"""A model whose SKA layers write what precedes the first position of a row that is to be answered, and nothing from it on.
+"""The prefix mask of the Echo paper (arXiv 2605.06997): SKA layers write only the tokens before a row's first query.
 
-The prefix mask of the Echo paper (arXiv 2605.06997): told apart from the operator by ablation.
+The ablation sweep separates its effect from that of the operator.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from ...models.model import EchoLM
 
 
 class PrefixMasked(nn.Module):
-    """Takes what recall training and questions give a model, and says what is written."""
+    """Wraps a model and gives it the write mask of `tokens_before_queries` in recall training and evaluation."""
 
     def __init__(self, model: EchoLM):
         super().__init__()
@@ -29,20 +29,23 @@ class PrefixMasked(nn.Module):
         """The model's."""
         return self.model.config
 
-    def forward(self, tokens: Tensor, *, at: Tensor, openness: bool = False) -> Any:
-        """Logits at the questions; `at` as in `EchoLM.forward`, where position 0 of the first row stands for none."""
-        return self.model(tokens, at=at, written=before_questions(at, tokens.shape), openness=openness)
+    def forward(self, tokens: Tensor, *, logits_to_keep: Tensor, return_gate_mean: bool = False) -> Any:
+        """Logits at the queries; `logits_to_keep` as in `EchoLM.forward`, where position 0 of the first row stands for none."""
+        write_mask = tokens_before_queries(logits_to_keep, tokens.shape)
+        return self.model(
+            tokens, logits_to_keep=logits_to_keep, write_mask=write_mask, return_gate_mean=return_gate_mean
+        )
 
 
-def before_questions(at: Tensor, shape: torch.Size) -> Tensor:
-    """bool `[B, T]`: the tokens before the first position that is asked in their row; all of a row that asks nothing.
+def tokens_before_queries(queries: Tensor, shape: torch.Size) -> Tensor:
+    """bool `[B, T]`: the tokens before the first query of their row; all tokens of a row without queries.
 
     Args:
-        at: bool `[B, T]`, or int64 `[n]` of the flattened tokens, 0 for none.
+        queries: their positions, as bool `[B, T]`, or as int64 `[n]` of the flattened tokens, 0 for none.
     """
-    asked = at
-    if at.dtype != torch.bool:
-        asked = torch.zeros(shape.numel(), dtype=torch.bool, device=at.device).index_fill(0, at, True)
-        asked[:1].fill_(False)  # an assignment would copy from the host, which a CUDA graph cannot hold
-        asked = asked.view(shape)
-    return asked.cumsum(1) == 0
+    is_query = queries
+    if queries.dtype != torch.bool:
+        is_query = torch.zeros(shape.numel(), dtype=torch.bool, device=queries.device).index_fill(0, queries, True)
+        is_query[:1].fill_(False)  # an assignment would copy from the host, which a CUDA graph cannot hold
+        is_query = is_query.view(shape)
+    return is_query.cumsum(1) == 0

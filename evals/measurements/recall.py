@@ -66,7 +66,7 @@ def answer_logits(
     """Logits `[N, Q, V]` of the token after each query position.
 
     Args:
-        model: called as `model(tokens, at=mask)`: int64 `[B, T]` to logits `[n, V]` at the n positions of the mask; an
+        model: called as `model(tokens, logits_to_keep=mask)`: int64 `[B, T]` to logits `[n, V]` at the n positions of the mask; an
             `EchoLM` if recurrent.
         recurrent: read what precedes the first question in segments that pass a state on, then token by token: the
             memory is that of one segment, whatever the length (attention layers excepted).
@@ -75,7 +75,7 @@ def answer_logits(
     positions = torch.from_numpy(np.array(batch.query_positions)).to(device)
     if not recurrent:
         asked = torch.zeros(tokens.shape, dtype=torch.bool, device=device).scatter_(1, positions, True)
-        return model(tokens, at=asked).unflatten(0, positions.shape)
+        return model(tokens, logits_to_keep=asked).unflatten(0, positions.shape)
     first, last = int(positions.min()), int(positions.max())
     logits, cache = prefill(model, tokens[:, : first + 1])
     found = logits.new_zeros(*positions.shape, logits.shape[-1])

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from ...data_prep.recall import minimum_length, num_queries, task_of
-from ..config_base import Frozen, PositiveInts
+from ...models.common.config import Config, PositiveInts
 
 
-class RecallGrid(Frozen):
+class RecallGrid(Config):
     """One recall task at every combination of `pairs`, lengths and what `vary` lists, at least `queries` answers each.
 
     Attributes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ..config_base import Frozen
+from ...models.common.config import Config
 from ..layout import bigbench_folder
 from ..registry import EvaluationContext, EvaluationProtocol, ProtocolResult
 from .harness import summarize
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...models import EchoLM
 
 
-class BigbenchConfig(Frozen):
+class BigbenchConfig(Config):
     """Multiple-choice items of the PyPI package `bigbench`: folders or files below its `benchmark_tasks`."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]

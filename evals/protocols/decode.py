@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ..config_base import Frozen, PositiveInts
+from ...models.common.config import Config, PositiveInts
 from ..markdown import markdown_table
 from ..registry import EvaluationContext, EvaluationProtocol, ProtocolResult, SuiteResults
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...models import EchoLM
 
 
-class DecodeConfig(Frozen):
+class DecodeConfig(Config):
     """Decoding `tokens` tokens of `batch` sequences after each context."""
 
     contexts: PositiveInts

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from ...models.common.config import Config
 from ...models.common.errors import UserError
 from ...models.common.files import sha256_file
-from ..config_base import Frozen
 from ..markdown import markdown_table
 from ..registry import EvaluationContext, EvaluationProtocol, ProtocolResult, SuiteResults
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...models import EchoLM
 
 
-class HarnessConfig(Frozen):
+class HarnessConfig(Config):
     """Tasks of lm-evaluation-harness.
 
     Attributes:

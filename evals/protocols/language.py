@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ..config_base import Frozen
+from ...models.common.config import Config
 from ..markdown import markdown_table
 from ..registry import EvaluationContext, EvaluationProtocol, ProtocolResult, SuiteResults
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...models import EchoLM
 
 
-class LanguageConfig(Frozen):
+class LanguageConfig(Config):
     """Held-out documents up to `tokens` tokens in all, in rows of `sequence_length` tokens; of each source apart too."""
 
     tokens: int = Field(gt=1)

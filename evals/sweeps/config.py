@@ -4,19 +4,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from ...data_prep.recall import RecallVocabulary, check_room, task_of
+from ...models.common.config import Config
 from ...models.common.errors import UserError
+from ...models.common.renamed_keys import with_new_keys
 from ...models.common.validation import describe_validation_error
-from ..config_base import Frozen
 from ..measurements.recall_cells import RecallCell, RecallGrid, cells_of
 from .training_config import RecallTraining
 
 SWEEP_FOLDER = Path(__file__).parent / "configs"
 
 
-class Arm(Frozen):
+def _with_new_keys(training: dict[str, Any]) -> dict[str, Any]:
+    return with_new_keys("recall_training", training)
+
+
+class Arm(Config):
     """A model of the table: a preset, fields of its config that differ, fields of the training that differ.
 
     Attributes:
@@ -29,19 +34,19 @@ class Arm(Frozen):
 
     preset: str
     model: dict[str, Any] = Field(default={})
-    training: dict[str, Any] = Field(default={})
+    training: Annotated[dict[str, Any], AfterValidator(_with_new_keys)] = Field(default={})
     longest: int | None = Field(default=None, gt=0)
     only: tuple[tuple[int, int], ...] = ()
     tokens: int | None = Field(default=None, gt=0)
     prefix_mask: bool = False
 
 
-class Curriculum(Frozen):
+class Curriculum(Config):
     """A cell's model begins with shorter gaps than the cell's.
 
     Attributes:
         gaps: those up to the cell's own, in this order, and then the cell's own unless that was the last. One may come twice:
-            where the first does, `write_cost` has a second length to begin at in every cell.
+            where the first does, `gate_penalty` has a second length to begin at in every cell.
         lengthen_at: so large a share of the last answers right, and the next gap follows (see `RecallTraining`).
     """
 
@@ -49,7 +54,7 @@ class Curriculum(Frozen):
     lengthen_at: float = Field(gt=0, le=1)
 
 
-class CellTraining(Frozen):
+class CellTraining(Config):
     """Every cell is learned by a model of its own, on the cell's task and pairs alone, at its length or, in a curriculum, up to it.
 
     Attributes:
@@ -64,7 +69,7 @@ class CellTraining(Frozen):
     enough: float | None = Field(default=None, gt=0, le=1)
 
 
-class VocabularySizes(Frozen):
+class VocabularySizes(Config):
     """How many keys, values and noise tokens there are; a third of the noise is never shown in training."""
 
     num_keys: int = Field(default=RecallVocabulary.num_keys, gt=0)
@@ -75,7 +80,7 @@ class VocabularySizes(Frozen):
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class PublishedCell(Frozen):
+class PublishedCell(Config):
     """One published accuracy, by arm, of one cell."""
 
     task: str
@@ -84,7 +89,7 @@ class PublishedCell(Frozen):
     percent: Annotated[dict[str, Percent], Field(min_length=1)]
 
 
-class Published(Frozen):
+class Published(Config):
     """What others published on the same tasks, for people to compare: it changes no run.
 
     Attributes:
@@ -97,7 +102,7 @@ class Published(Frozen):
     cells: tuple[PublishedCell, ...] = ()
 
 
-class RecallTable(Frozen):
+class RecallTable(Config):
     """Attributes:
     vocabulary: the ids that every model knows, and no others.
     match: the arm whose non-embedding parameters the others get, by the width of their feed-forwards; None leaves them.

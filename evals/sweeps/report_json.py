@@ -19,7 +19,7 @@ def as_json(report: Report, command: str) -> str:
         "command": command,
         "runs": {"planned": report.planned, "found": len(report.found)},
         **origin(report),
-        "training": table.training.model_dump(mode="json", exclude={"learning_rate"}),
+        "training": {name: value for name, value in table.training if name != "learning_rate"},
         "mean_of": report.mean_of,
         "own_questions": table.own_questions,
         "chance": {task: report.chance(task) for task in report.tasks},

@@ -17,9 +17,6 @@ from ..measurements.recall_cells import RecallCell
 from .config import Arm, CellTraining, RecallTable, VocabularySizes
 from .training_config import RecallTraining
 
-# Of a training; where they are not used they do not count, so that older results keep their ids.
-LATER_FIELDS = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "write_cost")
-
 
 @dataclass(frozen=True)
 class RecallRun:
@@ -59,9 +56,9 @@ def runs_of(table: RecallTable) -> list[RecallRun]:
                         own = RecallTraining.model_validate(values | of_cell)
                     except ValidationError as error:
                         raise UserError(f"arm {name}: {describe_validation_error(error, RecallTraining)}") from error
-                    if own.write_cost and not configs[name].has_write_gate:
+                    if own.gate_penalty and not configs[name].has_write_gate:
                         raise UserError(
-                            f"arm {name}: write_cost needs SKA layers with a write gate, its model has none"
+                            f"arm {name}: gate_penalty needs SKA layers with a write gate, its model has none"
                         )
                     _check_rooms(name, own, table)
                     run_id = _run_id(table, arm, configs[name], own, seed, asked)
@@ -131,11 +128,7 @@ def _run_id(
     seed: int,
     cells: tuple[RecallCell, ...],
 ) -> str:
-    described = training.model_dump(mode="json")
-    for name in LATER_FIELDS:
-        if described[name] == RecallTraining.model_fields[name].default:
-            del described[name]
-    parts = [config.model_dump(mode="json", exclude={"name"}), described, seed]
+    parts = [config.identity_dump(exclude={"name"}), training.identity_dump(), seed]
     if table.vocabulary != VocabularySizes():
         parts.append(table.vocabulary.model_dump())
     if arm.prefix_mask:

@@ -130,10 +130,10 @@ class RecallTrainer:
             purpose: names the stream of sequences; evaluations use "evaluation".
 
         Raises:
-            UserError: a task refuses these pairs at one of these lengths; a `write_cost` without write gates.
+            UserError: a task refuses these pairs at one of these lengths; a `gate_penalty` without write gates.
         """
-        if training.write_cost and not model.config.has_write_gate:
-            raise UserError("write_cost needs SKA layers with a write gate: this model has none")
+        if training.gate_penalty and not model.config.has_write_gate:
+            raise UserError("gate_penalty needs SKA layers with a write gate: this model has none")
         self.model, self.training = model.train(), training
         self.device = torch.device(device)
         self.done, self.tokens, self.finished = 0, 0, False
@@ -144,7 +144,7 @@ class RecallTrainer:
         else:
             self._now = [self._in_turn(i) for i in range(len(training.lengths))]
         self._rate = self._now[0].rates[0].clone()
-        self._pays = training.write_cost > 0
+        self._has_gate_penalty = training.gate_penalty > 0
         groups = parameter_groups(model, training.weight_decay)
         options = dict(fused=True, capturable=self.device.type == "cuda")
         self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), **options)
@@ -259,11 +259,11 @@ class RecallTrainer:
         self._rate.copy_(at.rates.index_select(0, at.next)[0] * self._share)
         self._optimizer.zero_grad(set_to_none=True)
         with precision_of(self.training, self.device):
-            found = self.model(tokens.long(), at=places, openness=self._pays)
-        logits = found[0] if self._pays else found
+            result = self.model(tokens.long(), logits_to_keep=places, return_gate_mean=self._has_gate_penalty)
+        logits, gate_mean = result if self._has_gate_penalty else (result, None)
         total, count = language_model_loss(logits, labels, weight)
         loss = total / count
-        (loss + self._price() * found[1] if self._pays else loss).backward()
+        (loss if gate_mean is None else loss + self._gate_penalty_now() * gate_mean).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self.losses.index_copy_(0, self._step, loss.detach()[None])
@@ -273,11 +273,11 @@ class RecallTrainer:
         self._step += 1
         at.next += 1
 
-    def _price(self) -> Tensor | float:
-        """Nats for gates that are all open, in this step."""
+    def _gate_penalty_now(self) -> Tensor | float:
+        """The gate penalty of this step, nats for write gates that are open at every position."""
         if self.training.lengthen_at is None:
-            return self.training.write_cost * (2 * (self._step[0] + 1) / self.training.steps - 1).clamp(min=0)
-        return self.training.write_cost * (len(self._later) + 1 < len(self.training.lengths))
+            return self.training.gate_penalty * (2 * (self._step[0] + 1) / self.training.steps - 1).clamp(min=0)
+        return self.training.gate_penalty * (len(self._later) + 1 < len(self.training.lengths))
 
     def _record(self, at: AtLength) -> torch.cuda.CUDAGraph:
         self._stream.synchronize()

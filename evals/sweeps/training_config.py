@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..config_base import Frozen, PositiveInts
+from ...models.common.config import Config, PositiveInts
 
 
-class RecallTraining(Frozen):
+class RecallTraining(Config):
     """Training on recall alone. The defaults are what a model that never saw recall gets, as a throw-away copy, before it
     is asked.
 
@@ -24,10 +24,13 @@ class RecallTraining(Frozen):
         stop_at: the training ends when so large a share of its last answers is right (of a curriculum: at the last length). Every
             sequence is new, so this says what an evaluation would. `cooldown` steps follow, as far as steps and tokens
             go, in which the rate falls to zero: what full steps are still off by.
-        write_cost: nats for write gates that are open at every position, added to the loss: nothing in the first half of the
+        gate_penalty: nats for write gates that are open at every position, added to the loss: nothing in the first half of the
             steps, as a model must learn to write first, then growing to this at the last; in a curriculum nothing at the
-            first length, all of it after. See `SKA.openness`.
+            first length, all of it after. See `SKA.gate_mean`.
     """
+
+    added = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "gate_penalty")
+    renamed = "recall_training"
 
     steps: int = Field(default=500, gt=0)
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("sysprompt", "tooltrace")
@@ -44,14 +47,14 @@ class RecallTraining(Frozen):
     lengthen_at: float | None = Field(default=None, gt=0, le=1)
     stop_at: float | None = Field(default=None, gt=0, le=1)
     cooldown: int = Field(default=0, ge=0)
-    write_cost: float = Field(default=0.0, ge=0)
+    gate_penalty: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _check(self):
-        if self.write_cost and self.lengthen_at is None:
+        if self.gate_penalty and self.lengthen_at is None:
             for name in ("stop_at", "tokens"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"write_cost grows with the steps, which {name} cuts short: give one of the two")
+                    raise ValueError(f"gate_penalty grows with the steps, which {name} cuts short: give one of the two")
         if self.lengthen_at is not None and self.tokens is None:
             raise ValueError("lengthen_at shares out `tokens`: give it a number of them")
         if self.tokens is not None:

@@ -1,22 +1,40 @@
 """Keys of stored files that were renamed: files that earlier versions wrote keep opening.
 
-One table for the whole project. A key that stands here is read under both spellings and written under the new one; what is
-hashed into an identity keeps the old spelling (`Config.identity_dump`), so that existing datasets, runs and studies stay the
+One table for the whole project. A key that stands here is read under both spellings and written under the new one. What is
+hashed into an identity keeps the first spelling (`Config.identity_dump`), so that existing runs, suites and sweeps stay the
 same ones.
 """
 
 from typing import Any
 
+from .errors import UserError
+
 # What is stored -> old key -> new key.
 RENAMED: dict[str, dict[str, str]] = {
+    "train": {"write_cost": "gate_penalty"},  # a run's config.yaml, and recipes
+    "recall_training": {"write_cost": "gate_penalty"},  # suites (`adapt`) and sweeps (`training`)
+    "event": {"gate_openness": "gate_mean"},  # events.jsonl
     "heartbeat": {"gang": "worker_group"},
 }
 
 
 def with_new_keys(what: str, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` of a stored record under today's keys; an old spelling counts only where the new one is absent."""
+    """`values` of a stored record under today's keys.
+
+    Raises:
+        UserError: a key stands there under both spellings with two values.
+    """
     renamed = RENAMED[what]
     if renamed.keys().isdisjoint(values):
         return values
     new = {key: value for key, value in values.items() if key not in renamed}
-    return new | {renamed[key]: values[key] for key in renamed if key in values and renamed[key] not in values}
+    for old_key, new_key in renamed.items():
+        if old_key in values and new.setdefault(new_key, values[old_key]) != values[old_key]:
+            raise UserError(f"{old_key} is the old name of {new_key}: give one of the two")
+    return new
+
+
+def with_old_keys(what: str, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` under the keys of the first version, in their order."""
+    old_of = {new: old for old, new in RENAMED[what].items()}
+    return {old_of.get(key, key): value for key, value in values.items()}

@@ -48,7 +48,7 @@ class Attention(SequenceMixer):
             ids = document_ids(starts)
             seen = (ids[:, :, None] == ids[:, None, :]).tril()
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
-        return self._read_out(y)
+        return self._project_out(y)
 
     def _forward_segment(self, x: Tensor, context: SequenceContext) -> Tensor:
         """Queries of this rank's segment, keys and values of all segments up to it."""
@@ -66,7 +66,7 @@ class Attention(SequenceMixer):
             from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler: a second at each start
 
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(length, k.shape[2]))
-        return self._read_out(y)
+        return self._project_out(y)
 
     @classmethod
     def build(cls, config: ModelConfig) -> "Attention":
@@ -130,7 +130,7 @@ class Attention(SequenceMixer):
         # A padded query may find nothing real to see; it sees itself, and nobody reads it.
         own = torch.ones_like(causal).triu(past) & causal
         y = F.scaled_dot_product_attention(q, cache.k, cache.v, attn_mask=(causal & cache.real[:, None] | own)[:, None])
-        return self._read_out(y), cache
+        return self._project_out(y), cache
 
     def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
         """One token, `[B, d_model]`."""
@@ -147,7 +147,7 @@ class Attention(SequenceMixer):
         half = x.shape[-1] // self.num_heads // 2
         return _rotation_of_row(first, x.shape[1], half, self.rope_base, x.dtype, x.device)
 
-    def _read_out(self, y: Tensor) -> Tensor:
+    def _project_out(self, y: Tensor) -> Tensor:
         return self.out_proj(y.transpose(1, 2).flatten(-2))
 
     def initialize(self, generator: torch.Generator) -> None:

@@ -66,7 +66,7 @@ class Mamba2(SequenceMixer):
         convolved = self._convolve(inputs, first=first, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)
         values, b, c = self._heads(convolved)
         y = ssd_scan(values, steps, a, b, c, d=self.D, state=state, cu_seqlens=cu_seqlens)
-        return self._read_out(y, z)
+        return self._project_out(y, z)
 
     @classmethod
     def build(cls, config: ModelConfig) -> "Mamba2":
@@ -129,7 +129,7 @@ class Mamba2(SequenceMixer):
         newest = real.sum(1)[:, None] + torch.arange(taps, device=x.device)
         seen = torch.cat((cache.conv, inputs), 1)
         conv = seen.gather(1, newest[..., None].expand(-1, -1, seen.shape[-1]))
-        return self._read_out(y, z), Mamba2Cache(conv, ssm)
+        return self._project_out(y, z), Mamba2Cache(conv, ssm)
 
     def step(self, x: Tensor, cache: Mamba2Cache) -> tuple[Tensor, Mamba2Cache]:
         """One token, `[B, d_model]`."""
@@ -141,7 +141,7 @@ class Mamba2(SequenceMixer):
         b, c, wide = (at_least_fp32(t) for t in (b.repeat_interleave(share, 1), c.repeat_interleave(share, 1), values))
         ssm = ssd_update(cache.ssm, wide, self._step_sizes(dt), self._a(), b)
         y = torch.einsum("bhpn,bhn->bhp", ssm, c) + wide * self.D[:, None]
-        return self._read_out(y.to(values.dtype), z), Mamba2Cache(seen[:, 1:], ssm)
+        return self._project_out(y.to(values.dtype), z), Mamba2Cache(seen[:, 1:], ssm)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output gate, the convolution's inputs, and raw step sizes."""
@@ -155,7 +155,7 @@ class Mamba2(SequenceMixer):
     def _convolve(self, inputs: Tensor, **options: Any) -> Any:
         return causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, **options)
 
-    def _read_out(self, y: Tensor, z: Tensor) -> Tensor:
+    def _project_out(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.norm(y.flatten(-2), z))
 
     @property

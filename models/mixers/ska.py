@@ -44,7 +44,7 @@ class SKA(SequenceMixer):
     """
 
     options = SKAConfig
-    inputs = frozenset({"token", "written"})
+    inputs = frozenset({"token", "write_mask"})
 
     def __init__(self, d_model: int, config: SKAConfig):
         super().__init__()
@@ -65,34 +65,34 @@ class SKA(SequenceMixer):
         token: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         context: SequenceContext | None = None,
-        written: Tensor | None = None,
+        write_mask: Tensor | None = None,
     ) -> Tensor:
         if context is not None and context.world > 1 and self.config.normalization == "sequence-max":
             raise UserError('ska.normalization "sequence-max" needs whole rows: use "l2", or no sequence parallelism')
         y = ska_attention(
-            *self.keys(x, cu_seqlens, written, token),
+            *self.keys(x, cu_seqlens, write_mask, token),
             **self._options(),
             mode=self.config.mode,
-            mask=written,
+            mask=write_mask,
             cu_seqlens=cu_seqlens,
             context=context,
         )
-        return self._read_out(y, x.dtype)
+        return self._project_out(y, x.dtype)
 
     def keys(
         self,
         x: Tensor,
         cu_seqlens: Tensor | None = None,
-        written: Tensor | None = None,
+        write_mask: Tensor | None = None,
         token: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`. Keys that are not `written` set no
+        """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`. Keys outside of `write_mask` set no
         measure for "sequence-max"."""
         packed = self._project(x, token)
         longest = None
         if self.config.normalization == "sequence-max":
             k = self._unpack(packed)[1]
-            k = k if written is None else k * written[..., None, None]
+            k = k if write_mask is None else k * write_mask[..., None, None]
             longest = longest_key(k, inner_borders(cu_seqlens, *x.shape[:2], x.device))
         return self._normalize_and_gate(packed, longest)
 
@@ -211,13 +211,13 @@ class SKA(SequenceMixer):
             visible = ska_attention(q, k, v, **options, mode="chunk", mask=seen, state=past)[1]
             chunked = dict(visible=visible, position=position)
         decode = start_decoding(sums, ridge=self.config.ridge, **chunked)
-        return self._read_out(y, x.dtype), SKACache(decode, longest)
+        return self._project_out(y, x.dtype), SKACache(decode, longest)
 
     def step(self, x: Tensor, cache: SKACache, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
         """One token, `[B, d_model]`; the cache is updated in place and returned."""
         q, k, v = self._normalize_and_gate(self._project(x, token), cache.longest)
         y = ska_step(q, k, v, cache.decode, **self._options())
-        return self._read_out(y, x.dtype), cache
+        return self._project_out(y, x.dtype), cache
 
     def _options(self) -> dict:
         config = self.config
@@ -245,7 +245,7 @@ class SKA(SequenceMixer):
         """What the gate is made of: `[..., H]`, or None without a gate."""
         return None if self.gate_proj is None else self.gate_proj(self._seen_by_gate(x, token))
 
-    def openness(self, x: Tensor, token: Tensor | None = None) -> Tensor:
+    def gate_mean(self, x: Tensor, token: Tensor | None = None) -> Tensor:
         """The mean of sigmoid(gate logit) over positions and heads, an fp32 scalar: what a cost on open gates is taken of.
 
         Of the logit, not of the gate: it pushes gates that are shut already, away from the point where they open, and hardly
@@ -293,7 +293,7 @@ class SKA(SequenceMixer):
             k, v = ((at_least_fp32(t) * gate[..., None]).to(t.dtype) for t in (k, v))
         return q, k, v
 
-    def _read_out(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+    def _project_out(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         return self.out_proj(y.flatten(-2).to(dtype), self.eta)
 
     def initialize(self, generator: torch.Generator) -> None:

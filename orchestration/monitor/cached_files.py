@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
+from ...models.common.renamed_keys import with_new_keys
+
 T = TypeVar("T")
 Stamp = tuple[int, int] | None
 
@@ -105,4 +107,5 @@ def _event(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and "kind" in event and "time" in event else None
+    whole = isinstance(event, dict) and "kind" in event and "time" in event
+    return with_new_keys("event", event) if whole else None

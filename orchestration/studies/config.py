@@ -9,16 +9,16 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ...data_prep.config import DatasetConfig, MixtureConfig
+from ...models.common.config import Config
 from ...models.common.errors import UserError
 from ...models.common.validation import describe_validation_error, first_line
 from ...models.presets import FAMILIES, SIZES
-from ...pipeline.config import Section
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 
 
-class SizeConfig(Section):
+class SizeConfig(Config):
     """A rung of the ladder: a size of the presets, and fields of the model to change in every family.
 
     Attributes:
@@ -32,7 +32,7 @@ class SizeConfig(Section):
     feedforward_width: int | None = Field(default=None, gt=0)
 
 
-class BudgetConfig(Section):
+class BudgetConfig(Config):
     """How long every size trains; one of the three.
 
     Attributes:
@@ -63,7 +63,7 @@ class BudgetConfig(Section):
         return tuple(sorted(getattr(self, self.kind)))
 
 
-class SweepConfig(Section):
+class SweepConfig(Config):
     """A small sweep that finds the learning rate: `factors` times the rule's, at some sizes, at one budget.
 
     Attributes:
@@ -77,7 +77,7 @@ class SweepConfig(Section):
     budget: int = Field(default=0, ge=0)
 
 
-class LearningRateConfig(Section):
+class LearningRateConfig(Config):
     """`value * (parameters / at_parameters) ** exponent`, parameters without embeddings; a sweep replaces it by a fit."""
 
     value: Positive
@@ -86,7 +86,7 @@ class LearningRateConfig(Section):
     sweep: SweepConfig | None = None
 
 
-class BatchConfig(Section):
+class BatchConfig(Config):
     """`value * (tokens / at_tokens) ** exponent` tokens a batch, to the nearest power of two sequences."""
 
     value: int = Field(gt=0)
@@ -94,7 +94,7 @@ class BatchConfig(Section):
     exponent: float = 0.0
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Config):
     """What all cells share; see `TrainSection` for the meaning of each."""
 
     sequence_length: int = Field(gt=0)
@@ -106,14 +106,14 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(Config):
     """Suites on the last checkpoint of every cell, and the metric that is the loss of the fits."""
 
     suites: tuple[str, ...] = Field(default=("language",), min_length=1)
     loss: str = "language/bits_per_byte"
 
 
-class HardwareConfig(Section):
+class HardwareConfig(Config):
     """Where it runs, for predictions and packing. Changes nothing that is learned.
 
     Attributes:
@@ -171,7 +171,7 @@ class HardwareConfig(Section):
         return self.tflops[size] if isinstance(self.tflops, dict) else self.tflops
 
 
-class LimitConfig(Section):
+class LimitConfig(Config):
     """What makes a cell impossible, or not worth its cost."""
 
     min_steps: int = Field(default=20, gt=0)
@@ -179,7 +179,7 @@ class LimitConfig(Section):
     max_hours: Positive | None = None
 
 
-class FitConfig(Section):
+class FitConfig(Config):
     """How the cells become laws.
 
     Attributes:
@@ -196,7 +196,7 @@ class FitConfig(Section):
     state_context: int = Field(default=2048, gt=0)
 
 
-class StudyConfig(Section):
+class StudyConfig(Config):
     """Everything a study is. `docs/studies.md` is the tour."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

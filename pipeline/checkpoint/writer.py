@@ -34,8 +34,8 @@ MEMORY_SHARE = 0.5  # of what is free may be taken for a copy
 POLL_SECONDS = 0.02
 
 
-class Written(NamedTuple):
-    """A checkpoint that became complete. `seconds` from its begin; training stood still for `stall_seconds` of them."""
+class CheckpointRecord(NamedTuple):
+    """A checkpoint that became complete: `seconds` it took, in `stall_seconds` of which training stood still."""
 
     step: int
     path: Path
@@ -76,7 +76,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._rank_written, self._given_up = threading.Event(), threading.Event()
         self._error: Exception | None = None
-        self._written: Written | None = None
+        self._completed: CheckpointRecord | None = None
         self._latest_step = step
 
     def begin(self, step: int, tokens: int) -> None:
@@ -109,7 +109,7 @@ class CheckpointWriter:
                 self._rank_written.set()
                 if dist.get_rank() == 0 and self._complete(partial, final, state):
                     now = time.perf_counter()
-                    self._written = Written(step, final, now - started, stalled if beside else now - started)
+                    self._completed = CheckpointRecord(step, final, now - started, stalled if beside else now - started)
             except Exception as problem:  # raised by `finish`, on every rank
                 self._error = problem
                 self._rank_written.set()
@@ -129,10 +129,10 @@ class CheckpointWriter:
         """Whether this rank knows that the current write failed; `finish` raises it."""
         return self._error is not None
 
-    def written(self) -> Written | None:
-        """The checkpoint that became complete since the last call, on rank 0."""
-        written, self._written = self._written, None
-        return written
+    def completed(self) -> CheckpointRecord | None:
+        """The checkpoint that became complete since the last call, on rank 0; else None."""
+        completed, self._completed = self._completed, None
+        return completed
 
     def finish(self) -> None:
         """Wait until the checkpoint being written is complete.

@@ -5,7 +5,7 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 - `start`: `step` (the step that training goes on from), `tokens`, `pid` (of rank 0), `world_size`, `zero_stage`,
   `sequence_parallel`, `device`, `nodes` (name of the node of each rank)
 - `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where the batch has such rows (a small one
-  not at every step), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_openness` (with `train.write_cost`:
+  not at every step), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_mean` (with `train.gate_penalty`:
   mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known
   peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`
 - `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.common.errors import UserError
+from ...models.common.renamed_keys import with_new_keys
 from ...models.common.run_layout import SUPERVISION
 
 SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed")
@@ -110,9 +111,9 @@ class _Tail:
         events = []
         for number, line in enumerate(whole.splitlines(), start=self._lines + 1):
             try:
-                event = json.loads(line)
+                event = with_new_keys("event", json.loads(line))
                 event["kind"]
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
                     f"{self.path}, line {number} is not an event: remove that line, the others stay valid"
                 ) from error

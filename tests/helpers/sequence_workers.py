@@ -99,7 +99,7 @@ def on_whole_rows(name, borders, dtype, at=None, weights_in=None):
     """Logits and gradients without a context; of weights that are rounded to another precision first."""
     model = make_model(name, weights_in or dtype).to(dtype)
     tokens, weights = batch()
-    logits = model(tokens, cu_seqlens=offsets(borders), at=at)
+    logits = model(tokens, cu_seqlens=offsets(borders), logits_to_keep=at)
     (logits * (weights if at is None else weights[at]).to(dtype)).sum().backward()
     return [logits.detach().cpu(), *(weight.grad.cpu() for weight in model.parameters())]
 
@@ -112,7 +112,7 @@ def on_segments(name, borders, dtype, group, at=None):
     if at is not None:
         at = context.segment(at)
         weights = weights[at]
-    logits = model(tokens, context=context, at=at)
+    logits = model(tokens, context=context, logits_to_keep=at)
     (logits * weights.to(dtype)).sum().backward()
     logits = logits.detach().cpu()
     gradients = [weight.grad.cpu().to(torch.promote_types(dtype, torch.float32)) for weight in model.parameters()]

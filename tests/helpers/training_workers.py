@@ -17,7 +17,7 @@ from echo_lm.pipeline import engine as engine_module
 from echo_lm.pipeline.checkpoint.zero_state import fragments
 from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.mesh import make_mesh
-from echo_lm.pipeline.schedule import learning_rate_at, write_price_at
+from echo_lm.pipeline.schedule import gate_penalty_at, learning_rate_at
 from tests.helpers.ports import free_port
 
 # A ridge of 1e-3 multiplies rounding up to a thousandfold, from step to step; what is tested is the same with a larger one.
@@ -25,7 +25,7 @@ ECHO = ["model.preset=echo-1m", "model.layers=[mamba2,ska]", "model.ska.ridge=0.
 MODELS = {
     "echo": ECHO,
     "token gate": [*ECHO, "model.ska.gate_input=token"],
-    "dear gate": [*ECHO, "train.write_cost=10"],
+    "dear gate": [*ECHO, "train.gate_penalty=10"],
     "hybrid": ["model.preset=hybrid-1m", "model.layers=[mamba2,attention]", "model.attention.num_heads=2"],
 }
 SMALL = ["model.d_model=32", "train.steps=20", "train.learning_rate=2e-4", "train.warmup_tokens=0"]
@@ -107,9 +107,9 @@ def train_case(case: Case, data: Path) -> Result:
     for step in range(case.steps):
         batch = loader.batch(step)
         assert batch.is_recall.any()
-        price = write_price_at(step, config.train)
+        price = gate_penalty_at(step, config.train)
         rate = learning_rate_at(step, config.train)
-        metrics.append(update(engine, batch, rate, config, mesh, flags=[], write_price=price).metrics)
+        metrics.append(update(engine, batch, rate, config, mesh, flags=[], gate_penalty=price).metrics)
     losses = torch.tensor([step["loss"] for step in metrics], dtype=torch.float64)
     result = Result(losses, collect(engine, "weight"), metrics)
     engine.destroy()

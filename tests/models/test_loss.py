@@ -60,8 +60,10 @@ def test_the_model_hands_its_last_states_to_the_loss():
     tokens = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(48) % 3 == 0).float().view(2, 24)
     at = mask.flatten().nonzero()[:, 0]
-    logits = model(tokens, at=mask.bool())
-    torch.testing.assert_close(model(tokens, at=at), logits)
+    logits = model(tokens, logits_to_keep=mask.bool())
+    torch.testing.assert_close(model(tokens, logits_to_keep=at), logits)
     labels = tokens.flatten()[at]
-    found, _ = model(tokens, at=at, read_out=lambda x, w: projected_loss(x, w, labels, mask.flatten()[at], rows=5))
+    found, _ = model(
+        tokens, logits_to_keep=at, head_fn=lambda x, w: projected_loss(x, w, labels, mask.flatten()[at], rows=5)
+    )
     torch.testing.assert_close(found, language_model_loss(logits, labels, mask.flatten()[at])[0])

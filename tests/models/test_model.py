@@ -69,7 +69,7 @@ def test_every_parameter_gets_a_gradient(name, random_model):
 def test_logits_at_chosen_positions(random_model):
     model = random_model("echo-1m")
     tokens, at = tokens_of(2, 30), torch.rand(2, 30, generator=torch.Generator().manual_seed(1)) < 0.3
-    torch.testing.assert_close(model(tokens, at=at), model(tokens)[at])
+    torch.testing.assert_close(model(tokens, logits_to_keep=at), model(tokens)[at])
 
 
 def test_weights_depend_on_config_and_seed_alone():
@@ -155,20 +155,20 @@ def test_openness_is_the_mean_of_every_gate(gate_input, random_model):
     tokens, seen = tokens_of(2, 12), []
     for block in model.blocks[1:3]:
         block.mixer_norm.register_forward_hook(lambda _, inputs, output: seen.append(output))
-    logits, openness = model(tokens, openness=True)
+    logits, gate_mean = model(tokens, return_gate_mean=True)
     if gate_input == "token":
         seen = 2 * [F.rms_norm(model.embedding(tokens), (model.config.d_model,), eps=model.config.norm_eps)]
     gates = [block.mixer.gate_proj(x) for block, x in zip(model.blocks[1:3], seen, strict=True)]
-    torch.testing.assert_close(openness, torch.stack(gates).sigmoid().mean())
+    torch.testing.assert_close(gate_mean, torch.stack(gates).sigmoid().mean())
     assert torch.equal(logits, model(tokens))
-    openness.backward()
+    gate_mean.backward()
     assert all(block.mixer.gate_proj.bias.grad.abs().min() > 0 for block in model.blocks[1:3])
 
 
 @pytest.mark.parametrize(("name", "ska"), [("paper-1m-mamba2", {}), ("paper-1m-l2", {"ska": {"write_gate": "none"}})])
 def test_a_model_without_write_gates_has_no_openness(name, ska, random_model):
     with pytest.raises(ValueError, match="no layer of this model has a write gate"):
-        random_model(name, **ska)(tokens_of(1, 4), openness=True)
+        random_model(name, **ska)(tokens_of(1, 4), return_gate_mean=True)
 
 
 def test_a_token_gate_without_its_token_is_refused(random_model):

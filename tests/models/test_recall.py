@@ -56,7 +56,7 @@ def train(name, steps=400, *, rows=32, rate=3e-3):
             group["lr"] = rate * min(1, (step + 1) / 20)
         tokens, labels, mask = batch(rows, (1, 2, 3, 4, 6, 8)[step % 6], generator)
         at = mask.bool()
-        logits = model(tokens, at=at)
+        logits = model(tokens, logits_to_keep=at)
         total, count = language_model_loss(logits, labels[at], mask[at])
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -71,7 +71,7 @@ def train(name, steps=400, *, rows=32, rate=3e-3):
 def accuracy(model):
     tokens, labels, mask = batch(128, 8, torch.Generator().manual_seed(99))
     at = mask.bool()
-    return (model(tokens, at=at).argmax(-1) == labels[at]).float().mean().item()
+    return (model(tokens, logits_to_keep=at).argmax(-1) == labels[at]).float().mean().item()
 
 
 @pytest.fixture(scope="module")

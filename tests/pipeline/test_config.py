@@ -38,11 +38,11 @@ def test_identity_covers_what_is_trained_and_nothing_else():
         "model.d_model=64",
         "data.heldout_fraction=0.2",
         "mixture.recall.share=0.25",
-        "train.write_cost=0.1",
+        "train.gate_penalty=0.1",
     ):
         assert load_config("smoke", [change]).identity() != base, change
     # Runs from before it existed keep their identity.
-    assert "write_cost" not in load_config("smoke", ["train.write_cost=0"]).resolved()["train"]
+    assert "gate_penalty" not in load_config("smoke", ["train.gate_penalty=0"]).resolved()["train"]
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,15 @@ def test_identity_covers_what_is_trained_and_nothing_else():
         (["train.steps=many"], "train.steps='many' is wrong"),
         (["train.steps=-1"], "train.steps=-1 is wrong"),
         (["train.batch_tokens=100"], "batch_tokens=100 is not a multiple of sequence_length=64"),
-        (["model.preset=mamba2-1m", "train.write_cost=0.1"], "train.write_cost=0.1 needs SKA layers with a write gate"),
-        (["model.ska.write_gate=none", "train.write_cost=0.1"], "needs SKA layers with a write gate: echo-1m has none"),
-        (["train.write_cost=-1"], "train.write_cost=-1 is wrong"),
+        (
+            ["model.preset=mamba2-1m", "train.gate_penalty=0.1"],
+            "train.gate_penalty=0.1 needs SKA layers with a write gate",
+        ),
+        (
+            ["model.ska.write_gate=none", "train.gate_penalty=0.1"],
+            "needs SKA layers with a write gate: echo-1m has none",
+        ),
+        (["train.gate_penalty=-1"], "train.gate_penalty=-1 is wrong"),
         (["run.workers=3"], "does not divide among run.workers=3"),
         (["run.microbatch_sequences=3"], "do not divide into run.microbatch_sequences=3"),
         (["train.steps"], "has no value"),

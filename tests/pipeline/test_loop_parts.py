@@ -18,7 +18,7 @@ from echo_lm.pipeline.monitoring.metrics import bits_per_byte, model_flops_utili
 from echo_lm.pipeline.monitoring.ska_health import SKAHealthMonitor, out_of_range
 from echo_lm.pipeline.prefetch import Prefetcher
 from echo_lm.pipeline.run.folder import describe_environment
-from echo_lm.pipeline.schedule import learning_rate_at, write_price_at
+from echo_lm.pipeline.schedule import gate_penalty_at, learning_rate_at
 
 
 def test_warmup_stable_decay(smoke):
@@ -31,10 +31,10 @@ def test_warmup_stable_decay(smoke):
 
 
 def test_open_gates_cost_nothing_in_the_first_half(smoke):
-    train = smoke("train.steps=8", "train.write_cost=2").train
-    assert [write_price_at(step, train) for step in range(8)] == [0, 0, 0, 0, 0.5, 1, 1.5, 2]
-    assert write_price_at(0, smoke("train.steps=1", "train.write_cost=2", "mixture.recall.share=0.5").train) == 2
-    assert write_price_at(7, smoke("train.steps=8").train) == 0
+    train = smoke("train.steps=8", "train.gate_penalty=2").train
+    assert [gate_penalty_at(step, train) for step in range(8)] == [0, 0, 0, 0, 0.5, 1, 1.5, 2]
+    assert gate_penalty_at(0, smoke("train.steps=1", "train.gate_penalty=2", "mixture.recall.share=0.5").train) == 2
+    assert gate_penalty_at(7, smoke("train.steps=8").train) == 0
 
 
 def test_prefetch_gives_every_step_in_order_and_starts_over_where_asked():

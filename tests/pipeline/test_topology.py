@@ -53,20 +53,20 @@ def test_any_topology_gives_the_same_losses_and_weights(case, one, four):
     for ours, theirs in zip(found.metrics, expected.metrics, strict=True):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)  # AdamW alone would not see its scale
         assert ours.keys() == theirs.keys()
-        assert ours.get("gate_openness", 0) == pytest.approx(theirs.get("gate_openness", 0), rel=1e-4)
+        assert ours.get("gate_mean", 0) == pytest.approx(theirs.get("gate_mean", 0), rel=1e-4)
     assert found.weights.keys() == expected.weights.keys()
     for name, weight in expected.weights.items():
         assert (found.weights[name] - weight).norm() <= 1e-4 * weight.norm(), name
 
 
-def test_open_gates_pay_in_the_second_half(one):
+def test_the_gate_penalty_acts_in_the_second_half(one):
     """As long as they pay nothing the training is that of a model whose gates never pay; then they shut."""
     free, dear = one["echo"], one["dear gate"]
-    openness = [step["gate_openness"] for step in dear.metrics]
+    gate_mean = [step["gate_mean"] for step in dear.metrics]
     torch.testing.assert_close(dear.losses[:10], free.losses[:10], rtol=1e-6, atol=0)
     assert not torch.equal(dear.losses[12:], free.losses[12:])
-    assert openness[-1] < 0.98 * openness[9]
-    assert all("gate_openness" not in step for step in free.metrics)
+    assert gate_mean[-1] < 0.98 * gate_mean[9]
+    assert all("gate_mean" not in step for step in free.metrics)
 
 
 def rank_gradients(stage: int, data: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -93,13 +93,13 @@ def priced_gradient(overrides: tuple[str, ...], data: Path) -> list[tuple[str, t
     batch = make_loader(dataset, config).batch(0)
     alone = randomized(config.model.resolve(vocab_size), seed=config.seed)
     borders = None if batch.whole_rows else batch.cu_seqlens
-    logits, openness = alone(batch.tokens, cu_seqlens=borders, openness=True)
+    logits, gate_mean = alone(batch.tokens, cu_seqlens=borders, return_gate_mean=True)
     nats, labels = language_model_loss(logits, batch.labels, batch.loss_mask)
-    (nats / labels + 0.7 * openness).backward()
+    (nats / labels + 0.7 * gate_mean).backward()
     mesh = make_mesh(1)
     engine = build_engine(config, vocab_size, torch.device("cpu"), mesh)
-    found = update(engine, batch, 1e-4, config, mesh, flags=[], write_price=0.7)
-    assert found.metrics["gate_openness"] == pytest.approx(openness.item(), rel=1e-5)
+    found = update(engine, batch, 1e-4, config, mesh, flags=[], gate_penalty=0.7)
+    assert found.metrics["gate_mean"] == pytest.approx(gate_mean.item(), rel=1e-5)
     moments = collect(engine, "exp_avg")
     engine.destroy()
     return [(name, moments[name], p.grad.flatten()) for name, p in alone.named_parameters() if p.requires_grad]
@@ -145,7 +145,7 @@ def losses_with_predictions(predicted_sizes: type[PredictedSizes], data: Path) -
     sequence.all_gather = lambda *arguments: messages.append(1) or all_gather(*arguments)
     for step in range(3):
         rate = learning_rate_at(step, config.train)
-        found.append(update(engine, loader.batch(step), rate, config, mesh, flags=[], write_price=0.0).metrics["loss"])
+        found.append(update(engine, loader.batch(step), rate, config, mesh, flags=[], gate_penalty=0.0).metrics["loss"])
     ssd_sequence.LONG, sequence.all_gather = old, all_gather
     engine.destroy()
     return found, len(runs), len(messages)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from echo_lm.evals.measurements.prefix_mask import PrefixMasked, before_questions
+from echo_lm.evals.measurements.prefix_mask import PrefixMasked, tokens_before_queries
 from echo_lm.models import ModelConfig, build_model, preset
 
 SHAPE = torch.Size((3, 6))
@@ -17,18 +17,18 @@ def test_what_precedes_the_first_question_is_left():
     flags = torch.zeros(SHAPE, dtype=torch.bool)
     for row, positions in ASKED.items():
         flags[row, positions] = True
-    assert before_questions(flags, SHAPE).tolist() == LEFT
-    assert before_questions(torch.tensor([5, 3, 7, 0, 0]), SHAPE).tolist() == LEFT
+    assert tokens_before_queries(flags, SHAPE).tolist() == LEFT
+    assert tokens_before_queries(torch.tensor([5, 3, 7, 0, 0]), SHAPE).tolist() == LEFT
 
 
 @pytest.mark.gpu
 def test_a_cuda_graph_can_hold_it():
     """Training on a GPU is replayed from one."""
     at = torch.tensor([5, 3, 7, 0, 0], device="cuda")
-    before_questions(at, SHAPE)  # what PyTorch loads at the first call is no part of it
+    tokens_before_queries(at, SHAPE)  # what PyTorch loads at the first call is no part of it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = before_questions(at, SHAPE)
+        found = tokens_before_queries(at, SHAPE)
     graph.replay()
     assert found.tolist() == LEFT
 
@@ -59,7 +59,7 @@ def test_a_masked_layer_reads_the_prefix_alone(power, normalization):
     def changes(of, position):
         other = tokens.clone()
         other[0, position] = 15
-        return (of(tokens, at=at)[1] - of(other, at=at)[1]).abs().max().item() > 1e-6
+        return (of(tokens, logits_to_keep=at)[1] - of(other, logits_to_keep=at)[1]).abs().max().item() > 1e-6
 
     assert [changes(model, position) for position in range(7)] == [True] * 7
     assert [changes(PrefixMasked(model), position) for position in range(7)] == [True] * 4 + [False] * 3
@@ -68,8 +68,8 @@ def test_a_masked_layer_reads_the_prefix_alone(power, normalization):
 def test_segments_are_refused():
     model = build_model(preset("echo-1m", vocab_size=16), device="meta")
     context = SimpleNamespace(world=2)
-    with pytest.raises(ValueError, match="written must be None beside a context of several ranks"):
-        model(torch.zeros(1, 4, dtype=torch.int64), context=context, written=torch.ones(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="write_mask must be None beside a context of several ranks"):
+        model(torch.zeros(1, 4, dtype=torch.int64), context=context, write_mask=torch.ones(1, 4, dtype=torch.bool))
 
 
 def test_a_masked_model_tells_how_open_its_gates_are():
@@ -80,6 +80,6 @@ def test_a_masked_model_tells_how_open_its_gates_are():
     torch.nn.init.normal_(model.blocks[1].mixer.gate_proj.weight, generator=torch.Generator().manual_seed(0))
     tokens = torch.randint(0, 128, (2, 8), generator=torch.Generator().manual_seed(0))
     masked, at = PrefixMasked(model), torch.tensor([5, 12])
-    logits, openness = masked(tokens, at=at, openness=True)
-    assert torch.equal(logits, masked(tokens, at=at))
-    assert openness == model(tokens, openness=True)[1] != 0.5
+    logits, gate_mean = masked(tokens, logits_to_keep=at, return_gate_mean=True)
+    assert torch.equal(logits, masked(tokens, logits_to_keep=at))
+    assert gate_mean == model(tokens, return_gate_mean=True)[1] != 0.5

@@ -27,21 +27,21 @@ class Oracle(nn.Module):
         self.batches = recall_batches(cell, VOCABULARY, batch_tokens=batch_tokens, seed=seed)
         self.wrong = wrong
 
-    def forward(self, tokens: torch.Tensor, *, at: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, *, logits_to_keep: torch.Tensor) -> torch.Tensor:
         batch = next(self.batches)
         assert np.array_equal(batch.tokens, tokens.numpy())
         answers = torch.from_numpy(batch.labels)
         answers[: self.wrong] = VOCABULARY.keys[0]  # never a value
-        return nn.functional.one_hot(answers[at], VOCAB_SIZE).float()
+        return nn.functional.one_hot(answers[logits_to_keep], VOCAB_SIZE).float()
 
 
 class Lookup(nn.Module):
     """Finds the value by looking: the token after the key's first occurrence. Sees only the tokens."""
 
-    def forward(self, tokens: torch.Tensor, *, at: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, *, logits_to_keep: torch.Tensor) -> torch.Tensor:
         first = (tokens[:, :, None] == tokens[:, None, :]).int().argmax(-1)  # [N, L], position of the same token
         found = tokens.gather(1, (first + 1).clamp(max=tokens.shape[1] - 1))
-        return nn.functional.one_hot(found[at], VOCAB_SIZE).float()
+        return nn.functional.one_hot(found[logits_to_keep], VOCAB_SIZE).float()
 
 
 class Random(nn.Module):
@@ -53,8 +53,8 @@ class Random(nn.Module):
         self.embedding = torch.randn(VOCAB_SIZE, 16, generator=generator)
         self.mixing = torch.randn(16, VOCAB_SIZE, generator=generator)
 
-    def forward(self, tokens: torch.Tensor, *, at: torch.Tensor) -> torch.Tensor:
-        return self.embedding[tokens][at] @ self.mixing
+    def forward(self, tokens: torch.Tensor, *, logits_to_keep: torch.Tensor) -> torch.Tensor:
+        return self.embedding[tokens][logits_to_keep] @ self.mixing
 
 
 ORACLE_CELLS = [
@@ -212,8 +212,8 @@ def test_a_batch_holds_no_more_tokens_than_it_may():
 
 def test_logits_that_are_not_finite_are_not_scored():
     class Diverged(nn.Module):
-        def forward(self, tokens: torch.Tensor, *, at: torch.Tensor) -> torch.Tensor:
-            return torch.full((int(at.sum()), VOCAB_SIZE), float("nan"))
+        def forward(self, tokens: torch.Tensor, *, logits_to_keep: torch.Tensor) -> torch.Tensor:
+            return torch.full((int(logits_to_keep.sum()), VOCAB_SIZE), float("nan"))
 
     with pytest.raises(FloatingPointError, match="sysprompt-4 at 64"):
         evaluate_recall(Diverged(), CELL, VOCABULARY, batch_tokens=4096)

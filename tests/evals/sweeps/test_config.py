@@ -131,10 +131,13 @@ def test_a_wrong_table_gives_one_line(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"write_cost": 0.1}, "arm one: write_cost needs SKA layers with a write gate, its model has none"),
+        ({"gate_penalty": 0.1}, "arm one: gate_penalty needs SKA layers with a write gate, its model has none"),
         ({"steps": 0}, "arm one: .*steps"),
-        ({"write_cost": 0.1, "stop_at": 0.9}, "arm one: .*write_cost grows with the steps, which stop_at cuts short"),
-        ({"write_cost": 0.1, "tokens": 900}, "arm one: .*write_cost grows with the steps, which tokens cuts short"),
+        (
+            {"gate_penalty": 0.1, "stop_at": 0.9},
+            "arm one: .*gate_penalty grows with the steps, which stop_at cuts short",
+        ),
+        ({"gate_penalty": 0.1, "tokens": 900}, "arm one: .*gate_penalty grows with the steps, which tokens cuts short"),
         ({"cooldown": 9}, "arm one: .*cooldown follows where the training stops: it needs `stop_at`"),
         ({"lengths": [32, 64], "tokens": 100}, "arm one: .*tokens is 100: a step takes up to 256"),
         (

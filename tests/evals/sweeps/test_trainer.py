@@ -137,7 +137,7 @@ def test_open_gates_cost_nothing_at_the_first_length_of_a_curriculum():
     weights = []
     for cost in (0.0, 1.0):
         model = build_model(preset("paper-1m-l2", **small), seed=0)
-        changes = {"lengths": (16, 32), "lengthen_at": 1.0, "tokens": 640, "write_cost": cost}
+        changes = {"lengths": (16, 32), "lengthen_at": 1.0, "tokens": 640, "gate_penalty": cost}
         trainer = RecallTrainer(model, RecallTraining(**CURRICULUM | changes), RecallVocabulary(), seed=0)
         weights.append([])
         while not trainer.finished:

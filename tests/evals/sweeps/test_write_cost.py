@@ -17,12 +17,12 @@ def small_model(**ska):
     return build_model(preset("paper-1m-l2", **SMALL, ska={**SKA, **ska}), seed=0)
 
 
-def openness(model, tokens):
+def gate_mean(model, tokens):
     with torch.no_grad():
-        return model(tokens, openness=True)[1].item()
+        return model(tokens, return_gate_mean=True)[1].item()
 
 
-def train(write_cost, steps=60):
+def train(gate_penalty, steps=60):
     model = small_model()
     training = RecallTraining(
         steps=steps,
@@ -31,7 +31,7 @@ def train(write_cost, steps=60):
         lengths=(16,),
         batch_sequences=8,
         learning_rate=0.01,
-        write_cost=write_cost,
+        gate_penalty=gate_penalty,
     )
     trainer = RecallTrainer(model, training, RecallVocabulary(), seed=0)
     trainer.run()
@@ -44,23 +44,23 @@ def test_it_acts_in_the_second_half_and_shuts_gates():
     dear, with_cost = train(10.0)
     assert torch.equal(free[:30], dear[:30])
     assert not torch.equal(free[35:], dear[35:])
-    assert openness(with_cost, tokens) < 0.5 * openness(without, tokens)
+    assert gate_mean(with_cost, tokens) < 0.5 * gate_mean(without, tokens)
 
 
 def test_a_model_without_gates_is_refused():
-    training = RecallTraining(steps=2, write_cost=0.1)
+    training = RecallTraining(steps=2, gate_penalty=0.1)
     for model in (small_model(write_gate="none"), build_model(preset("paper-1m-mamba2"), seed=0)):
-        with pytest.raises(UserError, match="write_cost needs SKA layers with a write gate: this model has none"):
+        with pytest.raises(UserError, match="gate_penalty needs SKA layers with a write gate: this model has none"):
             RecallTrainer(model, training, RecallVocabulary())
 
 
 @pytest.mark.gpu
-def test_a_recorded_step_pays_what_an_eager_one_does():
+def test_a_recorded_step_has_the_gate_penalty_of_an_eager_one():
     """On a GPU the step is a CUDA graph; its cost grows all the same."""
     losses = {}
     for device in ("cpu", "cuda"):
         model = small_model().to(device)
-        training = RecallTraining(steps=12, lengths=(32,), pairs=(1,), batch_sequences=4, write_cost=10.0)
+        training = RecallTraining(steps=12, lengths=(32,), pairs=(1,), batch_sequences=4, gate_penalty=10.0)
         trainer = RecallTrainer(model, training, RecallVocabulary(), seed=0, device=device)
         trainer.run()
         losses[device] = trainer.losses.cpu()

@@ -178,7 +178,7 @@ def find_stragglers(case: Case, data) -> list:
             config,
             mesh,
             flags=[],
-            write_price=0.0,
+            gate_penalty=0.0,
             **shared,
         )
         compute_seconds = compute_timer.seconds()
