@@ -45,10 +45,12 @@ def main() -> None:
     console = Console()
     try:
         with tempfile.TemporaryDirectory(prefix="same_losses_") as place:
-            runs = [
-                train(revision, arguments.recipe, arguments.overrides, Path(place) / name, console)
-                for name, revision in (("old", arguments.old), ("new", arguments.new))
-            ]
+            revisions = {"old": arguments.old, "new": arguments.new}
+            commands = {name: prepare(revision, Path(place) / name) for name, revision in revisions.items()}
+            runs = []
+            for name, revision in revisions.items():
+                console.print(f"training {arguments.recipe} with {revision} ...", markup=False)
+                runs.append(train(commands[name], arguments.recipe, arguments.overrides, Path(place) / name, console))
         differences = report(*runs, console)
     except Refused as error:
         print(f"same_losses: {error}", file=sys.stderr)
@@ -56,21 +58,27 @@ def main() -> None:
     sys.exit(1 if differences else 0)
 
 
-def train(revision: str, recipe: str, overrides: list[str], place: Path, console: Console) -> Steps:
-    """Train with one revision in an empty folder and return its steps.
+def prepare(revision: str, place: Path) -> str:
+    """Put the files of a revision below `place`; return the Python code that runs its command line.
 
     Raises:
-        Refused: there is no such revision, or its training failed.
+        Refused: there is no such revision, or it is none of Echo-LM.
     """
-    source = checkout(revision, place / "source")
-    command = command_line(source, place / "modules")
+    return command_line(checkout(revision, place / "source"), place / "modules")
+
+
+def train(command: str, recipe: str, overrides: list[str], place: Path, console: Console) -> Steps:
+    """Train with what `prepare` put below `place`, in an empty folder, and return the steps.
+
+    Raises:
+        Refused: the training failed.
+    """
     recipe = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
     work = place / "work"
     work.mkdir()
     # Neither this environment's folders of runs and datasets, nor more threads in one training than in the other.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ECHO_LM_")}
     environment |= {"PYTHONPATH": str(place / "modules"), "OMP_NUM_THREADS": "1"}
-    console.print(f"training {recipe} with {revision} ...", markup=False)
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", command, "train", recipe, *overrides],
@@ -81,14 +89,14 @@ def train(revision: str, recipe: str, overrides: list[str], place: Path, console
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Refused(f"{revision} does not train: {said[-1]}")
+        raise Refused(f"the training failed: {said[-1]}")
     steps = read_steps(work)
     console.print(f"  {len(steps)} steps, {time.monotonic() - started:.0f} s", markup=False)
     return steps
 
 
 def checkout(revision: str, folder: Path) -> Path:
-    """Write the files of a revision to `folder` and return it; a revision that is a folder is returned as it is.
+    """Write the files of a revision to `folder` and return it; if it names the folder of a checkout, return that.
 
     Raises:
         Refused: git knows no such revision.
@@ -98,7 +106,7 @@ def checkout(revision: str, folder: Path) -> Path:
     # An archive, since a worktree would stay registered in the repository if this process were killed.
     done = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=tar", revision], capture_output=True)
     if done.returncode:
-        raise Refused(f"{revision!r} is neither a folder nor a revision of {ROOT}: {done.stderr.decode().strip()}")
+        raise Refused(f"{revision!r} is neither a folder nor a revision of {ROOT}")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
     return folder
@@ -110,13 +118,13 @@ def command_line(source: Path, modules: Path) -> str:
     Packages and entry point are those of the checkout's pyproject.toml, as they move between revisions.
 
     Raises:
-        Refused: the file is missing or names neither.
+        Refused: the file is missing, or names no packages or no entry point.
     """
     try:
         project = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))
         entry, folders = project["project"]["scripts"]["echo-lm"], project["tool"]["setuptools"]["package-dir"]
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
-        raise Refused(f"{source} is no checkout of Echo-LM: its pyproject.toml lacks {error}") from error
+        raise Refused(f"{source} is no checkout of Echo-LM (pyproject.toml: {error})") from error
     # A package of its own, not a namespace: what this revision lacks must not be found in an installed one.
     root, _, _ = entry.partition(".")
     (modules / root).mkdir(parents=True)
