@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from . import under_test
 
-RUN, CHECKPOINT, STUDY = Path("runs/tiny"), "step_00000008", Path("studies/tiny-study")
+RUN, CHECKPOINT, STUDY, TEXT = Path("runs/tiny"), "step_00000008", Path("studies/tiny-study"), "tiny-text"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 EXPECTED = {path.stem: json.loads(path.read_text()) for path in (under_test.FIXTURE / "expected").glob("*.json")}
 # One thread, and the instructions that every x86 processor has: sums are then rounded in the same order on all of them.
@@ -61,6 +62,16 @@ def start(command: list[str], *arguments: str, **variables: str) -> str:
     return done.stdout
 
 
+def events() -> list[dict[str, Any]]:
+    """What the run's log holds, read without the code under test."""
+    return [json.loads(line) for line in (RUN / "events.jsonl").read_text().splitlines()]
+
+
+def last_event(kind: str) -> dict[str, Any]:
+    """The newest event of a kind."""
+    return [event for event in events() if event["kind"] == kind][-1]
+
+
 def numbers(path: Path) -> list[str]:
     """All numbers in a page, in order: wording may change, they may not."""
     return NUMBER.findall(path.read_text())
@@ -69,6 +80,12 @@ def numbers(path: Path) -> list[str]:
 def contents(folder: Path, pattern: str) -> dict[Path, bytes]:
     """The bytes of each file that fits a pattern."""
     return {path: path.read_bytes() for path in folder.glob(pattern) if path.is_file()}
+
+
+def text_of(response: Any) -> str:
+    """The words of a web page, each apart by one space."""
+    assert response.status_code == 200, response.text
+    return " ".join(re.sub(r"<[^>]+>", " ", response.text).split())
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
@@ -93,9 +110,7 @@ def test_the_dataset_verifies_and_is_recognised_as_complete(folder):
 
 
 def test_the_run_shows_the_same_state_and_the_same_report(folder):
-    row = echo_lm("status", str(RUN)).split("nodes", 1)[1]
-    last = [json.loads(line) for line in (RUN / "events.jsonl").read_text().splitlines()]
-    last = [event for event in last if event["kind"] == "step"][-1]
+    row, last = echo_lm("status", str(RUN)).split("nodes", 1)[1], last_event("step")
     speed = f"{last['tokens_per_second']:,.0f}"
     assert row.split()[:8] == ["tiny", "stopped", "8/12", f"{last['loss']:.3f}", speed, "-", "-", "8"]
     assert "2/2" in row
@@ -107,11 +122,11 @@ def test_the_run_shows_the_same_state_and_the_same_report(folder):
 def test_the_run_resumes_from_its_checkpoint_with_the_same_losses_and_weights(folder):
     """The steps after the checkpoint pay for open write gates (`train.write_cost`), so a key that is not read changes them."""
     expected = EXPECTED["resumed"]
-    start(under_test.COMMAND_LINE, "train", str(RUN), "run.stop_step=null", "run.device=cpu", **SAME_ROUNDING)
-    events = [json.loads(line) for line in (RUN / "events.jsonl").read_text().splitlines()]
-    assert [event["step"] for event in events if event["kind"] == "start"] == [0, 8]
+    how = ("run.stop_step=null", "run.device=cpu", "run.max_restarts=0")
+    start(under_test.COMMAND_LINE, "train", str(RUN), *how, **SAME_ROUNDING)
+    assert [event["step"] for event in events() if event["kind"] == "start"] == [0, 8]
     keys = ("step", "loss", "loss_text", "loss_recall", "grad_norm")
-    found = [{key: event[key] for key in keys} for event in events if event["kind"] == "step" and event["step"] > 8]
+    found = [{key: event[key] for key in keys} for event in events() if event["kind"] == "step" and event["step"] > 8]
     wanted = [{key: step[key] for key in keys} for step in expected["steps"]]
     assert (RUN / "finished.json").is_file()
     if torch.__version__ != expected["torch"]:  # another release may round otherwise
@@ -155,7 +170,24 @@ def test_the_study_is_recognised_as_done_and_gives_the_same_fit_and_report(folde
     for name, value in wanted.items():
         assert found[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
     assert numbers(STUDY / "report.md") == numbers(old_report)
-    assert "8" in echo_lm("study", "status", str(STUDY))
+    assert "8 done, 0 running, 0 waiting, 0 failed" in echo_lm("study", "status", str(STUDY))
+
+
+def test_the_dashboard_shows_the_run_and_the_study(folder):
+    """The page of a run has its loss, the health of its SKA layer and its evaluations; that of a study every cell's loss."""
+    pages = TestClient(under_test.dashboard(Path("runs"), Path("studies"), ["testserver"]))
+    run, study = (text_of(pages.get(f"/{path.as_posix()}")) for path in (RUN, STUDY))
+    (layer,) = last_event("health")["layers"]
+    columns = ("layer", "smallest_eigenvalue", "sigma_max", "mean_gate", "closed_gates", "written_share")
+    assert " ".join(f"{layer[column]:.3g}" for column in columns) in run
+    assert f"stopped echo-1m on {TEXT}" in run
+    assert f"Loss {last_event('step')['loss']:.3f}" in run
+    assert "Evaluations 2 / 2 all done" in run
+    for row in under_test.read(RUN / "evals" / CHECKPOINT / "tiny-suite.json")["rows"]:
+        assert f"{row['label']} {row['pairs']} {row['length']} {row['queries']} {row['accuracy']:.1%}" in run
+    for record in STUDY.glob("runs/*/cell.json"):
+        cell = under_test.read(record)
+        assert re.search(rf"{re.escape(cell['cell']['name'])} done .*?{cell['loss']:.4f}", study)
 
 
 def test_the_published_study_can_be_imported_and_its_cells_keep_their_identity(tmp_path):

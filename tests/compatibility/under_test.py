@@ -16,6 +16,7 @@ from echo_lm.evals.recall_table import load_table
 from echo_lm.models import from_pretrained
 from echo_lm.models.files import read_json, sha256_json
 from echo_lm.orchestration.cli import app
+from echo_lm.orchestration.dashboard.app import make_app
 from echo_lm.orchestration.studies.config import load_study, study_names
 from echo_lm.orchestration.studies.learning_rate import given_rule
 from echo_lm.orchestration.studies.plan import cell_config, make_plan
@@ -37,6 +38,7 @@ RECALL_SWEEPS = ROOT / "benchmarks" / "tables"
 command_line = app
 read = read_json
 write_run_report = write_report
+dashboard = make_app
 
 
 def run_identity(recipe: str) -> str:
