@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from . import under_test
+from . import entry_points
 
 RUN, CHECKPOINT, STUDY, TEXT = Path("runs/tiny"), "step_00000008", Path("studies/tiny-study"), "tiny-text"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
-EXPECTED = {path.stem: json.loads(path.read_text()) for path in (under_test.FIXTURE / "expected").glob("*.json")}
+EXPECTED = {path.stem: json.loads(path.read_text()) for path in (entry_points.FIXTURE / "expected").glob("*.json")}
 # One thread, and the instructions that every x86 processor has: sums are then rounded in the same order on all of them.
 SAME_ROUNDING = {
     "OMP_NUM_THREADS": "1",
@@ -38,7 +38,7 @@ SAME_ROUNDING = {
 def folder(tmp_path, monkeypatch) -> Path:
     """A copy of the fixture, which is also the working directory, as relative paths in the files start there."""
     copy = tmp_path / "copy"
-    shutil.copytree(under_test.FIXTURE, copy)
+    shutil.copytree(entry_points.FIXTURE, copy)
     for heartbeat in copy.glob("runs/tiny/heartbeats/*"):
         os.utime(heartbeat, (0, 0))  # as new as the checkout, it would say that the run is training
     monkeypatch.chdir(copy)
@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def echo_lm(*arguments: str) -> str:
     """Run a command in this process and return what it printed, on one line."""
-    done = CliRunner().invoke(under_test.command_line, arguments)
+    done = CliRunner().invoke(entry_points.command_line, arguments)
     assert done.exception is None, done.exception
     return " ".join(done.output.split())
 
@@ -115,7 +115,7 @@ def test_the_run_shows_the_same_state_and_the_same_report(folder):
     assert row.split()[:8] == ["tiny", "stopped", "8/12", f"{last['loss']:.3f}", speed, "-", "-", "8"]
     assert "2/2" in row
     old = rewritten(RUN / "report.md")
-    under_test.write_run_report(RUN)
+    entry_points.write_run_report(RUN)
     assert numbers(RUN / "report.md") == numbers(old)
 
 
@@ -123,7 +123,7 @@ def test_the_run_resumes_from_its_checkpoint_with_the_same_losses_and_weights(fo
     """The steps after the checkpoint pay for open write gates (`train.write_cost`), so a key that is not read changes them."""
     expected = EXPECTED["resumed"]
     how = ("run.stop_step=null", "run.device=cpu", "run.max_restarts=0")
-    start(under_test.COMMAND_LINE, "train", str(RUN), *how, **SAME_ROUNDING)
+    start(entry_points.COMMAND_LINE, "train", str(RUN), *how, **SAME_ROUNDING)
     assert [event["step"] for event in events() if event["kind"] == "start"] == [0, 8]
     keys = ("step", "loss", "loss_text", "loss_recall", "grad_norm")
     found = [{key: event[key] for key in keys} for event in events() if event["kind"] == "step" and event["step"] > 8]
@@ -143,7 +143,7 @@ def test_the_run_resumes_from_its_checkpoint_with_the_same_losses_and_weights(fo
 
 def test_the_model_gives_the_same_logits(folder):
     expected = EXPECTED["logits"]
-    found = under_test.logits_of(RUN / "checkpoints" / CHECKPOINT / "model", expected["tokens"])
+    found = entry_points.logits_of(RUN / "checkpoints" / CHECKPOINT / "model", expected["tokens"])
     wanted = torch.tensor(expected["logits"])
     torch.testing.assert_close(found[:, :: expected["every"]], wanted, rtol=1e-5, atol=1e-6)
 
@@ -165,7 +165,7 @@ def test_the_study_is_recognised_as_done_and_gives_the_same_fit_and_report(folde
     echo_lm("study", "run", "study.yaml")
     assert len(before) == 8
     assert contents(folder, "studies/tiny-study/runs/**/*") == before
-    found, wanted = (leaves(under_test.read(path)) for path in (STUDY / "fit.json", old_fit))
+    found, wanted = (leaves(entry_points.read(path)) for path in (STUDY / "fit.json", old_fit))
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert found[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
@@ -175,7 +175,7 @@ def test_the_study_is_recognised_as_done_and_gives_the_same_fit_and_report(folde
 
 def test_the_dashboard_shows_the_run_and_the_study(folder):
     """The page of a run has its loss, the health of its SKA layer and its evaluations; that of a study every cell's loss."""
-    pages = TestClient(under_test.dashboard(Path("runs"), Path("studies"), ["testserver"]))
+    pages = TestClient(entry_points.dashboard(Path("runs"), Path("studies"), ["testserver"]))
     run, study = (text_of(pages.get(f"/{path.as_posix()}")) for path in (RUN, STUDY))
     (layer,) = last_event("health")["layers"]
     columns = ("layer", "smallest_eigenvalue", "sigma_max", "mean_gate", "closed_gates", "written_share")
@@ -183,27 +183,27 @@ def test_the_dashboard_shows_the_run_and_the_study(folder):
     assert f"stopped echo-1m on {TEXT}" in run
     assert f"Loss {last_event('step')['loss']:.3f}" in run
     assert "Evaluations 2 / 2 all done" in run
-    for row in under_test.read(RUN / "evals" / CHECKPOINT / "tiny-suite.json")["rows"]:
+    for row in entry_points.read(RUN / "evals" / CHECKPOINT / "tiny-suite.json")["rows"]:
         assert f"{row['label']} {row['pairs']} {row['length']} {row['queries']} {row['accuracy']:.1%}" in run
     for record in STUDY.glob("runs/*/cell.json"):
-        cell = under_test.read(record)
+        cell = entry_points.read(record)
         assert re.search(rf"{re.escape(cell['cell']['name'])} done .*?{cell['loss']:.4f}", study)
 
 
 def test_the_published_study_can_be_imported_and_its_cells_keep_their_identity(tmp_path):
     """The one large study of `docs/results`, in the form in which studies are sent."""
-    cells = under_test.imported_study(under_test.PUBLISHED_STUDY, tmp_path / "study-code-h100")
+    cells = entry_points.imported_study(entry_points.PUBLISHED_STUDY, tmp_path / "study-code-h100")
     assert len(cells) == 91
     assert [(name, computed) for name, _, computed in cells] == [(name, stored) for name, stored, _ in cells]
 
 
 def test_the_recall_sweep_is_recognised_as_done_and_reports_the_same_numbers(folder):
     before = contents(folder, "recall/*.json")
-    said = start(under_test.RECALL_SWEEP, "recall/tiny-recall.yaml", "--out", "recall", "--device", "cpu")
+    said = start(entry_points.RECALL_SWEEP, "recall/tiny-recall.yaml", "--out", "recall", "--device", "cpu")
     assert "0 runs to do, 8 there" in said
     assert contents(folder, "recall/*.json") == before
-    start(under_test.RECALL_REPORT, "recall/tiny-recall.yaml", "--results", "recall", "--out", "again")
-    found, wanted = (under_test.read(place / "tiny-recall.json") for place in (Path("again"), Path("recall/report")))
+    start(entry_points.RECALL_REPORT, "recall/tiny-recall.yaml", "--results", "recall", "--out", "again")
+    found, wanted = (entry_points.read(place / "tiny-recall.json") for place in (Path("again"), Path("recall/report")))
     for part in ("runs", "mean_of", "chance", "ceiling", "rows"):
         assert found[part] == wanted[part]
     for arm, described in wanted["arms"].items():
@@ -216,18 +216,18 @@ def test_the_recall_sweep_is_recognised_as_done_and_reports_the_same_numbers(fol
     assert list(map(NUMBER.findall, tables[0])) == list(map(NUMBER.findall, tables[1]))
 
 
-@pytest.mark.parametrize("kind", under_test.HASHES)
+@pytest.mark.parametrize("kind", entry_points.HASHES)
 def test_hashes_are_unchanged(folder, kind):
     """By these hashes datasets, runs, studies, suites and recall runs of earlier versions are recognised."""
     expected = EXPECTED["identities"][kind]
-    assert set(under_test.PACKAGED[kind]()) & set(expected), "nothing that comes with the package would be compared"
-    assert {name: under_test.HASHES[kind](name) for name in expected} == expected
+    assert set(entry_points.PACKAGED[kind]()) & set(expected), "nothing that comes with the package would be compared"
+    assert {name: entry_points.HASHES[kind](name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
-    "path", sorted((under_test.ROOT / "benchmarks/results/tables").glob("*.json")), ids=lambda p: p.stem
+    "path", sorted((entry_points.ROOT / "benchmarks/results/tables").glob("*.json")), ids=lambda p: p.stem
 )
 def test_published_recall_rows_belong_to_runs_of_their_sweep(path):
     """The raw rows behind `docs/results` were measured under ids that the sweeps of today still have."""
-    stored = {run["id"] for run in under_test.read(path)["runs"]}
-    assert stored <= under_test.recall_run_ids(under_test.RECALL_SWEEPS / path.name.replace(".json", ".yaml"))
+    stored = {run["id"] for run in entry_points.read(path)["runs"]}
+    assert stored <= entry_points.recall_run_ids(entry_points.RECALL_SWEEPS / path.name.replace(".json", ".yaml"))
