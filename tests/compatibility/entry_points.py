@@ -34,6 +34,7 @@ COMMAND_LINE = [sys.executable, "-c", "from echo_lm.orchestration.cli import mai
 RECALL_SWEEP = [sys.executable, str(ROOT / "benchmarks" / "recall_tables.py")]
 RECALL_REPORT = [sys.executable, str(ROOT / "benchmarks" / "recall_report.py")]
 RECALL_SWEEPS = ROOT / "benchmarks" / "tables"
+RECALL_ROWS = ROOT / "benchmarks" / "results" / "tables"
 
 command_line = app
 read = read_json

@@ -224,10 +224,8 @@ def test_hashes_are_unchanged(folder, kind):
     assert {name: entry_points.HASHES[kind](name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    "path", sorted((entry_points.ROOT / "benchmarks/results/tables").glob("*.json")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted(entry_points.RECALL_ROWS.glob("*.json")), ids=lambda path: path.stem)
 def test_published_recall_rows_belong_to_runs_of_their_sweep(path):
     """The raw rows behind `docs/results` were measured under ids that the sweeps of today still have."""
     stored = {run["id"] for run in entry_points.read(path)["runs"]}
-    assert stored <= entry_points.recall_run_ids(entry_points.RECALL_SWEEPS / path.name.replace(".json", ".yaml"))
+    assert stored <= entry_points.recall_run_ids(entry_points.RECALL_SWEEPS / f"{path.stem}.yaml")
