@@ -96,8 +96,8 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for key, item in items for name, leaf in leaves(item, f"{path}.{key}").items()}
 
 
-def rewritten(page: Path) -> Path:
-    """Move a page away, so that what lies in its place later was written anew; returns where the old one is."""
+def moved_away(page: Path) -> Path:
+    """Move a page away, so that a page in its place was written anew, and return where the old one is."""
     return page.rename(page.with_suffix(".old"))
 
 
@@ -114,9 +114,16 @@ def test_the_run_shows_the_same_state_and_the_same_report(folder):
     speed = f"{last['tokens_per_second']:,.0f}"
     assert row.split()[:8] == ["tiny", "stopped", "8/12", f"{last['loss']:.3f}", speed, "-", "-", "8"]
     assert "2/2" in row
-    old = rewritten(RUN / "report.md")
+    old = moved_away(RUN / "report.md")
     entry_points.write_run_report(RUN)
     assert numbers(RUN / "report.md") == numbers(old)
+
+
+def test_the_heartbeat_of_a_process_of_the_old_version_is_read(folder):
+    """As when the code is updated while a run trains: its newest sign of life says that it is alive, and where."""
+    os.utime(RUN / "heartbeats" / "rank_00000.json")
+    row = echo_lm("status", str(RUN)).split("nodes", 1)[1].split()
+    assert (row[1], row[-1]) == ("running", "node-a")
 
 
 def test_the_run_resumes_from_its_checkpoint_with_the_same_losses_and_weights(folder):
@@ -151,7 +158,7 @@ def test_the_model_gives_the_same_logits(folder):
 def test_evaluations_are_recognised_as_done_and_the_summary_is_the_same(folder):
     """Results hold the time of their measurement: one that was computed again would have other bytes."""
     before = contents(folder, "runs/tiny/evals/*/*.json")
-    old = rewritten(RUN / "evals" / "summary.md")
+    old = moved_away(RUN / "evals" / "summary.md")
     echo_lm("eval", str(RUN))
     assert len(before) == 2
     assert contents(folder, "runs/tiny/evals/*/*.json") == before
@@ -161,7 +168,7 @@ def test_evaluations_are_recognised_as_done_and_the_summary_is_the_same(folder):
 def test_the_study_is_recognised_as_done_and_gives_the_same_fit_and_report(folder):
     """`study run` would train every cell anew whose record it does not know, or refuse it as one of another configuration."""
     before = contents(folder, "studies/tiny-study/runs/**/*")
-    old_fit, old_report = rewritten(STUDY / "fit.json"), rewritten(STUDY / "report.md")
+    old_fit, old_report = moved_away(STUDY / "fit.json"), moved_away(STUDY / "report.md")
     echo_lm("study", "run", "study.yaml")
     assert len(before) == 8
     assert contents(folder, "studies/tiny-study/runs/**/*") == before
