@@ -7,7 +7,7 @@ A line of the file is one job, the arguments of `python -m echo_lm.evals.sweeps.
     write-cost --arms in-task-hard-0.1
     mqar50m --arms echo --part 0/8 --together 1
 
-Runs that the folder `sweeps` holds are not repeated. Each job writes a folder of its own; at the end `NAME.json` in `--out`
+Runs that the folder `sweeps` (or `--results`) holds are not repeated. Each job writes a folder of its own; at the end `NAME.json` in `--out`
 holds what was there and what is new, to be put in the place of the old one. A job that is cut off loses the group of runs it is at,
 so none begins with less than `--least` seconds left.
 On a bare GPU machine: `docker/offline/sweep_on_gpu.sh`.
@@ -44,10 +44,10 @@ class Job:
     gpu: int | None = None
     process: subprocess.Popen | None = None
 
-    def start(self, gpu: int | None, seconds: float) -> None:
-        """Begin; on no GPU where there is none."""
+    def start(self, gpu: int | None, seconds: float, results: Path = RESULTS) -> None:
+        """Begin, on no GPU where there is none; runs that are in `results` are not repeated."""
         self.folder.mkdir(parents=True)
-        for path in result_files(RESULTS, self.table):
+        for path in result_files(results, self.table):
             shutil.copy(path, self.folder)
         command = [sys.executable, "-m", "echo_lm.evals.sweeps.run", *self.arguments]
         command += ["--out", str(self.folder), "--seconds", f"{seconds:.0f}"]
@@ -82,6 +82,7 @@ def queue_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="then what still runs has been stopped")
     parser.add_argument("--least", type=float, default=60, help="seconds that a job begins with, or not at all")
     parser.add_argument("--workers", type=int, default=2, help="processes on each GPU; on a CPU there is one")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the raw results of earlier runs")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder, or one to be made")
     return parser
 
@@ -99,7 +100,7 @@ def run_queue(options: argparse.Namespace) -> int:
     jobs = read_jobs(options.jobs, options.out / "jobs")
     failed = work(jobs, options)
     for name in dict.fromkeys(job.table for job in jobs):
-        folders = [RESULTS, *(job.folder for job in jobs if job.table == name)]
+        folders = [options.results, *(job.folder for job in jobs if job.table == name)]
         runs = read_runs([path for folder in folders for path in result_files(folder, name)])
         save(options.out / f"{name}.json", name, runs)
         print(f"{name}: {len(runs)} runs in {options.out / name}.json")
@@ -143,7 +144,7 @@ def work(jobs: list[Job], options: argparse.Namespace) -> int:
                 job.say()
             while waiting and places and end - time.monotonic() > options.least:
                 job = waiting.pop(0)
-                job.start(places.pop(0), end - time.monotonic())
+                job.start(places.pop(0), end - time.monotonic(), options.results)
                 running.append(job)
             if time.monotonic() > end:
                 print(f"time is up: {len(running)} jobs are stopped", flush=True)

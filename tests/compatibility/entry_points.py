@@ -9,31 +9,32 @@ from pathlib import Path
 
 import torch
 
-from echo_lm.data_prep.manifest import config_sha256
+from echo_lm.data_prep.preparing.manifest import config_sha256
 from echo_lm.evals.config import load_suite, suite_names
-from echo_lm.evals.recall_runs import runs_of
-from echo_lm.evals.recall_table import load_table
+from echo_lm.evals.sweeps.config import load_table
+from echo_lm.evals.sweeps.runs import runs_of
 from echo_lm.models import from_pretrained
-from echo_lm.models.files import read_json, sha256_json
-from echo_lm.orchestration.cli import app
+from echo_lm.models.common.files import read_json, sha256_json
+from echo_lm.orchestration.cli.main import app
 from echo_lm.orchestration.dashboard.app import make_app
 from echo_lm.orchestration.studies.config import load_study, study_names
+from echo_lm.orchestration.studies.export import import_study
 from echo_lm.orchestration.studies.learning_rate import given_rule
-from echo_lm.orchestration.studies.plan import cell_config, make_plan
-from echo_lm.orchestration.study import StudyFolder, stored_rule
-from echo_lm.orchestration.study_export import import_study
+from echo_lm.orchestration.studies.plan import cell_config
+from echo_lm.orchestration.studies.planner import make_plan
+from echo_lm.orchestration.studies.run import StudyFolder, stored_rule
 from echo_lm.pipeline.config import load_config, recipe_names
-from echo_lm.pipeline.report import write_report
+from echo_lm.pipeline.run.report import write_report
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "fixtures" / "written_by_94d8ee0"
 PUBLISHED_STUDY = ROOT / "docs" / "results" / "study-code-h100" / "study.json"
 
 # How a new process runs the command line, a recall sweep, and the report of one.
-COMMAND_LINE = [sys.executable, "-c", "from echo_lm.orchestration.cli import main; main()"]
-RECALL_SWEEP = [sys.executable, str(ROOT / "benchmarks" / "recall_tables.py")]
-RECALL_REPORT = [sys.executable, str(ROOT / "benchmarks" / "recall_report.py")]
-RECALL_SWEEPS = ROOT / "benchmarks" / "tables"
+COMMAND_LINE = [sys.executable, "-c", "from echo_lm.orchestration.cli.main import main; main()"]
+RECALL_SWEEP = [sys.executable, "-m", "echo_lm.evals.sweeps.run"]
+RECALL_REPORT = [sys.executable, "-m", "echo_lm.evals.sweeps.report"]
+RECALL_SWEEPS = ROOT / "evals" / "sweeps" / "configs"
 RECALL_ROWS = ROOT / "benchmarks" / "results" / "tables"
 
 command_line = app
