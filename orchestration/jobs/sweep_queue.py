@@ -7,9 +7,9 @@ A line of the file is one job, the arguments of `python -m echo_lm.evals.sweeps.
     write-cost --arms in-task-hard-0.1
     mqar50m --arms echo --part 0/8 --together 1
 
-Runs that the folder `sweeps` (or `--results`) holds are not repeated. Each job writes a folder of its own; at the end `NAME.json` in `--out`
-holds what was there and what is new, to be put in the place of the old one. A job that is cut off loses the group of runs it is at,
-so none begins with less than `--least` seconds left.
+Runs that the folder `sweeps` (or `--results`) holds are not repeated. Each job writes a folder of its own; at the end
+`NAME.json` in `--out` holds what was there and what is new, to be put in the place of the old one. A job that is cut off loses
+the group of runs it is at, so none begins with less than `--least` seconds left.
 On a bare GPU machine: `docker/offline/sweep_on_gpu.sh`.
 """
 
