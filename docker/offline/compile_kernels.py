@@ -6,10 +6,10 @@
 
 A layer has some 30 kernels, and the larger ones take a minute of one core each. What is compiled here lies in
 ~/.cache/echo-lm/triton-<release>; `use_bundle.sh` makes it TRITON_CACHE_DIR on the GPU machine, which then compiles nothing.
-`segment` continues from a state, as sequence parallelism does; `documents` has borders inside rows; a table of recall stands
+`segment` continues from a state, as sequence parallelism does; `documents` has borders inside rows; a recall sweep stands
 for all of its arms, trained at its lengths and asked at those of its questions. Each layer's operation runs forward and
 backward on CPU tensors that nobody reads, and every launch only compiles. Compiled are the variants for fp32 or bf16 inputs
-(--dtype) in exact or chunk mode (the model's own). Weights are of the same dtype; those of a table's models are fp32 (autocast).
+(--dtype) in exact or chunk mode (the model's own). Weights are of the same dtype; those of a sweep's models are fp32 (autocast).
 
 Triton names a compiled kernel by its source, the arguments' types and Triton's own files: so the wheel of the release
 that the GPU machine has is fetched, for this Python to run and for that machine's to take the name from.
@@ -30,7 +30,7 @@ from types import SimpleNamespace
 
 STORE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "echo-lm"
 LENGTH = 2048
-LONGEST = 4096  # of a table's questions: the kernels of longer ones are the same, but their tensors here are not small
+LONGEST = 4096  # of a sweep's questions: the kernels of longer ones are the same, but their tensors here are not small
 
 
 def triton_wheel(release: str, python: str) -> Path:
@@ -122,20 +122,24 @@ def layers_of(name: str) -> list[tuple]:
     """What `name` of the command line stands for: (config, dtype of the weights if not that of the
     inputs, length, segment, documents, whether there is a backward)."""
     from echo_lm.evals.measurements.recall_cells import grid_cells
-    from echo_lm.evals.sweeps.config import load_table
+    from echo_lm.evals.sweeps.config import load_sweep
     from echo_lm.evals.sweeps.runs import runs_of
     from echo_lm.models import preset
 
     if not name.endswith(".yaml"):
         model, *rest = name.split(":")
         return [(preset(model), None, LENGTH, "segment" in rest, "documents" in rest, True)]
-    table = load_table(Path(name))
-    runs = runs_of(table)
+    sweep = load_sweep(Path(name))
+    runs = runs_of(sweep)
     configs = {run.arm: run.config for run in runs}
-    asked = sorted({cell.length for grid in table.recall for cell in grid_cells(grid) if cell.length <= LONGEST})
+    evaluation_lengths = sorted(
+        {cell.length for grid in sweep.recall for cell in grid_cells(grid) if cell.length <= LONGEST}
+    )
     learned = {(run.arm, length) for run in runs for length in run.training.lengths if length <= LONGEST}
-    found = [(configs[arm], "float32", length, False, False, True) for arm, length in sorted(learned)]
-    return found + [(config, "float32", length, False, False, False) for config in configs.values() for length in asked]
+    cases = [(configs[arm], "float32", length, False, False, True) for arm, length in sorted(learned)]
+    return cases + [
+        (config, "float32", length, False, False, False) for config in configs.values() for length in evaluation_lengths
+    ]
 
 
 def run_layer(

@@ -74,8 +74,8 @@ def answer_logits(
     tokens = torch.from_numpy(batch.tokens).to(device)
     positions = torch.from_numpy(np.array(batch.query_positions)).to(device)
     if not recurrent:
-        asked = torch.zeros(tokens.shape, dtype=torch.bool, device=device).scatter_(1, positions, True)
-        return model(tokens, logits_to_keep=asked).unflatten(0, positions.shape)
+        is_query = torch.zeros(tokens.shape, dtype=torch.bool, device=device).scatter_(1, positions, True)
+        return model(tokens, logits_to_keep=is_query).unflatten(0, positions.shape)
     first, last = int(positions.min()), int(positions.max())
     logits, cache = prefill(model, tokens[:, : first + 1])
     found = logits.new_zeros(*positions.shape, logits.shape[-1])
@@ -119,7 +119,7 @@ def evaluate_recall(
     batches = recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed, text=text)
     if on_batch:
         batches = _told(batches, on_batch)
-    counted = count_answers(model, cell, vocabulary, batches, device=device)
+    counted = count_correct(model, cell, vocabulary, batches, device=device)
     chance = 1 / len(task.choices(vocabulary))
     return {
         **cell.described(),
@@ -130,7 +130,7 @@ def evaluate_recall(
 
 
 @torch.inference_mode()
-def count_answers(
+def count_correct(
     model: nn.Module,
     cell: RecallCell,
     vocabulary: RecallVocabulary,

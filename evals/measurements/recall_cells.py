@@ -1,4 +1,4 @@
-"""Grids of recall tasks and their cells: the questions of suites and of recall sweeps."""
+"""Grids of recall tasks and their cells: the evaluations that suites and recall sweeps ask for."""
 
 import itertools
 import math
@@ -71,8 +71,8 @@ class RecallCell:
     @property
     def sequences(self) -> int:
         """Sequences that give `queries` answers, each asking for as many as it can."""
-        asked = num_queries(self.task, self.pairs)
-        return math.ceil(self.queries / (asked * task_of(self.task).labels_per_query(**self.options)))
+        per_sequence = num_queries(self.task, self.pairs)
+        return math.ceil(self.queries / (per_sequence * task_of(self.task).labels_per_query(**self.options)))
 
     @property
     def tokens(self) -> int:
@@ -80,7 +80,7 @@ class RecallCell:
         return self.sequences * self.length
 
     def described(self) -> dict[str, Any]:
-        """The fields of a result row that say what was asked."""
+        """The fields of a result row that identify the cell."""
         names = ("label", "pairs", "length", "options", "recurrent")
         return {"task": self.name, **{name: getattr(self, name) for name in names}}
 

@@ -1,4 +1,5 @@
-"""A table of recall: arms that learn the same tasks at several learning rates and seeds, and are asked the same questions."""
+"""The configuration of a recall sweep: arms trained on the same tasks at several learning rates and seeds, evaluated on the same
+queries."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +23,12 @@ def _with_new_keys(training: dict[str, Any]) -> dict[str, Any]:
 
 
 class Arm(Config):
-    """A model of the table: a preset, fields of its config that differ, fields of the training that differ.
+    """A model of the sweep: a preset, fields of its config that differ, fields of the training that differ.
 
     Attributes:
-        longest: sequences of more tokens are not asked, where attention would take too long; None asks all.
-        only: pairs and gap (tokens beyond the shortest sequence) of the cells that are asked; empty asks all.
-        tokens: the budget of each cell where each is learned by itself, instead of the table's.
+        longest: tokens of the longest sequence that the arm is evaluated on, as attention would take too long; None: all.
+        only: pairs and gap (tokens beyond the shortest sequence) of the cells that are evaluated; empty: all.
+        tokens: the budget of each cell where each is learned by itself, instead of the sweep's.
         prefix_mask: SKA layers write what precedes a row's first answered position (most tasks: the key that is asked) and nothing
             else, in training and in questions.
     """
@@ -102,17 +103,23 @@ class Published(Config):
     cells: tuple[PublishedCell, ...] = ()
 
 
-class RecallTable(Config):
-    """Attributes:
-    vocabulary: the ids that every model knows, and no others.
-    match: the arm whose non-embedding parameters the others get, by the width of their feed-forwards; None leaves them.
-    learning_rates, seeds: every arm is trained with each of both.
-    recall: what is asked of each run; the same sequences for all, or (`own_questions`) for all of one seed.
-    mean_of: the tasks whose mean chooses an arm's learning rate and stands for the arm; default all.
-    published: numbers of others, set beside ours.
-    each_cell: a model a cell instead of one for all; the training's tasks, pairs, lengths, batch and steps follow from it.
-    together: runs that train side by side on a GPU, as far as its memory goes.
+class RecallSweep(Config):
+    """A recall sweep as its YAML file states it.
+
+    Attributes:
+        vocabulary: the token ids of every model.
+        match: the arm whose number of non-embedding parameters the others get, by the width of their feed-forwards; None leaves
+            them.
+        learning_rates, seeds: every arm is trained with each combination.
+        recall: grids of queries for each run; the same sequences for all runs, or (`own_queries`) for all runs of one seed.
+        mean_of: the tasks whose mean chooses an arm's learning rate and is shown for the arm; default all.
+        published: numbers of others, shown beside ours.
+        each_cell: train one model for each cell instead of one for all; the training's tasks, pairs, lengths, batch and steps
+            follow from the cell.
+        together: runs that train side by side on a GPU, as far as its memory goes.
     """
+
+    renamed = "recall_sweep"
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
@@ -124,7 +131,7 @@ class RecallTable(Config):
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
     recall: Annotated[tuple[RecallGrid, ...], Field(min_length=1)]
     batch_tokens: int = Field(default=2**19, gt=0)
-    own_questions: bool = False
+    own_queries: bool = False
     mean_of: tuple[str, ...] = ()
     published: Published | None = None
     each_cell: CellTraining | None = None
@@ -137,11 +144,11 @@ class RecallTable(Config):
 
     @property
     def cells(self) -> list[RecallCell]:
-        """All cells, in the table's order."""
+        """All cells, in the sweep's order."""
         return cells_of(self.recall)
 
-    def asks(self, arm: str, cell: RecallCell) -> bool:
-        """Whether the arm is asked the cell."""
+    def evaluates(self, arm: str, cell: RecallCell) -> bool:
+        """Whether the arm is evaluated on the cell."""
         longest, only = self.arms[arm].longest, self.arms[arm].only
         fits = longest is None or cell.length <= longest
         return fits and (not only or (cell.pairs, cell.gap) in only)
@@ -152,54 +159,54 @@ def sweep_names() -> list[str]:
     return sorted(path.stem for path in SWEEP_FOLDER.glob("*.yaml"))
 
 
-def load_table(path: Path) -> RecallTable:
+def load_sweep(path: Path) -> RecallSweep:
     """Read a sweep by its name, or from a YAML file of your own.
 
     Raises:
-        UserError: no such file, or one that does not describe a table.
+        UserError: no such file, or one that does not describe a sweep.
     """
     if str(path) in sweep_names():
         path = SWEEP_FOLDER / f"{path}.yaml"
     if not Path(path).is_file():
-        raise UserError(f"table {path} does not exist: name a YAML file or one of {', '.join(sweep_names())}")
+        raise UserError(f"sweep {path} does not exist: name a YAML file or one of {', '.join(sweep_names())}")
     try:
-        table = RecallTable.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        sweep = RecallSweep.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
-        raise UserError(f"table {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"sweep {path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        raise UserError(f"table {path}: {describe_validation_error(error, RecallTable)}") from error
-    if table.match is not None and table.match not in table.arms:
-        raise UserError(f"table {path}: match is {table.match!r}: it names one of {', '.join(table.arms)}")
-    published = table.published or Published(source="")
-    named = [*table.mean_of, *(task for means in published.means.values() for task in means)]
+        raise UserError(f"sweep {path}: {describe_validation_error(error, RecallSweep)}") from error
+    if sweep.match is not None and sweep.match not in sweep.arms:
+        raise UserError(f"sweep {path}: match is {sweep.match!r}: it names one of {', '.join(sweep.arms)}")
+    published = sweep.published or Published(source="")
+    named = [*sweep.mean_of, *(task for means in published.means.values() for task in means)]
     named += [cell.task for cell in published.cells]
-    tasks = dict.fromkeys(cell.name for cell in table.cells)
+    tasks = dict.fromkeys(cell.name for cell in sweep.cells)
     if unknown := [task for task in named if task not in tasks]:
-        raise UserError(f"table {path}: {unknown[0]!r} is not asked in it: it asks {', '.join(tasks)}")
-    keys = table.vocabulary.num_keys
-    for cell in table.cells:
+        raise UserError(f"sweep {path}: {unknown[0]!r} is not evaluated in it: it evaluates {', '.join(tasks)}")
+    keys = sweep.vocabulary.num_keys
+    for cell in sweep.cells:
         if (needed := task_of(cell.task).num_keys(cell.pairs, **cell.options)) > keys:
             raise UserError(
-                f"table {path}: {cell.label} needs {needed} keys, there are {keys} (`vocabulary: num_keys`)"
+                f"sweep {path}: {cell.label} needs {needed} keys, there are {keys} (`vocabulary: num_keys`)"
             )
         try:
-            check_room(cell.task, length=cell.length, pairs=cell.pairs, vocabulary=table.ids, **cell.options)
+            check_room(cell.task, length=cell.length, pairs=cell.pairs, vocabulary=sweep.ids, **cell.options)
         except UserError as error:
-            raise UserError(f"table {path}: {error}") from None
-    cells = {(cell.pairs, cell.gap) for cell in table.cells}
-    for name, arm in table.arms.items():
-        if arm.prefix_mask and any(cell.recurrent for cell in table.cells if table.asks(name, cell)):
+            raise UserError(f"sweep {path}: {error}") from None
+    cells = {(cell.pairs, cell.gap) for cell in sweep.cells}
+    for name, arm in sweep.arms.items():
+        if arm.prefix_mask and any(cell.recurrent for cell in sweep.cells if sweep.evaluates(name, cell)):
             raise UserError(
-                f"table {path}: arm {name}: `prefix_mask` is for parallel passes, but a cell is `recurrent`"
+                f"sweep {path}: arm {name}: `prefix_mask` is for parallel passes, but a cell is `recurrent`"
             )
-        if arm.tokens is not None and table.each_cell is None:
-            raise UserError(f"table {path}: arm {name}: `tokens` is the budget of a cell: it needs `each_cell`")
+        if arm.tokens is not None and sweep.each_cell is None:
+            raise UserError(f"sweep {path}: arm {name}: `tokens` is the budget of a cell: it needs `each_cell`")
         if strange := set(arm.only) - cells:
             pairs, gap = min(strange)
-            raise UserError(f"table {path}: arm {name}: no cell has {pairs} pairs and a gap of {gap} (`only`)")
-    for task in table.mean_of or tasks:
-        if not any(cell.name == task and all(table.asks(arm, cell) for arm in table.arms) for cell in table.cells):
+            raise UserError(f"sweep {path}: arm {name}: no cell has {pairs} pairs and a gap of {gap} (`only`)")
+    for task in sweep.mean_of or tasks:
+        if not any(cell.name == task and all(sweep.evaluates(arm, cell) for arm in sweep.arms) for cell in sweep.cells):
             raise UserError(
-                f"table {path}: no cell of {task} is asked of every arm: give `longest` or `only` to fewer arms"
+                f"sweep {path}: no cell of {task} is evaluated for every arm: give `longest` or `only` to fewer arms"
             )
-    return table
+    return sweep

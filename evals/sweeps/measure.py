@@ -1,4 +1,4 @@
-"""Train runs of a table of recall and ask them.
+"""Training and evaluation of the runs of a recall sweep, several at once.
 
 Runs that go together train together: on a GPU each is a CUDA graph on a stream of its own (see `trainer.py`).
 """
@@ -15,9 +15,9 @@ from torch import nn
 from ...data_prep.recall import RecallVocabulary
 from ...models import build_model, count_parameters
 from ..measurements.prefix_mask import PrefixMasked
-from ..measurements.recall import count_answers, recall_batches
+from ..measurements.recall import count_correct, recall_batches
 from ..measurements.recall_cells import RecallCell
-from .config import RecallTable
+from .config import RecallSweep
 from .runs import RecallRun
 from .trainer import RecallTrainer, precision_of
 
@@ -25,7 +25,7 @@ QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
 
 
 def measure_together(
-    table: RecallTable,
+    sweep: RecallSweep,
     runs: Sequence[RecallRun],
     *,
     device: torch.device | str = "cpu",
@@ -36,10 +36,10 @@ def measure_together(
     Returns:
         For each run `id`, `arm`, `seed`, `learning_rate`, `parameters` (without embeddings), `tokens` (trained on), `final_loss`
         (mean of the last tenth of the steps, nats an answer; None if not finite), `losses` (mean of each fiftieth), and `rows`:
-        what was asked (see `RecallCell.described`) with the counts of `count_answers`. A run that is not finite answers
+        the cells (see `RecallCell.described`) with the counts of `count_correct`. A run that is not finite answers
         nothing right and has `diverged` set.
     """
-    vocabulary = table.ids
+    vocabulary = sweep.ids
     started = time.monotonic()
     trainers = []
     for run in runs:
@@ -60,21 +60,21 @@ def measure_together(
         trainer.synchronize()
     results = [_described(run, trainer) for run, trainer in zip(runs, trainers, strict=True)]
     models = [trainer.release() for trainer in trainers]
-    question_seeds = [run.seed if table.own_questions else 0 for run in runs]
-    for cell in table.cells:
-        for seed in dict.fromkeys(question_seeds):
-            asked = [
+    query_seeds = [run.seed if sweep.own_queries else 0 for run in runs]
+    for cell in sweep.cells:
+        for seed in dict.fromkeys(query_seeds):
+            group = [
                 (run, model, result)
-                for run, own, model, result in zip(runs, question_seeds, models, results, strict=True)
+                for run, own, model, result in zip(runs, query_seeds, models, results, strict=True)
                 if own == seed and cell in run.cells
             ]
-            _ask(asked, cell, vocabulary, batch_tokens=table.batch_tokens, seed=seed, device=device)
+            _evaluate(group, cell, vocabulary, batch_tokens=sweep.batch_tokens, seed=seed, device=device)
         on_progress(f"{cell.label} at {cell.length} tokens, {time.monotonic() - started:.0f} s")
     return results
 
 
-def _ask(
-    asked: Sequence[tuple[RecallRun, torch.nn.Module, dict[str, Any]]],
+def _evaluate(
+    group: Sequence[tuple[RecallRun, torch.nn.Module, dict[str, Any]]],
     cell: RecallCell,
     vocabulary: RecallVocabulary,
     *,
@@ -84,19 +84,19 @@ def _ask(
 ) -> None:
     """Ask models the same cell and add a row to the result of each. Batch by batch, as all sequences of a long cell
     would not fit in memory."""
-    if not asked:
+    if not group:
         return
-    counts = [Counter() for _ in asked]
-    finite = [True] * len(asked)
+    counts = [Counter() for _ in group]
+    finite = [True] * len(group)
     for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed):
-        for i, (run, model, _) in enumerate(asked):
+        for i, (run, model, _) in enumerate(group):
             try:
                 with precision_of(run.training, device):
-                    counts[i].update(count_answers(model, cell, vocabulary, [batch], device=device))
+                    counts[i].update(count_correct(model, cell, vocabulary, [batch], device=device))
             except FloatingPointError:
                 counts[i]["queries"] += batch.answers.size
                 finite[i] = False
-    for count, is_finite, (_, _, result) in zip(counts, finite, asked, strict=True):
+    for count, is_finite, (_, _, result) in zip(counts, finite, group, strict=True):
         names = ("queries", "correct", "open_correct")
         row = {name: count[name] if is_finite or name == "queries" else 0 for name in names}
         result["rows"].append(cell.described() | row)

@@ -1,9 +1,9 @@
-"""What a table of recall has found, as a page, a JSON file and figures, from its result files alone.
+"""The report of a recall sweep: a page, a JSON file and figures, made from its result files alone.
 
     python -m echo_lm.evals.sweeps.report transfer
 
 Writes `NAME.md`, `NAME.json` and `figures/NAME_*.png` into `docs/results` (or `--out`); the same results give the same bytes. What
-people wrote in `NAME.notes.md` beside them is taken into the page. A table that was interrupted gives a report of what ran.
+people wrote in `NAME.notes.md` beside them is taken into the page. A sweep that was interrupted gives a report of what ran.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...models.common.errors import UserError
 from ...models.common.files import write_text
-from .config import load_table, sweep_names
+from .config import load_sweep, sweep_names
 from .report_figures import draw
 from .report_json import as_json, origin
 from .report_tables import (
@@ -33,54 +33,54 @@ from .runs import RecallRun
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, help="a sweep of the package (transfer) or a YAML file")
+    parser.add_argument("sweep", type=Path, help="a sweep of the package (transfer) or a YAML file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the raw results")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page and its figures")
     arguments = parser.parse_args()
     try:
-        print(write_report(arguments.table, arguments.results, arguments.out))
+        print(write_report(arguments.sweep, arguments.results, arguments.out))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 
 
-def write_report(table_path: Path, results: Path, out: Path) -> Path:
+def write_report(sweep_path: Path, results: Path, out: Path) -> Path:
     """Write the page, the JSON file and the figures; returns the page.
 
     Raises:
-        UserError: the table or a result file is wrong, or none of the table's runs is there.
+        UserError: the sweep or a result file is wrong, or none of the sweep's runs is there.
     """
-    table = load_table(table_path)
-    report = Report(table, read_runs(result_files(results, table.name)))
-    command = f"python -m echo_lm.evals.sweeps.run {shown(table_path)}"
+    sweep = load_sweep(sweep_path)
+    report = Report(sweep, read_runs(result_files(results, sweep.name)))
+    command = f"python -m echo_lm.evals.sweeps.run {shown(sweep_path)}"
     if not report.found:
-        raise UserError(f"{results} holds no run of table {table.name}: run `{command}` first")
+        raise UserError(f"{results} holds no run of sweep {sweep.name}: run `{command}` first")
     figures = draw(report, out / "figures")
-    write_text(out / f"{table.name}.json", as_json(report, command))
-    notes = out / f"{table.name}.notes.md"
+    write_text(out / f"{sweep.name}.json", as_json(report, command))
+    notes = out / f"{sweep.name}.notes.md"
     prose = notes.read_text(encoding="utf-8").strip() if notes.is_file() else ""
-    page = out / f"{table.name}.md"
+    page = out / f"{sweep.name}.md"
     write_text(page, as_page(report, command, prose, figures))
     return page
 
 
-def shown(table: Path) -> str:
+def shown(sweep: Path) -> str:
     """What names the sweep on the command line: its name if it comes with the package, else its file."""
-    return str(table) if str(table) in sweep_names() else Path(table).name
+    return str(sweep) if str(sweep) in sweep_names() else Path(sweep).name
 
 
 def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -> str:
     """The whole report in Markdown."""
-    table, names = report.table, report.tasks
+    sweep, names = report.sweep, report.tasks
     made = origin(report)
-    most = "at most " if table.each_cell and table.each_cell.enough and len(report.found) < report.planned else ""
-    parts = [f"# Recall table: {table.name}", table.description, prose]
+    most = "at most " if sweep.each_cell and sweep.each_cell.enough and len(report.found) < report.planned else ""
+    parts = [f"# Recall sweep: {sweep.name}", sweep.description, prose]
     parts.append(
         f"{len(report.found)} of {most}{report.planned} runs, on {', '.join(made['hardware'])}, "
         f"torch {', '.join(made['torch'])}, "
         f"{' and '.join(dict.fromkeys((made['dates'][0], made['dates'][-1])))}, commit {', '.join(made['commits'])}. "
-        f"Every cell: [{table.name}.json]({table.name}.json). This page is made by `python -m echo_lm.evals.sweeps.report`; "
-        f"prose belongs into `{table.name}.notes.md`. It all again:\n\n    {command}"
+        f"Every cell: [{sweep.name}.json]({sweep.name}.json). This page is made by `python -m echo_lm.evals.sweeps.report`; "
+        f"prose belongs into `{sweep.name}.notes.md`. It all again:\n\n    {command}"
     )
     parts.append(_protocol(report))
     if gone := incomplete(report):
@@ -89,15 +89,15 @@ def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -
     parts += ["\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)]
     if LENGTH_TASK in names:
         parts.append(accuracy_by_length(report))
-    if report.table.each_cell:
+    if report.sweep.each_cell:
         parts.append(accuracy_by_cell(report))
     parts += [accuracy_by_label(report), learning_rates_tried(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _protocol(report: Report) -> str:
-    """What a run learned, and how it was asked."""
-    table, training, each = report.table, report.table.training, report.table.each_cell
+    """How the models were trained and evaluated."""
+    sweep, training, each = report.sweep, report.sweep.training, report.sweep.each_cell
     if each:
         what = "task, pairs and length" if each.curriculum is None else "task and pairs"
         learned = (
@@ -121,24 +121,26 @@ def _protocol(report: Report) -> str:
             "unless the arm says otherwise"
         )
     rates = ""
-    if len(table.learning_rates) > 1:
+    if len(sweep.learning_rates) > 1:
         rates = f" {'A cell' if each else 'An arm'}'s learning rate is the best on the very answers shown here."
     if each and each.enough is not None:
         rates += f" A cell gets another rate only where none before it answered {100 * each.enough:g}%."
-    asked = (
-        "Each seed is asked sequences of its own." if table.own_questions else "All seeds are asked the same sequences."
+    seeds_note = (
+        "Each seed is evaluated on sequences of its own."
+        if sweep.own_queries
+        else "All seeds are evaluated on the same sequences."
     )
-    return f"{learned}.{rates} {asked}"
+    return f"{learned}.{rates} {seeds_note}"
 
 
 def incomplete(report: Report) -> list[str]:
-    """Sentences about runs that are missing, diverged or of another version of the table."""
+    """Sentences about runs that are missing, diverged or of another version of the sweep."""
     arms: dict[str, list[str]] = {}  # what is said, of whom
     for arm in report.arms:
         if arm.missing and not arm.chosen:
             arms.setdefault("no run is there", []).append(arm.name)
         elif arm.missing:
-            if report.table.each_cell:
+            if report.sweep.each_cell:
                 missing = _cells_at(report, arm.missing)
             else:
                 missing = _at((run.training.learning_rate, run.seed) for run in arm.missing)
@@ -148,7 +150,7 @@ def incomplete(report: Report) -> list[str]:
             arms.setdefault(f"diverged {diverged}", []).append(arm.name)
     lines = [f"{', '.join(names)}: {said}." for said, names in arms.items()]
     if report.outdated:
-        lines.append(f"{report.outdated} runs of an earlier version of the table are left out.")
+        lines.append(f"{report.outdated} runs of an earlier version of the sweep are left out.")
     return lines
 
 
@@ -167,7 +169,7 @@ def _cells_at(report: Report, runs: Iterable[RecallRun]) -> str:
     cells: dict[float, list[str]] = {}
     for run in runs:
         (cell,) = run.cells
-        seed = f" seed {run.seed}" if len(report.table.seeds) > 1 else ""
+        seed = f" seed {run.seed}" if len(report.sweep.seeds) > 1 else ""
         cells.setdefault(run.training.learning_rate, []).append(f"{cell.pairs} at {cell.gap:,}{seed}")
     return "; ".join(f"{', '.join(found)} (rate {rate:g})" for rate, found in sorted(cells.items()))
 

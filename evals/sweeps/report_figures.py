@@ -1,4 +1,4 @@
-"""The figures of a report on a table of recall."""
+"""The figures of a report on a recall sweep."""
 
 from pathlib import Path
 from statistics import fmean, median
@@ -15,7 +15,7 @@ MOST_FIGURES = 2  # of one label
 
 def draw(report: Report, folder: Path) -> list[Path]:
     """All figures; returns their paths. Those of an earlier report that are no longer drawn are removed."""
-    name = report.table.name
+    name = report.sweep.name
     paths = [mean_figure(report, folder / f"{name}_mean.png")]
     if len(report.tasks) > 1:
         paths.append(task_figure(report, folder / f"{name}_tasks.png"))
@@ -36,7 +36,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 def mean_figure(report: Report, path: Path) -> Path:
     """The mean of every arm: a dot a seed, a line at the median."""
     arms = [arm for arm in report.arms if arm.chosen]
-    with figure(path, f"Mean accuracy: {report.table.name}", "accuracy", "", height=1.2 + 0.3 * len(arms)) as axes:
+    with figure(path, f"Mean accuracy: {report.sweep.name}", "accuracy", "", height=1.2 + 0.3 * len(arms)) as axes:
         for place, arm in enumerate(arms):
             means = [report.mean(result) for result in arm.chosen]
             axes.plot(means, [place] * len(means), "o", color=PALETTE[0], alpha=0.6)
@@ -57,8 +57,8 @@ def task_figure(report: Report, path: Path) -> Path:
         arm.name: [median(report.task_mean(result, task) for result in arm.chosen) for task in report.tasks]
         for arm in arms
     }
-    for name, means in (report.table.published.means if report.table.published else {}).items():
+    for name, means in (report.sweep.published.means if report.sweep.published else {}).items():
         lines[f"{name} (published)"] = [means.get(task, np.nan) / 100 for task in report.tasks]
     values = np.array(list(lines.values()))
-    title = f"Accuracy by task: {report.table.name}"
+    title = f"Accuracy by task: {report.sweep.name}"
     return heat_map(path, title, values, list(lines), report.tasks, tilt=30)

@@ -1,4 +1,4 @@
-"""The numbers of a report on a table of recall, as JSON."""
+"""The numbers of a report on a recall sweep, as JSON."""
 
 import json
 from typing import Any
@@ -13,18 +13,18 @@ from .runs import RecallRun
 
 def as_json(report: Report, command: str) -> str:
     """The numbers of the chosen rates, a row on a line, after what is needed to read them."""
-    table = report.table
+    sweep = report.sweep
     head = {
-        "table": table.name,
+        "table": sweep.name,
         "command": command,
         "runs": {"planned": report.planned, "found": len(report.found)},
         **origin(report),
-        "training": {name: value for name, value in table.training if name != "learning_rate"},
+        "training": {name: value for name, value in sweep.training if name != "learning_rate"},
         "mean_of": report.mean_of,
-        "own_questions": table.own_questions,
+        "own_queries": sweep.own_queries,
         "chance": {task: report.chance(task) for task in report.tasks},
         "ceiling": {task: task_of(task).ceiling for task in report.tasks},
-        "published": table.published and table.published.model_dump(mode="json"),
+        "published": sweep.published and sweep.published.model_dump(mode="json"),
         "arms": {arm.name: _arm_json(report, arm) for arm in report.arms},
     }
     rows = [
@@ -38,7 +38,7 @@ def as_json(report: Report, command: str) -> str:
 
 
 def _arm_json(report: Report, arm: ArmReport) -> dict[str, Any]:
-    if report.table.each_cell:
+    if report.sweep.each_cell:
         cells = {f"{rate:g}": {"trained": trained, "best": best} for rate, (trained, best) in arm.cells.items()}
         rates = {"learning_rates": arm.rates, "cells_by_rate": cells}
     else:
@@ -48,9 +48,9 @@ def _arm_json(report: Report, arm: ArmReport) -> dict[str, Any]:
         }
         rates = {"learning_rate": next(iter(arm.rates), None), "mean_by_rate_and_seed": means}
     return {
-        "preset": report.table.arms[arm.name].preset,
-        "model": report.table.arms[arm.name].model,
-        "training": report.table.arms[arm.name].training,
+        "preset": report.sweep.arms[arm.name].preset,
+        "model": report.sweep.arms[arm.name].model,
+        "training": report.sweep.arms[arm.name].training,
         "parameters": arm.chosen[0]["parameters"] if arm.chosen else None,
         **rates,
         "missing": [_missing_json(report, run) for run in arm.missing],
@@ -60,7 +60,7 @@ def _arm_json(report: Report, arm: ArmReport) -> dict[str, Any]:
 
 def _missing_json(report: Report, run: RecallRun) -> dict[str, Any]:
     place = {"learning_rate": run.training.learning_rate, "seed": run.seed}
-    if report.table.each_cell:
+    if report.sweep.each_cell:
         (cell,) = run.cells
         place |= {"pairs": cell.pairs, "length": cell.length}
     return place

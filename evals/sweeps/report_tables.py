@@ -21,17 +21,17 @@ def accuracy_by_task(report: Report) -> str:
         cells = [spread(report.task_mean(result, task) for result in arm.chosen) for task in report.tasks]
         cells.append(spread(report.mean(result) for result in arm.chosen))
         lines.append([arm.name, f"{arm.chosen[0]['parameters']:,}", _listed(arm.rates), str(len(arm.chosen)), *cells])
-    for name, means in (report.table.published.means if report.table.published else {}).items():
+    for name, means in (report.sweep.published.means if report.sweep.published else {}).items():
         values = [f"{means[task]:.1f}" if task in means else "-" for task in report.tasks]
-        asked = [means[task] for task in report.mean_of if task in means]
-        mean = f"{fmean(asked):.1f}" if len(asked) == len(report.mean_of) else "-"
+        in_mean = [means[task] for task in report.mean_of if task in means]
+        mean = f"{fmean(in_mean):.1f}" if len(in_mean) == len(report.mean_of) else "-"
         lines.append([f"*{name}, published*", "-", "-", "-", *values, mean])
     chances = [percent(report.chance(task)) for task in report.tasks]
     lines.append(["chance", "", "", "", *chances, percent(fmean(map(report.chance, report.mean_of)))])
     ceilings = [task_of(task).ceiling for task in report.tasks]
     if min(ceilings) < 1:
         lines.append(["ceiling", "", "", "", *map(percent, ceilings), ""])
-    cells = len(report.table.cells)
+    cells = len(report.sweep.cells)
     text = "## Accuracy by task\n\nPercent: the mean over a task's cells, median of the seeds (lowest to highest); "
     text += f"the mean is that of {', '.join(report.mean_of)}. "
     if len(report.shared) < cells:
@@ -41,9 +41,9 @@ def accuracy_by_task(report: Report) -> str:
             if arm.chosen
         ]
         some = "" if all(set(report.shared) <= found for found in ran) else ", as far as they ran"
-        text += f"Means are over the {len(report.shared)} of {cells} cells that every arm is asked{some}. "
-    if report.table.published:
-        text += f"Published: {report.table.published.source}. "
+        text += f"Means are over the {len(report.shared)} of {cells} cells that every arm is evaluated on{some}. "
+    if report.sweep.published:
+        text += f"Published: {report.sweep.published.source}. "
     return f"{text.strip()}\n\n{markdown(head, lines)}"
 
 
@@ -67,7 +67,7 @@ def intervals_by_task(report: Report) -> str:
 
 def published_cells(report: Report) -> str:
     """Published numbers of single cells beside ours on the plain version of the task."""
-    published = report.table.published
+    published = report.sweep.published
     if not published or not published.cells:
         return ""
     head = ["arm", *(f"{cell.task}, {cell.pairs} at {cell.length:,}" for cell in published.cells)]
@@ -98,7 +98,7 @@ def accuracy_by_length(report: Report) -> str:
     parts = ["## NIAH by length\n\nPercent (95% Wilson interval), seeds pooled."]
     for label in labels_of(report, LENGTH_TASK):
         curves = report.by_length(label)
-        lengths = sorted({cell.length for cell in report.table.cells if cell.label == label})
+        lengths = sorted({cell.length for cell in report.sweep.cells if cell.label == label})
         queries = dict.fromkeys(lengths, 0)
         lines = []
         for name, rows in curves.items():
@@ -107,26 +107,26 @@ def accuracy_by_length(report: Report) -> str:
             queries |= {length: max(queries[length], row["queries"]) for length, row in at.items()}
         lines.append(["queries, at most", *(f"{queries[length]:,}" for length in lengths)])
         parts.append(f"{label}:\n\n" + markdown(["arm", *(f"{length:,}" for length in lengths)], lines))
-    short = [f"{name} beyond {arm.longest:,}" for name, arm in report.table.arms.items() if arm.longest]
+    short = [f"{name} beyond {arm.longest:,}" for name, arm in report.sweep.arms.items() if arm.longest]
     if short:
-        parts.append(f"Not asked: {', '.join(short)} tokens.")
+        parts.append(f"Not evaluated: {', '.join(short)} tokens.")
     return "\n\n".join(parts)
 
 
 def accuracy_by_cell(report: Report) -> str:
     """Cell by cell, pairs by gaps: accuracy, and what the run of the cell took."""
-    budget = report.table.each_cell.tokens
+    budget = report.sweep.each_cell.tokens
     parts = [
         f"## Cell by cell\n\nA model a cell. Percent, and the millions of tokens that it was trained on, at most {budget / 1e6:g} "
         "unless the arm has a budget of its own; and the learning rate, where an arm's cells have several. Rows: pairs. Columns: "
         "tokens of noise between pairs and questions."
     ]
-    gaps = sorted({cell.gap for cell in report.table.cells})
+    gaps = sorted({cell.gap for cell in report.sweep.cells})
     for arm in report.arms:
         found = {(row["pairs"], row["length"]): row for result in arm.chosen for row in result["rows"]}
         lines = []
-        for pairs in dict.fromkeys(cell.pairs for cell in report.table.cells):
-            at = {cell.gap: found.get((pairs, cell.length)) for cell in report.table.cells if cell.pairs == pairs}
+        for pairs in dict.fromkeys(cell.pairs for cell in report.sweep.cells):
+            at = {cell.gap: found.get((pairs, cell.length)) for cell in report.sweep.cells if cell.pairs == pairs}
             lines.append([str(pairs), *(_learned(at.get(gap), len(arm.rates) > 1) for gap in gaps)])
         if found:
             parts.append(f"{arm.name}:\n\n" + markdown(["pairs", *(f"{gap:,}" for gap in gaps)], lines))
@@ -165,9 +165,9 @@ def accuracy_by_label(report: Report) -> str:
 
 def learning_rates_tried(report: Report) -> str:
     """Every learning rate that was tried."""
-    rates = sorted({run.training.learning_rate for run in runs_of(report.table)})
+    rates = sorted({run.training.learning_rate for run in runs_of(report.sweep)})
     said = "Mean in percent (seeds that ran); bold is what the tables above show."
-    if report.table.each_cell:
+    if report.sweep.each_cell:
         said = "Cells that were trained at the rate (and those of them that it answered best)."
     lines = [[arm.name, *(_tried(arm, rate) for rate in rates)] for arm in report.arms]
     return f"## Learning rates tried\n\n{said}\n\n" + markdown(["arm", *(f"{rate:g}" for rate in rates)], lines)
@@ -210,5 +210,5 @@ def with_interval(row: Row | None) -> str:
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """A sweep."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])

@@ -1,4 +1,4 @@
-"""What a table of recall has found: each arm, or each of its cells, at its best learning rate, and sums over its runs."""
+"""Results of a recall sweep: each arm, or each of its cells, at its best learning rate, with sums over its runs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 from ...data_prep.recall import task_of
 from ..scores import accuracy
-from .config import RecallTable
+from .config import RecallSweep
 from .runs import RecallRun, is_settled, runs_of
 
 LENGTH_TASK = "niah"  # the task whose accuracy is shown length by length
@@ -39,34 +39,34 @@ class ArmReport:
 
 
 class Report:
-    """A table and its results.
+    """A sweep and its results.
 
     Attributes:
-        tasks: in the table's order; mean_of: those whose mean stands for an arm.
-        shared: label and length of the cells that every arm is asked: means are taken over these.
+        tasks: in the sweep's order; mean_of: those whose mean stands for an arm.
+        shared: label and length of the cells that every arm is evaluated on: means are taken over these.
     """
 
-    def __init__(self, table: RecallTable, results: Iterable[Result]):
-        self.table = table
-        runs = runs_of(table)
+    def __init__(self, sweep: RecallSweep, results: Iterable[Result]):
+        self.sweep = sweep
+        runs = runs_of(sweep)
         planned = {run.id for run in runs}
         results = list(results)
         self.found = {result["id"]: result for result in results if result["id"] in planned}
         self.outdated = len(results) - len(self.found)
-        self.tasks = list(dict.fromkeys(cell.name for cell in table.cells))
-        self.mean_of = list(table.mean_of) or self.tasks
+        self.tasks = list(dict.fromkeys(cell.name for cell in sweep.cells))
+        self.mean_of = list(sweep.mean_of) or self.tasks
         self.shared = {
-            (cell.label, cell.length) for cell in table.cells if all(table.asks(arm, cell) for arm in table.arms)
+            (cell.label, cell.length) for cell in sweep.cells if all(sweep.evaluates(arm, cell) for arm in sweep.arms)
         }
-        self.choices = {task: task_of(task).choices(table.ids) for task in self.tasks}
-        self.arms = [self._arm(name, [run for run in runs if run.arm == name]) for name in table.arms]
+        self.choices = {task: task_of(task).choices(sweep.ids) for task in self.tasks}
+        self.arms = [self._arm(name, [run for run in runs if run.arm == name]) for name in sweep.arms]
         self.planned = len(self.found) + sum(len(arm.missing) for arm in self.arms)
 
     def _arm(self, name: str, runs: list[RecallRun]) -> ArmReport:
         here = [self.found[run.id] for run in runs if run.id in self.found]
         scores: dict[float, dict[int, float]] = {}
         cells: dict[float, tuple[int, int]] = {}
-        if self.table.each_cell:
+        if self.sweep.each_cell:
             best = best_of_cells(here)
             for rate in sorted({result["learning_rate"] for result in here}):
                 cells[rate] = tuple(sum(result["learning_rate"] == rate for result in some) for some in (here, best))
@@ -74,7 +74,7 @@ class Report:
         else:
             for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
                 scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
-            # Without a cell that all arms are asked there is no mean yet, and nothing that chooses.
+            # Without a cell that all arms are evaluated on there is no mean yet, and no best learning rate.
             means = {rate: np.nan_to_num(fmean(found.values()), nan=-1.0) for rate, found in scores.items()}
             rates = [max(means, key=means.get)] if means else []
             chosen = [result for result in here if result["learning_rate"] in rates]
@@ -84,12 +84,12 @@ class Report:
             cells,
             rates,
             sorted(chosen, key=lambda result: result["seed"]),
-            [run for run in runs if run.id not in self.found and not is_settled(self.table, run, runs, self.found)],
+            [run for run in runs if run.id not in self.found and not is_settled(self.sweep, run, runs, self.found)],
             [result for result in here if result["diverged"]],
         )
 
     def task_mean(self, result: Result, task: str) -> float:
-        """Mean accuracy over the cells of a task that every arm is asked; NaN without any."""
+        """Mean accuracy over the cells of a task that every arm is evaluated on; NaN without any."""
         rows = [row for row in result["rows"] if row["task"] == task and (row["label"], row["length"]) in self.shared]
         return fmean(row["correct"] / row["queries"] for row in rows) if rows else np.nan
 
@@ -111,7 +111,7 @@ class Report:
 
     def by_length(self, label: str) -> dict[str, list[Row]]:
         """For each arm that ran a row for each length, pooled over seeds."""
-        lengths = sorted({cell.length for cell in self.table.cells if cell.label == label})
+        lengths = sorted({cell.length for cell in self.sweep.cells if cell.label == label})
         curves: dict[str, list[Row]] = {}
         for arm in self.arms:
             for length in lengths:
@@ -143,5 +143,5 @@ def joined(results: Iterable[Result]) -> list[Result]:
 
 
 def labels_of(report: Report, task: str) -> list[str]:
-    """The labels of a task's cells, in the table's order."""
-    return list(dict.fromkeys(cell.label for cell in report.table.cells if cell.name == task))
+    """The labels of a task's cells, in the sweep's order."""
+    return list(dict.fromkeys(cell.label for cell in report.sweep.cells if cell.name == task))

@@ -1,9 +1,9 @@
-"""Train and ask every run of a table of recall; goes on where it stopped.
+"""Train and evaluate every run of a recall sweep; a later start goes on where it stopped.
 
     python -m echo_lm.evals.sweeps.run transfer --device cuda --seconds 540
 
 Each finished group of runs is added to `NAME.json` in the folder `sweeps` (or `--out`); runs that are there already,
-unchanged, are not repeated. Several processes share a table with `--part`, a GPU each:
+unchanged, are not repeated. Several processes share a sweep with `--part`, a GPU each:
 
     CUDA_VISIBLE_DEVICES=0 python -m echo_lm.evals.sweeps.run transfer --part 0/2 &
     CUDA_VISIBLE_DEVICES=1 python -m echo_lm.evals.sweeps.run transfer --part 1/2
@@ -27,30 +27,30 @@ import torch
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_aside
 from ...models.common.provenance import commit
-from .config import RecallTable, load_table
+from .config import RecallSweep, load_sweep
 from .measure import measure_together
-from .runs import RecallRun, is_settled, of_one_cell, runs_of
+from .runs import RecallRun, differ_in_rate_alone, is_settled, runs_of
 
 RESULTS = Path("sweeps")  # raw results, in the folder one works in, as `runs` and `studies` are
 
 
 def main() -> None:
     """Command line."""
-    arguments = tables_parser().parse_args()
+    arguments = sweep_parser().parse_args()
     try:
-        run_table(arguments)
+        run_sweep(arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 
 
-def tables_parser() -> argparse.ArgumentParser:
+def sweep_parser() -> argparse.ArgumentParser:
     """What the command line takes; `orchestration/jobs/sweep_queue.py` reads its jobs by it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, help="a sweep of the package (transfer) or a YAML file")
+    parser.add_argument("sweep", type=Path, help="a sweep of the package (transfer) or a YAML file")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the raw results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--together", type=int, help="runs that train side by side on a GPU; default: the table's")
+    parser.add_argument("--together", type=int, help="runs that train side by side on a GPU; default: the sweep's")
     parser.add_argument("--arms", nargs="*", help="only these")
     parser.add_argument(
         "--part", metavar="K/N", help="every N-th run (of the chosen arms) from the K-th on, K from 0 to N-1"
@@ -64,40 +64,40 @@ def tables_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(table: RecallTable, arguments: argparse.Namespace) -> None:
+def check(sweep: RecallSweep, arguments: argparse.Namespace) -> None:
     """Look at what can be wrong before anything runs.
 
     Raises:
-        UserError: an argument does not fit the table.
+        UserError: an argument does not fit the sweep.
     """
-    if unknown := set(arguments.arms or ()) - set(table.arms):
-        raise UserError(f"table {table.name} has no arm {min(unknown)!r}: it has {', '.join(table.arms)}")
+    if unknown := set(arguments.arms or ()) - set(sweep.arms):
+        raise UserError(f"sweep {sweep.name} has no arm {min(unknown)!r}: it has {', '.join(sweep.arms)}")
     if arguments.together is not None and arguments.together < 1:
         raise UserError(f"--together is {arguments.together}: at least 1 run")
     if arguments.part is not None:
         parse_part(arguments.part)
 
 
-def run_table(arguments: argparse.Namespace) -> None:
+def run_sweep(arguments: argparse.Namespace) -> None:
     """Every run of the part that is not there yet, group by group.
 
     Raises:
-        UserError: an argument, the table or a result file is wrong.
+        UserError: an argument, the sweep or a result file is wrong.
     """
-    table = load_table(arguments.table)
-    check(table, arguments)
-    together = table.together if arguments.together is None else arguments.together
-    path, planned = arguments.out / f"{table.name}.json", runs_of(table)
+    sweep = load_sweep(arguments.sweep)
+    check(sweep, arguments)
+    together = sweep.together if arguments.together is None else arguments.together
+    path, planned = arguments.out / f"{sweep.name}.json", runs_of(sweep)
     runs = [run for run in planned if not arguments.arms or run.arm in arguments.arms]
     if arguments.part is not None:
         part, parts = parse_part(arguments.part)
-        path, runs = arguments.out / f"{table.name}.{part}-of-{parts}.json", runs[part::parts]
+        path, runs = arguments.out / f"{sweep.name}.{part}-of-{parts}.json", runs[part::parts]
     done = read_runs([path]) if path.is_file() else []
-    found = {result["id"]: result for result in read_runs(result_files(arguments.out, table.name))}
-    missing = [run for run in runs if run.id not in found and not is_settled(table, run, planned, found)]
+    found = {result["id"]: result for result in read_runs(result_files(arguments.out, sweep.name))}
+    missing = [run for run in runs if run.id not in found and not is_settled(sweep, run, planned, found)]
     tokens = sum(cell.tokens for run in missing for cell in run.cells)
     print(
-        f"{table.name}: {len(missing)} runs to do, {len(runs) - len(missing)} there or not needed; "
+        f"{sweep.name}: {len(missing)} runs to do, {len(runs) - len(missing)} there or not needed; "
         f"{tokens / 1e6:,.0f}M tokens to ask",
         flush=True,
     )
@@ -108,25 +108,25 @@ def run_table(arguments: argparse.Namespace) -> None:
         if longest and begun + longest > started + arguments.seconds:
             print(f"stopped: {len(missing)} runs are left, the same command goes on with them", flush=True)
             return
-        group = next_group(table, missing, together)
+        group = next_group(sweep, missing, together)
         results = measure_together(
-            table, group, device=arguments.device, on_progress=lambda line: print(f"  {line}", flush=True)
+            sweep, group, device=arguments.device, on_progress=lambda line: print(f"  {line}", flush=True)
         )
         longest = max(longest, time.monotonic() - begun)
         done += [result | machine(arguments.device) for result in results]
-        save(path, table.name, done)
+        save(path, sweep.name, done)
         for run, result in zip(group, results, strict=True):
             print(summary_line(run, result), flush=True)
         found |= {result["id"]: result for result in results}
-        missing = [run for run in missing if run.id not in found and not is_settled(table, run, planned, found)]
+        missing = [run for run in missing if run.id not in found and not is_settled(sweep, run, planned, found)]
 
 
-def next_group(table: RecallTable, missing: Sequence[RecallRun], together: int) -> list[RecallRun]:
+def next_group(sweep: RecallSweep, missing: Sequence[RecallRun], together: int) -> list[RecallRun]:
     """The first runs that train side by side: not two of a cell that one learning rate may answer enough of."""
     group: list[RecallRun] = []
-    spares = table.each_cell is not None and table.each_cell.enough is not None
+    spares = sweep.each_cell is not None and sweep.each_cell.enough is not None
     for run in missing:
-        if len(group) < together and not (spares and any(of_one_cell(run, other) for other in group)):
+        if len(group) < together and not (spares and any(differ_in_rate_alone(run, other) for other in group)):
             group.append(run)
     return group
 
@@ -144,7 +144,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def result_files(folder: Path, name: str) -> list[Path]:
-    """The files that hold runs of a table: `NAME.json`, and one for each part that ran."""
+    """The files that hold runs of a sweep: `NAME.json`, and one for each part that ran."""
     pattern = re.compile(re.escape(name) + r"(\.\d+-of-\d+)?\.json")
     return sorted(path for path in Path(folder).glob("*.json") if pattern.fullmatch(path.name))
 

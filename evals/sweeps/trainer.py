@@ -1,4 +1,4 @@
-"""A model that learns recall tasks and nothing else: for the tables of recall, and for copies that learn the format.
+"""Training on recall tasks alone, for recall sweeps and for the adapted copies of suites.
 
 Small models are bound by the host: on a GPU a step is recorded once as a CUDA graph and replayed, on a stream of the
 trainer's own, so that dozens of trainers share one GPU and their kernels run side by side.
@@ -33,7 +33,7 @@ class RecallBank:
     Attributes:
         tokens: int32 `[n, B, L]`.
         at: int64 `[n, Q]`, where a label counts, in the flattened `B * L` tokens; labels: int64 `[n, Q]`.
-        weight: float32 `[n, Q]`; 0 where a batch asks less than Q questions.
+        weight: float32 `[n, Q]`; 0 where a batch has less than Q queries.
     """
 
     tokens: Tensor
@@ -69,15 +69,15 @@ def recall_bank(
                 vocabulary=vocabulary,
                 **training.options.get(task, {}),
             )
-            asked = found.answers.shape[1] * share
+            evaluated = found.answers.shape[1] * share
             tokens[mine, row : row + share] = found.tokens.reshape(len(mine), share, length)
             positions = found.query_positions.reshape(len(mine), share, -1)
             positions = positions + length * np.arange(row, row + share)[:, None]
-            part = (mine, slice(column, column + asked))
+            part = (mine, slice(column, column + evaluated))
             at[part] = positions.reshape(len(mine), -1)
             labels[part] = found.answers.reshape(len(mine), -1)
             weight[part] = 1
-            row, column = row + share, column + asked
+            row, column = row + share, column + evaluated
     return RecallBank(*(torch.from_numpy(part) for part in (tokens, at, labels, weight)))
 
 

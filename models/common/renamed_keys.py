@@ -13,6 +13,7 @@ from .errors import UserError
 RENAMED: dict[str, dict[str, str]] = {
     "train": {"write_cost": "gate_penalty"},  # a run's config.yaml, and recipes
     "recall_training": {"write_cost": "gate_penalty"},  # suites (`adapt`) and sweeps (`training`)
+    "recall_sweep": {"own_questions": "own_queries"},
     "event": {"gate_openness": "gate_mean"},  # events.jsonl
     "heartbeat": {"gang": "worker_group"},
 }

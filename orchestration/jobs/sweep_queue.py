@@ -1,4 +1,4 @@
-"""Fill GPUs with tables of recall: jobs from a file, a few processes on each GPU, until they are done or the time is.
+"""Fill GPUs with recall sweeps: jobs from a file, a few processes on each GPU, until they are done or the time is.
 
     python -m echo_lm.orchestration.jobs.sweep_queue jobs.txt --seconds 560 --workers 2 --out results
 
@@ -25,8 +25,8 @@ from pathlib import Path
 
 import torch
 
-from ...evals.sweeps.config import load_table
-from ...evals.sweeps.run import RESULTS, check, read_runs, result_files, save, tables_parser
+from ...evals.sweeps.config import load_sweep
+from ...evals.sweeps.run import RESULTS, check, read_runs, result_files, save, sweep_parser
 from ...evals.sweeps.runs import runs_of
 from ...models.common.errors import UserError
 from ...pipeline.visible_gpus import visible_gpus
@@ -36,9 +36,9 @@ SECONDS_TO_SAVE = 10
 
 @dataclass
 class Job:
-    """A line of the file: the table's name, the arguments, and where its process writes."""
+    """A line of the file: the sweep's name, the arguments, and where its process writes."""
 
-    table: str
+    sweep: str
     arguments: list[str]
     folder: Path
     gpu: int | None = None
@@ -47,7 +47,7 @@ class Job:
     def start(self, gpu: int | None, seconds: float, results: Path = RESULTS) -> None:
         """Begin, on no GPU where there is none; runs that are in `results` are not repeated."""
         self.folder.mkdir(parents=True)
-        for path in result_files(results, self.table):
+        for path in result_files(results, self.sweep):
             shutil.copy(path, self.folder)
         command = [sys.executable, "-m", "echo_lm.evals.sweeps.run", *self.arguments]
         command += ["--out", str(self.folder), "--seconds", f"{seconds:.0f}"]
@@ -99,8 +99,8 @@ def run_queue(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out} is not empty: name another folder")
     jobs = read_jobs(options.jobs, options.out / "jobs")
     failed = work(jobs, options)
-    for name in dict.fromkeys(job.table for job in jobs):
-        folders = [options.results, *(job.folder for job in jobs if job.table == name)]
+    for name in dict.fromkeys(job.sweep for job in jobs):
+        folders = [options.results, *(job.folder for job in jobs if job.sweep == name)]
         runs = read_runs([path for folder in folders for path in result_files(folder, name)])
         save(options.out / f"{name}.json", name, runs)
         print(f"{name}: {len(runs)} runs in {options.out / name}.json")
@@ -117,16 +117,16 @@ def read_jobs(path: Path, folder: Path) -> list[Job]:
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if arguments := shlex.split(line):
-                table = load_table(Path(arguments[0]))
-                check(table, tables_parser().parse_args(arguments))
-                runs_of(table)  # refuses arms that no model can be made of
-                jobs.append(Job(table.name, arguments, folder / str(number)))
+                sweep = load_sweep(Path(arguments[0]))
+                check(sweep, sweep_parser().parse_args(arguments))
+                runs_of(sweep)  # refuses arms that no model can be made of
+                jobs.append(Job(sweep.name, arguments, folder / str(number)))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:  # an open quote, or no UTF-8
         raise UserError(f"{path}: {error}") from error
     if not jobs:
-        raise UserError(f"{path} holds no job: a line is a table and arguments of evals.sweeps.run")
+        raise UserError(f"{path} holds no job: a line is a sweep and arguments of evals.sweeps.run")
     return jobs
 
 

@@ -11,7 +11,7 @@ import torch
 
 from echo_lm.data_prep.preparing.manifest import config_sha256
 from echo_lm.evals.config import load_suite, suite_names
-from echo_lm.evals.sweeps.config import load_table
+from echo_lm.evals.sweeps.config import load_sweep
 from echo_lm.evals.sweeps.runs import runs_of
 from echo_lm.models import from_pretrained
 from echo_lm.models.common.files import read_json, sha256_json
@@ -69,7 +69,7 @@ def study_hash(study: str) -> str:
 def recall_hash(sweep: str) -> str:
     """Return a hash over the ids of all runs of a recall sweep."""
     path = Path(sweep) if sweep.endswith(".yaml") else RECALL_SWEEPS / f"{sweep}.yaml"
-    return sha256_json(sorted(run.id for run in runs_of(load_table(path))))
+    return sha256_json(sorted(run.id for run in runs_of(load_sweep(path))))
 
 
 # For each kind of hash in `expected/identities.json`, the function that computes it.
@@ -92,7 +92,7 @@ PACKAGED = {
 
 def recall_run_ids(sweep: Path) -> set[str]:
     """Return the ids of all runs of a recall sweep."""
-    return {run.id for run in runs_of(load_table(sweep))}
+    return {run.id for run in runs_of(load_sweep(sweep))}
 
 
 def imported_study(path: Path, folder: Path) -> list[tuple[str, str, str]]:

@@ -216,11 +216,11 @@ def test_the_recall_sweep_is_recognised_as_done_and_reports_the_same_numbers(fol
     for arm, described in wanted["arms"].items():
         for key in ("parameters", "learning_rate", "mean_by_rate_and_seed", "missing", "diverged"):
             assert found["arms"][arm][key] == described[key]
-    tables = [
+    sweeps = [
         [line for line in path.read_text().splitlines() if line.startswith("|")]
         for path in (Path("again/tiny-recall.md"), Path("recall/report/tiny-recall.md"))
     ]
-    assert list(map(NUMBER.findall, tables[0])) == list(map(NUMBER.findall, tables[1]))
+    assert list(map(NUMBER.findall, sweeps[0])) == list(map(NUMBER.findall, sweeps[1]))
 
 
 @pytest.mark.parametrize("kind", entry_points.HASHES)

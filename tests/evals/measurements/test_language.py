@@ -15,20 +15,20 @@ from echo_lm.models.common.errors import UserError
 
 
 class Bigram(nn.Module):
-    """Logits that depend on the token before, through a table; remembers the batches it saw."""
+    """Logits that depend on the token before, through a sweep; remembers the batches it saw."""
 
-    def __init__(self, table: torch.Tensor):
+    def __init__(self, sweep: torch.Tensor):
         super().__init__()
-        self.table = table
+        self.sweep = sweep
         self.seen = []
 
     def forward(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
         self.seen.append((tokens, cu_seqlens))
-        return self.table[tokens]
+        return self.sweep[tokens]
 
 
 @pytest.fixture
-def table(dataset) -> torch.Tensor:
+def sweep(dataset) -> torch.Tensor:
     size = dataset.manifest.vocab_size
     return torch.randn(size, size, generator=torch.Generator().manual_seed(0))
 
@@ -37,10 +37,10 @@ def documents_of(dataset, text) -> list[np.ndarray]:
     return np.split(text.tokens, text.starts[1:])
 
 
-def test_the_scores_are_those_of_a_document_by_document_loop(dataset, table):
+def test_the_scores_are_those_of_a_document_by_document_loop(dataset, sweep):
     """Rows, padding and borders leave no trace in the numbers."""
     text = heldout_text(dataset.split("heldout"), tokens=700, seed=0)
-    log_probability = torch.log_softmax(table.double(), -1).numpy()
+    log_probability = torch.log_softmax(sweep.double(), -1).numpy()
     nats = texts = scored = 0
     tokenizer = dataset.tokenizer()
     for document in documents_of(dataset, text):
@@ -48,7 +48,7 @@ def test_the_scores_are_those_of_a_document_by_document_loop(dataset, table):
         scored += len(document) - 1
         # The same bytes by another way: what is lost when the first token is cut off.
         texts += len(b"".join(token_texts(tokenizer)[token] for token in document[1:]))
-    found = evaluate_language(Bigram(table), dataset, tokens=700, sequence_length=32, batch_tokens=100)
+    found = evaluate_language(Bigram(sweep), dataset, tokens=700, sequence_length=32, batch_tokens=100)
     assert found["tokens"] == scored
     assert found["bytes"] == texts
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / texts, rel=1e-5)
@@ -113,9 +113,9 @@ def test_a_tokenizer_without_bytes_is_refused():
         token_texts(Tokenizer(models.WordLevel({"a word": 0}, unk_token="a word")))
 
 
-def test_the_baselines_see_the_same_text(dataset, table):
+def test_the_baselines_see_the_same_text(dataset, sweep):
     """Unigram: counted here one token at a time; gzip: on the text that the tokenizer decodes."""
-    found = evaluate_language(Bigram(table), dataset, tokens=10**6, sequence_length=64, batch_tokens=4096)
+    found = evaluate_language(Bigram(sweep), dataset, tokens=10**6, sequence_length=64, batch_tokens=4096)
     counts = dict.fromkeys(range(dataset.manifest.vocab_size), 1)
     train = dataset.split("train")
     for token in train.read(0, train.num_tokens).tolist():
@@ -135,9 +135,9 @@ def test_the_baselines_see_the_same_text(dataset, table):
     assert found["gzip_bits_per_byte"] == 8 * len(gzip.compress(text.encode(), 9)) / len(text.encode())
 
 
-def test_a_loss_that_is_not_finite_is_no_score(dataset, table):
+def test_a_loss_that_is_not_finite_is_no_score(dataset, sweep):
     with pytest.raises(FloatingPointError):
-        evaluate_language(Bigram(table * math.nan), dataset, tokens=99, sequence_length=9, batch_tokens=99)
+        evaluate_language(Bigram(sweep * math.nan), dataset, tokens=99, sequence_length=9, batch_tokens=99)
 
 
 def test_an_empty_split_is_one_clear_line(dataset):

@@ -118,7 +118,7 @@ def test_evaluation_never_meets_training(task):
     """By hash: 10,000 sequences of training and 10,000 of evaluation, cell by cell alike, have none in common."""
     length = max(64, minimum_length(task, pairs=4))
     cell = RecallCell(task, 4, length, 10_000, {})
-    asked = {
+    evaluated = {
         hash(row.tobytes()) for b in recall_batches(cell, VOCABULARY, batch_tokens=10**6, seed=0) for row in b.tokens
     }
     trained = set()
@@ -127,7 +127,7 @@ def test_evaluation_never_meets_training(task):
         found = generate(task, sequences=100, length=length, pairs=4, generator=generator, vocabulary=VOCABULARY)
         trained |= {hash(row.tobytes()) for row in found.tokens}
     assert len(trained) == 10_000
-    assert not asked & trained
+    assert not evaluated & trained
 
 
 @pytest.fixture(scope="module")

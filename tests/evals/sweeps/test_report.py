@@ -1,4 +1,4 @@
-"""The report of a table of recall, from results made by hand: every number in it is known."""
+"""The report of a recall sweep, from results made by hand: every number in it is known."""
 
 import json
 import subprocess
@@ -8,13 +8,13 @@ import pytest
 import yaml
 from statsmodels.stats.proportion import proportion_confint
 
-from echo_lm.evals.sweeps.config import load_table
+from echo_lm.evals.sweeps.config import load_sweep
 from echo_lm.evals.sweeps.report import write_report
 from echo_lm.evals.sweeps.results import best_of_cells
 from echo_lm.evals.sweeps.runs import runs_of
 
 SEEDS, RATES = (0, 1, 2), (0.001, 0.01)
-TABLE = {
+SWEEP = {
     "name": "tiny",
     "training": {"steps": 3, "lengths": [32], "pairs": [1]},
     "learning_rates": list(RATES),
@@ -43,11 +43,11 @@ RIGHT = {
 ECONOMY = {0.001: 10, 0.01: 90}
 
 
-def result_of(table, run) -> dict:
+def result_of(sweep, run) -> dict:
     right = RIGHT[run.arm, run.training.learning_rate][run.seed]
     rows = []
-    for cell in table.cells:
-        if table.asks(run.arm, cell):
+    for cell in sweep.cells:
+        if sweep.evaluates(run.arm, cell):
             correct = ECONOMY[run.training.learning_rate] if cell.name == "economy" else right
             if cell.length == 128:
                 correct = 1
@@ -70,32 +70,32 @@ def result_of(table, run) -> dict:
 
 
 @pytest.fixture
-def table(tmp_path):
+def sweep(tmp_path):
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TABLE))
+    path.write_text(yaml.safe_dump(SWEEP))
     return path
 
 
 @pytest.fixture
-def report(table, tmp_path, monkeypatch):
+def report(sweep, tmp_path, monkeypatch):
     """Write results that `change` was let at, in two files as two processes leave them; returns the page and the JSON."""
 
     def write(change=lambda results: results, make=result_of):
-        loaded = load_table(table)
+        loaded = load_sweep(sweep)
         results = change([make(loaded, run) for run in runs_of(loaded)])
         raw = tmp_path / "raw"
         raw.mkdir(exist_ok=True)
         for part in (0, 1):
             content = {"table": "tiny", "runs": results[part::2]}
             (raw / f"tiny.{part}-of-2.json").write_text(json.dumps(content))
-        page = write_report(table, raw, tmp_path / "out")
+        page = write_report(sweep, raw, tmp_path / "out")
         return page.read_text(), json.loads((tmp_path / "out" / "tiny.json").read_text())
 
     return write
 
 
 def line(page: str, section: str, start: str) -> list[str]:
-    """The cells of the first line of a table after `section` that begins with `start`."""
+    """The cells of the first line of a sweep after `section` that begins with `start`."""
     found = next(row for row in page[page.index(section) :].splitlines() if row.startswith(f"| {start} |"))
     return [cell.strip() for cell in found.strip("|").split("|")]
 
@@ -109,7 +109,7 @@ def test_the_best_mean_chooses_the_rate_and_medians_have_ranges(report):
     assert line(page, "## Accuracy by task", "long")[2:] == [
         "0.001", "3", "97.0 (95.0 to 99.0)", "97.0 (95.0 to 99.0)", "10.0 (10.0 to 10.0)", "97.0 (95.0 to 99.0)"
     ]  # fmt: skip
-    assert "Means are over the 4 of 5 cells that every arm is asked." in page
+    assert "Means are over the 4 of 5 cells that every arm is evaluated on." in page
     assert line(page, "## Learning rates tried", "short") == ["short", "44.0 (3)", "**55.0 (3)**"]
     assert content["arms"]["short"]["learning_rate"] == 0.01
     assert content["arms"]["long"]["mean_by_rate_and_seed"]["0.01"] == {"0": 0.40, "1": 0.41, "2": 0.42}
@@ -122,7 +122,7 @@ def test_intervals_are_wilsons_of_all_seeds(report):
     assert line(page, "niah-1:\n", "long")[2] == f"97.0 ({100 * low:.1f} to {100 * high:.1f})"
     assert line(page, "niah-1:\n", "queries, at most")[1:] == ["300", "300", "300"]
     assert line(page, "niah-1:\n", "short")[3] == "-"
-    assert "Not asked: short beyond 64 tokens." in page
+    assert "Not evaluated: short beyond 64 tokens." in page
     row = next(row for row in content["rows"] if (row["arm"], row["seed"], row["length"]) == ("long", 1, 64))
     low, high = proportion_confint(97, 100, method="wilson")
     assert row == {
@@ -145,7 +145,7 @@ def test_published_numbers_and_chance_stand_beside_ours(report):
 
 def test_where_and_when_it_ran_and_how_to_run_it_again(report, tmp_path):
     page, content = report()
-    assert "All seeds are asked the same sequences." in page
+    assert "All seeds are evaluated on the same sequences." in page
     assert "12 of 12 runs, on Some GPU, torch 2.0, 2026-01-01 and 2026-01-03, commit abc1234." in page
     assert "\n    python -m echo_lm.evals.sweeps.run tiny.yaml" in page
     assert content["hardware"] == ["Some GPU"]
@@ -185,7 +185,7 @@ def test_results_of_another_version_of_the_table_are_left_out(report):
         return [*results, results[-1] | {"id": "0" * 16}]
 
     page, _ = report(stale)
-    assert "1 runs of an earlier version of the table are left out." in page
+    assert "1 runs of an earlier version of the sweep are left out." in page
     assert "12 of 12 runs" in page
 
 
@@ -206,24 +206,24 @@ def test_prose_and_bytes_survive_and_old_figures_do_not(report, tmp_path):
     assert kept == figures | {"tiny-more_mean.png": b"of another table"}
 
 
-def test_more_arms_than_markers_take_several_figures(table, report, tmp_path):
+def test_more_arms_than_markers_take_several_figures(sweep, report, tmp_path):
     arms = {f"arm-{i}": {"preset": "paper-1m-mamba2", "training": {"weight_decay": i / 10}} for i in range(10)}
-    table.write_text(yaml.safe_dump(TABLE | {"arms": arms}))
+    sweep.write_text(yaml.safe_dump(SWEEP | {"arms": arms}))
     RIGHT.update({(name, rate): (50, 50, 50) for name in arms for rate in RATES})
     report()
     drawn = {path.name for path in (tmp_path / "out" / "figures").glob("*niah*")}
     assert drawn == {"tiny_niah-1_1.png", "tiny_niah-1_2.png"}
 
 
-def test_nothing_to_report_gives_one_line_and_code_2(table, tmp_path):
+def test_nothing_to_report_gives_one_line_and_code_2(sweep, tmp_path):
     told = subprocess.run(
-        [sys.executable, "-m", "echo_lm.evals.sweeps.report", table, "--results", tmp_path, "--out", tmp_path],
+        [sys.executable, "-m", "echo_lm.evals.sweeps.report", sweep, "--results", tmp_path, "--out", tmp_path],
         capture_output=True,
         text=True,
     )
     assert told.returncode == 2
     assert len(told.stderr.splitlines()) == 1
-    assert "holds no run of table tiny: run `python -m echo_lm.evals.sweeps.run" in told.stderr
+    assert "holds no run of sweep tiny: run `python -m echo_lm.evals.sweeps.run" in told.stderr
 
 
 IN_TASK = {
@@ -243,8 +243,8 @@ IN_TASK = {
 CURRICULUM = {"curriculum": {"gaps": [8, 32], "lengthen_at": 0.95}}
 
 
-def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
-    table.write_text(yaml.safe_dump(IN_TASK))
+def test_runs_of_one_cell_each_are_an_arm_together(sweep, tmp_path, report):
+    sweep.write_text(yaml.safe_dump(IN_TASK))
 
     def made(_, run):
         (cell,) = run.cells
@@ -276,7 +276,7 @@ def test_runs_of_one_cell_each_are_an_arm_together(table, tmp_path, report):
     assert line(page, "\nall:\n", "4") == ["4", "96.00 (0.0M)", "-"]
     assert line(page, "\nfew:\n", "2") == ["2", "20.00 (0.0M)", "-"]
     cooling = {"training": IN_TASK["training"] | {"cooldown": 7}}
-    table.write_text(yaml.safe_dump(IN_TASK | cooling | {"each_cell": IN_TASK["each_cell"] | CURRICULUM}))
+    sweep.write_text(yaml.safe_dump(IN_TASK | cooling | {"each_cell": IN_TASK["each_cell"] | CURRICULUM}))
     page, _ = report(without_the_last_cell, made)
     assert "and 7 steps at a rate that falls to zero are done" in page
     assert "begins with shorter gaps than its own (8, 32) and goes on to the next once 95% of its last answers" in page
@@ -304,10 +304,10 @@ def test_the_best_of_a_cell_is_taken_seed_by_seed_and_of_equals_the_first(monkey
     ]
 
 
-def test_each_cell_is_shown_at_its_best_rate(table, report):
+def test_each_cell_is_shown_at_its_best_rate(sweep, report):
     """The second rate is better in the cell of two pairs at the short gap alone, and needed in no cell of four pairs."""
     arms = {"all": {"preset": "paper-1m-l2"}}
-    table.write_text(yaml.safe_dump(IN_TASK | {"arms": arms, "each_cell": IN_TASK["each_cell"] | {"enough": 0.9}}))
+    sweep.write_text(yaml.safe_dump(IN_TASK | {"arms": arms, "each_cell": IN_TASK["each_cell"] | {"enough": 0.9}}))
 
     def made(_, run):
         (cell,) = run.cells

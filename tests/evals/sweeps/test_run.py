@@ -1,4 +1,4 @@
-"""The command that runs a sweep: processes share a table, stop in time and refuse what is wrong."""
+"""The command that runs a sweep: processes share a sweep, stop in time and refuse what is wrong."""
 
 import json
 import subprocess
@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from echo_lm.evals.sweeps import run as sweep_run
-from echo_lm.evals.sweeps.config import load_table
+from echo_lm.evals.sweeps.config import load_sweep
 from echo_lm.evals.sweeps.run import next_group
 from echo_lm.evals.sweeps.runs import is_settled, runs_of
-from tests.helpers.tiny_sweep import IN_TASK, table_file
+from tests.helpers.tiny_sweep import IN_TASK, sweep_file
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -23,8 +23,8 @@ def command(*arguments) -> subprocess.CompletedProcess:
 
 
 def test_parts_share_a_table_and_nothing_runs_twice(tmp_path):
-    path = table_file(tmp_path, seeds=[0])
-    wanted = [run.id for run in runs_of(load_table(path))]
+    path = sweep_file(tmp_path, seeds=[0])
+    wanted = [run.id for run in runs_of(load_sweep(path))]
     out = tmp_path / "out"
 
     def found(name: str) -> list[str]:
@@ -49,7 +49,7 @@ def test_parts_share_a_table_and_nothing_runs_twice(tmp_path):
 
 
 def test_a_start_always_does_something_and_stops_in_time(tmp_path):
-    path = table_file(tmp_path, seeds=[0])
+    path = sweep_file(tmp_path, seeds=[0])
     told = command(path, "--out", tmp_path / "out", "--device", "cpu", "--seconds", "0")
     assert "stopped: 3 runs are left" in told.stdout
     assert len(json.loads((tmp_path / "out" / "tiny.json").read_text())["runs"]) == 1
@@ -58,7 +58,7 @@ def test_a_start_always_does_something_and_stops_in_time(tmp_path):
 def test_no_group_begins_that_would_end_too_late(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0)
 
-    def ten_seconds(table, group, **options):
+    def ten_seconds(sweep, group, **options):
         clock.now += 10
         return [{"id": run.id, "rows": [], "final_loss": 0.0, "tokens": 0} for run in group]
 
@@ -66,7 +66,7 @@ def test_no_group_begins_that_would_end_too_late(tmp_path, monkeypatch):
     monkeypatch.setattr(
         sweep_run, "time", SimpleNamespace(monotonic=lambda: clock.now, strftime=lambda form: "2026-01-01")
     )
-    path = table_file(tmp_path, seeds=[0])
+    path = sweep_file(tmp_path, seeds=[0])
     options = ["run", str(path), "--out", str(tmp_path), "--device", "cpu", "--seconds", "25"]
     monkeypatch.setattr(sys, "argv", options)
     sweep_run.main()
@@ -74,14 +74,14 @@ def test_no_group_begins_that_would_end_too_late(tmp_path, monkeypatch):
 
 
 def two_rates(folder: Path) -> Path:
-    """A table with a model a cell, two rates and two seeds, to which 90% are enough."""
+    """A sweep with a model a cell, two rates and two seeds, to which 90% are enough."""
     each_cell = IN_TASK["each_cell"] | {"enough": 0.9}
-    return table_file(folder, **IN_TASK | {"learning_rates": [0.01, 0.02], "seeds": [0, 1], "each_cell": each_cell})
+    return sweep_file(folder, **IN_TASK | {"learning_rates": [0.01, 0.02], "seeds": [0, 1], "each_cell": each_cell})
 
 
 def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsys):
 
-    def answers_one_pair(table, group, **options):
+    def answers_one_pair(sweep, group, **options):
         (run,) = group
         (cell,) = run.cells
         row = cell.described() | {"queries": 20, "correct": 18 if cell.pairs == 1 else 17}
@@ -93,7 +93,7 @@ def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", command_line)
     sweep_run.main()
     found = {run["id"] for run in json.loads((tmp_path / "tiny.json").read_text())["runs"]}
-    trained = [run for run in runs_of(load_table(path)) if run.id in found]
+    trained = [run for run in runs_of(load_sweep(path)) if run.id in found]
     at = Counter((run.seed, run.cells[0].pairs, run.training.learning_rate) for run in trained)
     # Two gaps each; a seed of its own is no other rate.
     assert at == {(seed, *rest): 2 for seed in (0, 1) for rest in ((1, 0.01), (2, 0.01), (2, 0.02))}
@@ -104,26 +104,26 @@ def test_a_cell_that_one_rate_answers_gets_no_other(tmp_path, monkeypatch, capsy
 
 def test_results_settle_cells_by_their_id(tmp_path):
     """Under an old name of the arm they say the same; another arm's, another seed's and another cell's are not meant."""
-    table = load_table(two_rates(tmp_path))
-    runs = runs_of(table)
+    sweep = load_sweep(two_rates(tmp_path))
+    runs = runs_of(sweep)
     done = next(run for run in runs if run.arm == "one" and run.seed == 1)
     found = {done.id: {"id": done.id, "arm": "old name", "seed": 1, "rows": [{"queries": 20, "correct": 18}]}}
-    settled = [run for run in runs if is_settled(table, run, runs, found)]
+    settled = [run for run in runs if is_settled(sweep, run, runs, found)]
     assert [(run.arm, run.seed, run.cells, run.training.learning_rate) for run in settled] == [
         ("one", 1, done.cells, 0.01), ("one", 1, done.cells, 0.02)
     ]  # fmt: skip
     found[done.id]["rows"][0]["correct"] = 17
-    assert not any(is_settled(table, run, runs, found) for run in runs)
+    assert not any(is_settled(sweep, run, runs, found) for run in runs)
 
 
 def test_side_by_side_train_different_cells(tmp_path, monkeypatch):
     """Not two rates of one; where nothing is spared it does not matter."""
-    table = load_table(two_rates(tmp_path))
-    runs = runs_of(table)
-    group = next_group(table, runs, 12)
+    sweep = load_sweep(two_rates(tmp_path))
+    runs = runs_of(sweep)
+    group = next_group(sweep, runs, 12)
     assert len({(run.arm, run.seed, run.cells[0].label, run.cells[0].length) for run in group}) == len(group) == 10
-    assert next_group(table, runs, 3) == runs[:3]
-    plain = load_table(table_file(tmp_path, seeds=[0]))
+    assert next_group(sweep, runs, 3) == runs[:3]
+    plain = load_sweep(sweep_file(tmp_path, seeds=[0]))
     assert next_group(plain, runs_of(plain), 12) == runs_of(plain)
 
 
@@ -137,7 +137,7 @@ def test_side_by_side_train_different_cells(tmp_path, monkeypatch):
     ],
 )
 def test_bad_arguments_give_one_line_and_code_2(tmp_path, arguments, message):
-    told = command(table_file(tmp_path), "--out", tmp_path, "--device", "cpu", *arguments)
+    told = command(sweep_file(tmp_path), "--out", tmp_path, "--device", "cpu", *arguments)
     assert told.returncode == 2
     assert message in told.stderr
     assert len(told.stderr.splitlines()) == 1
@@ -145,6 +145,6 @@ def test_bad_arguments_give_one_line_and_code_2(tmp_path, arguments, message):
 
 def test_a_damaged_result_file_is_not_written_over(tmp_path):
     (tmp_path / "tiny.0-of-2.json").write_text('{"runs": [')
-    told = command(table_file(tmp_path), "--out", tmp_path, "--device", "cpu")
+    told = command(sweep_file(tmp_path), "--out", tmp_path, "--device", "cpu")
     assert (told.returncode, len(told.stderr.splitlines())) == (2, 1)
     assert "tiny.0-of-2.json is not valid JSON" in told.stderr
