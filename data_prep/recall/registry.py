@@ -18,8 +18,8 @@ from .task import Task
 from .vocabulary import RecallVocabulary
 
 TASKS: dict[str, Task] = {
-    found.name: importlib.import_module(f"{tasks.__name__}.{found.name}").TASK
-    for found in pkgutil.iter_modules(tasks.__path__)
+    module.name: importlib.import_module(f"{tasks.__name__}.{module.name}").TASK
+    for module in pkgutil.iter_modules(tasks.__path__)
 }
 
 
@@ -43,8 +43,8 @@ def minimum_length(task: str, *, pairs: int, queries: int | None = None, **optio
     Raises:
         UserError: unknown task or option, or more queries than the task can ask.
     """
-    found = task_of(task)
-    parameters = inspect.signature(found.minimum_length).parameters.values()
+    definition = task_of(task)
+    parameters = inspect.signature(definition.minimum_length).parameters.values()
     known = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
     for option in options:
         if option not in known:
@@ -53,7 +53,7 @@ def minimum_length(task: str, *, pairs: int, queries: int | None = None, **optio
     queries = most if queries is None else queries
     if not 1 <= queries <= most:
         raise UserError(f"recall task {task}: {queries} queries of {pairs} pairs: from 1 to {most} can be asked")
-    return found.minimum_length(pairs, queries, **options)
+    return definition.minimum_length(pairs, queries, **options)
 
 
 def num_queries(task: str, pairs: int) -> int:
@@ -105,7 +105,7 @@ def generate(
         pairs: key-value pairs to remember in each (chains, agents, words: what the task counts).
         generator: the only source of randomness; see `seeded_generator`.
         vocabulary: the ids.
-        queries: how many of the pairs are asked; as many as the task can if None.
+        queries: how many of the pairs are queried; as many as the task can if None.
         text: token ids of real text, for haystacks of it.
         options: the task's own, e.g. `decoys` (sysprompt), `overwrites` (tooltrace), `depth`, `haystack` (niah).
 
@@ -113,11 +113,11 @@ def generate(
         UserError: see `check_room`.
     """
     check_room(task, length=length, pairs=pairs, vocabulary=vocabulary, queries=queries, **options)
-    found = task_of(task)
+    definition = task_of(task)
     cell = TaskCell(sequences, length, pairs, num_queries(task, pairs) if queries is None else queries)
-    if found.needs_text(**options):
+    if definition.needs_text(**options):
         options["text"] = text
-    return found.generate(cell, vocabulary, generator, **options)
+    return definition.generate(cell, vocabulary, generator, **options)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What every recall task is made of: a background of noise, units placed on it, queries at the end."""
+"""Parts that the recall tasks share: a background of noise, units placed on it, queries at the end."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,7 +60,7 @@ def draw_pairs(
 
 
 def choose_queries(cell: TaskCell, generator: np.random.Generator) -> np.ndarray:
-    """Which of the pairs are asked, and in which order: int64 `[N, Q]`, distinct in a row."""
+    """Which of the pairs are queried, and in which order: int64 `[N, Q]`, distinct in a row."""
     order = generator.random((cell.sequences, cell.pairs), dtype=np.float32).argsort(axis=1)
     return order[:, : cell.queries]
 
@@ -80,12 +80,12 @@ def scatter(shape: tuple[int, int], width: int, space: int, generator: np.random
     return cuts + np.arange(shape[1]) * width
 
 
-def asked_length(queries: int) -> int:
-    """Tokens that `ask` needs: `Q k v` for each query but the last, whose value is only predicted."""
+def queries_length(queries: int) -> int:
+    """Tokens that `append_queries` needs: `Q k v` for each query but the last, whose value is only predicted."""
     return 3 * queries - 1
 
 
-def ask(
+def append_queries(
     tokens: np.ndarray,
     keys: np.ndarray,
     values: np.ndarray,
@@ -97,11 +97,11 @@ def ask(
 
     A value follows its question, one position after the label, so no label is among the inputs it is predicted from.
     """
-    asked = choose_queries(cell, generator)
-    asked_keys = np.take_along_axis(keys, asked, axis=1)
-    answers = np.take_along_axis(values, asked, axis=1)
-    units = np.stack([np.full_like(asked_keys, vocabulary.query), asked_keys, answers], axis=2)
-    first = cell.length - asked_length(cell.queries)
+    queried = choose_queries(cell, generator)
+    queried_keys = np.take_along_axis(keys, queried, axis=1)
+    answers = np.take_along_axis(values, queried, axis=1)
+    units = np.stack([np.full_like(queried_keys, vocabulary.query), queried_keys, answers], axis=2)
+    first = cell.length - queries_length(cell.queries)
     tokens[:, first:] = units.reshape(cell.sequences, -1)[:, :-1]
-    positions = np.broadcast_to(first + 1 + 3 * np.arange(cell.queries), asked.shape)
+    positions = np.broadcast_to(first + 1 + 3 * np.arange(cell.queries), queried.shape)
     return RecallBatch(tokens, positions, answers)

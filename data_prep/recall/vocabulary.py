@@ -62,7 +62,7 @@ class RecallVocabulary:
 
     @property
     def query(self) -> int:
-        """Marker before a key whose value is asked."""
+        """Marker before a key whose value is queried."""
         return self.noise.stop + 2
 
     @property

@@ -42,18 +42,18 @@ def generate(
     agents = vocabulary.draw_distinct_keys((n, cell.pairs), generator)
     wanted = generator.integers(0, MOST + 1, size=n)
     events = np.zeros((n, high, UNIT), dtype=np.int64)
-    length, asked = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    length, queried = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     missing = np.arange(n)
     while len(missing):
         # Histories are drawn again until one of their stores holds the count that is wanted.
         lengths = generator.integers(low, high, size=len(missing), endpoint=True)
-        told, counts, touched = _histories(len(missing), cell.pairs, lengths, high, generator)
+        histories, counts, touched = _histories(len(missing), cell.pairs, lengths, high, generator)
         fits = touched & (counts == wanted[missing, None])
-        found = fits.any(axis=1)
-        rows = missing[found]
-        events[rows], length[rows] = told[found], lengths[found]
-        asked[rows] = np.where(fits, generator.random(fits.shape), -1).argmax(axis=1)[found]
-        missing = missing[~found]
+        usable = fits.any(axis=1)
+        rows = missing[usable]
+        events[rows], length[rows] = histories[usable], lengths[usable]
+        queried[rows] = np.where(fits, generator.random(fits.shape), -1).argmax(axis=1)[usable]
+        missing = missing[~usable]
 
     units = _units(events, agents, vocabulary)
     tokens = vocabulary.draw(vocabulary.seen_noise, (n, cell.length), generator)
@@ -62,12 +62,12 @@ def generate(
     used = generator.random((n, high)).argsort(axis=1).argsort(axis=1) < length[:, None]
     turn = np.maximum(used.cumsum(axis=1) - 1, 0)
     noise = np.take_along_axis(tokens, (starts[:, :, None] + np.arange(UNIT)).reshape(n, -1), axis=1)
-    told = np.take_along_axis(units, turn[:, :, None], axis=1)
-    place(tokens, starts, np.where(used[:, :, None], told, noise.reshape(told.shape)))
+    events_in_order = np.take_along_axis(units, turn[:, :, None], axis=1)
+    place(tokens, starts, np.where(used[:, :, None], events_in_order, noise.reshape(events_in_order.shape)))
 
     tokens[:, -3] = vocabulary.query
-    tokens[:, -2] = agents[np.arange(n), asked // RESOURCES]
-    tokens[:, -1] = _resource(asked % RESOURCES, vocabulary)
+    tokens[:, -2] = agents[np.arange(n), queried // RESOURCES]
+    tokens[:, -1] = _resource(queried % RESOURCES, vocabulary)
     return RecallBatch(tokens, np.full((n, 1), cell.length - 1), vocabulary.values.start + wanted[:, None])
 
 

@@ -20,11 +20,11 @@ def generate(cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.
     keys, values = draw_pairs(cell, vocabulary, generator)
     tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
     tokens[:, : 2 * cell.pairs] = np.stack([keys, values], axis=2).reshape(cell.sequences, -1)
-    asked = choose_queries(cell, generator)
+    queried = choose_queries(cell, generator)
     first = cell.length - cell.queries
-    tokens[:, first:] = np.take_along_axis(keys, asked, axis=1)
-    positions = np.broadcast_to(first + np.arange(cell.queries), asked.shape)
-    return RecallBatch(tokens, positions, np.take_along_axis(values, asked, axis=1))
+    tokens[:, first:] = np.take_along_axis(keys, queried, axis=1)
+    positions = np.broadcast_to(first + np.arange(cell.queries), queried.shape)
+    return RecallBatch(tokens, positions, np.take_along_axis(values, queried, axis=1))
 
 
 TASK = Task(generate, minimum_length)

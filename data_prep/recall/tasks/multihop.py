@@ -7,7 +7,7 @@ two stretches of noise fall into links in one way only.
 import numpy as np
 
 from ....models.common.errors import UserError
-from ..sequences import RecallBatch, TaskCell, ask, asked_length, place, scatter
+from ..sequences import RecallBatch, TaskCell, append_queries, place, queries_length, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -16,7 +16,7 @@ UNIT = 2
 
 def minimum_length(pairs: int, queries: int, *, hops: int = 2) -> int:
     """Tokens of a sequence without any noise."""
-    return UNIT * pairs * hops + asked_length(queries)
+    return UNIT * pairs * hops + queries_length(queries)
 
 
 def generate(
@@ -36,8 +36,8 @@ def generate(
     links = np.stack([keys, targets], axis=3).reshape(cell.sequences, -1, UNIT)
     links = np.take_along_axis(links, generator.random(links.shape[:2]).argsort(axis=1)[:, :, None], axis=1)
     tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
-    place(tokens, scatter(links.shape[:2], UNIT, cell.length - asked_length(cell.queries), generator), links)
-    return ask(tokens, keys[:, :, 0], values, cell, vocabulary, generator)
+    place(tokens, scatter(links.shape[:2], UNIT, cell.length - queries_length(cell.queries), generator), links)
+    return append_queries(tokens, keys[:, :, 0], values, cell, vocabulary, generator)
 
 
 TASK = Task(generate, minimum_length, num_keys=lambda pairs, hops=2: pairs * hops)

@@ -1,13 +1,13 @@
 """NIAH: needles `k v` in a haystack, then questions `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
 
 Four haystacks: noise that training shows ("seen"), noise that it never shows ("unseen"), pairs `k' v'` of other keys that
-are never asked and fill the state ("decoys"), and real text in which only needles and questions are reserved tokens ("text").
+are never queried and fill the state ("decoys"), and real text in which only needles and questions are reserved tokens ("text").
 """
 
 import numpy as np
 
 from ....models.common.errors import UserError
-from ..sequences import RecallBatch, TaskCell, ask, asked_length, draw_pairs, place, scatter
+from ..sequences import RecallBatch, TaskCell, append_queries, draw_pairs, place, queries_length, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -17,7 +17,7 @@ HAYSTACKS = ("seen", "unseen", "decoys", "text")
 
 def minimum_length(pairs: int, queries: int, *, depth: float | None = None, haystack: str = "seen") -> int:
     """Tokens of a sequence without any hay."""
-    return UNIT * pairs + asked_length(queries)
+    return UNIT * pairs + queries_length(queries)
 
 
 def generate(
@@ -42,7 +42,7 @@ def generate(
         raise UserError(f"niah: depth is {depth}: it is a share of the haystack, from 0 to 1")
     if haystack not in HAYSTACKS:
         raise UserError(f"niah: haystack is {haystack!r}: choose one of {', '.join(HAYSTACKS)}")
-    space = cell.length - asked_length(cell.queries)
+    space = cell.length - queries_length(cell.queries)
 
     if haystack == "decoys":
         keys = vocabulary.draw_distinct_keys((cell.sequences, vocabulary.num_keys), generator)
@@ -64,7 +64,7 @@ def generate(
         first = grid * round(depth * (space // grid - UNIT // grid * cell.pairs))
         starts = np.broadcast_to(first + UNIT * np.arange(cell.pairs), keys.shape)
     place(tokens, starts, np.stack([keys, values], axis=2))
-    return ask(tokens, keys, values, cell, vocabulary, generator)
+    return append_queries(tokens, keys, values, cell, vocabulary, generator)
 
 
 def _decoys(
@@ -74,8 +74,8 @@ def _decoys(
     tokens = vocabulary.draw(vocabulary.values, (cell.sequences, cell.length), generator)
     shape = tokens[:, 0::2].shape
     tokens[:, 0::2] = np.take_along_axis(others, generator.integers(0, others.shape[1], size=shape), axis=1)
-    if (cell.length - asked_length(cell.queries)) % 2:  # no room for the value of the last key
-        tokens[:, cell.length - asked_length(cell.queries) - 1] = vocabulary.seen_noise.start
+    if (cell.length - queries_length(cell.queries)) % 2:  # no room for the value of the last key
+        tokens[:, cell.length - queries_length(cell.queries) - 1] = vocabulary.seen_noise.start
     return tokens
 
 

@@ -5,14 +5,14 @@
 
 import numpy as np
 
-from ..sequences import RecallBatch, TaskCell, ask, asked_length, draw_pairs, place, scatter
+from ..sequences import RecallBatch, TaskCell, append_queries, draw_pairs, place, queries_length, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
 
 def minimum_length(pairs: int, queries: int, *, decoys: int = 0) -> int:
     """Tokens of a sequence without any noise."""
-    return 2 + 2 * pairs + 2 * decoys + asked_length(queries)
+    return 2 + 2 * pairs + 2 * decoys + queries_length(queries)
 
 
 def generate(
@@ -21,7 +21,7 @@ def generate(
     """Sequences whose gap takes the room that prompt and questions leave.
 
     Args:
-        decoys: pairs `k' v'` with further keys, scattered in the gap and never asked.
+        decoys: pairs `k' v'` with further keys, scattered in the gap and never queried.
     """
     keys, values = draw_pairs(cell, vocabulary, generator, decoys=decoys)
     units = np.stack([keys, values], axis=2)  # [N, pairs + decoys, 2]
@@ -30,10 +30,10 @@ def generate(
     tokens[:, 0] = vocabulary.system
     tokens[:, 1 : prompt + 1] = units[:, : cell.pairs].reshape(cell.sequences, prompt)
     tokens[:, prompt + 1] = vocabulary.end
-    gap = cell.length - prompt - 2 - asked_length(cell.queries)
+    gap = cell.length - prompt - 2 - queries_length(cell.queries)
     starts = scatter((cell.sequences, decoys), 2, gap, generator)
     place(tokens, starts + prompt + 2, units[:, cell.pairs :])
-    return ask(tokens, keys, values, cell, vocabulary, generator)
+    return append_queries(tokens, keys, values, cell, vocabulary, generator)
 
 
 TASK = Task(generate, minimum_length, num_keys=lambda pairs, decoys=0: pairs + decoys)

@@ -5,7 +5,7 @@ Units `CALL k RES v` in noise, `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
 
 import numpy as np
 
-from ..sequences import RecallBatch, TaskCell, ask, asked_length, place, scatter
+from ..sequences import RecallBatch, TaskCell, append_queries, place, queries_length, scatter
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
@@ -14,7 +14,7 @@ UNIT = 4
 
 def minimum_length(pairs: int, queries: int, *, overwrites: int = 0) -> int:
     """Tokens of a sequence without any noise."""
-    return UNIT * (pairs + overwrites) + asked_length(queries)
+    return UNIT * (pairs + overwrites) + queries_length(queries)
 
 
 def generate(
@@ -44,8 +44,8 @@ def generate(
     units = np.stack([call, called_keys, result, results], axis=2)
 
     tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
-    place(tokens, scatter(called.shape, UNIT, cell.length - asked_length(cell.queries), generator), units)
-    return ask(tokens, keys, values, cell, vocabulary, generator)
+    place(tokens, scatter(called.shape, UNIT, cell.length - queries_length(cell.queries), generator), units)
+    return append_queries(tokens, keys, values, cell, vocabulary, generator)
 
 
 TASK = Task(generate, minimum_length)

@@ -38,20 +38,20 @@ def generate(
     units = np.stack([names, np.full(shape, vocabulary.result), sources], axis=3).reshape(n, -1, UNIT)
 
     tokens = vocabulary.draw(vocabulary.seen_noise, (n, cell.length), generator)
-    asked_length = cell.queries * (1 + 2 * variables) - 1
-    starts = scatter(units.shape[:2], UNIT, cell.length - asked_length, generator)
+    queries_length = cell.queries * (1 + 2 * variables) - 1
+    starts = scatter(units.shape[:2], UNIT, cell.length - queries_length, generator)
     # Places are dealt to the chains at random; within a chain, assignments come in order.
     turns = np.sort(generator.random(starts.shape).argsort(axis=1).reshape(shape), axis=2).reshape(n, -1)
     place(tokens, np.take_along_axis(starts, turns, axis=1), units)
 
-    asked = choose_queries(cell, generator)
-    answers = np.take_along_axis(names, asked[:, :, None], axis=1)  # [N, Q, variables]
+    queried = choose_queries(cell, generator)
+    answers = np.take_along_axis(names, queried[:, :, None], axis=1)  # [N, Q, variables]
     question = np.full((n, cell.queries, 2 + 2 * variables), vocabulary.call)
     question[:, :, 0] = vocabulary.query
-    question[:, :, 1] = np.take_along_axis(values, asked, axis=1)
+    question[:, :, 1] = np.take_along_axis(values, queried, axis=1)
     question[:, :, 2::2] = answers
     question = question[:, :, :-1]  # no CALL after the last variable
-    first = cell.length - asked_length
+    first = cell.length - queries_length
     tokens[:, first:] = question.reshape(n, -1)[:, :-1]
     width = 1 + 2 * variables
     positions = first + 1 + width * np.arange(cell.queries)[:, None] + 2 * np.arange(variables)

@@ -45,8 +45,8 @@ def read(tokens: list[int], vocabulary: RecallVocabulary) -> tuple[dict[int, int
         if token not in vocabulary.keys:
             continue
         following = [other for other in tokens[position + 1 : position + 3] if other != vocabulary.result]
-        asked = tokens[position - 1] == vocabulary.query or not following or following[0] not in vocabulary.values
-        if asked:
+        queried = tokens[position - 1] == vocabulary.query or not following or following[0] not in vocabulary.values
+        if queried:
             assert position not in answers
             answers[position] = stored[token][-1]
         else:
@@ -71,7 +71,9 @@ def test_one_right_answer_is_found_from_the_tokens_alone(cell: dict, seed: int, 
         assert len(answers) == cell["queries"]
         assert len({row[position] for position in answers}) == cell["queries"], "a key is asked once"
         if cell.get("haystack") == "decoys":
-            assert all(len(stored[row[position]]) == 1 for position in answers), "only keys that are never asked recur"
+            assert all(len(stored[row[position]]) == 1 for position in answers), (
+                "only keys that are never queried recur"
+            )
         else:
             assert len(stored) == cell["pairs"] + cell.get("decoys", 0)
             assert sum(map(len, stored.values())) == len(stored) + cell.get("overwrites", 0)
