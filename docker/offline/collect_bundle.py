@@ -1,6 +1,6 @@
-"""Collect what a bare GPU machine (Python 3.12, torch and triton installed, no network) lacks, in the ignored folder `carry/`.
+"""Collect what a bare GPU machine (Python 3.12, torch and triton installed, no network) lacks, in the ignored folder `bundle/`.
 
-    python docker/offline/collect_bundle.py            # before each time: then take the checkout and carry/ to the machine
+    python docker/offline/collect_bundle.py            # before each time: then take the checkout and bundle/ to the machine
     source docker/offline/use_bundle.sh                # on that machine: PYTHONPATH with the packages and echo_lm
 
 Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment. Kernels that
@@ -10,7 +10,7 @@ takes pytest, for a machine that has none:
 
     OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused.py
 
-(tests/conftest.py is for tests of runs and data, and wants packages that are not carried.)
+(tests/conftest.py is for tests of runs and data, and wants packages that are not bundled.)
 """
 
 import argparse
@@ -32,7 +32,7 @@ from compile_kernels import STORE
 from echo_lm.models.common.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[2]
-CARRY = ROOT / "carry"
+BUNDLE = ROOT / "bundle"
 KERNELS_THERE = "/tmp/echo-lm-triton"  # TRITON_CACHE_DIR of use_bundle.sh
 PYTHON_VERSION = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -69,21 +69,21 @@ COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 2**26}]
 
 
 def main() -> None:
-    """Make the archives of `carry/` afresh and print their sizes."""
+    """Make the archives of `bundle/` afresh and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", action="store_true", help="pytest and pytest-xdist as well")
     parser.add_argument("--rivals", action="store_true", help="flash-linear-attention as well")
     parser.add_argument("--hours", type=float, default=24 * 365, help="only kernels that were asked for so lately")
     options = parser.parse_args()
     pure = (*PURE, *(TESTS if options.tests else ()))
-    CARRY.mkdir(exist_ok=True)
+    BUNDLE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         copy_packages(Path(folder), pure, options.rivals)
         (Path(folder) / "commit").write_text(commit() + "\n")
-        pack(Path(folder), CARRY / "site.tar.xz")
+        pack(Path(folder), BUNDLE / "site.tar.xz")
     with tempfile.TemporaryDirectory() as folder:
         copy_kernels(Path(folder), time.time() - 3600 * options.hours)
-        pack(Path(folder), CARRY / "triton_cache.tar.xz")
+        pack(Path(folder), BUNDLE / "triton_cache.tar.xz")
 
 
 def pack(folder: Path, archive: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels of models for a GPU that is not here, so that time on a lent one is spent on running them.
+"""Compile the Triton kernels of models for a GPU that is not here, so that a time-limited GPU session is not spent on compiling.
 
     python docker/offline/compile_kernels.py echo-180m:rows echo-180m:segment echo-50m:rows:documents
     python docker/offline/compile_kernels.py --dtype float32 evals/sweeps/configs/transfer.yaml

@@ -1,4 +1,4 @@
-# Run a queue of recall sweeps on a bare GPU machine that received the checkout and `carry/` (collect_bundle.py), and pack what it found.
+# Run a queue of recall sweeps on a bare GPU machine that received the checkout and `bundle/` (collect_bundle.py), and pack what it found.
 #
 #     bash docker/offline/sweep_on_gpu.sh OUT JOBS SECONDS WORKERS [tests that need a GPU, and other arguments of pytest]
 #

@@ -1,16 +1,16 @@
-# Source this on a GPU machine that received the checkout and `carry/`: makes `echo_lm` and the carried packages importable.
+# Source this on a GPU machine that received the checkout and `bundle/`: makes `echo_lm` and the bundled packages importable.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-mkdir -p "$root/carry/echo/echo_lm"
+mkdir -p "$root/bundle/echo/echo_lm"
 for folder in kernels models data_prep evals pipeline orchestration; do
-    ln -sfn "$root/$folder" "$root/carry/echo/echo_lm/$folder"
+    ln -sfn "$root/$folder" "$root/bundle/echo/echo_lm/$folder"
 done
-# Outside of `carry`, which the next call may replace: what this one compiles stays.
-[ -f "$root/carry/site.tar.xz" ] || { echo "carry/site.tar.xz is not here: run docker/offline/collect_bundle.py first" >&2; return 1; }
-unpacked=$(mktemp -d) && python -W ignore -m tarfile -e "$root/carry/site.tar.xz" "$unpacked" &&
+# Outside of `bundle`, which the next call may replace: what this one compiles stays.
+[ -f "$root/bundle/site.tar.xz" ] || { echo "bundle/site.tar.xz is not here: run docker/offline/collect_bundle.py first" >&2; return 1; }
+unpacked=$(mktemp -d) && python -W ignore -m tarfile -e "$root/bundle/site.tar.xz" "$unpacked" &&
     rm -rf /tmp/echo-lm-site && mv "$unpacked" /tmp/echo-lm-site || return 1
 export ECHO_LM_COMMIT="$(cat /tmp/echo-lm-site/commit)"
-export PYTHONPATH="$root/carry/echo:/tmp/echo-lm-site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$root/bundle/echo:/tmp/echo-lm-site${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
 mkdir -p "$TRITON_CACHE_DIR"
-[ -f "$root/carry/triton_cache.tar.xz" ] && python -W ignore -m tarfile -e "$root/carry/triton_cache.tar.xz" "$TRITON_CACHE_DIR"
+[ -f "$root/bundle/triton_cache.tar.xz" ] && python -W ignore -m tarfile -e "$root/bundle/triton_cache.tar.xz" "$TRITON_CACHE_DIR"
 export PYTHONUNBUFFERED=1
