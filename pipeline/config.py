@@ -238,12 +238,12 @@ class RunConfig(Config):
         return counts
 
     def identity_fields(self) -> dict[str, Any]:
-        """Plain values of the sections that say what is trained, renamed keys under their first names."""
-        return {key: value for key, value in self.identity_dump().items() if key in IDENTITY_SECTIONS}
+        """Plain values of the sections that say what is trained."""
+        return {key: value for key, value in self.resolved().items() if key in IDENTITY_SECTIONS}
 
     def identity(self) -> str:
-        """SHA-256 of `identity_fields`."""
-        return sha256_json(self.identity_fields())
+        """SHA-256 of `identity_fields`, renamed keys under their first names."""
+        return sha256_json({key: value for key, value in self.identity_dump().items() if key in IDENTITY_SECTIONS})
 
     def resolved(self) -> dict[str, Any]:
         """Plain values with every default filled in, but for those of fields that are younger than older runs."""
