@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..available import INTERPRETER, TRITON
-
-SMALLEST_NORM = 1e-6
-# The hard gate is this sigmoid, stretched to [LOW, HIGH] and cut to [0, 1].
-LOW, HIGH = -0.1, 1.1
+from .constants import HIGH, LOW, SMALLEST_NORM
 
 WriteGate = Literal["none", "sqrt-sigmoid", "hard"]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...launch import Launcher
 from ...operator import register
-from ..normalize_and_gate import HIGH as GATE_HIGH
-from ..normalize_and_gate import LOW as GATE_LOW
-from ..normalize_and_gate import SMALLEST_NORM as SMALLEST
+from ..constants import HIGH as GATE_HIGH
+from ..constants import LOW as GATE_LOW
+from ..constants import SMALLEST_NORM as SMALLEST
 
 SMALLEST_NORM = tl.constexpr(SMALLEST)
 LOW, HIGH = tl.constexpr(GATE_LOW), tl.constexpr(GATE_HIGH)

@@ -16,7 +16,6 @@ from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.tiny_sweep import SWEEP, sweep_file
 
-
 IDENTITY = "3d30c324821d5f46"  # of recipe smoke with train.write_cost=0.5, by commit 94d8ee0
 
 
