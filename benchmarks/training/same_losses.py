@@ -1,7 +1,7 @@
 """Train a recipe with two revisions of this repository and compare the losses of every step, bit for bit.
 
-    python benchmarks/same_losses.py 94d8ee0 HEAD
-    python benchmarks/same_losses.py 94d8ee0 HEAD --recipe smoke run.workers=1 train.steps=10
+    python -m benchmarks.training.same_losses 94d8ee0 HEAD
+    python -m benchmarks.training.same_losses 94d8ee0 HEAD --recipe smoke run.workers=1 train.steps=10
 
 Both revisions run on this machine, one after the other, with the interpreter that runs this script: each from its own files, in
 an empty folder, with a dataset that it prepares itself. A folder with a checkout may stand for a revision, which then includes
@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ("loss", "loss_text", "loss_recall", "grad_norm")
 Steps = dict[int, dict[str, Any]]
 
