@@ -1,0 +1,83 @@
+"""The output of each chunk from its own tokens and its entering state (arXiv 2405.21060 §6, steps 1 and 4)."""
+
+import triton
+import triton.language as tl
+
+from .tiles import decays_between, load_ids, load_rows, load_state, store_rows, to_dtype_of
+
+
+@triton.jit(do_not_specialize=["T", "C", "H", "G", "HEADS"])
+def chunk_outputs(
+    p_x,  # [B, T, H, P]
+    p_b,  # [B, T, G, N]
+    p_c,  # [B, T, G, N]
+    p_d,  # [H] fp32, SKIP only
+    p_states,  # [B, C, H, N, P]: the state that each chunk enters with
+    p_steps,  # [B, H, C * S] fp32, and see decays.py for the next two
+    p_log,
+    p_enter,
+    p_ids,  # [B, T] int32, DOCUMENTS only
+    p_y,  # [B, T, H, P], out
+    T,
+    C,
+    H,
+    G,
+    HEADS,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    S: tl.constexpr,
+    BT: tl.constexpr,
+    BP: tl.constexpr,
+    BN: tl.constexpr,
+    SKIP: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """One program: one chunk of HEADS heads of one group. `C B^T` is computed once and serves all of them:
+
+    y_t = 2^log_t H c_t + sum_{s <= t} (c_t . b_s) 2^(log_t - log_s) dt_s x_s + d x_t, with H the entering state.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    i_b, i_c = i // C, i % C
+    share = H // G
+    splits = tl.cdiv(share, HEADS)
+    i_g, split = tl.program_id(1) // splits, tl.program_id(1) % splits
+    cs, products, ids = (), (), ()
+    for i_t in tl.static_range(S // BT):
+        t = i_c * S + i_t * BT + tl.arange(0, BT)
+        c = load_rows(p_c, i_b, i_g, t, T, G, N, BN, INTERPRET)
+        cs = cs + (c,)
+        if DOCUMENTS:
+            ids = ids + (load_ids(p_ids, i_b, t, T),)
+        for i_s in tl.static_range(i_t + 1):
+            s = i_c * S + i_s * BT + tl.arange(0, BT)
+            b = load_rows(p_b, i_b, i_g, s, T, G, N, BN, INTERPRET)
+            product = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+            products = products + (to_dtype_of(product, p_x, INTERPRET),)
+    first = i_g * share + split * HEADS
+    for i_h in tl.range(first, tl.minimum(first + HEADS, i_g * share + share), num_stages=STAGES):
+        state = load_state(p_states, (i_b * C + i_c) * H + i_h, N, P, BN, BP, INTERPRET)
+        vectors = (i_b * H + i_h) * C * S + i_c * S
+        xs = ()
+        for i_t in tl.static_range(S // BT):
+            o = i_t * BT + tl.arange(0, BT)
+            t = i_c * S + o
+            xs = xs + (load_rows(p_x, i_b, i_h, t, T, H, P, BP, INTERPRET),)
+            later = tl.load(p_log + vectors + o)
+            y = tl.dot(cs[i_t], state, input_precision=PRECISION) * tl.load(p_enter + vectors + o)[:, None]
+            for i_s in tl.static_range(i_t + 1):
+                u = i_s * BT + tl.arange(0, BT)
+                earlier = tl.load(p_log + vectors + u)
+                if DOCUMENTS:
+                    w = decays_between(
+                        later[:, None], earlier[None, :], ids[i_t][:, None], ids[i_s][None, :], i_t == i_s, True
+                    )
+                else:
+                    w = decays_between(later[:, None], earlier[None, :], 0, 0, i_t == i_s, False)
+                w *= products[i_t * (i_t + 1) // 2 + i_s].to(tl.float32) * tl.load(p_steps + vectors + u)[None, :]
+                y = tl.dot(to_dtype_of(w, p_x, INTERPRET), xs[i_s], y, input_precision=PRECISION)
+            if SKIP:
+                y += tl.load(p_d + i_h) * xs[i_t].to(tl.float32)
+            store_rows(p_y, y, i_b, i_h, t, T, H, P, BP)

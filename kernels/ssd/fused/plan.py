@@ -1,0 +1,48 @@
+"""Sizes of tiles and programs for each kind of call: chosen by measurement on an H200 (docs/kernels.md, SSD)."""
+
+from typing import NamedTuple
+
+import torch
+
+PROGRAMS = 528  # launched at least, if there is enough work: four for each multiprocessor of a Hopper GPU
+
+
+class Launch(NamedTuple):
+    """warps: of a program; stages: heads (or chunks) whose loads are under way at once."""
+
+    warps: int
+    stages: int
+
+
+class Plan(NamedTuple):
+    """chunk: tokens between stored states; tile: tokens of a tile; state_rows: rows of a state that one program walks."""
+
+    chunk: int
+    tile: int
+    state_rows: int
+    walk: Launch
+    outputs: Launch
+    values_backward: Launch
+    keys_backward: Launch
+
+
+HALF = Plan(128, 64, 128, Launch(4, 2), Launch(4, 2), Launch(8, 2), Launch(4, 2))
+# Products of fp32 are three of tf32, whose parts fill shared memory.
+SINGLE = Plan(64, 32, 64, Launch(4, 1), Launch(4, 1), Launch(4, 1), Launch(4, 1))
+
+
+def plan_for(dtype: torch.dtype, length: int, chunk_size: int | None) -> Plan:
+    """The plan for rows of `length` tokens; `chunk_size` overrides its own."""
+    plan = SINGLE if dtype == torch.float32 else HALF
+    chunk = chunk_size or min(plan.chunk, max(16, 1 << (length - 1).bit_length()))
+    return plan._replace(chunk=chunk, tile=min(plan.tile, chunk))
+
+
+def split_heads(programs: int, share: int) -> int:
+    """Heads of one program, where `programs` would be launched with all `share` heads of a group in one."""
+    return -(-share // min(share, -(-PROGRAMS // programs)))
+
+
+def split_row(programs: int, chunks: int) -> int:
+    """Segments of a row that are walked side by side, where `programs` would be launched with one; at least eight chunks each."""
+    return max(1, min(chunks // 8, PROGRAMS // (2 * programs)))
