@@ -1,4 +1,4 @@
-"""Gradients of the step sizes and of a from those of the decays (docs/kernels.md, SSD)."""
+"""Gradients of the step sizes, of a and of d from what the other kernels left for each token (docs/kernels.md, SSD)."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,8 @@ import triton.language as tl
 def decay_backward(
     p_a,  # [H] fp32
     p_steps,  # [B, H, C * S] fp32
-    p_dsteps,  # [B, H, C * S] fp32, and see values_backward.py and keys_backward.py for the next four
+    p_dsteps,  # [B, H, C * S] fp32, and see values_backward.py and keys_backward.py for the next five
+    p_dskips,  # SKIP only
     p_later,
     p_earlier,
     p_kept,
@@ -16,12 +17,14 @@ def decay_backward(
     p_inner,  # [NB, B, H, C] fp32, see states.py
     p_ddt,  # [B, T, H] fp32, out
     p_da,  # [B, C, H] fp32, out: of each chunk
+    p_dd,  # [B, C, H] fp32, out: of each chunk, SKIP only
     T,
     C,
     H,
     NB,
     S: tl.constexpr,
     BH: tl.constexpr,
+    SKIP: tl.constexpr,
 ):
     """One program: one chunk of BH heads.
 
@@ -50,3 +53,6 @@ def decay_backward(
     row = i_c * S + t
     tl.store(p_ddt + (i_b * T + row)[:, None] * H + h[None, :], ddt, mask=(row < T)[:, None] & inside[None, :])
     tl.store(p_da + (i_b * C + i_c) * H + h, tl.sum(drate * steps, 0), mask=inside)
+    if SKIP:
+        dskips = tl.load(p_dskips + o, mask=mask, other=0.0)
+        tl.store(p_dd + (i_b * C + i_c) * H + h, tl.sum(dskips, 0), mask=inside)

@@ -57,7 +57,7 @@ class _Kernels:
         self.parts = triton.cdiv(block_size, rows)
         vectors = dict(S=plan.chunk, BH=HEADS, num_warps=4)
         self.decays = Launcher(chunk_decays, **vectors, LOG2=LOG2_E, DOCUMENTS=documents)
-        self.decay_backward = Launcher(decay_backward, **vectors)
+        self.decay_backward = Launcher(decay_backward, **vectors, SKIP=skip)
         common = dict(P=width, N=size, S=plan.chunk, BT=plan.tile, BP=block_width, BN=block_size)
         common |= dict(PRECISION="tf32x3" if dtype == torch.float32 else "ieee", INTERPRET=INTERPRETER)
 
@@ -132,7 +132,10 @@ class _Call:
         grid = rows * self.segments, kernels.parts
         final = self.new(self.batch, self.heads, self.width, self.size)
         begin = "zero" if initial is None else "initial"
-        inputs, outputs = (x, b, steps, enter, leave, keep), (final, states, entering, inner, *self.sizes, self.segments)
+        inputs, outputs = (
+            (x, b, steps, enter, leave, keep),
+            (final, states, entering, inner, *self.sizes, self.segments),
+        )
         if self.segments == 1:
             kernels.walk[reverse, begin](grid, *inputs, initial, None, None, *outputs)
             return final
@@ -196,7 +199,7 @@ def _backward(
     inner = call.new(kernels.parts, call.batch, call.heads, call.chunks)
     dproducts = call.new(call.splits, call.programs, call.groups, size, size)
     partial = call.new(2, call.batch, call.chunks, call.heads)
-    dsteps, later, earlier, kept, old = call.vectors(5)
+    dsteps, later, earlier, dskips, kept, old = call.vectors(6)
     with torch.cuda.device_of(x):
         decays = call.decays(dt, a)
         steps, log, enter, leave, _ = decays
@@ -206,20 +209,18 @@ def _backward(
         dinitial = call.walk(True, dy, c, decays, dfinal, dstates, states, inner)
         grid = call.programs, call.groups * call.splits
         inputs = x, dy, b, c
-        outputs = dx, dsteps, later, earlier, partial[0], dproducts
-        kernels.values_backward(
-            grid, *inputs, d, dstates, steps, log, leave, ids, *outputs, *call.sizes, call.share
-        )
+        outputs = dx, dsteps, later, earlier, dskips, dproducts
+        kernels.values_backward(grid, *inputs, d, dstates, steps, log, leave, ids, *outputs, *call.sizes, call.share)
         grid = call.programs, 2 * call.groups, size // kernels.plan.tile
         kernels.keys_backward(
             grid, *inputs, states, dstates, steps, enter, leave, dproducts, db, dc, kept, old, *call.sizes, call.splits
         )
         grid = call.programs, triton.cdiv(call.heads, HEADS)
-        sums = steps, dsteps, later, earlier, kept, old, inner
+        sums = steps, dsteps, dskips, later, earlier, kept, old, inner
         kernels.decay_backward(
-            grid, a, *sums, ddt, partial[1], call.length, call.chunks, call.heads, kernels.parts
+            grid, a, *sums, ddt, *partial.unbind(), call.length, call.chunks, call.heads, kernels.parts
         )
-    dd, da = partial.flatten(1, 2).sum(1).unbind()
+    da, dd = partial.flatten(1, 2).sum(1)
     return dx, ddt, da.clone(), db, dc, dd.clone(), dinitial
 
 

@@ -26,9 +26,9 @@ class Plan(NamedTuple):
     keys_backward: Launch
 
 
-HALF = Plan(128, 64, 128, Launch(4, 2), Launch(4, 2), Launch(8, 2), Launch(4, 2))
+HALF = Plan(64, 64, 128, Launch(4, 3), Launch(4, 2), Launch(4, 2), Launch(4, 3))
 # Products of fp32 are three of tf32, whose parts fill shared memory.
-SINGLE = Plan(64, 32, 64, Launch(4, 1), Launch(4, 1), Launch(4, 1), Launch(4, 1))
+SINGLE = Plan(32, 32, 64, Launch(4, 1), Launch(4, 1), Launch(4, 1), Launch(4, 1))
 
 
 def plan_for(dtype: torch.dtype, length: int, chunk_size: int | None) -> Plan:

@@ -70,7 +70,9 @@ def walk_states(
             if REVERSE:
                 entering = tl.load(p_entering + p_state, mask=inside, other=0.0).to(tl.float32)
                 inner = keep * tl.sum(tl.sum(entering * state, 1), 0)
-                tl.store(p_inner + (tl.program_id(1) * (tl.num_programs(0) // SEGMENTS) + i_b * H + i_h) * C + i_c, inner)
+                tl.store(
+                    p_inner + (tl.program_id(1) * (tl.num_programs(0) // SEGMENTS) + i_b * H + i_h) * C + i_c, inner
+                )
         state *= keep
         keeps *= keep
         for j in tl.static_range(S // BT):

@@ -36,7 +36,9 @@ def store_rows(p_x, x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def load_state(p_states, i, N: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, INTERPRET: tl.constexpr):
+def load_state(
+    p_states, i, N: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, INTERPRET: tl.constexpr
+):
     """State i of a `[..., N, P]` tensor, `[BN, BP]`."""
     n, p = tl.arange(0, BN), tl.arange(0, BP)
     o = i * (N * P) + n[:, None] * P + p[None, :]

@@ -22,7 +22,7 @@ def values_backward(
     p_dsteps,  # [B, H, C * S] fp32, out: gradient of dt through dt x alone
     p_later,  # likewise: <dy_t, y_t> of what t reads from earlier tokens of its chunk
     p_earlier,  # likewise: the same of what later tokens of the chunk read from s
-    p_dd,  # [B, C, H] fp32, out: <dy, x>
+    p_dskips,  # likewise: <dy_s, x_s>, SKIP only
     p_dproducts,  # [splits, B, C, G, S, S] fp32, out: gradient of b_s . c_t (row s, column t >= s), of HEADS heads
     T,
     C,
@@ -59,35 +59,38 @@ def values_backward(
         bs = bs + (b,)
         if DOCUMENTS:
             ids = ids + (load_ids(p_ids, i_b, s, T),)
-        for i_t in tl.static_range(i_s, TILES):
-            t = i_c * S + i_t * BT + tl.arange(0, BT)
-            c = load_rows(p_c, i_b, i_g, t, T, G, N, BN, INTERPRET)
-            product = tl.dot(b, tl.trans(c), input_precision=PRECISION)
-            products = products + (to_dtype_of(product, p_x, INTERPRET),)
-            dproducts = dproducts + (tl.zeros([BT, BT], tl.float32),)
+        for i_t in tl.static_range(TILES):
+            if i_t < i_s:  # holds the place, so that tile (i_s, i_t) is number i_s * TILES + i_t
+                products = products + (0.0,)
+                dproducts = dproducts + (0.0,)
+            else:
+                t = i_c * S + i_t * BT + tl.arange(0, BT)
+                c = load_rows(p_c, i_b, i_g, t, T, G, N, BN, INTERPRET)
+                product = tl.dot(b, tl.trans(c), input_precision=PRECISION)
+                products = products + (to_dtype_of(product, p_x, INTERPRET),)
+                dproducts = dproducts + (tl.zeros([BT, BT], tl.float32),)
     first = i_g * share + split * HEADS
     for i_h in tl.range(first, tl.minimum(first + HEADS, i_g * share + share), num_stages=STAGES):
         dstate = load_state(p_dstates, (i_b * C + i_c) * H + i_h, N, P, BN, BP, INTERPRET)
         vectors = (i_b * H + i_h) * C * S + i_c * S
-        dys, laters, sums = (), (), ()
+        dys, laters, new_dproducts = (), (), ()
         for i_t in tl.static_range(TILES):
             t = i_c * S + i_t * BT + tl.arange(0, BT)
             dys = dys + (load_rows(p_dy, i_b, i_h, t, T, H, P, BP, INTERPRET),)
             laters = laters + (tl.zeros([BT], tl.float32),)
-        dd = 0.0
         for i_s in tl.static_range(TILES):
             o = i_s * BT + tl.arange(0, BT)
             s = i_c * S + o
             x = load_rows(p_x, i_b, i_h, s, T, H, P, BP, INTERPRET)
             steps, log = tl.load(p_steps + vectors + o), tl.load(p_log + vectors + o)
-            du = tl.dot(bs[i_s], dstate, input_precision=PRECISION) * tl.load(p_leave + vectors + o)[:, None]
             earlier = tl.zeros([BT], tl.float32)
-            new_dproducts, new_laters = (), ()
+            new_laters, weights = (), ()
             for i_t in tl.static_range(TILES):
                 if i_t < i_s:
                     new_laters = new_laters + (laters[i_t],)
+                    new_dproducts = new_dproducts + (0.0,)
+                    weights = weights + (0.0,)
                 else:
-                    K: tl.constexpr = i_s * TILES - i_s * (i_s - 1) // 2 + i_t - i_s
                     log_t = tl.load(p_log + vectors + i_t * BT + tl.arange(0, BT))
                     if DOCUMENTS:
                         decay = decays_between(
@@ -95,34 +98,35 @@ def values_backward(
                         )
                     else:
                         decay = decays_between(log_t[None, :], log[:, None], 0, 0, i_t == i_s, False)
-                    product = products[K].to(tl.float32)
                     read = tl.dot(x, tl.trans(dys[i_t]), input_precision=PRECISION)  # <x_s, dy_t>
-                    du = tl.dot(to_dtype_of(product * decay, p_x, INTERPRET), dys[i_t], du, input_precision=PRECISION)
+                    weight = decay * products[i_s * TILES + i_t].to(tl.float32)
+                    weights = weights + (to_dtype_of(weight, p_x, INTERPRET),)
+                    read *= steps[:, None]
+                    pair = read * weight
                     if i_t == i_s:
                         diagonal = tl.arange(0, BT)[:, None] == tl.arange(0, BT)[None, :]
-                        dd += tl.sum(tl.sum(tl.where(diagonal, read, 0.0), 1), 0)
-                    read *= decay * steps[:, None]
-                    new_dproducts = new_dproducts + (dproducts[K] + read,)
-                    pair = read * product
-                    if i_t == i_s:
                         pair = tl.where(diagonal, 0.0, pair)
                     earlier += tl.sum(pair, 1)
                     new_laters = new_laters + (laters[i_t] + tl.sum(pair, 0),)
+                    new_dproducts = new_dproducts + (dproducts[i_s * TILES + i_t] + read * decay,)
+            du = tl.dot(bs[i_s], dstate, input_precision=PRECISION) * tl.load(p_leave + vectors + o)[:, None]
+            for i_t in tl.static_range(i_s, TILES):
+                du = tl.dot(weights[i_t], dys[i_t], du, input_precision=PRECISION)
             laters = new_laters
-            sums = sums + new_dproducts
             tl.store(p_earlier + vectors + o, earlier)
-            tl.store(p_dsteps + vectors + o, tl.sum(du * x.to(tl.float32), 1))
+            x = x.to(tl.float32)
+            tl.store(p_dsteps + vectors + o, tl.sum(du * x, 1))
             dx = du * steps[:, None]
             if SKIP:
-                dx += tl.load(p_d + i_h) * dys[i_s].to(tl.float32)
+                dy = dys[i_s].to(tl.float32)
+                tl.store(p_dskips + vectors + o, tl.sum(dy * x, 1))
+                dx += tl.load(p_d + i_h) * dy
             store_rows(p_dx, dx, i_b, i_h, s, T, H, P, BP)
-        dproducts = sums
+        dproducts = new_dproducts
         for i_t in tl.static_range(TILES):
             tl.store(p_later + vectors + i_t * BT + tl.arange(0, BT), laters[i_t])
-        tl.store(p_dd + (i_b * C + i_c) * H + i_h, dd)
     p_dproducts += (((split * (tl.num_programs(0) // C) + i_b) * C + i_c) * G + i_g) * (S * S)
     for i_s in tl.static_range(TILES):
         for i_t in tl.static_range(i_s, TILES):
-            L: tl.constexpr = i_s * TILES - i_s * (i_s - 1) // 2 + i_t - i_s
             o = (i_s * BT + tl.arange(0, BT))[:, None] * S + (i_t * BT + tl.arange(0, BT))[None, :]
-            tl.store(p_dproducts + o, dproducts[L])
+            tl.store(p_dproducts + o, dproducts[i_s * TILES + i_t])
