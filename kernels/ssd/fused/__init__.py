@@ -7,7 +7,7 @@ from ...available import INTERPRETER, TRITON
 
 LARGEST_STATE = 128  # d_state: wider ones do not fit the registers of a program
 LARGEST_WIDTH = 128  # of a head
-CHUNK_SIZES = (16, 32, 64, 128, 256)
+CHUNK_SIZES = (16, 32, 64)
 
 
 def why_not_fused(x: Tensor, b: Tensor, chunk_size: int | None) -> str | None:

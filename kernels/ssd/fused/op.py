@@ -58,7 +58,7 @@ class _Kernels:
         vectors = dict(S=plan.chunk, BH=HEADS, num_warps=4)
         self.decays = Launcher(chunk_decays, **vectors, LOG2=LOG2_E, DOCUMENTS=documents)
         self.decay_backward = Launcher(decay_backward, **vectors, SKIP=skip)
-        common = dict(P=width, N=size, S=plan.chunk, BT=plan.tile, BP=block_width, BN=block_size)
+        common = dict(P=width, N=size, S=plan.chunk, BP=block_width, BN=block_size)
         common |= dict(PRECISION="tf32x3" if dtype == torch.float32 else "ieee", INTERPRET=INTERPRETER)
 
         def launcher(kernel, launch, **options):
@@ -125,25 +125,33 @@ class _Call:
         self.kernels.decays(grid, dt, a, self.ids, *vectors, self.length, self.chunks, self.heads)
         return vectors
 
-    def walk(self, reverse, x, b, decays, initial, states, entering=None, inner=None) -> Tensor:
+    def walk(
+        self, reverse: bool, x: Tensor, b: Tensor, decays: tuple[Tensor, ...], initial: Tensor | None, states: Tensor
+    ):
         """Fill `states`, in reverse with gradients, and return the state behind the last chunk (before the first)."""
         kernels, (steps, _, enter, leave, keep) = self.kernels, decays
-        rows, numbers = self.batch * self.heads, self.size * self.width
-        grid = rows * self.segments, kernels.parts
+        grid = self.batch * self.heads * self.segments, kernels.parts
         final = self.new(self.batch, self.heads, self.width, self.size)
-        begin = "zero" if initial is None else "initial"
-        inputs, outputs = (
-            (x, b, steps, enter, leave, keep),
-            (final, states, entering, inner, *self.sizes, self.segments),
-        )
+        inputs, sizes = (x, b, steps, enter, leave, keep), (*self.sizes, self.segments)
         if self.segments == 1:
-            kernels.walk[reverse, begin](grid, *inputs, initial, None, None, *outputs)
-            return final
-        ends, keeps = self.new(rows, self.segments, numbers), self.new(rows, self.segments)
-        kernels.sum_segments[reverse](grid, *inputs, None, ends, keeps, *outputs)
-        kernels.pass_segments[reverse, begin]((rows, triton.cdiv(numbers, 256)), ends, keeps, initial, self.segments)
-        kernels.walk_segments[reverse](grid, *inputs, None, ends, keeps, *outputs)
+            begin = "zero" if initial is None else "initial"
+            kernels.walk[reverse, begin](grid, *inputs, initial, None, None, final, states, *sizes)
+        else:
+            ends, keeps = self.enter_segments(reverse, inputs, initial)
+            kernels.walk_segments[reverse](grid, *inputs, None, ends, keeps, final, states, *sizes)
         return final
+
+    def enter_segments(
+        self, reverse: bool, inputs: tuple[Tensor, ...], initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What each segment begins with, and how much of it is left at its end."""
+        kernels, rows, numbers = self.kernels, self.batch * self.heads, self.size * self.width
+        ends, keeps = self.new(rows, self.segments, numbers), self.new(rows, self.segments)
+        grid = rows * self.segments, kernels.parts
+        kernels.sum_segments[reverse](grid, *inputs, None, ends, keeps, None, None, *self.sizes, self.segments)
+        begin = "zero" if initial is None else "initial"
+        kernels.pass_segments[reverse, begin]((rows, triton.cdiv(numbers, 256)), ends, keeps, initial, self.segments)
+        return ends, keeps
 
 
 def _forward(
@@ -166,7 +174,7 @@ def _forward(
         final = call.walk(False, x, b, decays, state, states)
         grid = call.programs, call.groups * call.splits
         call.kernels.outputs(grid, x, b, c, d, states, *decays[:3], ids, y, *call.sizes, call.share)
-    return y, final, states if save else states.new_empty(0)
+    return y, final, states if save else x.new_empty(0)
 
 
 def _fake_forward(x, dt, a, b, c, d, state, ids, chunk_size, save):
@@ -196,30 +204,28 @@ def _backward(
     kernels, size = call.kernels, call.kernels.plan.chunk
     dx, db, dc, ddt = (torch.empty_like(t) for t in (x, b, c, dt))
     dstates = call.new_states()
-    inner = call.new(kernels.parts, call.batch, call.heads, call.chunks)
+    inner = call.new(call.batch, call.heads, call.chunks)
     dproducts = call.new(call.splits, call.programs, call.groups, size, size)
     partial = call.new(2, call.batch, call.chunks, call.heads)
-    dsteps, later, earlier, dskips, kept, old = call.vectors(6)
+    dsteps, dskips, later, kept, old = call.vectors(5)
     with torch.cuda.device_of(x):
         decays = call.decays(dt, a)
-        steps, log, enter, leave, _ = decays
+        steps, log, enter, leave, keep = decays
         if not states.numel():
             states = call.new_states()
             call.walk(False, x, b, decays, state, states)
-        dinitial = call.walk(True, dy, c, decays, dfinal, dstates, states, inner)
+        dinitial = call.walk(True, dy, c, decays, dfinal, dstates)
+        inputs, outputs = (x, dy, b, c), (dx, dsteps, dskips, later, dproducts)
         grid = call.programs, call.groups * call.splits
-        inputs = x, dy, b, c
-        outputs = dx, dsteps, later, earlier, dskips, dproducts
         kernels.values_backward(grid, *inputs, d, dstates, steps, log, leave, ids, *outputs, *call.sizes, call.share)
-        grid = call.programs, 2 * call.groups, size // kernels.plan.tile
+        matrices, weights = (states, dstates), (steps, enter, leave, keep)
+        grid = call.programs, 2 * call.groups
         kernels.keys_backward(
-            grid, *inputs, states, dstates, steps, enter, leave, dproducts, db, dc, kept, old, *call.sizes, call.splits
+            grid, *inputs, *matrices, *weights, dproducts, db, dc, kept, old, inner, *call.sizes, call.splits
         )
+        sums = steps, dsteps, dskips, later, kept, old, inner
         grid = call.programs, triton.cdiv(call.heads, HEADS)
-        sums = steps, dsteps, dskips, later, earlier, kept, old, inner
-        kernels.decay_backward(
-            grid, a, *sums, ddt, *partial.unbind(), call.length, call.chunks, call.heads, kernels.parts
-        )
+        kernels.decay_backward(grid, a, *sums, ddt, *partial.unbind(), call.length, call.chunks, call.heads)
     da, dd = partial.flatten(1, 2).sum(1)
     return dx, ddt, da.clone(), db, dc, dd.clone(), dinitial
 

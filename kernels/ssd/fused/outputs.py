@@ -26,7 +26,6 @@ def chunk_outputs(
     P: tl.constexpr,
     N: tl.constexpr,
     S: tl.constexpr,
-    BT: tl.constexpr,
     BP: tl.constexpr,
     BN: tl.constexpr,
     SKIP: tl.constexpr,
@@ -41,43 +40,30 @@ def chunk_outputs(
     """
     i = tl.program_id(0).to(tl.int64)
     i_b, i_c = i // C, i % C
+    start = i_c * S
     share = H // G
     splits = tl.cdiv(share, HEADS)
     i_g, split = tl.program_id(1) // splits, tl.program_id(1) % splits
-    cs, products, ids = (), (), ()
-    for i_t in tl.static_range(S // BT):
-        t = i_c * S + i_t * BT + tl.arange(0, BT)
-        c = load_rows(p_c, i_b, i_g, t, T, G, N, BN, INTERPRET)
-        cs = cs + (c,)
-        if DOCUMENTS:
-            ids = ids + (load_ids(p_ids, i_b, t, T),)
-        for i_s in tl.static_range(i_t + 1):
-            s = i_c * S + i_s * BT + tl.arange(0, BT)
-            b = load_rows(p_b, i_b, i_g, s, T, G, N, BN, INTERPRET)
-            product = tl.dot(c, tl.trans(b), input_precision=PRECISION)
-            products = products + (to_dtype_of(product, p_x, INTERPRET),)
+    o = tl.arange(0, S)
+    b = load_rows(p_b, i_b, i_g, start, o, T, G, N, BN, INTERPRET)
+    c = load_rows(p_c, i_b, i_g, start, o, T, G, N, BN, INTERPRET)
+    products = to_dtype_of(tl.dot(c, tl.trans(b), input_precision=PRECISION), p_x, INTERPRET)
+    ids = 0
+    if DOCUMENTS:
+        ids = load_ids(p_ids, i_b, start + o, T)
     first = i_g * share + split * HEADS
     for i_h in tl.range(first, tl.minimum(first + HEADS, i_g * share + share), num_stages=STAGES):
+        vectors = (i_b * H + i_h) * C * S + start
+        x = load_rows(p_x, i_b, i_h, start, o, T, H, P, BP, INTERPRET)
         state = load_state(p_states, (i_b * C + i_c) * H + i_h, N, P, BN, BP, INTERPRET)
-        vectors = (i_b * H + i_h) * C * S + i_c * S
-        xs = ()
-        for i_t in tl.static_range(S // BT):
-            o = i_t * BT + tl.arange(0, BT)
-            t = i_c * S + o
-            xs = xs + (load_rows(p_x, i_b, i_h, t, T, H, P, BP, INTERPRET),)
-            later = tl.load(p_log + vectors + o)
-            y = tl.dot(cs[i_t], state, input_precision=PRECISION) * tl.load(p_enter + vectors + o)[:, None]
-            for i_s in tl.static_range(i_t + 1):
-                u = i_s * BT + tl.arange(0, BT)
-                earlier = tl.load(p_log + vectors + u)
-                if DOCUMENTS:
-                    w = decays_between(
-                        later[:, None], earlier[None, :], ids[i_t][:, None], ids[i_s][None, :], i_t == i_s, True
-                    )
-                else:
-                    w = decays_between(later[:, None], earlier[None, :], 0, 0, i_t == i_s, False)
-                w *= products[i_t * (i_t + 1) // 2 + i_s].to(tl.float32) * tl.load(p_steps + vectors + u)[None, :]
-                y = tl.dot(to_dtype_of(w, p_x, INTERPRET), xs[i_s], y, input_precision=PRECISION)
-            if SKIP:
-                y += tl.load(p_d + i_h) * xs[i_t].to(tl.float32)
-            store_rows(p_y, y, i_b, i_h, t, T, H, P, BP)
+        log, steps = tl.load((p_log + vectors) + o), tl.load((p_steps + vectors) + o)
+        if DOCUMENTS:
+            weight = decays_between(log[:, None], log[None, :], o, ids[:, None], ids[None, :], True)
+        else:
+            weight = decays_between(log[:, None], log[None, :], o, 0, 0, False)
+        weight *= products.to(tl.float32) * steps[None, :]
+        y = tl.dot(c, state, input_precision=PRECISION) * tl.load((p_enter + vectors) + o)[:, None]
+        y = tl.dot(to_dtype_of(weight, p_x, INTERPRET), x, y, input_precision=PRECISION)
+        if SKIP:
+            y += tl.load(p_d + i_h) * x.to(tl.float32)
+        store_rows(p_y, y, i_b, i_h, start, o, T, H, P, BP)

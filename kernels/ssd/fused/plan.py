@@ -15,10 +15,9 @@ class Launch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """chunk: tokens between stored states; tile: tokens of a tile; state_rows: rows of a state that one program walks."""
+    """chunk: tokens between stored states; state_rows: rows of a state that one program of `walk_states` holds."""
 
     chunk: int
-    tile: int
     state_rows: int
     walk: Launch
     outputs: Launch
@@ -26,16 +25,15 @@ class Plan(NamedTuple):
     keys_backward: Launch
 
 
-HALF = Plan(64, 64, 128, Launch(4, 3), Launch(4, 2), Launch(4, 2), Launch(4, 3))
+HALF = Plan(64, 128, Launch(8, 3), Launch(4, 3), Launch(4, 1), Launch(4, 3))
 # Products of fp32 are three of tf32, whose parts fill shared memory.
-SINGLE = Plan(32, 32, 64, Launch(4, 1), Launch(4, 1), Launch(4, 1), Launch(4, 1))
+SINGLE = Plan(32, 64, Launch(4, 1), Launch(4, 1), Launch(4, 1), Launch(4, 1))
 
 
 def plan_for(dtype: torch.dtype, length: int, chunk_size: int | None) -> Plan:
     """The plan for rows of `length` tokens; `chunk_size` overrides its own."""
     plan = SINGLE if dtype == torch.float32 else HALF
-    chunk = chunk_size or min(plan.chunk, max(16, 1 << (length - 1).bit_length()))
-    return plan._replace(chunk=chunk, tile=min(plan.tile, chunk))
+    return plan._replace(chunk=chunk_size or min(plan.chunk, max(16, 1 << (length - 1).bit_length())))
 
 
 def split_heads(programs: int, share: int) -> int:

@@ -24,8 +24,6 @@ def walk_states(
     p_keeps,  # [B, H, SEGMENTS] fp32, out unless STORE: how much of its entering state a segment keeps
     p_final,  # [B, H, P, N] fp32, out, STORE only: the state after the last chunk; REVERSE: the initial state's gradient
     p_states,  # [B, C, H, N, P], out, STORE only: of each chunk the entering state; REVERSE: the leaving one's gradient
-    p_entering,  # [B, C, H, N, P]: the entering states, STORE and REVERSE only
-    p_inner,  # [NB, B, H, C] fp32, out, STORE and REVERSE only: keep * <entering state, leaving state's gradient>
     T,
     C,
     H,
@@ -34,7 +32,6 @@ def walk_states(
     P: tl.constexpr,
     N: tl.constexpr,
     S: tl.constexpr,
-    BT: tl.constexpr,
     BP: tl.constexpr,
     BN: tl.constexpr,
     FROM: tl.constexpr,  # "zero", "initial" or "segments"
@@ -48,9 +45,9 @@ def walk_states(
     i = tl.program_id(0).to(tl.int64)
     i_s, i_h, i_b = i % SEGMENTS, (i // SEGMENTS) % H, i // (SEGMENTS * H)
     i_g = i_h // (H // G)
-    n, p = tl.program_id(1) * BN + tl.arange(0, BN), tl.arange(0, BP)
+    o, n, p = tl.arange(0, S), tl.program_id(1) * BN + tl.arange(0, BN), tl.arange(0, BP)
     inside = (n < N)[:, None] & (p < P)[None, :]
-    o = n[:, None] * P + p[None, :]
+    matrix = n[:, None] * P + p[None, :]
     length = tl.cdiv(C, SEGMENTS)
     first, last = i_s * length, tl.minimum(i_s * length + length, C)
     vectors = (i_b * H + i_h) * C * S
@@ -60,36 +57,28 @@ def walk_states(
     if FROM == "initial":
         state = tl.load(p_initial + transposed, mask=inside, other=0.0)
     if FROM == "segments":
-        state = tl.load(p_ends + i * (N * P) + o, mask=inside, other=0.0)
+        state = tl.load((p_ends + i * (N * P)) + matrix, mask=inside, other=0.0)
     for i_step in tl.range(first, last, num_stages=STAGES):
         i_c = first + last - 1 - i_step if REVERSE else i_step
         keep = tl.load(p_keep + (i_b * H + i_h) * C + i_c)
         if STORE:
-            p_state = ((i_b * C + i_c) * H + i_h) * (N * P) + o
-            tl.store(p_states + p_state, state.to(p_states.dtype.element_ty), mask=inside)
-            if REVERSE:
-                entering = tl.load(p_entering + p_state, mask=inside, other=0.0).to(tl.float32)
-                inner = keep * tl.sum(tl.sum(entering * state, 1), 0)
-                tl.store(
-                    p_inner + (tl.program_id(1) * (tl.num_programs(0) // SEGMENTS) + i_b * H + i_h) * C + i_c, inner
-                )
+            i_state = (i_b * C + i_c) * H + i_h
+            tl.store((p_states + i_state * (N * P)) + matrix, state.to(p_states.dtype.element_ty), mask=inside)
         state *= keep
         keeps *= keep
-        for j in tl.static_range(S // BT):
-            t = i_c * S + j * BT + tl.arange(0, BT)
-            if REVERSE:
-                weight = tl.load(p_enter + vectors + t)
-            else:
-                weight = tl.load(p_steps + vectors + t) * tl.load(p_leave + vectors + t)
-            x = load_rows(p_x, i_b, i_h, t, T, H, P, BP, INTERPRET)
-            b = load_columns(p_b, i_b, i_g, t, n, T, G, N, INTERPRET)
-            weighted = to_dtype_of(x.to(tl.float32) * weight[:, None], p_x, INTERPRET)
-            state = tl.dot(b, weighted, state, input_precision=PRECISION)
+        if REVERSE:
+            weight = tl.load((p_enter + vectors + i_c * S) + o)
+        else:
+            weight = tl.load((p_steps + vectors + i_c * S) + o) * tl.load((p_leave + vectors + i_c * S) + o)
+        x = load_rows(p_x, i_b, i_h, i_c * S, o, T, H, P, BP, INTERPRET)
+        b = load_columns(p_b, i_b, i_g, i_c * S, o, n, T, G, N, INTERPRET)
+        weighted = to_dtype_of(x.to(tl.float32) * weight[:, None], p_x, INTERPRET)
+        state = tl.dot(b, weighted, state, input_precision=PRECISION)
     if STORE:
         if i_s == (0 if REVERSE else SEGMENTS - 1):
             tl.store(p_final + transposed, state, mask=inside)
     else:
-        tl.store(p_ends + i * (N * P) + o, state, mask=inside)
+        tl.store((p_ends + i * (N * P)) + matrix, state, mask=inside)
         tl.store(p_keeps + i, keeps)
 
 
