@@ -238,6 +238,11 @@ def test_the_kernels_on_a_gpu_equal_the_loop(sizes, dtype):
 
 
 @pytest.mark.gpu
+def test_fp16_on_a_gpu_equals_the_loop():
+    check(torch.float16, "cuda", 300, 64, None, dict(heads=4, width=64, documents=True), {})
+
+
+@pytest.mark.gpu
 def test_a_long_row_on_a_gpu_equals_the_chunked_form():
     """In segments; against PyTorch's chunked form in float64, since the loop would launch some hundred thousand kernels."""
     inputs, _, (dy, dfinal) = draw(20_000, 64, batch=1, heads=2, width=64, decay="none")

@@ -8,9 +8,10 @@ import triton.language as tl
 def decay_backward(
     p_a,  # [H] fp32
     p_steps,  # [B, H, C * S] fp32
-    p_dsteps,  # [B, H, C * S] fp32, and see values_backward.py and keys_backward.py for the next four
+    p_dsteps,  # [B, H, C * S] fp32, and see values_backward.py and keys_backward.py for the next five
     p_dskips,  # SKIP only
     p_later,
+    p_earlier,
     p_kept,
     p_old,
     p_inner,  # [B, H, C] fp32, see keys_backward.py
@@ -28,7 +29,7 @@ def decay_backward(
 
     The decay of token k, exp(dt_k a), stands in all that passes k: what a token t >= k reads from tokens s < k of the
     chunk or from the entering state, and what the chunk leaves of tokens s < k or of the entering state. `later` and
-    `earlier` are sums over the same pairs of tokens, with the same rounded factors: pairs on one side of k cancel exactly.
+    `earlier` are sums over the same numbers, one for each pair of tokens: those of pairs on one side of k cancel exactly.
     """
     i = tl.program_id(0).to(tl.int64)
     i_b, i_c = i // C, i % C
@@ -40,8 +41,7 @@ def decay_backward(
     steps, a = tl.load(p_steps + o, mask=mask, other=0.0), tl.load(p_a + h, mask=inside, other=0.0)
     dsteps = tl.load(p_dsteps + o, mask=mask, other=0.0)
     old, kept = tl.load(p_old + o, mask=mask, other=0.0), tl.load(p_kept + o, mask=mask, other=0.0)
-    later = tl.load(p_later + o, mask=mask, other=0.0)
-    earlier = steps * dsteps - kept  # what later tokens of the chunk read from the token
+    later, earlier = tl.load(p_later + o, mask=mask, other=0.0), tl.load(p_earlier + o, mask=mask, other=0.0)
     inner = tl.load(p_inner + (i_b * H + h) * C + i_c, mask=inside, other=0.0)
     read = later - earlier + old
     drate = tl.cumsum(read, 0, reverse=True) + (tl.cumsum(kept, 0) - kept) + inner[None, :]

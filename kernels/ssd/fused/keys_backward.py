@@ -40,12 +40,13 @@ def _one_side(
     share = H // G
     start = i_c * S
     o = tl.arange(0, S)
-    own = load_rows(p_own, i_b, i_g, start, o, T, G, N, BN, INTERPRET)
+    row, t = i_b * T, start + o
+    own = load_rows(p_own, row, i_g, t, T, G, N, BN, INTERPRET)
     total = tl.zeros([S, BN], tl.float32)
     for i_h in tl.range(i_g * share, i_g * share + share, num_stages=STAGES):
         vectors = (i_b * H + i_h) * C * S + start
         i_state = (i_b * C + i_c) * H + i_h
-        rows = load_rows(p_rows, i_b, i_h, start, o, T, H, P, BP, INTERPRET)
+        rows = load_rows(p_rows, row, i_h, t, T, H, P, BP, INTERPRET)
         matrix = load_state(p_matrix, i_state, N, P, BN, BP, INTERPRET)
         weight = tl.load((p_weight + vectors) + o)
         if IS_B:
@@ -63,9 +64,9 @@ def _one_side(
     for split in range(SPLITS):
         block = p_dproducts + (((split * (tl.num_programs(0) // C) + i_b) * C + i_c) * G + i_g) * (S * S)
         pairs += tl.load(block + (o[:, None] * S + o[None, :] if IS_B else o[None, :] * S + o[:, None]))
-    other = load_rows(p_other, i_b, i_g, start, o, T, G, N, BN, INTERPRET)
+    other = load_rows(p_other, row, i_g, t, T, G, N, BN, INTERPRET)
     total = tl.dot(to_dtype_of(pairs, p_rows, INTERPRET), other, total, input_precision=PRECISION)
-    store_rows(p_out, total, i_b, i_g, start, o, T, G, N, BN)
+    store_rows(p_out, total, row, i_g, t, T, G, N, BN)
 
 
 @triton.jit(do_not_specialize=["T", "C", "H", "G", "SPLITS"])

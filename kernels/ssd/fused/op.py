@@ -95,7 +95,7 @@ class _Call:
         self.x, self.ids = x, ids
         self.batch, self.length, self.heads, self.width = x.shape
         self.groups, self.size = b.shape[2:]
-        plan = plan_for(x.dtype, self.length, chunk)
+        plan = plan_for(x.dtype, self.length, self.size, chunk)
         kind = x.dtype, self.width, self.size, plan, d is not None, ids is not None
         self.kernels = _kernels(x.device.index, *kind)
         self.chunks = triton.cdiv(self.length, plan.chunk)
@@ -180,7 +180,7 @@ def _forward(
 def _fake_forward(x, dt, a, b, c, d, state, ids, chunk_size, save):
     batch, length, heads, width = x.shape
     size = b.shape[-1]
-    chunks = -(-length // plan_for(x.dtype, length, chunk_size).chunk)
+    chunks = -(-length // plan_for(x.dtype, length, size, chunk_size).chunk)
     final = x.new_empty(batch, heads, width, size, dtype=torch.float32)
     return torch.empty_like(x), final, x.new_empty((batch, chunks, heads, size, width) if save else (0,))
 
@@ -207,7 +207,7 @@ def _backward(
     inner = call.new(call.batch, call.heads, call.chunks)
     dproducts = call.new(call.splits, call.programs, call.groups, size, size)
     partial = call.new(2, call.batch, call.chunks, call.heads)
-    dsteps, dskips, later, kept, old = call.vectors(5)
+    dsteps, dskips, later, earlier, kept, old = call.vectors(6)
     with torch.cuda.device_of(x):
         decays = call.decays(dt, a)
         steps, log, enter, leave, keep = decays
@@ -215,7 +215,7 @@ def _backward(
             states = call.new_states()
             call.walk(False, x, b, decays, state, states)
         dinitial = call.walk(True, dy, c, decays, dfinal, dstates)
-        inputs, outputs = (x, dy, b, c), (dx, dsteps, dskips, later, dproducts)
+        inputs, outputs = (x, dy, b, c), (dx, dsteps, dskips, later, earlier, dproducts)
         grid = call.programs, call.groups * call.splits
         kernels.values_backward(grid, *inputs, d, dstates, steps, log, leave, ids, *outputs, *call.sizes, call.share)
         matrices, weights = (states, dstates), (steps, enter, leave, keep)
@@ -223,7 +223,7 @@ def _backward(
         kernels.keys_backward(
             grid, *inputs, *matrices, *weights, dproducts, db, dc, kept, old, inner, *call.sizes, call.splits
         )
-        sums = steps, dsteps, dskips, later, kept, old, inner
+        sums = steps, dsteps, dskips, later, earlier, kept, old, inner
         grid = call.programs, triton.cdiv(call.heads, HEADS)
         kernels.decay_backward(grid, a, *sums, ddt, *partial.unbind(), call.length, call.chunks, call.heads)
     da, dd = partial.flatten(1, 2).sum(1)

@@ -45,16 +45,17 @@ def chunk_outputs(
     splits = tl.cdiv(share, HEADS)
     i_g, split = tl.program_id(1) // splits, tl.program_id(1) % splits
     o = tl.arange(0, S)
-    b = load_rows(p_b, i_b, i_g, start, o, T, G, N, BN, INTERPRET)
-    c = load_rows(p_c, i_b, i_g, start, o, T, G, N, BN, INTERPRET)
+    row, t = i_b * T, start + o
+    b = load_rows(p_b, row, i_g, t, T, G, N, BN, INTERPRET)
+    c = load_rows(p_c, row, i_g, t, T, G, N, BN, INTERPRET)
     products = to_dtype_of(tl.dot(c, tl.trans(b), input_precision=PRECISION), p_x, INTERPRET)
     ids = 0
     if DOCUMENTS:
-        ids = load_ids(p_ids, i_b, start + o, T)
+        ids = load_ids(p_ids, i_b, t, T)
     first = i_g * share + split * HEADS
     for i_h in tl.range(first, tl.minimum(first + HEADS, i_g * share + share), num_stages=STAGES):
         vectors = (i_b * H + i_h) * C * S + start
-        x = load_rows(p_x, i_b, i_h, start, o, T, H, P, BP, INTERPRET)
+        x = load_rows(p_x, row, i_h, t, T, H, P, BP, INTERPRET)
         state = load_state(p_states, (i_b * C + i_c) * H + i_h, N, P, BN, BP, INTERPRET)
         log, steps = tl.load((p_log + vectors) + o), tl.load((p_steps + vectors) + o)
         if DOCUMENTS:
@@ -66,4 +67,4 @@ def chunk_outputs(
         y = tl.dot(to_dtype_of(weight, p_x, INTERPRET), x, y, input_precision=PRECISION)
         if SKIP:
             y += tl.load(p_d + i_h) * x.to(tl.float32)
-        store_rows(p_y, y, i_b, i_h, start, o, T, H, P, BP)
+        store_rows(p_y, y, row, i_h, t, T, H, P, BP)

@@ -25,14 +25,16 @@ class Plan(NamedTuple):
     keys_backward: Launch
 
 
-HALF = Plan(64, 128, Launch(8, 3), Launch(4, 3), Launch(4, 1), Launch(4, 3))
+HALF = Plan(64, 128, Launch(8, 3), Launch(4, 3), Launch(4, 3), Launch(4, 3))
 # Products of fp32 are three of tf32, whose parts fill shared memory.
 SINGLE = Plan(32, 64, Launch(4, 1), Launch(4, 1), Launch(4, 1), Launch(4, 1))
 
 
-def plan_for(dtype: torch.dtype, length: int, chunk_size: int | None) -> Plan:
-    """The plan for rows of `length` tokens; `chunk_size` overrides its own."""
+def plan_for(dtype: torch.dtype, length: int, size: int, chunk_size: int | None) -> Plan:
+    """The plan for rows of `length` tokens and states of `size`; `chunk_size` overrides its own."""
     plan = SINGLE if dtype == torch.float32 else HALF
+    if plan is HALF and size <= 64:
+        plan = plan._replace(walk=Launch(4, 4))
     return plan._replace(chunk=chunk_size or min(plan.chunk, max(16, 1 << (length - 1).bit_length())))
 
 

@@ -70,8 +70,9 @@ def walk_states(
             weight = tl.load((p_enter + vectors + i_c * S) + o)
         else:
             weight = tl.load((p_steps + vectors + i_c * S) + o) * tl.load((p_leave + vectors + i_c * S) + o)
-        x = load_rows(p_x, i_b, i_h, i_c * S, o, T, H, P, BP, INTERPRET)
-        b = load_columns(p_b, i_b, i_g, i_c * S, o, n, T, G, N, INTERPRET)
+        row = i_b * T + i_c * S
+        x = load_rows(p_x + row * H * P, 0, i_h, o, T - i_c * S, H, P, BP, INTERPRET)
+        b = load_columns(p_b + row * G * N, 0, i_g, o, n, T - i_c * S, G, N, INTERPRET)
         weighted = to_dtype_of(x.to(tl.float32) * weight[:, None], p_x, INTERPRET)
         state = tl.dot(b, weighted, state, input_precision=PRECISION)
     if STORE:

@@ -10,38 +10,37 @@ import triton.language as tl
 
 
 @triton.jit
-def load_rows(p_x, i_b, i_h, start, o, T, H, D: tl.constexpr, BD: tl.constexpr, INTERPRET: tl.constexpr):
-    """Rows start + o of one head of a `[B, T, H, D]` tensor, zero behind the row's end: `[len(o), BD]` in its dtype.
+def load_rows(p_x, row, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr, INTERPRET: tl.constexpr):
+    """Tokens t of one head of a `[B, T, H, D]` tensor, zero behind the row's end: `[len(t), BD]` in the tensor's dtype.
 
-    Offsets inside a tile are 32 bits wide: 64 would take twice the registers.
+    `row` is the number of the row's first token. Offsets do not depend on the head, so that a loop over heads keeps them.
     """
     d = tl.arange(0, BD)
-    p_x += ((i_b * T + start) * H + i_h) * D
-    inside = (start + o < T)[:, None]
+    inside = (t < T)[:, None]
     if D < BD:
         inside = inside & (d < D)[None, :]
-    x = tl.load(p_x + (o[:, None] * (H * D) + d[None, :]), mask=inside, other=0.0)
+    x = tl.load((p_x + i_h * D) + (((row + t) * H)[:, None] * D + d[None, :]), mask=inside, other=0.0)
     return x.to(tl.float32) if INTERPRET else x  # the interpreter multiplies bf16 wrongly
 
 
 @triton.jit
-def load_columns(p_x, i_b, i_h, start, o, d, T, H, D: tl.constexpr, INTERPRET: tl.constexpr):
-    """Columns d of rows start + o, transposed, `[len(d), len(o)]`: on Hopper, Triton 3.6 multiplies wrongly where the left
-    factor is a tile that was transposed in registers, so such factors are loaded transposed."""
-    p_x += ((i_b * T + start) * H + i_h) * D
-    x = tl.load(p_x + (o[None, :] * (H * D) + d[:, None]), mask=(start + o < T)[None, :] & (d < D)[:, None], other=0.0)
+def load_columns(p_x, row, i_h, t, d, T, H, D: tl.constexpr, INTERPRET: tl.constexpr):
+    """Columns d of tokens t, transposed, `[len(d), len(t)]`: on Hopper, Triton 3.6 multiplies wrongly where the left factor is
+    a tile that was transposed in registers, so such factors are loaded transposed."""
+    inside = (t < T)[None, :] & (d < D)[:, None]
+    x = tl.load((p_x + i_h * D) + (((row + t) * H)[None, :] * D + d[:, None]), mask=inside, other=0.0)
     return x.to(tl.float32) if INTERPRET else x
 
 
 @triton.jit
-def store_rows(p_x, x, i_b, i_h, start, o, T, H, D: tl.constexpr, BD: tl.constexpr):
-    """Store `[len(o), BD]` as rows start + o of one head of a `[B, T, H, D]` tensor."""
+def store_rows(p_x, x, row, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
+    """Store `[len(t), BD]` as tokens t of one head of a `[B, T, H, D]` tensor."""
     d = tl.arange(0, BD)
-    p_x += ((i_b * T + start) * H + i_h) * D
-    inside = (start + o < T)[:, None]
+    inside = (t < T)[:, None]
     if D < BD:
         inside = inside & (d < D)[None, :]
-    tl.store(p_x + (o[:, None] * (H * D) + d[None, :]), x.to(p_x.dtype.element_ty), mask=inside)
+    p = (p_x + i_h * D) + (((row + t) * H)[:, None] * D + d[None, :])
+    tl.store(p, x.to(p_x.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -21,7 +21,8 @@ def values_backward(
     p_dx,  # [B, T, H, P], out
     p_dsteps,  # [B, H, C * S] fp32, out: gradient of dt through dt x alone
     p_dskips,  # likewise: <dy_s, x_s>, SKIP only
-    p_later,  # likewise: <dy_t, what token t reads from the tokens of its chunk>
+    p_later,  # likewise: <dy_t, what token t reads from earlier tokens of its chunk>
+    p_earlier,  # likewise: the same of what later tokens of the chunk read from s
     p_dproducts,  # [splits, B, C, G, S, S] fp32, out: gradient of b_s . c_t (row s, column t), of HEADS heads
     T,
     C,
@@ -51,37 +52,44 @@ def values_backward(
     i_g, split = tl.program_id(1) // splits, tl.program_id(1) % splits
     o = tl.arange(0, S)
     start = i_c * S
-    b = load_rows(p_b, i_b, i_g, start, o, T, G, N, BN, INTERPRET)
-    c = load_rows(p_c, i_b, i_g, start, o, T, G, N, BN, INTERPRET)
+    row, t = i_b * T, start + o
+    b = load_rows(p_b, row, i_g, t, T, G, N, BN, INTERPRET)
+    c = load_rows(p_c, row, i_g, t, T, G, N, BN, INTERPRET)
     products = tl.dot(b, tl.trans(c), input_precision=PRECISION)
     ids = 0
     if DOCUMENTS:
-        ids = load_ids(p_ids, i_b, start + o, T)
+        ids = load_ids(p_ids, i_b, t, T)
     dproducts = tl.zeros([S, S], tl.float32)
     first = i_g * share + split * HEADS
     for i_h in tl.range(first, tl.minimum(first + HEADS, i_g * share + share), num_stages=STAGES):
         vectors = (i_b * H + i_h) * C * S + start
-        x = load_rows(p_x, i_b, i_h, start, o, T, H, P, BP, INTERPRET)
-        dy = load_rows(p_dy, i_b, i_h, start, o, T, H, P, BP, INTERPRET)
+        # All loads come before all products: programs wait for memory most of the time.
         dstate = load_state(p_dstates, (i_b * C + i_c) * H + i_h, N, P, BN, BP, INTERPRET)
+        dy = load_rows(p_dy, row, i_h, t, T, H, P, BP, INTERPRET)
+        x = load_rows(p_x, row, i_h, t, T, H, P, BP, INTERPRET)
         steps, log = tl.load((p_steps + vectors) + o), tl.load((p_log + vectors) + o)
-        du = tl.dot(b, dstate, input_precision=PRECISION) * tl.load((p_leave + vectors) + o)[:, None]
-        read = tl.dot(x, tl.trans(dy), input_precision=PRECISION) * steps[:, None]  # <u_s, dy_t>
         if DOCUMENTS:
             decay = decays_between(log[None, :], log[:, None], o, ids[None, :], ids[:, None], True)
         else:
             decay = decays_between(log[None, :], log[:, None], o, 0, 0, False)
+        read = tl.dot(x, tl.trans(dy), input_precision=PRECISION)  # <x_s, dy_t>
+        same = o[:, None] == o[None, :]
+        if SKIP:
+            tl.store((p_dskips + vectors) + o, tl.sum(tl.where(same, read, 0.0), 1))
+        weight = decay * products
+        read *= steps[:, None]
         dproducts += read * decay
-        weight = to_dtype_of(decay * products, p_x, INTERPRET)
-        tl.store((p_later + vectors) + o, tl.sum(read * weight.to(tl.float32), 0))
-        du = tl.dot(weight, dy, du, input_precision=PRECISION)
-        wide = x.to(tl.float32)
-        tl.store((p_dsteps + vectors) + o, tl.sum(du * wide, 1))
+        # What t reads from s passes the decays behind s up to t. Of a token with itself there is none.
+        pair = tl.where(same, 0.0, read * weight)
+        tl.store((p_earlier + vectors) + o, tl.sum(pair, 1))
+        tl.store((p_later + vectors) + o, tl.sum(pair, 0))
+        du = tl.dot(b, dstate, input_precision=PRECISION) * tl.load((p_leave + vectors) + o)[:, None]
+        du = tl.dot(to_dtype_of(weight, p_x, INTERPRET), dy, du, input_precision=PRECISION)
+        tl.store((p_dsteps + vectors) + o, tl.sum(du * x.to(tl.float32), 1))
         dx = du * steps[:, None]
         if SKIP:
-            tl.store((p_dskips + vectors) + o, tl.sum(dy.to(tl.float32) * wide, 1))
             dx += tl.load(p_d + i_h) * dy.to(tl.float32)
-        store_rows(p_dx, dx, i_b, i_h, start, o, T, H, P, BP)
+        store_rows(p_dx, dx, row, i_h, t, T, H, P, BP)
     i_split = split * (tl.num_programs(0) // C) + i_b
     p_dproducts += ((i_split * C + i_c) * G + i_g) * (S * S)
     tl.store(p_dproducts + o[:, None] * S + o[None, :], dproducts)
