@@ -151,6 +151,7 @@ def run_layer(
     from echo_lm.kernels.ska import SKAState
     from echo_lm.kernels.ska.fused.normalize_and_gate import normalize_and_gate_fused
     from echo_lm.kernels.ska.fused.op import ska_fused
+    from echo_lm.kernels.ssd.fused import ssd_fused
     from echo_lm.kernels.ssd.fused_convolution import convolve
     from echo_lm.kernels.ssd.scan import chunk_size_of, mamba_ssm_kernel
 
@@ -208,19 +209,23 @@ def run_layer(
             state = (
                 torch.zeros(batch, heads, mamba.headdim, mamba.d_state).requires_grad_(backward) if segment else None
             )
+            x, b, c = empty(heads, mamba.headdim), empty(*states), empty(*states)
+            a, d = a.requires_grad_(backward), d.requires_grad_(backward)
             y, _ = mamba_ssm_kernel()(
-                empty(heads, mamba.headdim),
+                x,
                 dt,
-                a.requires_grad_(backward),
-                empty(*states),
-                empty(*states),
+                a,
+                b,
+                c,
                 chunk_size=chunk_size_of(length),
-                D=d.requires_grad_(backward),
+                D=d,
                 initial_states=state,
                 seq_idx=ids,
                 return_final_states=True,
             )
             y = y.sum() + sum(part.sum() for part in z)
+            options = dict(chunk_size=None, starts=starts if documents else None, state=state)
+            y = y + ssd_fused(x, dt, a, b, c, d, **options)[0].sum()
     if backward:
         y.sum().backward()
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from ..available import MAMBA_SSM
 from ..documents import document_ids, inner_borders
 from .chunked import ssd_chunked
+from .fused import ssd_fused, why_not_fused
 from .naive import ssd_naive
 from .tuning import choose
 
-Backend = Literal["auto", "naive", "torch", "mamba-ssm"]
+Backend = Literal["auto", "naive", "torch", "mamba-ssm", "triton"]
 
 
 def ssd_scan(
@@ -46,8 +47,9 @@ def ssd_scan(
             rows that a group of ranks shares `enter_segment` gives it.
         return_state: also return the state after each row.
         cu_seqlens: int32 or int64 `[documents + 1]`, borders in the flattened `B * T` tokens.
-        backend: "naive" is the token loop, "torch" the chunked form, "mamba-ssm" its Triton kernels (CUDA only);
-            "auto" takes the fastest that runs here. Sums are in fp32 (float64 for float64 inputs, not "mamba-ssm").
+        backend: "naive" is the token loop, "torch" the chunked form, "mamba-ssm" its Triton kernels (CUDA only),
+            "triton" our own (CUDA only); "auto" takes the fastest that runs here. Sums are in fp32 (float64 for float64
+            inputs, not "mamba-ssm" and "triton").
 
     Returns:
         y `[B, T, H, P]` in the dtype of `x`; with `return_state` also the state, in the dtype of the sums.
@@ -57,16 +59,20 @@ def ssd_scan(
     """
     batch, length, heads, width = _check_shapes(x, dt, a, b, c, state)
     if backend == "auto":
-        backend = "mamba-ssm" if x.is_cuda and x.dtype != torch.float64 and MAMBA_SSM else "torch"
-    if backend not in ("naive", "torch", "mamba-ssm"):
-        raise ValueError(f"backend must be one of auto, naive, torch, mamba-ssm, not {backend!r}")
-    if chunk_size is None:
+        backend = _fastest(x, b, chunk_size)
+    if backend not in ("naive", "torch", "mamba-ssm", "triton"):
+        raise ValueError(f"backend must be one of auto, naive, torch, mamba-ssm, triton, not {backend!r}")
+    if backend == "triton" and (needs := why_not_fused(x, b, chunk_size)):
+        raise ValueError(f'backend "triton" needs {needs}')
+    if chunk_size is None and backend != "triton":
         # Measured: short chunks on the CPU as long as the state is small.
         chunk_size = chunk_size_of(length) if backend == "mamba-ssm" else 32 if b.shape[-1] <= 32 else 64
     starts = inner_borders(cu_seqlens, batch, length, x.device)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     out_dtype = x.dtype
-    if backend == "mamba-ssm":
+    if backend == "triton":
+        y, final = ssd_fused(x, dt, a, b, c, d, chunk_size=chunk_size, starts=starts, state=state)
+    elif backend == "mamba-ssm":
         y, final = _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state)
     else:
         scan = ssd_naive if backend == "naive" else ssd_chunked
@@ -79,6 +85,15 @@ def ssd_scan(
             y = torch.addcmul(y, x, d.to(dtype)[:, None])
     y = y.to(out_dtype)
     return (y, final) if return_state else y
+
+
+def _fastest(x: Tensor, b: Tensor, chunk_size: int | None) -> Backend:
+    """What "auto" takes: our kernels where they were measured to be faster, in half precision."""
+    if not x.is_cuda or x.dtype == torch.float64:
+        return "torch"
+    if x.dtype in (torch.bfloat16, torch.float16) and why_not_fused(x, b, chunk_size) is None:
+        return "triton"
+    return "mamba-ssm" if MAMBA_SSM else "torch"
 
 
 def chunk_size_of(length: int) -> int:

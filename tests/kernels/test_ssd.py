@@ -118,7 +118,8 @@ def test_convolution_continues_and_stops_at_borders():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(backend="triton"), "backend"),
+        (dict(backend="cuda"), "backend"),
+        (dict(backend="triton"), "CUDA"),
         (dict(backend="mamba-ssm"), "CUDA"),
         (dict(state=torch.zeros(1, 2, 4, 5)), "state"),
         (dict(cu_seqlens=torch.tensor([0, 4])), "cu_seqlens"),
