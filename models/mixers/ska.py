@@ -246,10 +246,10 @@ class SKA(SequenceMixer):
         return None if self.gate_proj is None else self.gate_proj(self._seen_by_gate(x, token))
 
     def gate_mean(self, x: Tensor, token: Tensor | None = None) -> Tensor:
-        """The mean of sigmoid(gate logit) over positions and heads, an fp32 scalar: what a cost on open gates is taken of.
+        """The mean of sigmoid(gate logit) over positions and heads, an fp32 scalar, which the gate penalty multiplies.
 
-        Of the logit, not of the gate: it pushes gates that are shut already, away from the point where they open, and hardly
-        those that are wide open (the L0 norm of hard-concrete gates has the same shape: Louizos et al. 2018, eq. 12).
+        The sigmoid of the logit and not the gate itself: its gradient also reaches gates that are closed, and hardly those that
+        are wide open (the L0 norm of hard-concrete gates has the same shape: Louizos et al. 2018, eq. 12).
         """
         return torch.sigmoid(at_least_fp32(self.gate_logits(x, token))).mean()
 
