@@ -87,6 +87,7 @@ def main() -> None:
         record = about | {"length": options.length, "rows": options.rows, "learning_rate": RATE, "runs": runs}
         file = f"ssd_losses_{'_'.join(dict.fromkeys(options.backends[: i + 1]))}_{date.today()}.json"
         (options.out / file).write_text(json.dumps(record) + "\n")
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
