@@ -254,6 +254,15 @@ def test_a_long_row_on_a_gpu_equals_the_chunked_form():
 
 
 @pytest.mark.gpu
+def test_two_runs_on_a_gpu_are_equal_to_the_last_bit():
+    inputs, borders, weights = draw(500, 128, heads=24, width=64, documents=True)
+    call = functools.partial(run, inputs, borders, weights, backend="triton", dtype=torch.bfloat16, device="cuda")
+    wanted = call()
+    for _ in range(5):
+        assert all(map(torch.equal, call(), wanted))
+
+
+@pytest.mark.gpu
 def test_a_compiled_mixer_on_a_gpu(monkeypatch):
     layer = make_mixer(d_state=64).cuda()
     x = torch.randn(2, 300, 128, generator=torch.Generator().manual_seed(2)).cuda()

@@ -1,4 +1,4 @@
-"""On a CUDA device the model takes mamba-ssm's kernels for the scan: the same function as on the CPU."""
+"""On a CUDA device the model computes the same function as on the CPU, whichever kernels serve the scan."""
 
 import pytest
 import torch
