@@ -178,11 +178,11 @@ def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     ("last", "other", "state"),
     [
         (None, {}, "waiting"),
-        (None, {"beat": 995.0}, "running"),
-        (None, {"beat": 900.0}, "crashed"),
+        (None, {"heartbeat": 995.0}, "running"),
+        (None, {"heartbeat": 900.0}, "crashed"),
         ("step", {}, "running"),
-        ("step", {"beat": 995.0}, "running"),
-        ("step", {"beat": 960.0}, "crashed"),
+        ("step", {"heartbeat": 995.0}, "running"),
+        ("step", {"heartbeat": 960.0}, "crashed"),
         ("step", {"error": True}, "crashed"),
         ("step", {"now": 1119.0}, "running"),
         ("step", {"now": 1125.0}, "crashed"),
@@ -194,7 +194,7 @@ def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     ],
 )
 def test_states(last, other, state):
-    settings = {"finished": False, "error": False, "reached_stop": False, "beat": None, "now": 1001.0} | other
+    settings = {"finished": False, "error": False, "reached_stop": False, "heartbeat": None, "now": 1001.0} | other
     events = [start_event(0, 990.0), step_event(1, 998.0), step_event(2, 999.0)]
     events = [*events, {"kind": last, "time": 1000.0, "step": 3}] if last else []
     assert run_state(events, **settings) == state
@@ -202,7 +202,7 @@ def test_states(last, other, state):
 
 def test_slow_steps_may_be_silent_for_longer():
     events = [start_event(0, 0.0), step_event(1, 100.0), step_event(2, 200.0)]
-    settings = {"finished": False, "error": False, "reached_stop": False, "beat": None}
+    settings = {"finished": False, "error": False, "reached_stop": False, "heartbeat": None}
     assert run_state(events, now=1100.0, **settings) == "running"
     assert run_state(events, now=1300.0, **settings) == "crashed"
 
