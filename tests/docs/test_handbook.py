@@ -50,10 +50,10 @@ def test_commands_were_found():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.note], ids=lambda command: command.name)
 def test_what_is_not_run_here_says_where_it_is_run_or_why_not(command):
     if command.note == "tested":
-        path, _, name = command.said.partition("::")
+        path, _, name = command.detail.partition("::")
         assert f"def {name}(" in (ROOT / path).read_text(), command
     else:
-        assert len(command.said.split()) >= 3, command
+        assert len(command.detail.split()) >= 3, command
 
 
 def test_the_other_commands_run(workspace, monkeypatch, capsys):
