@@ -80,16 +80,16 @@ class Tracker:
         tracking_uri: str | None = None,
         tags: dict[str, str] | None = None,
         *,
-        outage_told: bool = False,
+        outage_logged: bool = False,
     ):
-        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet. `tags` are set on a new run. An outage is
-        not logged if it was told already."""
+        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet. `tags` are set on a new run. With
+        `outage_logged` an outage is not logged again."""
         self.run_folder = Path(run_folder)
         if not (self.run_folder / CONFIG).is_file():
             raise UserError(f"{self.run_folder} is not a run folder: it holds no config.yaml")
         self.uri = tracking_uri or default_tracking_uri(self.run_folder)
         self._tags = tags or {}
-        self._down = outage_told
+        self._down = outage_logged
         self._forget()
 
     def sync(self) -> bool:
