@@ -114,7 +114,7 @@ def run_study(
 
     Args:
         seconds: start no cell that would end later than that from now, by what finished cells took (`Pace`); what was not
-            started is left for the next time (`cells_left`). Not with Ray.
+            started is left for the next time (`remaining_cells`). Not with Ray.
 
     Raises:
         UserError: bad input, a folder of another study, or cells that failed (`study.attempts` times, or less where no time
@@ -141,7 +141,7 @@ def run_study(
                 failed = failed_cells(folder, sweep)
                 sweep = [cell for cell in sweep if cell.name not in failed]
             _run_cells(folder, plan, sweep, rule, dataset, executor, until)
-            if not any(cell.kind == "sweep" for cell in cells_left(folder, plan)):
+            if not any(cell.kind == "sweep" for cell in remaining_cells(folder, plan)):
                 swept = study.learning_rate.sweep is not None and folder.rule_file.is_file()
                 rule = stored_rule(folder) if swept else learning_rates(folder, plan)
                 if not folder.rule_file.is_file():
@@ -318,15 +318,15 @@ def _store_plan(folder: StudyFolder, plan: Plan) -> None:
     write_json(folder.plan_file, plan.model_dump(mode="json"))
 
 
-def cells_left(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
+def remaining_cells(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
     """Cells that are neither done nor failed."""
     done, failed = {result.cell.name for result in folder.results(plan)}, failed_cells(folder, plan.cells)
     return [cell for cell in plan.cells if cell.name not in done and cell.name not in failed]
 
 
-def describe_left(folder: StudyFolder, plan: Plan) -> str:
+def describe_remaining(folder: StudyFolder, plan: Plan) -> str:
     """What is left, and how much time would do, in a line; empty if nothing is."""
-    left = cells_left(folder, plan)
+    left = remaining_cells(folder, plan)
     if not left:
         return ""
     pace = Pace(plan.study, folder.results(plan))

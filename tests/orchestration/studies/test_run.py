@@ -20,7 +20,7 @@ from echo_lm.orchestration.studies.executors import _reason
 from echo_lm.orchestration.studies.export import export_study, import_study
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.reporting import fit_and_report
-from echo_lm.orchestration.studies.run import StudyFolder, cells_left, failed_cells, find_study, run_study
+from echo_lm.orchestration.studies.run import StudyFolder, failed_cells, find_study, remaining_cells, run_study
 from echo_lm.orchestration.studies.tables import status_view
 from echo_lm.orchestration.studies.tracking import track_study
 from echo_lm.pipeline.run.events import read_events
@@ -187,7 +187,7 @@ def test_with_little_time_the_cells_that_fit_are_run_and_the_others_left(study, 
         executor = Scripted({"8.192k": [None], "32.768k": [None]}, record)
         monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
         folder = run_study(toy, tmp_path, data, seconds=seconds)
-        left.append([cell.name for cell in cells_left(folder, folder.load_plan())])
+        left.append([cell.name for cell in remaining_cells(folder, folder.load_plan())])
         return executor.started
 
     left: list[list[str]] = []
@@ -244,7 +244,7 @@ def test_a_sweep_that_was_not_finished_in_time_sets_no_rate(study, record, data,
     folder = run_study(study(**TINY | {"sizes": sizes, "learning_rate": rule}), tmp_path, data, seconds=0.5)
     assert executor.started == []
     assert not folder.rule_file.exists()
-    assert len(cells_left(folder, folder.load_plan())) == 10
+    assert len(remaining_cells(folder, folder.load_plan())) == 10
 
 
 def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data, tmp_path, monkeypatch):
