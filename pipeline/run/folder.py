@@ -112,8 +112,8 @@ class RunFolder:
                 )
         elif self.path.is_dir():
             # Left by a crash before the configuration was written.
-            ours = {".lock", ".supervision.lock", SUPERVISION, self.data_file.name, self.environment_file.name}
-            if any(entry.name not in ours for entry in self.path.iterdir()):
+            own_files = {".lock", ".supervision.lock", SUPERVISION, self.data_file.name, self.environment_file.name}
+            if any(entry.name not in own_files for entry in self.path.iterdir()):
                 raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
 
     def prepare(self, config: RunConfig, dataset: Path, *, trust: bool = False) -> None:

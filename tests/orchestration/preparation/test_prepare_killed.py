@@ -115,14 +115,14 @@ def test_a_killed_driver_and_worker(config: DatasetConfig, expected: dict[str, b
     assert wait_for(process, lambda: work_files(folder, "clean-*.json") >= 5 and kill_worker(process))
     assert wait_for(process, lambda: work_files(folder, "tokens-*.json") >= 5)
     kill_driver(process)
-    done = {path: path.stat().st_mtime_ns for path in (folder / "work").glob("tokens-*.json")}
-    assert 5 <= len(done) < 60, "the kill must come in the middle"
+    finished = {path: path.stat().st_mtime_ns for path in (folder / "work").glob("tokens-*.json")}
+    assert 5 <= len(finished) < 60, "the kill must come in the middle"
     assert not (folder / "manifest.json").exists()
     process = start(config, tmp_path)
-    assert wait_for(process, lambda: work_files(folder, "tokens-*.json") > len(done))
-    kept = {path: path.stat().st_mtime_ns for path in done if path.exists()}
+    assert wait_for(process, lambda: work_files(folder, "tokens-*.json") > len(finished))
+    unchanged = {path: path.stat().st_mtime_ns for path in finished if path.exists()}
     assert process.wait(timeout=DEADLINE) == 0
-    assert kept.items() <= done.items(), "finished slices are not done again"
+    assert unchanged.items() <= finished.items(), "finished slices are not done again"
     assert tree(folder) == expected
 
 

@@ -205,8 +205,8 @@ def test_an_outage_is_logged_once_and_caught_up(run_folder, caplog):
         fresh = Tracker(run_folder)
         assert not fresh.sync()
         assert not fresh.sync()
-    ours = [record for record in caplog.records if record.name == "echo_lm.orchestration.tracking.mlflow"]
-    assert len(ours) == 1
+    own = [record for record in caplog.records if record.name == "echo_lm.orchestration.tracking.mlflow"]
+    assert len(own) == 1
     database.rmdir()
     shutil.move(away, database)
     assert fresh.sync()
