@@ -1,4 +1,4 @@
-"""What benchmark scripts share: the hardware's name, rows written as JSON, the reason of a failed process."""
+"""Helpers of the benchmark scripts: hardware name, rows as JSON, reason of a failed process."""
 
 import json
 import os
@@ -15,14 +15,14 @@ def last_line(output: str) -> str:
 
 
 def reason_of(output: str) -> str:
-    """The line that names the error: libraries print warnings after it."""
+    """The line of a process's output that names the error; libraries print warnings after it."""
     lines = [line for line in output.splitlines() if not re.match(r"(\[rank\d+\]:)?\[[WC]\d", line)]  # warnings
     errors = [line for line in lines if re.search(r"(^|\W)\w*(Error|Exception|error): \S", line)]
     return errors[-1][:300] if errors else last_line(output)
 
 
 def hardware(device: str) -> str:
-    """The device's name, asked in a process of its own: this one must not hold memory of the GPU."""
+    """The device's name, queried in another process: this one must not hold memory of the GPU."""
     if device == "cpu":
         return "cpu"
     ask = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu')"

@@ -1,5 +1,5 @@
-"""Text to batches: `preparing/` turns raw sources into a tokenizer and verified token shards, `loading/` reads batches from them.
+"""Data preparation: `preparing/` turns raw sources into a tokenizer and verified token shards, `loading/` reads batches from them.
 
-Read `config.py`, `preparing/prepare.py`, then `loading/loader.py`. `sources/` finds the text, `recall/` generates the synthetic
+Read `config.py`, `preparing/prepare.py`, then `loading/loader.py`. `sources/` fetches the text, `recall/` generates the synthetic
 recall tasks.
 """

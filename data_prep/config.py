@@ -1,4 +1,4 @@
-"""What a dataset and a training batch are made of. Every field here defines the result; nothing says how to run it."""
+"""Configuration of datasets and of the mixture of training batches. Every field affects the result, none how it is computed."""
 
 import difflib
 from typing import Literal, Self, get_args
@@ -29,23 +29,23 @@ Normalisation = Literal["nfc", "nfkc", "none"]
 
 
 class SourceConfig(Config):
-    """Where documents come from, and which of them are used.
+    """A source of documents, with its filters and limits.
 
     Attributes:
-        kind: "text" (a file is a document), "jsonl" (a line is one) or "parquet" (a row is one) for local files, plain
-            or with `.gz` or `.zst`; "huggingface" for a dataset of the hub; the others know where theirs are.
-        name: what shards, manifest and mixture call it; the kind if None.
+        kind: "text" (a document per file), "jsonl" (one per line) or "parquet" (one per row) for local files, plain or with
+            `.gz` or `.zst`; "huggingface" for a dataset of the hub; the other kinds have fixed origins.
+        name: of the source in shards, manifest and mixture; the kind if None.
         paths: files, folders or glob patterns (`**` is recursive), for the local kinds only.
         dataset: name on the hub, or a local folder of the same layout, for "huggingface" only; with `subset`, `split`
-            and `revision` (a commit or tag; None takes the newest and notes which one that was).
+            and `revision` (a commit or tag; None takes the newest, which is recorded).
         text_column: the key or column that holds the text.
         fallback: the kind to use when this one cannot be fetched, e.g. without network.
         normalisation: of Unicode; NFC changes no meaning, NFKC also folds ligatures and widths.
-        min_characters, max_characters: other documents are left out.
-        keep: values that a column may have, e.g. `{language: [en]}`; other documents are left out.
+        min_characters, max_characters: other documents are filtered out.
+        keep: permitted values of a column, e.g. `{language: [en]}`; other documents are filtered out.
         at_least: smallest value of a numeric column, e.g. `{int_score: 4}`.
-        limit_documents: use only the first so many documents that pass these filters, duplicates included.
-        limit_tokens: stop after the document with which the source, both splits together, has so many tokens.
+        limit_documents: use only the first `limit_documents` that pass these filters, duplicates included.
+        limit_tokens: stop after the document with which the source, both splits together, reaches this number of tokens.
     """
 
     kind: SourceKind
@@ -83,14 +83,14 @@ class SourceConfig(Config):
 
 
 class TokenizerConfig(Config):
-    """A byte-level BPE, trained on the dataset's own training documents, or one that exists.
+    """The tokenizer: a byte-level BPE trained on the dataset's training documents, or an existing one.
 
     Attributes:
         vocab_size: of a trained one, all ids together: 256 bytes, 130 special tokens, merges.
-        train_bytes: about how much text it is trained on, a sample by document hash if there is more.
-        load: a `tokenizer.json`, the folder of one, or a name on the Hugging Face hub; None trains one. The special
-            tokens that it lacks are added behind its vocabulary.
-        special_tokens: further ones, e.g. of a chat format; text that spells them is read as plain text.
+        train_bytes: approximate size of the training text, a sample by document hash if there is more.
+        load: a `tokenizer.json`, the folder of one, or a name on the Hugging Face hub; None trains one. Missing
+            special tokens are appended to its vocabulary.
+        special_tokens: additional ones, e.g. of a chat format; the same strings in documents are encoded as plain text.
     """
 
     vocab_size: int = Field(default=4096, ge=SMALLEST_VOCABULARY)
@@ -100,10 +100,10 @@ class TokenizerConfig(Config):
 
 
 class NearDuplicateConfig(Config):
-    """Removal of documents that are nearly the same as an earlier one, by MinHash over runs of words.
+    """Removal of near-duplicates of earlier documents, by MinHash over word n-grams ("runs").
 
     Attributes:
-        threshold: least estimated Jaccard similarity of two documents' sets of runs that makes them duplicates.
+        threshold: estimated Jaccard similarity of two documents' sets of runs from which they count as duplicates.
         words: length of a run.
         permutations: of MinHash; the estimate's standard error is at most `0.5 / sqrt(permutations)`.
     """
@@ -114,12 +114,12 @@ class NearDuplicateConfig(Config):
 
 
 class OverlapConfig(Config):
-    """The check for runs of words that training shares with the held-out split or with evaluation sets.
+    """The check for word n-grams ("runs") shared by training documents and the held-out split or evaluation sets.
 
     Attributes:
         words: length of a run; 13 as in GPT-3 (Brown et al. 2020, appendix C).
-        evaluation: texts that training must not contain; read like any source, but never trained on.
-        action: "report" counts the training documents concerned, "drop" also leaves them out.
+        evaluation: sources that training must not overlap; read like any source, but never trained on.
+        action: "report" counts the overlapping training documents, "drop" also excludes them.
     """
 
     words: int = Field(default=13, ge=2)
@@ -128,18 +128,18 @@ class OverlapConfig(Config):
 
 
 class DatasetConfig(Config):
-    """A dataset: `data/<name>/`.
+    """The configuration of a dataset, prepared in `data/<name>/`.
 
     Attributes:
-        heldout_fraction: share of the documents that training never sees, chosen by document hash.
-        exact_duplicates: "drop" keeps the first of the documents that are the same after normalisation.
-        near_duplicates: None leaves them in.
+        heldout_fraction: share of the documents in the held-out split, chosen by document hash.
+        exact_duplicates: "drop" keeps the first of documents that are equal after normalisation.
+        near_duplicates: None keeps them.
         overlap: None skips the check.
         max_bad_share: share of a source's documents, or of the bytes in files lost whole, that may be unreadable.
-        max_document_bytes: a longer document counts as bad: one call of the tokenizer would take all memory.
-        unit_bytes: input bytes of one unit of work, which is what an interruption loses and a worker takes.
-        shard_tokens: a unit that has more tokens than this writes several shards.
-        seed: chooses which documents are held out, and which train the tokenizer.
+        max_document_bytes: longer documents count as unreadable, since the tokenizer's memory grows with their length.
+        unit_bytes: input bytes of one unit of work, which a worker processes and an interruption loses.
+        shard_tokens: a unit with more tokens writes several shards.
+        seed: of the choice of held-out documents and of the tokenizer's training text.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -157,7 +157,7 @@ class DatasetConfig(Config):
 
     @property
     def evaluation_sources(self) -> tuple[SourceConfig, ...]:
-        """Sources that are compared with, never trained on."""
+        """Sources for the overlap check only, never trained on."""
         return self.overlap.evaluation if self.overlap else ()
 
     @model_validator(mode="after")
@@ -170,14 +170,14 @@ class DatasetConfig(Config):
 
 
 class RecallMixtureConfig(Config):
-    """The recall part of a batch. Every row draws one task, one length and one number of pairs, all equally likely.
+    """The recall rows of a batch; each draws a task, a length and a number of pairs, uniformly.
 
     Attributes:
         share: share of a batch's rows; 1 trains on recall alone.
         tasks: names of recall tasks.
         lengths: tokens of a recall sequence.
-        pairs: key-value pairs in a sequence; all of them are asked.
-        loss_weight: of a recall label against a text label, which a row holds many more of.
+        pairs: key-value pairs in a sequence; all of them are queried.
+        loss_weight: of a recall label relative to a text label, of which a row has many more.
     """
 
     share: float = Field(default=0.5, gt=0, le=1)
@@ -213,13 +213,13 @@ class RecallMixtureConfig(Config):
 
 
 class MixtureConfig(Config):
-    """What the rows of a training batch are.
+    """The mixture of rows in a training batch.
 
     Attributes:
         recall: the recall part; None trains on text alone.
         text_weights: share of the text rows by source name; empty takes every source in proportion to its tokens.
-        documents: "cut" takes text as one stream, so that a row may begin and end inside documents; "whole" packs
-            documents into rows and cuts only those that are longer than a row.
+        documents: "cut" treats text as one stream, whose rows may begin and end inside documents; "whole" packs documents
+            into rows and cuts only those longer than a row.
     """
 
     recall: RecallMixtureConfig | None = RecallMixtureConfig()

@@ -1,4 +1,4 @@
-"""What a config costs, as pure functions: FLOPs, bytes of state, activations, memory of a GPU. Each mixer states its own.
+"""Accounting of a model config, as pure functions: parameters, FLOPs, bytes of state, activations, memory of a GPU.
 
 A multiply-add counts as 2 FLOPs. Training costs three times the forward pass.
 """
@@ -16,7 +16,7 @@ FEEDFORWARD_MATRICES = {"koopman": 2, "koopman-gated": 3, "swiglu": 3}
 
 
 class ParameterCount(NamedTuple):
-    """`embedding` counts the head too, if it is not tied."""
+    """Parameter counts of a model; `embedding` includes the head, if it is not tied."""
 
     embedding: int
     non_embedding: int
@@ -27,7 +27,7 @@ class ParameterCount(NamedTuple):
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
-    """Parameters of a model, embeddings apart."""
+    """Count the parameters of a model, embeddings separately."""
     d = config.d_model
     norm = d * (2 if config.norm == "layer" else 1)
     block = 2 * norm + feedforward_parameters(config)
@@ -63,7 +63,7 @@ def decode_flops(config: ModelConfig, context: int) -> float:
 
 
 def state_bytes(config: ModelConfig, context: int, *, bytes_per_number: int = 4) -> int:
-    """Bytes that one sequence carries from token to token after `context` tokens: what `Cache.nbytes` measures.
+    """Bytes that one sequence carries from token to token after `context` tokens, as measured by `Cache.nbytes`.
 
     SKA and the Mamba-2 scan state are always fp32; `bytes_per_number` is that of the weights, which the convolution's
     and the attention's entries follow.
@@ -72,7 +72,7 @@ def state_bytes(config: ModelConfig, context: int, *, bytes_per_number: int = 4)
 
 
 def activation_bytes(config: ModelConfig, batch: int, length: int, *, bytes_per_number: int = 2) -> int:
-    """An estimate of what the backward pass keeps, without checkpointing: good to a factor of two, for choosing a
+    """Estimate the activations kept for the backward pass, without checkpointing, to a factor of two, for choosing a
     batch."""
     tokens = batch * length
     d, width = config.d_model, config.feedforward.width
@@ -98,7 +98,7 @@ def training_bytes_per_gpu(config: ModelConfig, *, zero_stage: int, world_size: 
 def segment_messages(
     config: ModelConfig, length: int, *, batch: int = 1, bytes_per_number: int = 4
 ) -> list[SegmentMessage]:
-    """What sequence parallelism sends, layer by layer, for segments of `length` tokens of `batch` rows.
+    """Messages of sequence parallelism, layer by layer, for segments of `length` tokens of `batch` rows.
 
     Raises:
         UserError: a mixer cannot be trained on segments.

@@ -1,4 +1,4 @@
-"""What a model is: one frozen, typed record that is stored as `config.json` beside the weights."""
+"""The configuration of a model: one frozen, typed record, stored as `config.json` beside the weights."""
 
 from typing import Annotated, Any, Literal
 
@@ -89,10 +89,12 @@ class AttentionConfig(Config):
 
 
 class FeedForwardConfig(Config):
-    """Attributes:
-    kind: "koopman" (arXiv 2605.06997 §3.4), "koopman-gated", or "swiglu".
-    width: of the hidden layer.
-    unit: "disk" clamps the modulus of each Koopman pair to at most 1 (the paper), "circle" fixes it at 1.
+    """The feed-forward of every block.
+
+    Attributes:
+        kind: "koopman" (arXiv 2605.06997 §3.4), "koopman-gated", or "swiglu".
+        width: of the hidden layer.
+        unit: "disk" clamps the modulus of each Koopman pair to at most 1 (the paper), "circle" fixes it at 1.
     """
 
     kind: Literal["koopman", "koopman-gated", "swiglu"] = "koopman"
@@ -176,7 +178,7 @@ class ModelConfig(Config):
 
     @property
     def has_write_gate(self) -> bool:
-        """Whether SKA layers choose what they write."""
+        """Whether SKA layers have a write gate."""
         return "ska" in self.layers and self.ska.write_gate != "none"
 
     @classmethod

@@ -1,4 +1,4 @@
-"""From a prompt to a continuation, with a state whose size the context does not change (attention layers excepted).
+"""Generation: from prompts to continuations, with a state of constant size (except for attention layers).
 
 Parallel forward, prefill and steps compute one function: prefill returns the state that steps would have built, and a
 step's logits are those that the parallel forward gives at that position.
@@ -19,14 +19,14 @@ SEGMENT = 1024
 
 
 class Cache(list):
-    """One entry a layer: what the layer carries from token to token."""
+    """The decoding state of a model, one entry per layer."""
 
     def nbytes(self) -> int:
-        """Bytes that the states take, all sequences of the batch together."""
+        """Bytes of the states of all sequences in the batch."""
         return sum(t.nbytes for t in _tensors(self))
 
     def clone(self) -> "Cache":
-        """A copy to go on from in another direction: `step` updates SKA's entries in place."""
+        """A copy for another continuation, since `step` updates SKA's entries in place."""
         return copy.deepcopy(self)
 
 
@@ -70,7 +70,7 @@ def prefill(
 
 @torch.no_grad()
 def step(model: EchoLM, tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-    """Read one token a row: int64 `[B]` -> logits `[B, vocab_size]` of the next, and the new cache.
+    """Decode one token per row: int64 `[B]` -> logits `[B, vocab_size]` of the next, and the new cache.
 
     SKA's states are updated in place, so the old cache is spent: `Cache.clone` first to branch.
     """

@@ -1,6 +1,6 @@
-"""Is SKA alive? A few numbers a layer, cheap enough to log while training.
+"""Health of SKA layers: a few numbers per layer, cheap enough to log while training.
 
-Language-model loss hardly sees a broken SKA layer; these see it at once.
+A broken SKA layer hardly changes the language-model loss, but these numbers at once.
 """
 
 import math
@@ -15,14 +15,16 @@ from .model import EchoLM
 
 
 class LayerHealth(NamedTuple):
-    """Attributes:
-    layer: index of the block.
-    smallest_eigenvalue: lambda_min(G) / ridge, the smallest of all heads and rows; 1: some direction holds no key; below: of
-        the sums in fp32 the rounding is larger than the ridge.
-    sigma_max: the largest ||A_w||_2 of all heads and rows, below 1 by construction.
-    mean_gate: of the write gate; 1 without one.
-    closed_gates: the share of gates that are exactly zero.
-    written_share: ||SKA's output|| / ||residual stream after adding it||, over all tokens.
+    """Health measurements of one SKA layer.
+
+    Attributes:
+        layer: index of the block.
+        smallest_eigenvalue: lambda_min(G) / ridge, the smallest of all heads and rows; 1: some direction holds no key; below 1:
+            the rounding of the fp32 sums is larger than the ridge.
+        sigma_max: the largest ||A_w||_2 of all heads and rows, below 1 by construction.
+        mean_gate: of the write gate; 1 without one.
+        closed_gates: the share of gates that are exactly zero.
+        written_share: ||SKA's output|| / ||residual stream after adding it||, over all tokens.
     """
 
     layer: int
@@ -35,7 +37,7 @@ class LayerHealth(NamedTuple):
 
 @torch.no_grad()
 def ska_health(model: EchoLM, tokens: Tensor, *, rows: int = 2) -> list[LayerHealth]:
-    """Run the first `rows` rows of tokens `[B, T]`, each as one document, and look at every SKA layer's final state."""
+    """Run the first `rows` rows of tokens `[B, T]`, each as one document, and measure every SKA layer's final state."""
     x, token = model.embed(tokens[:rows])
     report = []
     for layer, block in enumerate(model.blocks):

@@ -1,4 +1,4 @@
-"""The one loss: training, held-out evaluation and studies all call it.
+"""The loss of training, held-out evaluation and studies.
 
 `language_model_loss` and `squared_log_partition` take logits; `projected_loss` is the same function of what the logits
 are made from, for training on more tokens than there is room for logits.
@@ -18,7 +18,7 @@ LOGITS_AT_ONCE = 2**27
 
 
 def language_model_loss(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the labels that count.
+    """Cross-entropy over the labels with non-zero weight.
 
     The mean is taken by the caller, who knows the count over all ranks: sums add, means do not.
 
@@ -83,8 +83,8 @@ class _ProjectedLoss(torch.autograd.Function):
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
             logits = F.linear(x[part], weight)
-            nats[part], found, dlogits = of_logits(logits, labels[part], mask[part], z_loss)
-            objective += found
+            nats[part], part_objective, dlogits = of_logits(logits, labels[part], mask[part], z_loss)
+            objective += part_objective
             if gradients:
                 torch.mm(dlogits, weight, out=dx[part])
                 dweight += dlogits.T @ x[part]

@@ -54,7 +54,7 @@ class Block(nn.Module):
         return x + self.feedforward(self.feedforward_norm(x)), cache
 
     def _inputs(self, **inputs: Tensor | None) -> dict[str, Tensor]:
-        """Those of the optional inputs that are given and that the mixer takes."""
+        """The optional inputs that are not None and that the mixer uses."""
         return {name: value for name, value in inputs.items() if value is not None and name in self.mixer.inputs}
 
 
@@ -151,7 +151,7 @@ class EchoLM(nn.Module):
 
 
 def build_model(config: ModelConfig, *, seed: int = 0, device: torch.device | str | None = None) -> EchoLM:
-    """A freshly initialised fp32 model: the same weights for the same config and seed, on any device.
+    """Build a freshly initialised fp32 model: the same weights for the same config and seed, on any device.
 
     Args:
         device: default CPU. "meta" gives shapes without memory or values.

@@ -1,4 +1,4 @@
-"""Which parameters decay."""
+"""Parameter groups of the optimizer, with and without weight decay."""
 
 import math
 

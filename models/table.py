@@ -150,8 +150,8 @@ def format_bytes(count: float) -> str:
 def with_table(text: str) -> str:
     """A document with the tables between their markers brought up to date."""
     for begin, table in ((BEGIN, lambda: format_table(model_table())), (BEGIN_MESSAGES, format_messages)):
-        before, found, rest = text.partition(begin)
-        if found:
+        before, marker, rest = text.partition(begin)
+        if marker:
             text = f"{before}{begin}\n{table()}\n{END}{rest.partition(END)[2]}"
     return text
 

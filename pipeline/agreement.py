@@ -1,4 +1,4 @@
-"""Decisions that all ranks take together."""
+"""Collective decisions: an error on any rank is raised on all."""
 
 import torch
 import torch.distributed as dist
@@ -7,10 +7,10 @@ from ..models.common.errors import UserError
 
 
 def raise_together(error: Exception | None, device: torch.device) -> None:
-    """Raise on every rank if any rank brings an error, so that none is left waiting for the others.
+    """Raise on every rank if any rank has an error, so that no rank waits for the others forever.
 
     Raises:
-        UserError: the message of the first rank that brought one.
+        UserError: with the message of the lowest rank that has an error.
     """
     failed = torch.tensor(float(error is not None), device=device)
     dist.all_reduce(failed)

@@ -1,4 +1,4 @@
-"""The one typed configuration of a run: YAML recipe, dotted overrides, a resolved form that is stored with the run.
+"""The typed configuration of a run: YAML recipe, dotted overrides, and the resolved form that is stored with the run.
 
 Sections that say *what* is trained (`seed`, `data`, `mixture`, `model`, `train`) make up the run's identity; `run` and
 `evaluation` say *how* and may change when a run is resumed.
@@ -46,7 +46,7 @@ class ModelSection(BaseModel):
 
 
 class TrainSection(Config):
-    """What is optimized, and for how long. Batch and warmup are in tokens; steps follow."""
+    """Hyperparameters of the training. Batch and warmup are given in tokens; the numbers of steps follow."""
 
     added = ("gate_penalty",)
     renamed = "train"
@@ -93,7 +93,7 @@ class TrainSection(Config):
 
 
 class RunSection(Config):
-    """How the run is carried out. Nothing here changes what is learned, up to rounding; all of it may change on resume."""
+    """Execution settings: workers, ZeRO, checkpoints, restarts. They may change on resume and alter results only by rounding."""
 
     workers: int = Field(default=1, gt=0, description="processes, one a GPU")
     min_workers: int | None = Field(
@@ -141,7 +141,7 @@ class RunSection(Config):
 
 
 class EvaluationSection(Config):
-    """What is evaluated beside the training."""
+    """Evaluations during the training: which suites, on which checkpoints, with which resources."""
 
     suites: tuple[str, ...] = ()
     every: int = Field(default=1, gt=0, description="every so many checkpoints; the last one always")
@@ -156,7 +156,7 @@ class EvaluationSection(Config):
 
 
 class RunConfig(Config):
-    """Everything a run is. See `docs/recipes.md` for a tour."""
+    """The complete configuration of a run. See `docs/recipes.md` for a tour."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 0
@@ -226,7 +226,7 @@ class RunConfig(Config):
         return self
 
     def worker_counts(self) -> list[int]:
-        """Numbers of workers that the run may go on with, ascending: those that the batch can be dealt out to."""
+        """Permitted numbers of workers, ascending: those from `run.min_workers` to `run.workers` that divide the batch."""
         run, sequences = self.run, self.train.batch_sequences
         counts = []
         for workers in range(run.min_workers or run.workers, run.workers + 1):
@@ -246,7 +246,7 @@ class RunConfig(Config):
         return sha256_json({key: value for key, value in self.identity_dump().items() if key in IDENTITY_SECTIONS})
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values with every default filled in, but for those of fields that are younger than older runs."""
+        """Plain values with every default filled in, except those of fields added since (`Config.added`)."""
         return self.model_dump(mode="json")
 
 
@@ -288,7 +288,7 @@ def apply_overrides(values: Any, overrides: list[str], origin: str) -> Any:
 
 
 def _refuse_resolvers(value: Any, origin: str) -> None:
-    """A configuration is data: `${train.steps}` may point into it, `${oc.env:...}` and its like would run code of others.
+    """Refuse OmegaConf resolvers such as `${oc.env:...}`, which run code; references such as `${train.steps}` are allowed.
 
     Raises:
         UserError: a string calls a resolver of OmegaConf, whether built in or registered by some library.

@@ -22,12 +22,12 @@ def choose_device(config: RunConfig) -> torch.device:
     """The device of this rank.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: `run.device=cuda` without a CUDA device.
     """
-    wanted = config.run.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda":
+    device_type = config.run.device
+    if device_type == "auto":
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    if device_type == "cuda":
         if not torch.cuda.is_available():
             raise UserError("run.device=cuda, but no CUDA device is visible here: use run.device=cpu or auto")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -38,17 +38,17 @@ def choose_device(config: RunConfig) -> torch.device:
 
 def join_process_group(device: torch.device) -> None:
     """Join the worker group named by RANK, WORLD_SIZE and MASTER_*; a launcher (Ray Train) may have done it already."""
-    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        os.environ.setdefault(name, alone)
+    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, default)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
-        alone = os.environ["WORLD_SIZE"] == "1"
-        store = dist.HashStore() if alone else None
+        single_process = os.environ["WORLD_SIZE"] == "1"
+        store = dist.HashStore() if single_process else None
         dist.init_process_group(
             backend,
             store=store,
-            rank=int(os.environ["RANK"]) if alone else -1,
-            world_size=1 if alone else -1,
+            rank=int(os.environ["RANK"]) if single_process else -1,
+            world_size=1 if single_process else -1,
             timeout=timedelta(minutes=10),
         )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
@@ -63,11 +63,11 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
     run, train = config.run, config.train
     model = build_model(config.model.resolve(vocab_size), seed=config.seed).to(device)
     if run.zero_stage == 3:
-        _announce_weights(model)
+        _register_external_weights(model)
     for block in model.blocks:
         if run.compile:
             block.forward = torch.compile(block.forward)
-        # Outermost: a region that is computed again must not be one that the compiler may have to cut.
+        # Outermost: a checkpointed region inside a compiled one could cause graph breaks.
         if run.activation_checkpointing:
             block.forward = partial(
                 checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=kept_messages
@@ -101,16 +101,16 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
         },
     )
     if run.zero_stage in (1, 2) and not run.offload_optimizer:
-        # A norm that is not finite skips the step already; looking at each gradient before that takes thousands of launches.
+        # A norm that is not finite skips the step already; checking each gradient before that takes thousands of launches.
         engine.optimizer.check_overflow = lambda partition_gradients=True: None
     return engine
 
 
-def _announce_weights(model: EchoLM) -> None:
-    """Tell ZeRO-3, which gathers a module's weights around its `forward`, which weights are read elsewhere.
+def _register_external_weights(model: EchoLM) -> None:
+    """Register with ZeRO-3 the weights that are read outside their own module's `forward`.
 
-    A block gathers its weights at once: the convolution's, a Koopman readout's and others are read by the module around
-    them. The stack itself reads the matrix of the logits.
+    ZeRO-3 gathers a module's weights around its `forward`. A block gathers all of its weights at once, since some (the
+    convolution's, a Koopman readout's) are read by the module around them; the stack itself reads the matrix of the logits.
     """
     deepspeed.utils.set_z3_leaf_modules(model, [Block])
     head = model.embedding if model.head is None else model.head

@@ -1,22 +1,22 @@
-"""Python's garbage, collected by all ranks between the same steps.
+"""Python's garbage collection, run by all ranks between the same steps.
 
-A full collection looks at everything that PyTorch and its compiler have made, some 700,000 objects (0.56 s on the machine of the
-tests), whenever enough new ones have been counted. All ranks wait for the one that is in it, so that they meet more of them the
-more they are. DeepSpeed's `disable_python_gc` would switch it off as well, but each collection of its own would be a full one.
+A full collection traverses all objects of PyTorch and its compiler, some 700,000 (0.56 s on the machine of the tests), whenever
+enough new objects were allocated. All ranks wait for the one that collects, so the stalls grow with the number of ranks.
+DeepSpeed's `disable_python_gc` would switch automatic collection off as well, but each of its own collections is a full one.
 """
 
 import gc
 import time
 from types import TracebackType
 
-QUICK = 5e-3  # seconds: a collection that takes longer has looked at much that stays
+QUICK = 5e-3  # seconds: after a slower collection its survivors are frozen
 
 
 class GarbageCollection:
-    """While it is entered Python collects where `collect` is called and nowhere else.
+    """Context in which garbage is collected only at calls of `collect`.
 
-    The first call is a full collection; what is alive then is never looked at again, so that the later ones take a fraction of a
-    millisecond. Whatever makes one slow, a block that was compiled anew, is left out of the next ones as well.
+    The first call is a full collection; its survivors are frozen, so that later calls take a fraction of a millisecond. The
+    survivors of a slow call, such as those of a recompiled block, are frozen as well.
     """
 
     def __enter__(self) -> "GarbageCollection":
@@ -32,7 +32,7 @@ class GarbageCollection:
             gc.enable()
 
     def collect(self) -> None:
-        """Free what only its own references keep alive."""
+        """Free objects that only reference cycles keep alive."""
         started = time.perf_counter()
         gc.collect()
         if time.perf_counter() - started > QUICK:

@@ -1,4 +1,4 @@
-"""Start the processes of a run on this machine, without Ray, and start the worker group again when one of them dies."""
+"""Start the worker processes of a run on this machine, without Ray; restart the worker group when one of them dies."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     SIGTERM is passed on to the workers, which save a checkpoint and leave.
 
     Raises:
-        UserError: what a worker recorded as such, a port in use, or a worker group that kept dying.
+        UserError: recorded by a worker, a port in use, or a worker group that kept dying.
     """
     run.error_file.unlink(missing_ok=True)
     environment = {
@@ -54,11 +54,11 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
     try:
-        with _PassOn() as stop, _environ(environment):
+        with _ForwardSigterm() as stop, _environ(environment):
             elastic_launch(agent, _worker)(str(run.path))
     except ChildFailedError as error:
         run.raise_recorded_error()
-        if stop.received:  # it came before a worker could catch it: nothing had been trained
+        if stop.received:  # SIGTERM came before a worker could handle it: nothing was trained
             return
         raise UserError(
             f"a training process of {run.path} failed {config.run.max_restarts + 1} times "
@@ -68,7 +68,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _environ(values: dict[str, str]) -> Iterator[None]:
-    """Variables for the workers alone: what this process starts later must not find a worker group's network interface."""
+    """Set environment variables for the workers only: later child processes must not inherit their network interface."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -85,22 +85,22 @@ def _worker(run_path: str) -> None:
     train(Path(run_path))
 
 
-class _PassOn(StopSignal):
-    """Passes a SIGTERM on to the worker processes, once to each, those of a worker group that is started again too."""
+class _ForwardSigterm(StopSignal):
+    """Forwards SIGTERM to the worker processes, once to each, including those of a restarted worker group."""
 
-    def __enter__(self) -> "_PassOn":
+    def __enter__(self) -> "_ForwardSigterm":
         super().__enter__()
-        self._over = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._stopped = threading.Event()
+        threading.Thread(target=self._forward, daemon=True).start()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._over.set()
+        self._stopped.set()
         super().__exit__(*exception)
 
-    def _watch(self) -> None:
+    def _forward(self) -> None:
         signalled: set[int] = set()
-        while not self._over.wait(0.2):
+        while not self._stopped.wait(0.2):
             for child in psutil.Process().children() if self.received else ():
                 with contextlib.suppress(psutil.Error):
                     if child.pid not in signalled and any("spawn_main" in word for word in child.cmdline()):
@@ -108,15 +108,15 @@ class _PassOn(StopSignal):
                         child.terminate()
 
 
-def _free_port(wanted: int | None) -> int:
-    """`wanted` if it is free, or any free port.
+def _free_port(port: int | None) -> int:
+    """`port` if it is free; any free port if None.
 
     Raises:
-        UserError: `wanted` is taken.
+        UserError: `port` is in use.
     """
     with socket.socket() as probe:
         try:
-            probe.bind(("127.0.0.1", wanted or 0))
+            probe.bind(("127.0.0.1", port or 0))
         except OSError:
-            raise UserError(f"port {wanted} (run.master_port) is in use: name another one or leave it out") from None
+            raise UserError(f"port {port} (run.master_port) is in use: name another one or leave it out") from None
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The training loop of one rank: it reads all it needs from the run folder and writes all it measures there."""
+"""The training loop of one rank: reads configuration, data and checkpoint from the run folder; writes events and checkpoints."""
 
 import os
 import time
@@ -70,7 +70,7 @@ def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
         vocab_size = dataset.tokenizer().get_vocab_size()
         engine = build_engine(config, vocab_size, device, mesh)
         loop = _Loop(run, config, engine, mesh, make_loader(dataset, config), dataset, heartbeat, nodes)
-        loop.run_to_the_end(stop)
+        loop.train_to_end(stop)
         dist.barrier()  # a rank that leaves early can abort the others' exit
     engine.destroy()
     dist.destroy_process_group()
@@ -84,7 +84,7 @@ def _nodes() -> list[str]:
 
 
 class _Loop:
-    """Step after step, with checkpoints; every decision is taken by all ranks together."""
+    """Training steps with checkpoints; all ranks take every decision together."""
 
     def __init__(
         self,
@@ -105,44 +105,52 @@ class _Loop:
         self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
         self.health = SKAHealthMonitor(engine, config)
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
-        self._event("start", **self._where(), pid=os.getpid(), **self._topology())
-        self._not_finite = 0  # steps in a row
-        self._went_back_from = 0
+        self._event("start", **self._position(), pid=os.getpid(), **self._topology())
+        self._nonfinite_steps = 0  # consecutive steps with a gradient that is not finite
+        self._rolled_back_at = 0
 
-    def run_to_the_end(self, stop: StopSignal) -> None:
+    def train_to_end(self, stop: StopSignal) -> None:
         config = self.config
         last = min(config.train.steps, config.run.stop_step or config.train.steps)
-        leave, compute_seconds = False, 0.0
+        stopping, compute_seconds = False, 0.0
         with (
             GarbageCollection() as garbage,
             Prefetcher(self.loader.batch, last, depth=config.run.prefetch) as batches,
         ):
-            while self.step < last and not leave:
+            while self.step < last and not stopping:
                 started = time.perf_counter()
                 batch, stall = batches.batch(self.step)
                 rate = learning_rate_at(self.step, config.train)
                 flags = [stop.received, self.writer.failed()]
                 self.compute_timer.start()
-                price = gate_penalty_at(self.step, config.train)
-                shared = dict(flags=flags, compute_seconds=compute_seconds, compute_timer=self.compute_timer)
-                done = update(self.engine, batch, rate, config, self.mesh, gate_penalty=price, **shared)
+                result = update(
+                    self.engine,
+                    batch,
+                    rate,
+                    config,
+                    self.mesh,
+                    flags=flags,
+                    gate_penalty=gate_penalty_at(self.step, config.train),
+                    compute_seconds=compute_seconds,
+                    compute_timer=self.compute_timer,
+                )
                 garbage.collect()
                 compute_seconds = stall + self.compute_timer.seconds()  # shared with the other ranks in the next step
                 self.step, self.tokens = self.step + 1, self.tokens + config.train.batch_tokens
                 self.heartbeat.record_step(self.step)
-                self._record(done, time.perf_counter() - started, stall)
+                self._record(result, time.perf_counter() - started, stall)
                 if self.health.due(self.step):
-                    for kind, fields in self.health.look(batch, self.mesh, self.step):
+                    for kind, fields in self.health.measure(batch, self.mesh, self.step):
                         self._event(kind, step=self.step, **fields)
-                leave, write_failed = bool(done.flags[0]), bool(done.flags[1])
+                stopping, write_failed = bool(result.flags[0]), bool(result.flags[1])
                 if write_failed:
                     self.writer.finish()  # raises, on every rank
-                if not done.applied:
-                    self._not_finite += 1
-                    if self._not_finite >= config.run.rollback_after:
-                        self._go_back()
+                if not result.applied:
+                    self._nonfinite_steps += 1
+                    if self._nonfinite_steps >= config.run.rollback_after:
+                        self._roll_back()
                     continue  # no checkpoint of a state that may be broken
-                self._not_finite = 0
+                self._nonfinite_steps = 0
                 if self.step % config.run.checkpoint_every == 0 and self.step < last:
                     self.writer.begin(self.step, self.tokens)
                 self._report_checkpoints()
@@ -150,11 +158,11 @@ class _Loop:
             self.writer.finish()
             self._report_checkpoints()
         if self.step == config.train.steps:
-            self._event("finish", **self._where())
+            self._event("finish", **self._position())
             if self.log:
-                write_json(self.run.finished_file, self._where())
-        elif leave:
-            self._event("stop", **self._where(), reason="SIGTERM")
+                write_json(self.run.finished_file, self._position())
+        elif stopping:
+            self._event("stop", **self._position(), reason="SIGTERM")
 
     def _resume(self) -> tuple[int, int]:
         """Load the last complete checkpoint, if there is one."""
@@ -162,7 +170,7 @@ class _Loop:
         if checkpoint is None:
             return 0, 0
         error = None
-        if self.mesh.rank == 0:  # it reads every byte: once is enough
+        if self.mesh.rank == 0:  # hashes every file: one rank is enough
             try:
                 check_checkpoint(checkpoint)
             except UserError as problem:
@@ -170,37 +178,37 @@ class _Loop:
         raise_together(error, self.engine.device)
         return load_checkpoint(self.engine, checkpoint)
 
-    def _go_back(self) -> None:
-        """Return to the last complete checkpoint; a second time without having come further is no accident.
+    def _roll_back(self) -> None:
+        """Return to the last complete checkpoint, once: a second failure at the same steps is raised.
 
         Raises:
             UserError: the gradients are not finite again where they were not before.
         """
         self.writer.finish()
         failed = self.step
-        count, self._not_finite = self._not_finite, 0
-        if failed <= self._went_back_from or latest_checkpoint(self.run) is None:
+        count, self._nonfinite_steps = self._nonfinite_steps, 0
+        if failed <= self._rolled_back_at or latest_checkpoint(self.run) is None:
             again = (
                 " again, after going back"
-                if failed <= self._went_back_from
+                if failed <= self._rolled_back_at
                 else ", and there is no checkpoint to go back to"
             )
             raise UserError(
                 f"the gradients of {self.run.path} are not finite at steps {failed - count + 1} to {failed}{again}: "
                 "lower train.learning_rate and start again under another name"
             )
-        self._went_back_from = failed
+        self._rolled_back_at = failed
         self.step, self.tokens = self._resume()
-        self._event("rollback", **self._where(), from_step=failed, reason=f"{count} steps in a row were not finite")
+        self._event("rollback", **self._position(), from_step=failed, reason=f"{count} steps in a row were not finite")
 
-    def _record(self, done: Update, seconds: float, stall: float) -> None:
+    def _record(self, result: Update, seconds: float, stall: float) -> None:
         if not self.log:
             return
-        if not done.applied:
+        if not result.applied:
             self._event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
-        measured = self.meter.measure(done.metrics, seconds)
-        self._event("step", **self._where(), **done.metrics, **measured, data_stall_seconds=stall)
-        for rank, slow, median in self.stragglers.look(done.compute_seconds, seconds):
+        measured = self.meter.measure(result.metrics, seconds)
+        self._event("step", **self._position(), **result.metrics, **measured, data_stall_seconds=stall)
+        for rank, slow, median in self.stragglers.record_step(result.compute_seconds, seconds):
             node = self.nodes[rank]
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
             fields = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
@@ -217,7 +225,7 @@ class _Loop:
                 stall_seconds=completed.stall_seconds,
             )
 
-    def _where(self) -> dict[str, int]:
+    def _position(self) -> dict[str, int]:
         return {"step": self.step, "tokens": self.tokens}
 
     def _topology(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which rows of a batch, and which segment of them, a rank computes: data parallel x sequence parallel."""
+"""The mesh of ranks, data parallel x sequence parallel: the rows of a batch, and the segment of them, that each rank computes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from ..kernels.predicted_sizes import PredictedSizes
 class Mesh:
     """The ranks as a grid: those of one sequence group hold the segments of the same rows in order.
 
-    DeepSpeed knows nothing of it: ZeRO partitions over the whole world and averages gradients over the whole world.
+    DeepSpeed is unaware of it: ZeRO partitions over the whole world and averages gradients over the whole world.
 
     Attributes:
         rank, world: of the whole job.
         sequence_parallel: n, ranks that share a sequence.
         group: the process group of this rank's n; None if n is 1.
-        place: where this rank comes in `sequence_groups`, one group after the other; its rank unless given.
-        predictions: of the layers, from batch to batch.
+        place: position of this rank in the concatenated `sequence_groups`; its rank if None.
+        predicted_sizes: sizes that the layers predict from batch to batch.
     """
 
     rank: int
@@ -32,12 +32,12 @@ class Mesh:
 
     @property
     def replicas(self) -> int:
-        """Sequence groups, which deal out the rows among themselves."""
+        """The number of sequence groups, over which the rows of a batch are split."""
         return self.world // self.sequence_parallel
 
     @property
     def replica(self) -> int:
-        """This rank's sequence group."""
+        """The index of this rank's sequence group."""
         return self._place // self.sequence_parallel
 
     @property
@@ -50,26 +50,26 @@ class Mesh:
         return self.rank if self.place is None else self.place
 
     def rows(self, batch: Batch) -> Batch:
-        """The rows that this rank's sequence group computes, at their whole length."""
+        """The rows that this rank's sequence group computes, at full length."""
         return batch.rows(self.replica, self.replicas)
 
 
 def sequence_groups(nodes: Sequence[str], size: int) -> list[list[int]]:
-    """The ranks that share a sequence, `size` each, inside one node wherever they fit.
+    """Groups of `size` ranks that share a sequence, inside one node where possible.
 
     Args:
         nodes: name of the node that each rank is on.
-        size: divides their number. What is left on nodes that do not hold a multiple of it forms the last groups, still by node.
+        size: divides the number of ranks. Ranks beyond a multiple of it on their node form the last groups, in node order.
     """
     by_node: dict[str, list[int]] = {}
     for rank, node in enumerate(nodes):
         by_node.setdefault(node, []).append(rank)
-    inside, left = [], []
+    within_nodes, leftover = [], []
     for ranks in by_node.values():
         fitting = len(ranks) // size * size
-        inside += ranks[:fitting]
-        left += ranks[fitting:]
-    order = inside + left
+        within_nodes += ranks[:fitting]
+        leftover += ranks[fitting:]
+    order = within_nodes + leftover
     return [sorted(order[first : first + size]) for first in range(0, len(order), size)]
 
 

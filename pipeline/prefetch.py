@@ -1,4 +1,4 @@
-"""Batches made ahead by a thread, and how long training waited for them."""
+"""Prefetching of batches by a thread, with the time that training waited for them."""
 
 import time
 from collections import deque
@@ -10,14 +10,14 @@ from ..data_prep.loading.batch import Batch
 
 
 class Prefetcher:
-    """Makes the batches of the next `depth` steps while one trains. Use as a context.
+    """Loads the batches of the next `depth` steps in the background. Use as a context.
 
-    A batch is a pure function of its step, so nothing needs to be stored with a checkpoint; asked for another step than
-    the next one, it starts over there.
+    A batch is a pure function of its step, so nothing needs to be stored with a checkpoint; after a jump to another step than
+    the next, prefetching restarts there.
 
     Args:
         make: `BatchLoader.batch`.
-        last: no step from here on is made.
+        last: steps from here on are not loaded.
     """
 
     def __init__(self, make: Callable[[int], Batch], last: int, *, depth: int = 2):

@@ -1,4 +1,4 @@
-"""What can be checked before a run's processes start, so that a user learns of it in one line."""
+"""Checks before a run's processes start, so that a mistake ends in a one-line error."""
 
 from ..data_prep.loading.dataset import Dataset
 from ..evals.config import load_suite
@@ -28,12 +28,12 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
         return
     check_checkpoint(checkpoint)
     stored = read_config(checkpoint / MODEL)
-    wanted = config.model.resolve(vocab_size)
-    if stored != wanted:
-        field = next(name for name in ModelConfig.model_fields if getattr(stored, name) != getattr(wanted, name))
+    configured = config.model.resolve(vocab_size)
+    if stored != configured:
+        field = next(name for name in ModelConfig.model_fields if getattr(stored, name) != getattr(configured, name))
         raise UserError(
             f"{checkpoint} holds another architecture: its {field} is {getattr(stored, field)!r}, the run's is "
-            f"{getattr(wanted, field)!r}; choose another run name"
+            f"{getattr(configured, field)!r}; choose another run name"
         )
     if sha256_file(checkpoint / MODEL / "tokenizer.json") != dataset.manifest.tokenizer_sha256:
         raise UserError(

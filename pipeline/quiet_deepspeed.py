@@ -6,7 +6,7 @@ import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
-# Named, it does not probe for accelerators and warn that it found none.
+# With a named accelerator it neither probes for others nor warns that there is none.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
 
 # Its autotuner, which we do not use, imports MLflow where that is installed.
@@ -28,7 +28,7 @@ __all__ = ["deepspeed", "gathered"]
 
 
 def gathered(engine: Any, parameters: list, *, write: bool = False) -> AbstractContextManager:
-    """Parameters whole on every rank, for this context; only ZeRO-3 has them in parts. With `write`, rank 0's values stay."""
+    """Context in which parameters are whole on every rank; only ZeRO-3 partitions them. With `write`, rank 0's values stay."""
     return deepspeed.zero.GatheredParameters(
         parameters, modifier_rank=0 if write else None, enabled=engine.zero_optimization_stage() == 3
     )

@@ -1,4 +1,4 @@
-"""The learning rate, and what an open write gate costs, as pure functions of the step."""
+"""Schedules of the learning rate and the gate penalty, as pure functions of the step."""
 
 import math
 
@@ -25,6 +25,6 @@ def learning_rate_at(step: int, train: TrainSection) -> float:
 
 
 def gate_penalty_at(step: int, train: TrainSection) -> float:
-    """Nats for write gates that are all open, in update number `step` (from 0): none in the first half of the steps, as a model
-    must learn to write first, then growing to `gate_penalty` at the last."""
+    """Gate penalty of update number `step` (from 0), in nats at a gate mean of 1: zero in the first half of the steps, as a model
+    must learn to write first, then growing linearly to `gate_penalty` at the last."""
     return train.gate_penalty * max(0.0, 2 * (step + 1) / train.steps - 1)

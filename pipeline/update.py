@@ -1,4 +1,4 @@
-"""One optimizer update on a whole batch: this rank's part of the batch, and the sums over all ranks."""
+"""One optimizer update: forward and backward on this rank's part of the batch, losses summed over all ranks."""
 
 import math
 from dataclasses import replace
@@ -17,11 +17,11 @@ from .config import RunConfig, TrainSection
 from .mesh import Mesh
 from .monitoring.straggler import Stopwatch
 
-COMPONENTS = ("text", "recall")  # of a batch; their losses are reported apart
+COMPONENTS = ("text", "recall")  # of a batch, whose losses are reported separately
 
 
 class Update(NamedTuple):
-    """The same on every rank.
+    """The outcome of an update, the same on every rank.
 
     Attributes:
         metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`; with a gate penalty `gate_mean`.
@@ -48,11 +48,11 @@ def update(
     compute_seconds: float = 0.0,
     compute_timer: Stopwatch | None = None,
 ) -> Update:
-    """Forward, backward and step on this rank's part of the whole batch; flags and `compute_seconds` travel with the losses.
+    """Forward, backward and step on this rank's part of the batch; `flags` and `compute_seconds` are reduced with the losses.
 
     Args:
         compute_seconds: this rank's compute seconds in the previous step.
-        write_price: nats for write gates that are open at every position of the batch, beside the loss (`gate_penalty_at`).
+        gate_penalty: weight of the gate mean in the objective, in nats (`gate_penalty_at`).
         compute_timer: stopped after the forward pass of the first micro-batch, before any rank waits for another.
     """
     for group in engine.optimizer.param_groups:
@@ -101,41 +101,43 @@ def update(
 
 
 def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of one micro-batch: nats and labels by component, `[2, 2]`, the sum to descend on, and where that costs something the mean
-    openness of write gates."""
+    """Losses of one micro-batch: nats and labels by component `[2, 2]`, the objective (a sum over labels), and the gate mean, or
+    None without a gate penalty."""
     device = engine.device
-    borders = None if micro.whole_rows else micro.cu_seqlens
-    borders = None if borders is None else borders.to(device)
+    document_borders = None if micro.whole_rows else micro.cu_seqlens
+    document_borders = None if document_borders is None else document_borders.to(device)
     context = None
     if mesh.group is not None:
-        context = SequenceContext(mesh.group, mesh.segment, mesh.sequence_parallel, borders, mesh.predicted_sizes)
-    options = {"cu_seqlens": borders} if context is None else {"context": context}
+        context = SequenceContext(
+            mesh.group, mesh.segment, mesh.sequence_parallel, document_borders, mesh.predicted_sizes
+        )
+    options = {"cu_seqlens": document_borders} if context is None else {"context": context}
 
-    def part(tensor: Tensor) -> Tensor:
+    def segment_of(tensor: Tensor) -> Tensor:
         return tensor if context is None else context.segment(tensor)
 
-    # The loss is taken only where a label counts: recall rows have few. Chosen on the CPU, so that a GPU need not wait; by
-    # NumPy, for torch's threads take milliseconds to meet.
-    mask = part(micro.loss_mask)
-    kept = torch.from_numpy(np.flatnonzero(mask.numpy())).to(device, non_blocking=True)
+    # Logits are computed only where a label counts: recall rows have few. Positions are selected on the CPU, which needs no
+    # synchronization with a GPU, and by NumPy, since torch's threads take milliseconds to start.
+    mask = segment_of(micro.loss_mask)
+    label_positions = torch.from_numpy(np.flatnonzero(mask.numpy())).to(device, non_blocking=True)
     tokens, labels, weights, rows = (
         tensor.to(device, non_blocking=True)
-        for tensor in (part(micro.tokens), part(micro.labels), mask, micro.is_recall)
+        for tensor in (segment_of(micro.tokens), segment_of(micro.labels), mask, micro.is_recall)
     )
-    labels, weights = labels.flatten()[kept], weights.flatten()[kept]
+    labels, weights = labels.flatten()[label_positions], weights.flatten()[label_positions]
     loss = partial(projected_loss, labels=labels, loss_mask=weights, z_loss=train.z_loss)
-    heads = {"logits_to_keep": kept, "head_fn": loss, "return_gate_mean": train.gate_penalty > 0}
+    heads = {"logits_to_keep": label_positions, "head_fn": loss, "return_gate_mean": train.gate_penalty > 0}
     result = engine(tokens, **heads, **options)
-    if context is not None and not _predictions_held(mesh, device):
+    if context is not None and not _predicted_sizes_hold(mesh, device):
         result = engine(tokens, **heads, context=replace(context, predicted_sizes=None))
     (objective, nats), gate_mean = result if train.gate_penalty else (result, None)
-    both = torch.stack([nats * weights, weights]).double()
-    of_recall = (both * rows[kept // mask.shape[1]]).sum(1)
-    return torch.stack([both.sum(1) - of_recall, of_recall]), objective, gate_mean
+    nats_and_labels = torch.stack([nats * weights, weights]).double()
+    recall_sums = (nats_and_labels * rows[label_positions // mask.shape[1]]).sum(1)
+    return torch.stack([nats_and_labels.sum(1) - recall_sums, recall_sums]), objective, gate_mean
 
 
-def _predictions_held(mesh: Mesh, device: torch.device) -> bool:
-    """Whether the predicted sizes were right on every rank: else all run again, for ZeRO 3 gathers weights over all ranks."""
+def _predicted_sizes_hold(mesh: Mesh, device: torch.device) -> bool:
+    """Whether the predicted sizes were right on every rank; otherwise all ranks repeat the forward pass, as ZeRO 3 requires."""
     if not mesh.predicted_sizes.pending:
         return True
     wrong = torch.tensor(float(not mesh.predicted_sizes.verify()), device=device)
@@ -144,7 +146,7 @@ def _predictions_held(mesh: Mesh, device: torch.device) -> bool:
 
 
 def _replicated_gradient_norm(engine: Any) -> float | None:
-    """The norm before clipping of gradients that every rank holds whole, after the last micro-batch without ZeRO.
+    """The gradient norm before clipping, after the last micro-batch without ZeRO, when every rank holds whole gradients.
 
     ZeRO 1 to 3 measure it themselves, and skip a step whose gradient is not finite.
     """
@@ -155,7 +157,7 @@ def _replicated_gradient_norm(engine: Any) -> float | None:
 
 
 def _drop_step(engine: Any) -> None:
-    """Forget the gradients without a step, as ZeRO 1 to 3 do; the engine still has to count the micro-batch."""
+    """Discard the gradients without a step, as ZeRO 1 to 3 do; the engine still has to count the micro-batch."""
     for parameter in engine.module.parameters():
         parameter.grad = None
     engine.micro_steps += 1

@@ -1,4 +1,4 @@
-"""GPUs by number, among those that this process may see."""
+"""CUDA_VISIBLE_DEVICES for child processes that get some of this process's GPUs."""
 
 import os
 from collections.abc import Iterable
@@ -7,21 +7,21 @@ from ..models.common.errors import UserError
 
 
 def visible_gpus(numbers: Iterable[int]) -> str:
-    """The CUDA_VISIBLE_DEVICES of a child that is to have these GPUs, counted from 0 among those that are visible here.
+    """CUDA_VISIBLE_DEVICES for a child process on the GPUs `numbers`, counted from 0 among those visible to this process.
 
-    A scheduler may have given this process some of a machine's GPUs; the variable names them among all of the machine's.
+    The variable itself numbers GPUs among all of the machine, of which a scheduler may have assigned some to this process.
 
     Raises:
         UserError: fewer are visible.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return ",".join(map(str, numbers))
-    names = [name for name in given.split(",") if name]
+    names = [name for name in visible.split(",") if name]
     numbers = list(numbers)
     if max(numbers) >= len(names):
         raise UserError(
-            f"GPU {max(numbers)} is wanted, counted from 0, but CUDA_VISIBLE_DEVICES={given} shows {len(names)}: "
+            f"GPU {max(numbers)} is wanted, counted from 0, but CUDA_VISIBLE_DEVICES={visible} shows {len(names)}: "
             f"ask for fewer, or make more visible"
         )
     return ",".join(names[number] for number in numbers)

@@ -21,8 +21,8 @@ MODULES = [
 def test_training_loads_neither_ray_nor_mlflow_nor_readers_of_data():
     imports = "".join(f"import echo_lm.{name}\n" for name in MODULES)
     code = f"import sys\n{imports}print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    loaded = {name.split(".")[0] for name in process.stdout.split()}
     assert "torch" in loaded
     assert not loaded & {"ray", "mlflow", "zstandard", "datasets", "fastapi", "uvicorn", "plotly", "jinja2"}

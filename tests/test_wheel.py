@@ -32,14 +32,14 @@ def test_wheel_holds_every_source_file_and_imports(tmp_path):
     subprocess.run(command, check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("echo_lm/")}
-    wanted = {
+    expected = {
         f"echo_lm/{path.relative_to(ROOT)}"
         for folder in FOLDERS
         for pattern in ("*.py", "*.yaml", "*.html", "*.css", "*.js", "*.svg")
         for path in (ROOT / folder).rglob(pattern)
         if "__pycache__" not in path.parts
     }
-    assert packed == wanted
+    assert packed == expected
 
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
@@ -48,8 +48,8 @@ def test_wheel_holds_every_source_file_and_imports(tmp_path):
     )
     code = f"import importlib, sys\nsys.path.insert(0, {str(target)!r})\n"
     code += "for name in sys.argv[1:]: importlib.import_module(name)\nprint(sys.modules['echo_lm.kernels'].__file__)"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, *modules], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1].startswith(str(target))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip().splitlines()[-1].startswith(str(target))

@@ -1,4 +1,4 @@
-"""Data preparation against the `tokenizers` library alone: same text, same cores, same run.
+"""Throughput of data preparation against the `tokenizers` library alone: same text, same cores, same run.
 
     python -m benchmarks.data.tokenization benchmarks/results/tokenization_HARDWARE_DATE.json [--kind linux-doc] [--data data]
 
@@ -56,72 +56,72 @@ def read_texts(jsonl: Path) -> list[str]:
         return [json.loads(line)["text"] for line in file]
 
 
-def rival(jsonl: Path, tokenizer: Path, part: int, parts: int, call: str, start, results) -> None:
-    """Encode every `parts`-th document; put (tokens, seconds, seconds of CPU time)."""
+def encode_part(jsonl: Path, tokenizer: Path, part: int, parts: int, call: str, start, results) -> None:
+    """Encode every `parts`-th document; put (tokens, seconds, CPU seconds) into `results`."""
     loaded = load_tokenizer(tokenizer)
     texts = read_texts(jsonl)[part::parts]
     start.wait()
-    begun, cpu, tokens = time.perf_counter(), time.process_time(), 0
+    started, cpu, tokens = time.perf_counter(), time.process_time(), 0
     for text in texts:
         if call == "encode_batch_fast":
             tokens += len(loaded.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         else:
             tokens += len(loaded.encode(text, add_special_tokens=False).ids)
-    results.put((tokens, time.perf_counter() - begun, time.process_time() - cpu))
+    results.put((tokens, time.perf_counter() - started, time.process_time() - cpu))
 
 
-def run_rival(jsonl: Path, tokenizer: Path, cores: int, call: str) -> Measured:
-    """The library alone."""
+def run_library(jsonl: Path, tokenizer: Path, cores: int, call: str) -> Measured:
+    """Measure the library alone, on `cores` processes."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(cores), context.Queue()
     work = [(jsonl, tokenizer, i, cores, call, start, results) for i in range(cores)]
-    processes = [context.Process(target=rival, args=arguments) for arguments in work]
+    processes = [context.Process(target=encode_part, args=arguments) for arguments in work]
     for process in processes:
         process.start()
-    found = [results.get() for _ in processes]
+    measurements = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    tokens, seconds, cpu = zip(*found, strict=True)
+    tokens, seconds, cpu = zip(*measurements, strict=True)
     return sum(tokens), max(seconds), sum(cpu)
 
 
-def run_ours(config: DatasetConfig, workers: int | None) -> Measured:
-    """The whole preparation, from the first slice to the manifest."""
-    begun: list[tuple[float, float]] = []
+def run_prepare(config: DatasetConfig, workers: int | None) -> Measured:
+    """Measure the whole preparation, from the first slice to the manifest."""
+    started: list[tuple[float, float]] = []
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage == "clean" and not begun:
-            begun.append((time.perf_counter(), own_seconds()))
+        if stage == "clean" and not started:
+            started.append((time.perf_counter(), own_seconds()))
 
     with tempfile.TemporaryDirectory() as root:
         folder = prepare(config, Path(root), map_units=partial(ray_data_map, workers=workers), on_progress=progress)
-        seconds, cpu = time.perf_counter() - begun[0][0], own_seconds() - begun[0][1]
+        seconds, cpu = time.perf_counter() - started[0][0], own_seconds() - started[0][1]
         return sum(shard.tokens for shard in read_manifest(folder).shards), seconds, cpu
 
 
 def own_seconds() -> float:
-    """CPU time of this process and all it started so far, also of what has ended."""
-    found = 0.0
+    """CPU seconds of this process and all of its children so far, ended ones included."""
+    seconds = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
-            found += sum(process.cpu_times()[:4])
+            seconds += sum(process.cpu_times()[:4])
         except psutil.NoSuchProcess:
             continue
-    return found
+    return seconds
 
 
 def machine_seconds() -> float:
-    """CPU time of everything on the machine so far."""
+    """CPU seconds of all processes of the machine so far."""
     times = psutil.cpu_times()
     return times.user + times.nice + times.system
 
 
 def sample(case: str, work: Callable[[], Measured]) -> dict:
-    """One measurement, and the share of a core that other programs had meanwhile."""
-    begun, own, machine = time.perf_counter(), own_seconds(), machine_seconds()
+    """Take one measurement, with the share of a core that other programs used meanwhile."""
+    started, own_before, machine_before = time.perf_counter(), own_seconds(), machine_seconds()
     tokens, seconds, cpu = work()
-    others = (machine_seconds() - machine) - (own_seconds() - own)
-    share = max(0.0, others / (time.perf_counter() - begun))
+    others = (machine_seconds() - machine_before) - (own_seconds() - own_before)
+    share = max(0.0, others / (time.perf_counter() - started))
     row = {"case": case, "tokens": tokens, "seconds": seconds, "cpu_seconds": cpu, "others_share": share}
     print(
         f"{case:42}{tokens / seconds:12,.0f} tokens/s{tokens / cpu:12,.0f} a CPU second, others {share:.2f}", flush=True
@@ -129,11 +129,11 @@ def sample(case: str, work: Callable[[], Measured]) -> dict:
     return row
 
 
-def take(cases: dict[str, Callable[[], Measured]], samples: int, minutes: float) -> list[dict]:
-    """Samples of all cases, in turns, until `samples` of each count or the time is over."""
+def take_samples(cases: dict[str, Callable[[], Measured]], samples: int, minutes: float) -> list[dict]:
+    """Sample all cases in turns until `samples` of each are valid; exits when the time is over."""
     rows: list[dict] = []
     deadline = time.monotonic() + 60 * minutes
-    while missing := [case for case in cases if len(counting(rows, case)) < samples]:
+    while missing := [case for case in cases if len(valid_samples(rows, case)) < samples]:
         for case in missing:
             if time.monotonic() > deadline:
                 sys.exit(f"not a measurement: other programs were at work for {minutes:g} minutes")
@@ -141,25 +141,25 @@ def take(cases: dict[str, Callable[[], Measured]], samples: int, minutes: float)
     return rows
 
 
-def counting(rows: list[dict], case: str) -> list[dict]:
+def valid_samples(rows: list[dict], case: str) -> list[dict]:
     return [row for row in rows if row["case"] == case and row["others_share"] <= OTHERS_SHARE]
 
 
 @contextmanager
 def cluster(nodes: int, cpus: int) -> Iterator[None]:
-    """Nodes on this machine, and this process connected to them."""
+    """Context with a cluster of several nodes on this machine, and this process connected to it."""
     import ray
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "object_store_memory": STORE})
+    ray_nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "object_store_memory": STORE})
     for _ in range(nodes - 1):
-        found.add_node(num_cpus=cpus, object_store_memory=STORE)
-    ray.init(address=found.address, log_to_driver=False, logging_level="error")
+        ray_nodes.add_node(num_cpus=cpus, object_store_memory=STORE)
+    ray.init(address=ray_nodes.address, log_to_driver=False, logging_level="error")
     try:
         yield
     finally:
         ray.shutdown()
-        found.shutdown()
+        ray_nodes.shutdown()
 
 
 def main() -> None:
@@ -192,38 +192,41 @@ def main() -> None:
         small = config.model_copy(
             update={"sources": (SourceConfig(kind="jsonl", paths=(str(warm),)),), "unit_bytes": WARM_BYTES // 8}
         )
-        alone = {
-            f"tokenizers {call}, {cores} core(s)": partial(run_rival, text, folder, cores, call)
+        library_cases = {
+            f"tokenizers {call}, {cores} core(s)": partial(run_library, text, folder, cores, call)
             for cores in (1, 2)
             for call in CALLS
         }
-        rows = take(alone, arguments.samples, arguments.minutes)
-        ours = {f"prepare, {cores} core(s)": partial(run_ours, config, cores) for cores in (1, 2)}
+        rows = take_samples(library_cases, arguments.samples, arguments.minutes)
+        prepare_cases = {f"prepare, {cores} core(s)": partial(run_prepare, config, cores) for cores in (1, 2)}
         for nodes, cpus, cases in (
-            (1, 2, ours),
-            (4, 1, {"prepare, 4 nodes of 1 on 2 cores": partial(run_ours, config, None)}),
+            (1, 2, prepare_cases),
+            (4, 1, {"prepare, 4 nodes of 1 on 2 cores": partial(run_prepare, config, None)}),
         ):
             with cluster(nodes, cpus):
-                run_ours(small, None)  # starts the workers
-                rows += take(cases, arguments.samples, arguments.minutes)
+                run_prepare(small, None)  # starts the workers
+                rows += take_samples(cases, arguments.samples, arguments.minutes)
     report = {"kinds": kinds, "text_bytes": size, "machine": platform.machine(), "cores": os.cpu_count()}
     report |= {"rates": summarise(rows), "samples": rows}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def summarise(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Tokens a second of each case, by the clock and by CPU time; prints what they come to."""
+    """Tokens per second of each case, by the clock and by CPU time; prints their ratios."""
     rates = {
         case: {
-            "tokens_per_second": max(row["tokens"] / row["seconds"] for row in counting(rows, case)),
-            "tokens_per_cpu_second": max(row["tokens"] / row["cpu_seconds"] for row in counting(rows, case)),
+            "tokens_per_second": max(row["tokens"] / row["seconds"] for row in valid_samples(rows, case)),
+            "tokens_per_cpu_second": max(row["tokens"] / row["cpu_seconds"] for row in valid_samples(rows, case)),
         }
         for case in dict.fromkeys(row["case"] for row in rows)
     }
     for cores in (1, 2):
         for call in CALLS:
-            ours, alone = rates[f"prepare, {cores} core(s)"], rates[f"tokenizers {call}, {cores} core(s)"]
-            clock, cpu = (ours[key] / alone[key] for key in alone)
+            prepare_rates, library_rates = (
+                rates[f"prepare, {cores} core(s)"],
+                rates[f"tokenizers {call}, {cores} core(s)"],
+            )
+            clock, cpu = (prepare_rates[key] / library_rates[key] for key in library_rates)
             print(f"prepare / {call}, {cores} core(s): {clock:.0%} by the clock, {cpu:.0%} by CPU time")
     one, two, four = (
         rates[f"prepare, {case}"]["tokens_per_second"] for case in ("1 core(s)", "2 core(s)", "4 nodes of 1 on 2 cores")

@@ -55,7 +55,7 @@ TINY = dict(
 
 
 def plan(world: int, largest: int, sizes: dict) -> list[dict]:
-    """The cases of worker groups of `world` ranks, on a machine of `largest`."""
+    """The cases of worker groups of `world` ranks, on a machine of `largest` GPUs."""
     cases = []
     same = dict(kind="parity", world=world, **sizes["parity"])
     rows = same["rows"]
@@ -104,16 +104,16 @@ def plan(world: int, largest: int, sizes: dict) -> list[dict]:
 
 
 def pattern(text: str) -> re.Pattern:
-    """A regular expression of the command line."""
+    """Parse a regular expression of the command line."""
     try:
         return re.compile(text)
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
 
 
-def profile_of(case: dict, wanted: re.Pattern, out: Path) -> dict:
-    """Where the profile of a case goes, if it is one that has a profile."""
-    if case["kind"] != "speed" or not wanted.search(case["name"]):
+def profile_of(case: dict, profiled: re.Pattern, out: Path) -> dict:
+    """The option with the profile's path, for a case to profile; else empty."""
+    if case["kind"] != "speed" or not profiled.search(case["name"]):
         return {}
     name = f"profile_{re.sub('[^a-z0-9]+', '_', case['name'])}_{case['world']}.txt"
     return {"profile": str((out / name).resolve())}
@@ -148,7 +148,7 @@ class WorkerGroup:
         ]
 
     def running(self) -> bool:
-        """Whether all ranks are at work; once one has failed the others wait for it and are killed."""
+        """Whether all ranks run; after the failure of one the others, which would wait for it, are killed."""
         codes = [process.poll() for process in self.processes]
         if any(codes):
             self.kill()
@@ -160,26 +160,26 @@ class WorkerGroup:
             process.wait()
 
     def rows(self, logs: Path) -> list[dict]:
-        """What the cases gave; one that failed says why, and those after it that they did not run. What a worker group that failed
-        printed is kept in `logs`."""
+        """The rows of the cases; those of a failed one and the cases after it have the reason. The output of a failed worker group
+        is kept in `logs`."""
         self.kill()
         self.log.close()
         lines = self.rows_file.read_text().splitlines() if self.rows_file.exists() else []
-        done = [json.loads(line) for line in lines]
-        left = self.cases[len(done) :]
+        rows = [json.loads(line) for line in lines]
+        unfinished = self.cases[len(rows) :]
         output = (self.folder / "log").read_text()
-        reason = reason_of(output) if left else ""
-        if left:
+        reason = reason_of(output) if unfinished else ""
+        if unfinished:
             (logs / f"failed_group_{self.folder.name}.log").write_text(output[-1_000_000:])
-        for i, case in enumerate(left):
-            done.append(case | {"failed": reason if i == 0 else "not run: the case before it failed"})
-        return done
+        for i, case in enumerate(unfinished):
+            rows.append(case | {"failed": reason if i == 0 else "not run: the case before it failed"})
+        return rows
 
 
 def run_groups(
     cases: list[dict], world: int, count: int, device: str, folder: Path, logs: Path, until: float
 ) -> list[dict]:
-    """All cases of `world` ranks, by up to `count` worker groups side by side; those behind a failed case get another group."""
+    """Run all cases of `world` ranks in up to `count` parallel worker groups; cases after a failed one get another group."""
     rows, attempt = [], 0
     while cases and time.monotonic() < until:
         attempt += 1
@@ -192,19 +192,19 @@ def run_groups(
             if time.monotonic() > until:
                 break
             time.sleep(0.2)
-        found = [row for group in groups for row in group.rows(logs)]
-        again = [row["name"] for row in found if row.get("failed", "").startswith("not run")]
-        rows += [row for row in found if row["name"] not in again]
-        cases = [case for case in cases if case["name"] in again]
+        group_rows = [row for group in groups for row in group.rows(logs)]
+        not_run = [row["name"] for row in group_rows if row.get("failed", "").startswith("not run")]
+        rows += [row for row in group_rows if row["name"] not in not_run]
+        cases = [case for case in cases if case["name"] in not_run]
     return rows + [case | {"failed": "not run: no time was left"} for case in cases]
 
 
 def merged(old: list[dict], new: list[dict]) -> list[dict]:
-    """A case that ran again replaces its row of the same day; one that failed now does not."""
-    ran = {(row["name"], row["world"]) for row in new if "failed" not in row}
-    kept = [row for row in old if (row["name"], row["world"]) not in ran]
-    there = {(row["name"], row["world"]) for row in kept}
-    return kept + [row for row in new if "failed" not in row or (row["name"], row["world"]) not in there]
+    """Merge rows of the same day: a case that ran again replaces its old row, unless it failed now."""
+    new_keys = {(row["name"], row["world"]) for row in new if "failed" not in row}
+    kept_rows = [row for row in old if (row["name"], row["world"]) not in new_keys]
+    kept_keys = {(row["name"], row["world"]) for row in kept_rows}
+    return kept_rows + [row for row in new if "failed" not in row or (row["name"], row["world"]) not in kept_keys]
 
 
 def differences(rows: list[dict]) -> list[tuple[str, float, bool]]:
@@ -213,23 +213,23 @@ def differences(rows: list[dict]) -> list[tuple[str, float, bool]]:
     reference = curves.get(REFERENCE)
     if reference is None:
         return []
-    found = []
+    differences_by_layout = []
     for name, row in curves.items():
         if row is reference:
             continue
         pairs = zip(row["losses"], reference["losses"][row["first_step"] :], strict=True)
-        found.append((name, max(abs(a - b) / b for a, b in pairs), bool(row.get("repeat"))))
-    return found
+        differences_by_layout.append((name, max(abs(a - b) / b for a, b in pairs), bool(row.get("repeat"))))
+    return differences_by_layout
 
 
 def parity_table(rows: list[dict]) -> None:
-    found = differences(rows)
-    noise = max((difference for _, difference, repeat in found if repeat), default=None)
+    layouts = differences(rows)
+    noise = max((difference for _, difference, repeat in layouts if repeat), default=None)
     if noise is None:
         print("parity: one GPU did not run, or not again")
         return
     print(f"\nlosses of 20 steps against one GPU, largest relative difference (noise {noise:.1e}):")
-    for name, difference, repeat in found:
+    for name, difference, repeat in layouts:
         verdict = "noise" if repeat else "within" if difference <= NOISE_FACTOR * noise else "DIFFERS"
         print(f"  {name.removeprefix('parity: '):28} {difference:.1e}  {verdict}")
 
@@ -300,13 +300,14 @@ def main() -> int:
             if options.profile is not None:
                 cases = [case | profile_of(case, options.profile, options.out) for case in cases]
             started = time.monotonic()
-            found = run_groups(cases, world, largest // world, device, Path(folder), options.out, until)
+            new_rows = run_groups(cases, world, largest // world, device, Path(folder), options.out, until)
             print(f"worker groups of {world}: {time.monotonic() - started:.0f} s", flush=True)
-            for row in found:
+            for row in new_rows:
                 if "failed" in row:
                     print(f"  {row['name']}: {row['failed']}", flush=True)
             added = [
-                {key: value for key, value in row.items() if key != "profile"} | {"commit": commit()} for row in found
+                {key: value for key, value in row.items() if key != "profile"} | {"commit": commit()}
+                for row in new_rows
             ]
             rows = merged(rows, added)
             write(path, {"hardware": f"{largest} x {name}", "date": str(date.today()), "rows": rows})

@@ -1,4 +1,4 @@
-"""What one rank of `multigpu.py` does: case after case in one process group, rows written by rank 0.
+"""One rank of `multigpu.py`: runs all cases in one process group; rank 0 writes the rows.
 
 Started by `multigpu.py` as `python multigpu_worker.py CASES.json ROWS.jsonl`, with RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* set.
 """
@@ -36,7 +36,7 @@ ROUNDING = 2**-9  # of bf16
 
 
 def config_of(case: dict):
-    """The run of a case. `rows` and `micro` count whole rows, over all ranks and of one micro-batch."""
+    """The run configuration of a case; `rows` and `micro` count whole rows, over all ranks and of one micro-batch."""
     return make_config(
         case["model"],
         case["length"],
@@ -55,13 +55,13 @@ def config_of(case: dict):
 
 @contextmanager
 def built(case: dict, batch: Batch | None = None):
-    """The case's engine; its memory is free afterwards."""
-    made = Case(config_of(case), batch)
+    """Context with the built case, whose memory is freed at its end."""
+    built_case = Case(config_of(case), batch)
     try:
-        yield made
+        yield built_case
     finally:
-        made.close()
-        del made
+        built_case.close()
+        del built_case
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -70,9 +70,9 @@ def built(case: dict, batch: Batch | None = None):
 
 @contextmanager
 def random_weights(nudge: int):
-    """Models that are built here have no projection that is zero: a fresh SKA layer writes nothing, which would hide it.
+    """Context in which models are built without zero projections, since a freshly initialised SKA layer has no effect.
 
-    `nudge`, a seed unless 0, moves every weight by a rounding of bf16 at most: how far rounding alone leads.
+    `nudge`, a seed unless 0, changes every weight by at most a rounding of bf16, to measure the effect of rounding alone.
     """
 
     def randomized(config, **options):
@@ -97,7 +97,7 @@ def random_weights(nudge: int):
 
 
 def learnable_batch(step: int, rows: int, length: int, vocabulary: int) -> Batch:
-    """Rows in which tokens follow each other by a rule, documents that begin anywhere in every second of them."""
+    """Rows of tokens in a learnable order, every second one with a document border at a random position."""
     generator = torch.Generator().manual_seed(1000 + step)
     first = torch.randint(0, vocabulary, (rows, 1), generator=generator)
     strides = torch.randint(1, 5, (rows, length + 1), generator=generator).cumsum(1)
@@ -114,55 +114,56 @@ def learnable_batch(step: int, rows: int, length: int, vocabulary: int) -> Batch
 
 
 def parity(case: dict, folder: Path) -> dict:
-    """Losses of 20 steps. With `save`, a checkpoint after ten; with `resume`, only the steps after it."""
+    """Measure the losses of 20 steps; `save` writes a checkpoint after ten, `resume` runs only the steps after it."""
     shape = case["rows"], case["length"], case["vocabulary"]
-    with random_weights(case.get("nudge", 0)), built(case, learnable_batch(0, *shape)) as made:
-        run, found = RunFolder(folder / "run"), {}
+    with random_weights(case.get("nudge", 0)), built(case, learnable_batch(0, *shape)) as built_case:
+        run, checkpoint_row = RunFolder(folder / "run"), {}
         if dist.get_rank() == 0:  # a checkpoint takes the tokenizer along
             run.path.mkdir(exist_ok=True)
             write_json(run.data_file, {"folder": "."})
             (run.path / "tokenizer.json").write_text("{}")
-        first = load_checkpoint(made.engine, run.checkpoints / f"step_{SAVED_AT:08d}")[0] if case.get("resume") else 0
+        first = (
+            load_checkpoint(built_case.engine, run.checkpoints / f"step_{SAVED_AT:08d}")[0] if case.get("resume") else 0
+        )
         losses = []
         for step in range(first, PARITY_STEPS):
             if case.get("save") and step == SAVED_AT:
-                writer = CheckpointWriter(made.engine, run, made.config, step=0)
+                writer = CheckpointWriter(built_case.engine, run, built_case.config, step=0)
                 writer.begin(step, 0)
                 writer.finish()
-                if written := writer.completed():
-                    size = sum(file.stat().st_size for file in written.path.rglob("*") if file.is_file())
-                    found = dict(seconds=written.seconds, stall_seconds=written.stall_seconds, bytes=size)
-            losses.append(made.step(learnable_batch(step, *shape), PARITY_RATE)[1])
-    return {"losses": losses, "first_step": first} | found
+                if completed := writer.completed():
+                    size = sum(file.stat().st_size for file in completed.path.rglob("*") if file.is_file())
+                    checkpoint_row = dict(seconds=completed.seconds, stall_seconds=completed.stall_seconds, bytes=size)
+            losses.append(built_case.step(learnable_batch(step, *shape), PARITY_RATE)[1])
+    return {"losses": losses, "first_step": first} | checkpoint_row
 
 
 def speed(case: dict, folder: Path) -> dict:
-    """Tokens a second: the median of some steps after some that are not counted. `profile`, a file, gets where rank 0's time
-    goes."""
-    with built(case) as made:
+    """Measure tokens per second, the median of `steps` steps after `warmup` ones; rank 0's profile is written to `profile`."""
+    with built(case) as built_case:
         for _ in range(case["warmup"]):
-            made.step()
-        memory_gib(made.device)
+            built_case.step()
+        memory_gib(built_case.device)
         times = []
         for _ in range(case["steps"]):
             dist.barrier()
-            times.append(made.step()[0])
+            times.append(built_case.step()[0])
         if "profile" in case:
             with Path(case["profile"] if dist.get_rank() == 0 else os.devnull).open("w") as file, redirect_stdout(file):
-                print_profile(made, case["rows"] * case["length"])
+                print_profile(built_case, case["rows"] * case["length"])
         tokens = case["rows"] * case["length"] / median(times)
-        peak = peak_flops(made.device, "bf16")
-        mfu = model_flops_utilization(made.model, case["length"], tokens, peak, dist.get_world_size())
+        peak = peak_flops(built_case.device, "bf16")
+        mfu = model_flops_utilization(built_case.model, case["length"], tokens, peak, dist.get_world_size())
         return {
             "tokens_per_second": round(tokens),
             "mfu": None if mfu is None else round(mfu, 4),
-            "peak_gib": round(memory_gib(made.device), 2),
+            "peak_gib": round(memory_gib(built_case.device), 2),
             "step_seconds": [round(seconds, 4) for seconds in times],
         }
 
 
 def collective(case: dict, folder: Path) -> dict:
-    """Bytes of this rank's part and time of one layer's messages: inside the layer, and by themselves again and again."""
+    """Measure bytes of this rank's part and time of one layer's messages: inside the layer, and in isolation."""
     device = choose_device(SimpleNamespace(run=SimpleNamespace(device=case["device"])))
     world, rank, kind = dist.get_world_size(), dist.get_rank(), case["kind_of_layer"]
     config = preset(case["model"])
@@ -183,26 +184,26 @@ def collective(case: dict, folder: Path) -> dict:
     for repeat in range(case["repeats"] + 2):
         context = SequenceContext(None, rank, world)
         dist.barrier()
-        with timed_collectives(device) as found:
+        with timed_collectives(device) as timed_calls:
             y = gather_segments(x, context) if kind == "attention" else layer(x, context=context)
             y.backward(torch.ones_like(y))
         wait(device)
         if repeat >= 2:
-            calls.append([(name, size, seconds()) for name, size, seconds in found])
+            calls.append([(name, size, seconds()) for name, size, seconds in timed_calls])
         x.grad = None
         layer.zero_grad(set_to_none=True)
     # The rank that comes last to a collective does not wait in it.
     everyone = [None] * world
     dist.all_gather_object(everyone, calls)
-    found = {"messages": len(calls[0])}
+    row = {"messages": len(calls[0])}
     for i, direction in enumerate(("forward", "backward")):
         times = [min(ranks[repeat][i][2] for ranks in everyone) for repeat in range(len(calls))]
-        found[direction] = {
+        row[direction] = {
             "call": calls[0][i][0],
             "bytes": calls[0][i][1],
             "in_layer_us": round(median(times) * 1e6, 1),
         }
-    payload = torch.ones(found["forward"]["bytes"] // 4, device=device)
+    payload = torch.ones(row["forward"]["bytes"] // 4, device=device)
     gathered = payload.new_empty(world * len(payload))
     for count in (5, case["repeats"]):
         wait(device)
@@ -211,13 +212,13 @@ def collective(case: dict, folder: Path) -> dict:
         for _ in range(count):
             dist.all_gather_into_tensor(gathered, payload)
         wait(device)
-    found["alone_us"] = round((time.perf_counter() - started) / count * 1e6, 1)
-    return found
+    row["alone_us"] = round((time.perf_counter() - started) / count * 1e6, 1)
+    return row
 
 
 @contextmanager
 def timed_collectives(device: torch.device):
-    """Record the calls of the sequence-parallel collectives as (name, bytes of this rank's part, how to get seconds)."""
+    """Record calls of the sequence-parallel collectives as (name, bytes of this rank's part, function that returns seconds)."""
     parts = {"all_gather_into_tensor": 1, "reduce_scatter": 0}
     old = {name: getattr(dist, name) for name in parts}
     calls = []
@@ -263,12 +264,14 @@ def main() -> None:
         if dist.get_rank() == 0:
             print(f"begin {case['name']}", flush=True)
         try:
-            found = {"parity": parity, "speed": speed, "collective": collective}[case["kind"]](case, rows.parent.parent)
+            result = {"parity": parity, "speed": speed, "collective": collective}[case["kind"]](
+                case, rows.parent.parent
+            )
         except torch.OutOfMemoryError:  # as large on every rank
-            found = {"failed": "out of memory"}
+            result = {"failed": "out of memory"}
         if dist.get_rank() == 0:
             with rows.open("a") as file:
-                file.write(json.dumps(case | found | {"case_seconds": round(time.perf_counter() - started, 1)}) + "\n")
+                file.write(json.dumps(case | result | {"case_seconds": round(time.perf_counter() - started, 1)}) + "\n")
             print(f"end {case['name']} {time.perf_counter() - started:.1f} s", flush=True)
         gc.collect()
     dist.barrier()

@@ -1,4 +1,4 @@
-"""Trials: something of a cluster is killed at a random moment of a run, which must end as if nothing had been.
+"""Failure trials: a component of a cluster is killed at a random moment of a run, which must end as without the failure.
 
     python -m benchmarks.faults.failure_trials --set-up nodes --trials 10 --out benchmarks/results
 
@@ -53,7 +53,7 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "DS_ACCELERA
 
 
 class MlflowServer:
-    """`mlflow server` on loopback of a host, started again when it is killed."""
+    """`mlflow server` on a host's loopback, which can be killed and restarted."""
 
     def __init__(self, folder: Path, host: Host):
         self._host, self._folder = host, folder
@@ -104,8 +104,8 @@ def cluster(set_up: str, folder: Path):
                 node.stop()
 
 
-def play(kind: str | None, root: Path, name: str, place: tuple, mlflow: MlflowServer, chance: random.Random) -> dict:
-    """One run, with one kill if `kind` is given; its row."""
+def play(kind: str | None, root: Path, name: str, place: tuple, mlflow: MlflowServer, generator: random.Random) -> dict:
+    """Run once, with one kill if `kind` is given; returns the row."""
     host, head, nodes = place
     config = load_config("smoke", [*OVERRIDES, f"name={name}"])
     run = RunFolder(root / "runs" / name)
@@ -119,7 +119,7 @@ def play(kind: str | None, root: Path, name: str, place: tuple, mlflow: MlflowSe
     ]
     command += [*OVERRIDES, f"name={name}", "--address", head, "--tracking-uri", mlflow.uri]
     command += ["--runs", str(root / "runs"), "--data", str(root / "data")]
-    at = chance.randint(2, STEPS - 2)
+    at = generator.randint(2, STEPS - 2)
     row: dict = {"name": name, "kind": kind or "none", "at_step": at}
     with open(root / f"{name}.out", "wb") as out:
         process = subprocess.Popen(
@@ -127,13 +127,13 @@ def play(kind: str | None, root: Path, name: str, place: tuple, mlflow: MlflowSe
         )
         try:
             if kind:
-                row |= disturb(kind, run, at, nodes, mlflow, chance, process)
+                row |= disturb(kind, run, at, nodes, mlflow, generator, process)
             row["exit"] = process.wait(timeout=DEADLINE)
         except (subprocess.TimeoutExpired, TimeoutError) as error:
             row |= {"exit": None, "error": str(error)}
         finally:
             kill_tree(process.pid)
-    return row | judge(run, config, row, mlflow)
+    return row | evaluate_trial(run, config, row, mlflow)
 
 
 def disturb(
@@ -145,7 +145,7 @@ def disturb(
     chance: random.Random,
     process: subprocess.Popen,
 ) -> dict:
-    """Kill something once the run has made step `at`; when, and what it was."""
+    """Kill a component once the run has made step `at`; returns its time and name."""
     deadline = time.monotonic() + DEADLINE
     while not any(event["kind"] == "step" and event["step"] >= at for event in read_events(run.events_file)):
         if time.monotonic() > deadline or process.poll() is not None:
@@ -169,31 +169,37 @@ def disturb(
     return {"killed": killed, "victim": victim}
 
 
-def judge(run: RunFolder, config: RunConfig, row: dict, mlflow: MlflowServer) -> dict:
-    """What the run's files and MLflow say of how it went."""
+def evaluate_trial(run: RunFolder, config: RunConfig, row: dict, mlflow: MlflowServer) -> dict:
+    """Evaluate a trial from the run's files and MLflow: recovery times, lost or doubled results, losses."""
     events = read_events(run.events_file)
-    made = [event for event in events if event["kind"] == "step"]
-    found: dict = {"attempts": sum(event["kind"] == "attempt" for event in events)}
-    found["starts"] = [event["step"] for event in events if event["kind"] == "start"]
-    found["train"] = made[-1]["time"] - made[0]["time"] if made else None
-    if "killed" in row and made:
+    step_events = [event for event in events if event["kind"] == "step"]
+    row_fields: dict = {"attempts": sum(event["kind"] == "attempt" for event in events)}
+    row_fields["starts"] = [event["step"] for event in events if event["kind"] == "start"]
+    row_fields["train"] = step_events[-1]["time"] - step_events[0]["time"] if step_events else None
+    if "killed" in row and step_events:
         killed = row["killed"]
-        told = [e["time"] for e in events if e["kind"] in ("lost", "hang") and e["time"] > killed]
-        begun = [e["time"] for e in events if e["kind"] == "start" and e["time"] > killed]
-        again = [e["time"] for e in made if begun and e["time"] > begun[0]]
-        found |= {"detect": told[0] - killed if told else None, "recover": again[0] - killed if again else None}
-        found["repeated"] = len(made) - len({event["step"] for event in made})
+        detected = [e["time"] for e in events if e["kind"] in ("lost", "hang") and e["time"] > killed]
+        restarted = [e["time"] for e in events if e["kind"] == "start" and e["time"] > killed]
+        steps_after = [e["time"] for e in step_events if restarted and e["time"] > restarted[0]]
+        row_fields |= {
+            "detect": detected[0] - killed if detected else None,
+            "recover": steps_after[0] - killed if steps_after else None,
+        }
+        row_fields["repeated"] = len(step_events) - len({event["step"] for event in step_events})
     results = {(path.parent.name, path.stem) for path in run.evals.glob("step_*/*.json")}
-    wanted = {(f"step_{step:08d}", "language") for step in range(EVALUATED, STEPS + 1, EVALUATED)}
-    done = [(event["step"], event["suite"]) for event in events if event["kind"] == "evaluation"]
-    found |= {"evaluations_lost": len(wanted - results), "evaluations_doubled": len(done) - len(set(done))}
-    found["losses"] = [event["loss"] for event in steps(events)]
-    found |= of_mlflow(run, mlflow)
-    return found
+    expected = {(f"step_{step:08d}", "language") for step in range(EVALUATED, STEPS + 1, EVALUATED)}
+    evaluated = [(event["step"], event["suite"]) for event in events if event["kind"] == "evaluation"]
+    row_fields |= {
+        "evaluations_lost": len(expected - results),
+        "evaluations_doubled": len(evaluated) - len(set(evaluated)),
+    }
+    row_fields["losses"] = [event["loss"] for event in steps(events)]
+    row_fields |= mlflow_counts(run, mlflow)
+    return row_fields
 
 
-def of_mlflow(run: RunFolder, mlflow: MlflowServer) -> dict:
-    """Values of the run that MLflow lacks or has twice; read from its database, whether the server is up or not."""
+def mlflow_counts(run: RunFolder, mlflow: MlflowServer) -> dict:
+    """The number of values that MLflow lacks or has twice, from its database, which needs no server."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{mlflow._folder / 'server.db'}")
@@ -212,14 +218,14 @@ def of_mlflow(run: RunFolder, mlflow: MlflowServer) -> dict:
 def undisturbed(root: Path) -> list[float]:
     """The losses of the same training in plain processes."""
     config = load_config("smoke", OVERRIDES)
-    alone = RunFolder(root / "alone")
-    alone.prepare(config, root / "data" / config.data.name)
-    launch(alone, config)
-    return [event["loss"] for event in steps(read_events(alone.events_file))]
+    reference = RunFolder(root / "alone")
+    reference.prepare(config, root / "data" / config.data.name)
+    launch(reference, config)
+    return [event["loss"] for event in steps(read_events(reference.events_file))]
 
 
-def good(row: dict) -> bool:
-    """Whether the run ended as if nothing had been."""
+def succeeded(row: dict) -> bool:
+    """Whether the run ended as an undisturbed one."""
     return (
         row["exit"] == 0
         and row["equal"]
@@ -259,7 +265,7 @@ def main() -> int:
                 row["equal"] = len(losses) == len(reference) and all(
                     abs(a - b) <= 1e-5 * abs(b) for a, b in zip(losses, reference, strict=True)
                 )
-                row |= {"set_up": arguments.set_up, "good": good(row), "load": os.getloadavg()[0]}
+                row |= {"set_up": arguments.set_up, "good": succeeded(row), "load": os.getloadavg()[0]}
                 rows.append(row)
                 ideal = [r["train"] for r in rows if r["kind"] == "none" and r["train"]]
                 for r in rows:

@@ -1,4 +1,4 @@
-"""What failures cost a large run: the training overhead ratio, ideal time over observed time (arXiv 2408.07482).
+"""The cost of failures in a large run: the training overhead ratio, ideal time over observed time (arXiv 2408.07482).
 
     python -m benchmarks.faults.training_overhead --trials benchmarks/results/failures_*.json --out benchmarks/results
 
@@ -43,7 +43,7 @@ TARGETS = {"1,024 GPUs": 0.97, "16,384 GPUs": 0.93}
 
 
 def measure(name: str, folder: Path) -> dict[str, float]:
-    """Seconds and bytes of one checkpoint of a preset: standing still, until complete, checked and loaded."""
+    """Measure bytes and seconds of one checkpoint of a preset: stall, completion, check and load."""
     config = load_config("smoke", ["run.workers=1", "run.zero_stage=1"])
     run = RunFolder(folder / "run")
     run.prepare(config, prepare_data(config, folder))
@@ -77,7 +77,7 @@ def prepare_data(config, folder: Path) -> Path:
 
 
 def ratio(size: float, speed: dict[str, float], detect: float, restart: float, mean_seconds: float) -> dict[str, float]:
-    """The ratio at the best interval for a checkpoint of `size` bytes, with what it is made of, in seconds."""
+    """The ratio at the best interval for a checkpoint of `size` bytes, with its components in seconds."""
     stall, write, load = (size / speed[name] for name in ("stall", "write", "load"))
     interval = max(math.sqrt(2 * stall * mean_seconds), write)  # one at a time
     overhead = stall / interval + (detect + restart + load + interval / 2 + write) / mean_seconds

@@ -1,4 +1,4 @@
-"""How far fp32 decoding drifts from float64: one Mamba-2 and one SKA layer of echo-1m, random weights, token by token.
+"""Drift of fp32 decoding from float64: one Mamba-2 and one SKA layer of echo-1m, random weights, token by token.
 
 Prints, for each tenth of the run, the largest relative error of what SKA reads (y, before its output projection).
 
@@ -15,7 +15,7 @@ from echo_lm.models.model import EchoLM
 
 
 def random_model() -> EchoLM:
-    """Weights of unit gain everywhere: a fresh SKA layer writes nothing, and its gates are half open."""
+    """A model with random weights of unit gain, since a freshly initialised SKA layer has no effect."""
     model = build_model(preset("echo-1m", vocab_size=512, layers=["mamba2", "ska"]))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -26,7 +26,7 @@ def random_model() -> EchoLM:
 
 
 class Reader:
-    """One model and its cache; remembers the last y."""
+    """Decodes with one model and its cache; keeps the last output y."""
 
     def __init__(self, model: EchoLM):
         self.model = model

@@ -22,7 +22,7 @@ BOUNDS = {torch.float32: 5e-3, torch.bfloat16: 2e-2}  # the kernels use tf32 pro
 
 
 def draw(shape: tuple[int, ...], seed: int) -> list[Tensor]:
-    """Inputs of the scan in float64; the decay of a token lies between 0.2 and 0.999."""
+    """Draw inputs of the scan in float64; the decay of a token lies between 0.2 and 0.999."""
     batch, length, heads, width, groups, states = shape
     generator = torch.Generator("cuda").manual_seed(seed)
 
@@ -41,7 +41,7 @@ def draw(shape: tuple[int, ...], seed: int) -> list[Tensor]:
 
 
 def borders(shape: tuple[int, ...]) -> Tensor:
-    """Documents that begin inside rows and inside chunks."""
+    """Borders of documents that begin inside rows and inside chunks."""
     batch, length = shape[:2]
     inner = [row * length + t for row in range(batch) for t in (0, 1, length // 3, length // 2 + 5)]
     return torch.tensor([*inner, batch * length], device="cuda", dtype=torch.int32)
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def seconds(call) -> float:
-    """Of one call, after one to warm up."""
+    """Seconds of one call, after one to warm up."""
     call()
     torch.cuda.synchronize()
     start = time.perf_counter()

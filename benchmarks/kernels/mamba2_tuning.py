@@ -1,4 +1,4 @@
-"""Times of the configurations of mamba-ssm's kernels at the shapes of our models: what `kernels/ssd/tuning.py` goes by.
+"""Times of the configurations of mamba-ssm's kernels at the shapes of our models: the basis of `kernels/ssd/tuning.py`.
 
     ECHO_LM_MAMBA_AUTOTUNE=all python -m benchmarks.kernels.mamba2_tuning --out DIR
 
@@ -36,7 +36,7 @@ SHAPES = [
 
 
 def inputs(model: str, rows: int, length: int, dtype: torch.dtype, documents: bool, state: bool) -> tuple[list, dict]:
-    """Arguments of `ssd_scan` as a layer of the model gives them."""
+    """Arguments of `ssd_scan` as in a layer of the model."""
     config = preset(model)
     mamba = config.mamba2
     heads = mamba.expand * config.d_model // mamba.headdim
@@ -55,14 +55,14 @@ def inputs(model: str, rows: int, length: int, dtype: torch.dtype, documents: bo
 
 
 def measure(shape: tuple) -> list[dict]:
-    """Rows of {kernel, blocks, microseconds} of one shape, forward and backward."""
-    found: dict[tuple, float] = {}
-    seen: list[Autotuner] = []
+    """Measure the rows {kernel, blocks, microseconds} of one shape, forward and backward."""
+    microseconds: dict[tuple, float] = {}
+    cleared_kernels: list[Autotuner] = []
     run = Autotuner.run
 
     def watched(kernel, *arguments, **options):
-        if kernel not in seen:
-            seen.append(kernel)
+        if kernel not in cleared_kernels:
+            cleared_kernels.append(kernel)
             kernel.cache.clear()
             kernel.cache_results = False  # on disk
         before = getattr(kernel, "configs_timings", None)
@@ -70,7 +70,9 @@ def measure(shape: tuple) -> list[dict]:
         timings = getattr(kernel, "configs_timings", None)
         if timings is not before:
             for config, times in timings.items():
-                found[kernel.base_fn.__name__, blocks_of(config), config.num_warps, config.num_stages] = 1e3 * times[0]
+                microseconds[kernel.base_fn.__name__, blocks_of(config), config.num_warps, config.num_stages] = (
+                    1e3 * times[0]
+                )
         return result
 
     model, rows, length, dtype, documents, state = shape
@@ -84,7 +86,7 @@ def measure(shape: tuple) -> list[dict]:
     about = dict(zip(("model", "rows", "length", "dtype", "documents", "state"), shape, strict=True))
     return [
         about | dict(kernel=name, blocks=blocks, warps=warps, stages=stages, microseconds=round(time, 1))
-        for (name, blocks, warps, stages), time in found.items()
+        for (name, blocks, warps, stages), time in microseconds.items()
         if math.isfinite(time)  # one that does not fit into the GPU has no time
     ]
 
@@ -100,17 +102,17 @@ def main() -> int:
     if not torch.cuda.is_available():
         parser.error("no CUDA device is visible: these kernels run on GPUs only")
     name, rows = hardware("cuda"), []
-    card = name.replace("80GB HBM3", "").split()[-1].lower()
+    gpu = name.replace("80GB HBM3", "").split()[-1].lower()
     options.out.mkdir(parents=True, exist_ok=True)
     for shape in SHAPES:
-        found = measure(shape)
-        rows += found
+        shape_rows = measure(shape)
+        rows += shape_rows
         print(*shape)
-        for kernel in dict.fromkeys(row["kernel"] for row in found):
-            times = [f"{row['blocks']} {row['microseconds']:g}" for row in found if row["kernel"] == kernel]
+        for kernel in dict.fromkeys(row["kernel"] for row in shape_rows):
+            times = [f"{row['blocks']} {row['microseconds']:g}" for row in shape_rows if row["kernel"] == kernel]
             print(f"  {kernel:42} us: {', '.join(times)}", flush=True)
         record = {"hardware": name, "date": str(date.today()), "commit": commit(), "rows": rows}
-        write(options.out / f"mamba2_tuning_{card}_{date.today()}.json", record)
+        write(options.out / f"mamba2_tuning_{gpu}_{date.today()}.json", record)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""One sequence-mixing layer with its projections: SKA in every mode and backend beside its rivals, in the same run.
+"""One sequence-mixing layer with its projections: SKA in every mode and backend against other mixers, in the same run.
 
 Needs a CUDA device; mamba-ssm and flash-linear-attention if their rows are wanted. Checks the kernels against float64 first
 and measures nothing if they are wrong. Times are medians of CUDA events over whole layers in bf16; forward + backward gives
@@ -67,7 +67,7 @@ class Through(nn.Module):
 
 
 class First(nn.Module):
-    """The first of what a layer returns."""
+    """Returns the first output of a layer."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -78,20 +78,20 @@ class First(nn.Module):
 
 
 def fla(module: str, name: str, **options) -> nn.Module:
-    """A layer of flash-linear-attention. The __init__ of its packages import every layer, every model and transformers; this
-    needs none of them, so the packages are entered without running it."""
+    """A layer of flash-linear-attention, imported without running the __init__ of its packages, which import every layer,
+    every model and transformers."""
     for package in ("fla", "fla.layers"):
         if package not in sys.modules:
-            found = importlib.util.find_spec(package)
-            if found is None:
+            spec = importlib.util.find_spec(package)
+            if spec is None:
                 raise ImportError("flash-linear-attention is not installed")
-            sys.modules[package] = importlib.util.module_from_spec(found)
+            sys.modules[package] = importlib.util.module_from_spec(spec)
             sys.modules[package].__version__ = version("flash-linear-attention")  # which its modules ask for
     return First(getattr(importlib.import_module(f"fla.layers.{module}"), name)(D_MODEL, **options))
 
 
 def layers() -> dict[tuple[str, str, str], Callable[[], nn.Module]]:
-    """(layer, mode, backend) -> what makes the layer."""
+    """Constructors of layers, by (layer, mode, backend)."""
 
     def ska(mode: str) -> SKA:
         return SKA(D_MODEL, SKAConfig(num_heads=HEADS, rank=RANK, mode=mode, power=1))
@@ -114,7 +114,7 @@ def layers() -> dict[tuple[str, str, str], Callable[[], nn.Module]]:
 
 
 def randomise(layer: nn.Module) -> nn.Module:
-    """Every weight random and not zero; gates open."""
+    """Make every weight random and not zero, with open gates."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in layer.named_parameters():
         with torch.no_grad():
@@ -168,7 +168,7 @@ def errors(mode: str, dtype: torch.dtype, documents: bool) -> float:
 
 
 def empty_device() -> int:
-    """Give back what earlier layers left behind, and count the bytes that stay."""
+    """Free the memory of earlier layers; returns the bytes still allocated."""
     gc.collect()
     torch._C._cuda_clearCublasWorkspaces()  # cuBLAS keeps one for each stream, graphs' streams among them
     torch.cuda.empty_cache()
@@ -181,30 +181,30 @@ def measure(layer: nn.Module, batch: int, length: int) -> dict[str, float]:
     before = empty_device() - weights
     x = torch.randn(batch, length, D_MODEL, device="cuda", dtype=torch.bfloat16).requires_grad_()
     dy = torch.randn_like(x)
-    wanted = [x, *layer.parameters()]
+    inputs = [x, *layer.parameters()]
 
     def forward() -> None:
         with torch.no_grad():
             layer(x)
 
     def both() -> None:
-        torch.autograd.grad(layer(x), wanted, dy, allow_unused=True)
+        torch.autograd.grad(layer(x), inputs, dy, allow_unused=True)
 
-    found = {"forward_ms": time(forward), "forward_backward_ms": time(both)}
+    times = {"forward_ms": time(forward), "forward_backward_ms": time(both)}
     torch.cuda.reset_peak_memory_stats()
     both()
     torch.cuda.synchronize()
-    return found | {"peak_gib": round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)}
+    return times | {"peak_gib": round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)}
 
 
 def measure_graph(layer: nn.Module, batch: int, length: int) -> float:
     """Median milliseconds of forward + backward as a CUDA graph."""
     x = torch.randn(batch, length, D_MODEL, device="cuda", dtype=torch.bfloat16).requires_grad_()
     dy = torch.randn_like(x)
-    wanted = [x, *layer.parameters()]
+    inputs = [x, *layer.parameters()]
 
     def both() -> None:
-        torch.autograd.grad(layer(x), wanted, dy, allow_unused=True)
+        torch.autograd.grad(layer(x), inputs, dy, allow_unused=True)
 
     side = torch.cuda.Stream()  # a capture wants its warm-up beside the default stream
     side.wait_stream(torch.cuda.current_stream())
@@ -233,7 +233,7 @@ def time(step) -> float:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Forward + backward time against length."""
+    """Draw forward + backward time against length."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -241,9 +241,9 @@ def draw(rows: list[dict], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for name in dict.fromkeys((r["layer"], r["mode"], r["backend"]) for r in rows):
-        mine = [r for r in rows if (r["layer"], r["mode"], r["backend"]) == name]
-        times = [r["forward_backward_ms"] * TOKENS / r["tokens"] for r in mine]
-        axes.plot([r["length"] for r in mine], times, marker="o", label=" ".join(name))
+        layer_rows = [r for r in rows if (r["layer"], r["mode"], r["backend"]) == name]
+        times = [r["forward_backward_ms"] * TOKENS / r["tokens"] for r in layer_rows]
+        axes.plot([r["length"] for r in layer_rows], times, marker="o", label=" ".join(name))
     axes.set(xscale="log", yscale="log", xlabel="sequence length (tokens)", ylabel="ms per 32,768 tokens, fwd + bwd")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

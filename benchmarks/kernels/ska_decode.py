@@ -24,7 +24,7 @@ STEPS = 20  # in one graph: the launch of a graph takes longer than a step
 
 
 def state_after(tokens: int, batch: int, dtype: torch.dtype = torch.float32) -> DecodeState:
-    """The state after that many random unit keys: sums of so many have these means and, nearly, these deviations."""
+    """A state with the moments of that after so many random unit keys."""
     generator = torch.Generator("cuda").manual_seed(tokens)
     past = torch.randn(batch, HEADS, 4 * RANK, RANK, generator=generator, device="cuda", dtype=torch.float64)
     gram = past.mT @ past * (tokens / (4 * RANK * RANK))
@@ -45,18 +45,18 @@ def inputs(batch: int) -> list[torch.Tensor]:
 def error(backend: str) -> float:
     """Relative error of 20 steps against float64."""
     q, k, v = inputs(4)
-    found, wanted = state_after(1024, 4), state_after(1024, 4, torch.float64)
+    state, exact_state = state_after(1024, 4), state_after(1024, 4, torch.float64)
     worst = 0.0
     for i in range(20):
         key = k.roll(i, -1)
-        y = ska_step(q, key, v, found, backend=backend).double()
-        exact = ska_step(q.double(), key.double(), v.double(), wanted, backend="torch")
+        y = ska_step(q, key, v, state, backend=backend).double()
+        exact = ska_step(q.double(), key.double(), v.double(), exact_state, backend="torch")
         worst = max(worst, float((y - exact).norm() / exact.norm()))
     return worst
 
 
 def microseconds(batch: int, context: int, backend: str) -> float:
-    """Median of a step, over graphs of STEPS steps."""
+    """Median microseconds of a step, over graphs of STEPS steps."""
     state, (q, k, v) = state_after(context, batch), inputs(batch)
     scale = torch.ones(HEADS, device="cuda")
 
@@ -99,10 +99,10 @@ def main() -> int:
         for batch in (1, 8, 64, 256):
             for context in (1024, 131_072, 1_048_576):
                 # Gram, transition, inverse factor, value map and last key, read and written.
-                moved = 2 * 4 * batch * HEADS * (3 * RANK**2 + WIDTH * RANK + RANK)
+                moved_bytes = 2 * 4 * batch * HEADS * (3 * RANK**2 + WIDTH * RANK + RANK)
                 time = microseconds(batch, context, backend)
-                row = {"backend": backend, "batch": batch, "context": context, "step_us": time, "bytes": moved}
-                row["gb_per_s"] = round(moved / time / 1e3, 1)
+                row = {"backend": backend, "batch": batch, "context": context, "step_us": time, "bytes": moved_bytes}
+                row["gb_per_s"] = round(moved_bytes / time / 1e3, 1)
                 rows.append(row)
                 print(" ".join(f"{value!s:>10}" for value in row.values()), flush=True)
     record = {"hardware": hardware, "date": str(date.today()), "commit": commit()}

@@ -1,4 +1,4 @@
-"""Do the intervals of the loss law hold what they promise? Losses by published constants, noise, fit, count.
+"""Coverage of the loss law's intervals, on losses from published constants with noise.
 
     python -m benchmarks.studies.loss_law_coverage docs/figures/loss_law_coverage.png
 
@@ -22,14 +22,14 @@ DESIGNS = {
 
 
 def intervals(n: np.ndarray, d: np.ndarray, delta: float, replications: int = 100) -> np.ndarray:
-    """`[replications, 2, 2]`: low and high of alpha and beta."""
+    """Intervals of replicated fits, `[replications, 2, 2]`: low and high of alpha and beta."""
     loss = E + A / n**ALPHA + B / d**BETA
-    found = []
+    bounds = []
     for replication in range(replications):
         noise = 0.005 * np.random.default_rng([1, replication]).standard_normal(len(n))
         fit = fit_loss(n, d, loss * np.exp(noise), delta=delta, bootstrap=500, seed=replication)
-        found.append([interval(fit, fit.resampled[:, 3]), interval(fit, fit.resampled[:, 4])])
-    return np.array(found)
+        bounds.append([interval(fit, fit.resampled[:, 3]), interval(fit, fit.resampled[:, 4])])
+    return np.array(bounds)
 
 
 def main(path: Path) -> None:

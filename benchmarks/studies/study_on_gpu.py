@@ -1,12 +1,12 @@
-"""A study on a lent machine, sitting by sitting: each goes on where the one before it stopped.
+"""Run a study on a GPU machine in time-limited sessions, each of which resumes the one before.
 
     python -m benchmarks.studies.study_on_gpu study-code-h100 --data DIR --out DIR --seconds 560
     python -m benchmarks.studies.study_on_gpu study-code-h100 --data DIR --out DIR --seconds 560 --archive study-code-h100.tar.xz
 
-The dataset is prepared already, or is made now. DIR gets `NAME.tar.xz`: the study's folder with the cells that have a record,
-without weights; it is written anew after every cell, so that a machine that is taken away takes only what is at work. A cell
-that is predicted to end later is not begun; one that is at work when the time is up begins anew in the next sitting. Unpack the
-archive anywhere: `echo-lm study status`, `report` and `track` work on it. All GPUs that are visible are used.
+The dataset is prepared unless it exists. DIR gets `NAME.tar.xz`: the study's folder with its finished cells, without weights; it
+is rewritten after every cell, so that losing the machine loses only running cells. A cell that is predicted to end later is not
+started; one that runs when the time is up restarts in the next session. Unpack the archive anywhere: `echo-lm study status`,
+`report` and `track` work on it. All visible GPUs are used.
 Nothing here needs Ray or MLflow.
 On a bare GPU machine: `source docker/offline/use_bundle.sh` first.
 """
@@ -30,10 +30,10 @@ from echo_lm.orchestration.studies.config import StudyConfig, load_study
 from echo_lm.orchestration.studies.export import import_study
 from echo_lm.orchestration.studies.run import StudyFolder
 
-PACKING = 30.0  # seconds that are kept for it, and for the end of what is at work
-LOOK_SECONDS = 2.0  # between looks at what is done
+PACKING = 30.0  # seconds reserved for packing, and for ending running cells
+POLL_SECONDS = 2.0  # between checks for finished cells
 STARTING = 15.0  # until `study run` begins to count
-LEFT_OUT = (".safetensors", ".tmp")  # weights, and files that are being written
+EXCLUDED = (".safetensors", ".tmp")  # weights, and files that are being written
 
 
 def main() -> int:
@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument("study", help="a study's name or its YAML file")
     parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--out", type=Path, required=True, help="folder of NAME.tar.xz")
-    parser.add_argument("--archive", type=Path, help="NAME.tar.xz of an earlier sitting, or a report's study.json")
-    parser.add_argument("--seconds", type=float, required=True, help="of this sitting, packing included")
+    parser.add_argument("--archive", type=Path, help="NAME.tar.xz of an earlier session, or a report's study.json")
+    parser.add_argument("--seconds", type=float, required=True, help="of this session, packing included")
     options = parser.parse_args()
     until = time.monotonic() + options.seconds - PACKING
     try:
@@ -59,9 +59,9 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with scratch:
         config = on_this_machine(study, Path(scratch.name) / "study.yaml")
-        allowed = max(1.0, until - time.monotonic() - STARTING)
-        places = ["--studies", str(folder.path.parent), "--data", str(options.data)]
-        process = start(["study", "run", str(config), *places, "--for", f"{allowed:.0f}s"])
+        cell_seconds = max(1.0, until - time.monotonic() - STARTING)
+        folders = ["--studies", str(folder.path.parent), "--data", str(options.data)]
+        process = start(["study", "run", str(config), *folders, "--for", f"{cell_seconds:.0f}s"])
         archive = options.out / f"{study.name}.tar.xz"
         try:
             pack_while_running(process, folder, archive, until)
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def unpack(archive: Path, folder: StudyFolder) -> None:
-    """What an earlier sitting left, into the study's folder.
+    """Unpack the archive of an earlier session into the study's folder.
 
     Raises:
         UserError: it holds no cells of this study.
@@ -92,7 +92,7 @@ def unpack(archive: Path, folder: StudyFolder) -> None:
 
 
 def on_this_machine(study: StudyConfig, path: Path) -> Path:
-    """The study as a file that says how many GPUs there are, if it is for GPUs."""
+    """Write the study's configuration with the number of visible GPUs; returns its path."""
     values = study.model_dump(mode="json", exclude_unset=True)
     count = torch.cuda.device_count()
     if count and study.hardware.device == "cuda":
@@ -102,22 +102,22 @@ def on_this_machine(study: StudyConfig, path: Path) -> Path:
 
 
 def pack_while_running(process: subprocess.Popen, folder: StudyFolder, archive: Path, until: float) -> None:
-    """Wait for the process until then (monotonic seconds), and pack after every cell.
+    """Wait for the process until `until` (monotonic seconds), and pack after every cell.
 
     Raises:
         subprocess.TimeoutExpired: it runs longer.
     """
     packed = 0
     while time.monotonic() < until:
-        done = len(list(folder.runs.glob(f"*/{result_file(Path()).name}")))
-        if done > packed:
+        finished = len(list(folder.runs.glob(f"*/{result_file(Path()).name}")))
+        if finished > packed:
             try:
                 pack(folder, archive)
-                packed = done
-            except (OSError, UserError) as error:  # a file came or went under our hands: the next look packs
+                packed = finished
+            except (OSError, UserError) as error:  # a file changed meanwhile: the next check packs
                 print(f"not packed: {error}", flush=True)
         try:
-            process.wait(timeout=LOOK_SECONDS)
+            process.wait(timeout=POLL_SECONDS)
             return
         except subprocess.TimeoutExpired:
             continue
@@ -125,16 +125,16 @@ def pack_while_running(process: subprocess.Popen, folder: StudyFolder, archive: 
 
 
 def pack(folder: StudyFolder, archive: Path) -> None:
-    """The study's own files and the cells that are done."""
+    """Pack the study's own files and its finished cells."""
     runs = sorted(folder.runs.glob("*"))
-    done = [run for run in runs if result_file(run).is_file()]
+    finished = [run for run in runs if result_file(run).is_file()]
     others = [path for path in folder.path.glob("*") if path != folder.runs and path.name != "leases"]
     with write_aside(archive) as aside, tarfile.open(aside, "w:xz", preset=1) as file:  # 1 s instead of 15
-        for path in sorted([*others, *done]):
+        for path in sorted([*others, *finished]):
             name = str(path.relative_to(folder.path.parent))
-            file.add(path, name, filter=lambda entry: None if entry.name.endswith(LEFT_OUT) else entry)
+            file.add(path, name, filter=lambda entry: None if entry.name.endswith(EXCLUDED) else entry)
     size = archive.stat().st_size / 2**20
-    print(f"{archive}: {len(done)} cells done, {len(runs) - len(done)} begun, {size:.1f} MiB", flush=True)
+    print(f"{archive}: {len(finished)} cells done, {len(runs) - len(finished)} begun, {size:.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":

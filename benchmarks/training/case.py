@@ -1,4 +1,4 @@
-"""One training case: a model under DeepSpeed on random tokens, built, stepped and closed; used by the throughput scripts."""
+"""A training case for the throughput scripts: a model under DeepSpeed on random tokens."""
 
 import contextlib
 import time
@@ -70,7 +70,7 @@ def random_batch(rows: int, length: int, vocabulary: int):
 
 
 class Case:
-    """A model on this rank, ready to step. Every rank of the process group makes it together."""
+    """A model and its engine on this rank; made by all ranks of the process group together."""
 
     def __init__(self, config, batch=None):
         import torch
@@ -94,26 +94,26 @@ class Case:
         self.garbage = self.open.enter_context(GarbageCollection())
 
     def close(self) -> None:
-        """Let go of everything; the case's memory is free after `gc.collect()` once nobody holds it."""
+        """Release the engine; the case's memory is free after `gc.collect()` once it is unreferenced."""
         self.open.close()
         self.engine.destroy()
 
     def step(self, batch=None, learning_rate: float = 1e-4) -> tuple[float, float]:
-        """Seconds and loss of one step, from nothing to do to everything done."""
+        """Run one step; returns its seconds, between two synchronizations of the device, and its loss."""
         import torch
 
         from echo_lm.pipeline.update import update
 
         self.wait()
         started = time.perf_counter()
-        done = update(
+        result = update(
             self.engine, batch or self.batch, learning_rate, self.config, self.mesh, flags=[], gate_penalty=0.0
         )
         self.garbage.collect()
         self.wait()
-        loss = done.metrics["loss"]
-        if not done.applied or not torch.tensor(loss).isfinite():
-            raise RuntimeError(f"loss {loss}, gradient norm {done.metrics['grad_norm']}: a step that trains nothing")
+        loss = result.metrics["loss"]
+        if not result.applied or not torch.tensor(loss).isfinite():
+            raise RuntimeError(f"loss {loss}, gradient norm {result.metrics['grad_norm']}: a step that trains nothing")
         return time.perf_counter() - started, loss
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""What evaluations on other cores cost the training: step times and checkpoints, with and without a full queue of suites.
+"""The cost of evaluations on other cores for the training: step times and checkpoints, with and without a full queue of suites.
 
     python -m benchmarks.training.evaluation_beside_training data benchmarks/results/evaluation_beside_training_HARDWARE_DATE.json
 
@@ -39,7 +39,7 @@ BUSY_SHARE = 0.5  # of a core: less than that, and the queue was not busy in its
 
 @contextmanager
 def pinned(core: int, *command: str) -> Iterator[subprocess.Popen]:
-    """A command and its children on one core; killed at the end."""
+    """Context with a command and its children on one core; killed at the end."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -62,7 +62,7 @@ def pinned(core: int, *command: str) -> Iterator[subprocess.Popen]:
 
 
 def cpu_seconds(group: int) -> float:
-    """CPU time of a process group so far, ended children included."""
+    """CPU seconds of a process group so far, ended children included."""
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -73,27 +73,27 @@ def cpu_seconds(group: int) -> float:
 
 
 def machine_seconds() -> float:
-    """CPU time of everything on the machine so far."""
+    """CPU seconds of all processes of the machine so far."""
     times = psutil.cpu_times()
     return times.user + times.nice + times.system  # evaluations are niced
 
 
 def measure(training: int, watcher: int) -> tuple[list[dict], int]:
-    """The windows of the fours that count, and how many fours did not.
+    """Measure groups of four windows; returns the windows of valid groups and the number of invalid groups.
 
     Each has `four`, `busy`, `start`, `end` (unix seconds), and of a core: `cpu_share` of the evaluations, `others_share`.
     """
     windows: list[dict] = []
     for trial in range(MOST_FOURS):
         four = []
-        for busy in (False, True, True, False):
-            os.killpg(watcher, signal.SIGCONT if busy else signal.SIGSTOP)
+        for evaluating in (False, True, True, False):
+            os.killpg(watcher, signal.SIGCONT if evaluating else signal.SIGSTOP)
             start, before = time.time(), (cpu_seconds(training), cpu_seconds(watcher), machine_seconds())
             time.sleep(WINDOW_SECONDS)
             end, after = time.time(), (cpu_seconds(training), cpu_seconds(watcher), machine_seconds())
             train, evaluations, whole = ((b - a) / (end - start) for a, b in zip(before, after, strict=True))
             shares = {"cpu_share": evaluations, "others_share": whole - train - evaluations}
-            four.append({"four": len(windows) // 4, "busy": busy, "start": start, "end": end, **shares})
+            four.append({"four": len(windows) // 4, "busy": evaluating, "start": start, "end": end, **shares})
         if max(window["others_share"] for window in four) <= OTHERS_SHARE:
             windows += four
         if len(windows) == 4 * FOURS:
@@ -112,14 +112,14 @@ def summarise(windows: list[dict], events: list[dict], every: int) -> dict:
         due = [step for step in inside if step % every == 0 and step in written]
         window["checkpoints"] = [[written[step][key] for key in ("seconds", "stall_seconds")] for step in due]
 
-    def mean(four: int, busy: bool) -> float:
-        return float(np.mean([w["seconds_a_step"] for w in windows if w["four"] == four and w["busy"] == busy]))
+    def mean(four: int, evaluating: bool) -> float:
+        return float(np.mean([w["seconds_a_step"] for w in windows if w["four"] == four and w["busy"] == evaluating]))
 
     slowdowns = [mean(four, True) / mean(four, False) - 1 for four in range(FOURS)]
     interval = bootstrap((slowdowns,), np.mean, method="basic", rng=0).confidence_interval
     kinds = {}
-    for busy, name in ((False, "idle"), (True, "busy")):
-        some = [window for window in windows if window["busy"] == busy]
+    for evaluating, name in ((False, "idle"), (True, "busy")):
+        some = [window for window in windows if window["busy"] == evaluating]
         checkpoints = np.array([one for window in some for one in window["checkpoints"]]).reshape(-1, 2)
         kinds[name] = {
             "seconds_a_step": float(np.mean([window["seconds_a_step"] for window in some])),

@@ -31,7 +31,7 @@ Steps = dict[int, dict[str, Any]]
 
 
 class Refused(Exception):
-    """A mistake or a failure that one line explains."""
+    """A wrong argument or a failed training, explained in one line."""
 
 
 def main() -> None:
@@ -80,16 +80,16 @@ def train(command: str, recipe: str, overrides: list[str], place: Path, console:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ECHO_LM_")}
     environment |= {"PYTHONPATH": str(place / "modules"), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", command, "train", recipe, *overrides],
         cwd=work,
         env=environment,
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Refused(f"the training failed: {said[-1]}")
+    if process.returncode:
+        error_lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        raise Refused(f"the training failed: {error_lines[-1]}")
     steps = read_steps(work)
     console.print(f"  {len(steps)} steps, {time.monotonic() - started:.0f} s", markup=False)
     return steps
@@ -104,10 +104,10 @@ def checkout(revision: str, folder: Path) -> Path:
     if Path(revision).is_dir():
         return Path(revision).resolve()
     # An archive, since a worktree would stay registered in the repository if this process were killed.
-    done = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=tar", revision], capture_output=True)
-    if done.returncode:
+    process = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=tar", revision], capture_output=True)
+    if process.returncode:
         raise Refused(f"{revision!r} is neither a folder nor a revision of {ROOT}")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(process.stdout)) as archive:
         archive.extractall(folder, filter="data")
     return folder
 
@@ -153,9 +153,9 @@ def read_steps(work: Path) -> Steps:
 def report(old: Steps, new: Steps, console: Console) -> int:
     """Print a table of what was compared and return how many numbers differ, a step of one revision alone included."""
     both = sorted(old.keys() & new.keys())
-    alone = sorted(old.keys() ^ new.keys())
+    unmatched = sorted(old.keys() ^ new.keys())
     table = Table("number", "steps compared", "different", "first difference")
-    total = len(alone)
+    total = len(unmatched)
     for field in FIELDS:
         measured = [step for step in both if field in old[step] or field in new[step]]
         # Both were read from decimal digits that name one float64 each, so equal numbers have equal bits.
@@ -167,8 +167,8 @@ def report(old: Steps, new: Steps, console: Console) -> int:
         table.add_row(field, str(len(measured)), str(len(differing)), first)
         total += len(differing)
     console.print(table)
-    if alone:
-        console.print(f"{len(alone)} steps are in one run alone, the first is {alone[0]}")
+    if unmatched:
+        console.print(f"{len(unmatched)} steps are in one run alone, the first is {unmatched[0]}")
     console.print("the same, bit for bit" if not total else f"DIFFERENT: {total} numbers")
     return total
 

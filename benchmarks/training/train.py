@@ -37,7 +37,7 @@ OUT_OF_MEMORY, NO_PLAN = "out of memory", 3
 
 
 def plans(length: int, tokens: int, largest: int, only_checkpointed: bool) -> list[tuple[int, bool]]:
-    """Rows of a micro-batch and whether activations are checkpointed, in the order in which they are tried."""
+    """Candidate plans, in order: rows of a micro-batch, and whether activations are checkpointed."""
     rows = tokens // length
     sizes = [size for size in (2**i for i in range(20, -1, -1)) if rows % size == 0 and size * length <= largest]
     sizes = sizes or [1]
@@ -46,11 +46,11 @@ def plans(length: int, tokens: int, largest: int, only_checkpointed: bool) -> li
 
 
 def fit(model: str, length: int, tokens: int, options: argparse.Namespace) -> tuple[Case, tuple[int, bool], float]:
-    """The case under the first plan that fits into memory, warmed up, and its first loss."""
+    """Build the case under the first plan that fits into memory, warmed up; returns it with the plan and its first loss."""
     import torch
 
-    tried = plans(length, tokens, options.microbatch_tokens, only_checkpointed=length > 2**17)
-    for plan in tried:
+    candidates = plans(length, tokens, options.microbatch_tokens, only_checkpointed=length > 2**17)
+    for plan in candidates:
         case = None
         try:
             rows, checkpointed = plan
@@ -80,7 +80,7 @@ def fit(model: str, length: int, tokens: int, options: argparse.Namespace) -> tu
 
 
 def measure(model: str, length: int, tokens: int, options: argparse.Namespace) -> dict:
-    """The row of one case."""
+    """Measure one case; returns its row."""
     import torch
 
     from echo_lm.models.accounting import GIB, training_flops
@@ -111,7 +111,7 @@ def measure(model: str, length: int, tokens: int, options: argparse.Namespace) -
 
 
 def prewarm(cases: list[tuple[str, int]], options: argparse.Namespace) -> None:
-    """Compile the kernels of all models at once, one process a model: what is compiled lies in the caches on disk.
+    """Compile the kernels of all models in parallel, one process per model, into the caches on disk.
 
     One row of the shortest length is enough: the kernels of the scan and of SKA are the same at every length.
     """
@@ -132,7 +132,7 @@ def prewarm(cases: list[tuple[str, int]], options: argparse.Namespace) -> None:
 
 
 def start(model: str, length: int, options: argparse.Namespace, tail: list[str]) -> subprocess.Popen:
-    """A process that measures one case and prints its row as the last line. Options in `tail` win."""
+    """Start a process that measures one case and prints its row as the last line; options in `tail` take precedence."""
     command = [
         sys.executable,
         "-m",
@@ -151,7 +151,7 @@ def start(model: str, length: int, options: argparse.Namespace, tail: list[str])
 
 
 def run_case(model: str, length: int, options: argparse.Namespace) -> dict:
-    """The row of a case, or one that says in `failed` why there is none."""
+    """Run a case; returns its row, or one with the reason in `failed`."""
     one_sequence = ["--step-tokens", str(length), "--steps", "2"] if (model, length) == options.longest else []
     process = start(model, length, options, one_sequence)
     try:

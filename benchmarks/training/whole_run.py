@@ -1,4 +1,4 @@
-"""A whole run on one machine with a GPU or two: trained, killed in the middle, gone on with, every checkpoint evaluated beside it.
+"""A whole run on a machine with one or two GPUs: trained, killed, resumed, every checkpoint evaluated meanwhile.
 
     python -m benchmarks.training.whole_run --data data --out DIR  # the recipe linux-50m; a second GPU evaluates
     python -m benchmarks.training.whole_run --recipe smoke --kill-at 15 --device cpu --data data --out DIR  # does the script work?
@@ -68,15 +68,15 @@ def main() -> int:
 
 
 def start(arguments: list[str], gpu: int | None = None) -> subprocess.Popen:
-    """An `echo-lm` command on that one of the visible GPUs or on the last one there is; on all of them if None."""
-    ask = "import torch; print(torch.cuda.device_count())"
-    count = int(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout or 0)
-    place = {"CUDA_VISIBLE_DEVICES": visible_gpus([min(gpu, count - 1)])} if count and gpu is not None else {}
-    return subprocess.Popen([*COMMAND, *arguments], env=os.environ | place, stdin=subprocess.DEVNULL)
+    """Start an `echo-lm` command on the visible GPU `gpu`, at most the last one; on all of them if None."""
+    code = "import torch; print(torch.cuda.device_count())"
+    count = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout or 0)
+    environment = {"CUDA_VISIBLE_DEVICES": visible_gpus([min(gpu, count - 1)])} if count and gpu is not None else {}
+    return subprocess.Popen([*COMMAND, *arguments], env=os.environ | environment, stdin=subprocess.DEVNULL)
 
 
 def kill(process: subprocess.Popen) -> None:
-    """kill -9, the process and all that it started."""
+    """Kill (-9) the process and all of its children."""
     if process.poll() is None:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in family:
@@ -85,17 +85,17 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def wait_for_run(runs: Path, process: subprocess.Popen, until: float) -> RunFolder:
-    """The run's folder, once its configuration is there."""
+    """Wait for the run's folder with its configuration; exits when the command failed."""
     while time.monotonic() < until and process.poll() is None:
-        if found := list(runs.glob("*/config.yaml")):
-            return RunFolder(found[0].parent)
+        if configs := list(runs.glob("*/config.yaml")):
+            return RunFolder(configs[0].parent)
         time.sleep(0.2)
-    # What the command was given is wrong, and it has said so.
+    # The command refused its arguments and printed the reason.
     sys.exit(process.poll() or "no run has begun: no time was left")
 
 
 def last_step(run: RunFolder) -> int:
-    """Of the steps in events.jsonl; a line that is being written does not count."""
+    """The last step in events.jsonl, without a line that is being written."""
     steps = [0]
     for line in run.events_file.read_text().splitlines() if run.events_file.is_file() else ():
         if line.endswith("}") and '"step"' in line:
@@ -104,17 +104,17 @@ def last_step(run: RunFolder) -> int:
 
 
 def kill_at(run: RunFolder, process: subprocess.Popen, step: int, until: float) -> int | None:
-    """Kill the training once `step` is done; what it had done, or None if it ended by itself."""
+    """Kill the training once `step` is done; returns its last step, or None if it ended by itself."""
     while time.monotonic() < until and process.poll() is None:
-        if (done := last_step(run)) >= step:
+        if (last := last_step(run)) >= step:
             kill(process)
-            return done
+            return last
         time.sleep(0.1)
     return None
 
 
 def await_end(process: subprocess.Popen, until: float) -> None:
-    """The end of the training."""
+    """Wait for the end of the training, or end it at `until`."""
     try:
         process.wait(timeout=max(1.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -123,29 +123,29 @@ def await_end(process: subprocess.Popen, until: float) -> None:
 
 
 def await_evaluations(run: RunFolder, until: float) -> None:
-    """A result of every suite on every checkpoint."""
+    """Wait for the results of every suite on every checkpoint, at most until `until`."""
     names = [load_suite(suite).name for suite in run.load_config().evaluation.suites]
     while time.monotonic() < until:
-        wanted = [
+        results = [
             run.evals / folder.name / f"{name}.json" for folder, _ in complete_checkpoints(run.path) for name in names
         ]
-        if all(path.is_file() for path in wanted):
+        if all(path.is_file() for path in results):
             return
         time.sleep(0.5)
     print("not every evaluation is there: no time was left", flush=True)
 
 
 def table(run: RunFolder) -> None:
-    """What the evaluations found, checkpoint by checkpoint."""
+    """Print the results of the evaluations, checkpoint by checkpoint."""
     for path in sorted(run.evals.glob("step_*/*.json")):
         metrics = json.loads(path.read_text()).get("metrics", {})
-        shown = {key: round(value, 4) for key, value in sorted(metrics.items()) if value is not None}
-        print(path.parent.name, path.stem, dict(list(shown.items())[:40]), flush=True)
+        values = {key: round(value, 4) for key, value in sorted(metrics.items()) if value is not None}
+        print(path.parent.name, path.stem, dict(list(values.items())[:40]), flush=True)
     print(f"last step {last_step(run)}", flush=True)
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """The run folder without weights."""
+    """Pack the run folder without weights."""
     with write_aside(archive) as aside:
         with tarfile.open(aside, "w:xz") as file:
             file.add(folder, folder.name, filter=lambda entry: None if entry.name.endswith(".safetensors") else entry)

@@ -1,4 +1,4 @@
-"""A training batch."""
+"""A training batch: tokens, labels, loss mask and document borders."""
 
 from dataclasses import dataclass, replace
 
@@ -9,16 +9,16 @@ from ...models.common.errors import UserError
 
 @dataclass(frozen=True)
 class Batch:
-    """`B` rows of `T` tokens.
+    """A training batch of `B` rows of `T` tokens.
 
     Attributes:
         tokens: int64 `[B, T]`, inputs.
-        labels: int64 `[B, T]`, what is predicted at each position; already shifted.
-        loss_mask: float32 `[B, T]`, the weight of the label: 0 where it does not count, 1 in text.
+        labels: int64 `[B, T]`, the token to predict at each position; already shifted.
+        loss_mask: float32 `[B, T]`, the weight of the label in the loss: 0 for none, 1 in text.
         cu_seqlens: int32 `[documents + 1]`, borders in the flattened `B * T` tokens; every row start is one.
         is_recall: bool `[B]`, which rows are recall; the others are text.
-        whole_rows: no document begins inside a row, in this batch and in all others of the run: kernels that know no borders
-            serve. Not by chance: a run of both kinds would compile its kernels twice, the second time in its middle.
+        whole_rows: no document begins inside a row, in this batch and all others of the run, so that kernels without borders
+            can be used. A property of the run, since a change between batches would recompile the kernels.
     """
 
     tokens: torch.Tensor
@@ -31,10 +31,10 @@ class Batch:
     def rows(self, rank: int, world_size: int) -> "Batch":
         """The `rank`-th of `world_size` equal groups of consecutive rows, with its own `cu_seqlens` from 0.
 
-        Also cuts a rank's rows into microbatches.
+        Also splits a rank's rows into micro-batches.
 
         Raises:
-            UserError: the rows cannot be dealt out evenly.
+            UserError: `world_size` does not divide the number of rows.
         """
         if len(self.tokens) % world_size:
             raise UserError(f"{len(self.tokens)} rows cannot be dealt out evenly to {world_size}: use a multiple of it")

@@ -1,4 +1,4 @@
-"""A prepared dataset, opened for reading: tokens stay on disk, memory-mapped."""
+"""Reading a prepared dataset; tokens stay on disk, memory-mapped."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -45,16 +45,16 @@ class TokenStream:
         return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
     def document_starts(self, start: int, stop: int) -> np.ndarray:
-        """Positions in `start` to `stop`, `stop` excluded, where a document begins; int64, ascending."""
-        found = [np.empty(0, dtype=np.int64)]
+        """Positions from `start` to `stop`, `stop` excluded, at which a document begins; int64, ascending."""
+        starts = [np.empty(0, dtype=np.int64)]
         for i, a, b in self._overlaps(start, stop):
             offsets = self._documents[i][:-1]
             first, last = np.searchsorted(offsets, [a, b])
-            found.append(offsets[first:last] + self._starts[i])
-        return np.concatenate(found)
+            starts.append(offsets[first:last] + self._starts[i])
+        return np.concatenate(starts)
 
     def continues(self, position: int) -> bool:
-        """Whether the token at `position` belongs to the document of the one before it."""
+        """Whether the token at `position` belongs to the same document as the token before it."""
         return position < self.num_tokens and not len(self.document_starts(position, position + 1))
 
     @property
@@ -64,7 +64,7 @@ class TokenStream:
 
     @cached_property
     def document_offsets(self) -> np.ndarray:
-        """Where documents begin, and the end: int64 `[num_documents + 1]`, in memory."""
+        """Start positions of all documents, and the end: int64 `[num_documents + 1]`, in memory."""
         return np.append(self.document_starts(0, self.num_tokens), self.num_tokens)
 
     def document(self, index: int) -> np.ndarray:
@@ -73,7 +73,7 @@ class TokenStream:
         return self.read(int(start), int(stop))
 
     def _overlaps(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Shards that hold tokens `start` to `stop`: number, first and last position in the shard."""
+        """The shards with tokens `start` to `stop`: number, start and stop position in the shard."""
         overlaps = []
         i = max(bisect_right(self._starts, start) - 1, 0)
         while i < len(self.shards) and self._starts[i] < stop:
@@ -96,7 +96,7 @@ class Dataset:
 
         Args:
             folder: `data/<name>`.
-            verify: hash every shard too, which reads it all.
+            verify: hash every shard too, which reads all of them.
 
         Raises:
             UserError: not prepared to the end, a file is missing or corrupt, or the tokenizer is not the data's.
@@ -107,7 +107,7 @@ class Dataset:
         return cls(folder, manifest)
 
     def split(self, name: Split, source: str | None = None) -> TokenStream:
-        """The tokens of "train" or "heldout"; of one source only, if named.
+        """The tokens of split "train" or "heldout", of all sources or one.
 
         Raises:
             UserError: there is no such split or source.
@@ -121,5 +121,5 @@ class Dataset:
         return TokenStream(self.folder, shards, token_dtype(self.manifest.dtype))
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the tokens."""
+        """The dataset's tokenizer."""
         return load_tokenizer(self.folder)

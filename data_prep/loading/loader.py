@@ -17,7 +17,7 @@ from .text_rows import Row, TextRows
 
 @dataclass(frozen=True)
 class SourceUse:
-    """What a run takes from a source: `epochs` is how often it sees the source's text; None where nothing repeats."""
+    """The use of a source by a run: `epochs` is how often its text is repeated; None for generated recall."""
 
     name: str
     share: float
@@ -26,20 +26,20 @@ class SourceUse:
 
 
 class BatchLoader:
-    """Batches of `batch_sequences` rows of `sequence_length` tokens, mixed of text and recall inside each batch.
+    """Loads batches of `batch_sequences` rows of `sequence_length` tokens, text and recall mixed inside each batch.
 
-    Recall rows are spread evenly over all rows of a run: any stretch of rows, be it a rank's or a step's, holds its share to
-    within one row, and a batch too small for its share holds a recall row every few steps.
+    Recall rows are spread evenly over all rows of a run: any stretch of rows, of a rank or a step, holds its share to within
+    one row; a batch too small for its share has a recall row every few steps.
 
-    Nothing is kept from step to step: any process can compute any step, and a resumed run repeats the same batches.
+    The loader is stateless: any process can compute any step, and a resumed run repeats the same batches.
 
     Args:
-        dataset: the text, and the tokenizer whose reserved tokens the recall rows are written in; None for recall
-            alone, in a vocabulary of its own that starts at 0.
-        mixture: what the rows are.
+        dataset: the text, and the tokenizer with the reserved tokens of recall rows; None for recall alone, with a
+            vocabulary that starts at id 0.
+        mixture: the shares of text sources and recall.
         sequence_length: tokens of a row, `T`.
         batch_sequences: rows of the whole batch, all ranks together, `B`.
-        seed: chooses the order of the text and the recall sequences.
+        seed: of the order of the text and of the recall sequences.
 
     Raises:
         UserError: the mixture does not fit the dataset or the sequence length.
@@ -64,7 +64,7 @@ class BatchLoader:
                 f"recall sequences of {max(recall.lengths)} tokens do not fit a row of {sequence_length}: "
                 "lower recall.lengths or raise the sequence length"
             )
-        # Of a share, the decimal number that was written: as a binary fraction 0.05 of 20 rows would miss a row now and then.
+        # The exact decimal number: in binary, 0.05 of 20 rows would sometimes be no row.
         self.recall_share = Fraction(str(recall.share)) if recall else Fraction(0)
 
         self.whole_rows = bool(recall) and self.recall_share == 1 and set(recall.lengths) == {sequence_length}
@@ -76,7 +76,7 @@ class BatchLoader:
             self.text = TextRows(dataset, mixture, sequence_length=sequence_length, seed=seed)
 
     def batch(self, step: int) -> Batch:
-        """The whole batch of a step, from 0; `.rows(rank, world_size)` is what one rank takes."""
+        """The whole batch of a step, from 0; `.rows(rank, world_size)` selects the rows of a rank."""
         first = step * self.batch_sequences
         recall_rows = [self._recall_rows(first + i) for i in range(self.batch_sequences + 1)]
         flags = np.diff(recall_rows).astype(bool)
@@ -102,7 +102,7 @@ class BatchLoader:
         )
 
     def describe(self, steps: int) -> list[SourceUse]:
-        """What `steps` steps take from every source of text and from the recall generators, on average."""
+        """The average use of every text source and of recall in `steps` steps."""
         uses, rows = [], steps * self.batch_sequences
         recall_share = float(self.recall_share)
         if self.text:
@@ -115,26 +115,28 @@ class BatchLoader:
         return uses
 
     def _recall_rows(self, rows: int) -> int:
-        """How many of the run's first rows are recall."""
+        """The number of recall rows among the run's first `rows` rows."""
         return int(rows * self.recall_share)
 
     def _recall_row(self, recall: RecallMixtureConfig, step: int, row: int) -> Row:
-        """As many sequences of one task, length and number of pairs as fit; each is a document of its own.
+        """A row of as many recall sequences, of one task, length and number of pairs, as fit; each is a document.
 
-        What is left at the end of the row is a document of noise that no loss counts.
+        The remainder of the row is a document of noise without labels.
         """
         generator = seeded_generator("training", "recall", self.seed, step, row)
         task = recall.tasks[generator.integers(len(recall.tasks))]
         length = recall.lengths[generator.integers(len(recall.lengths))]
         pairs = recall.pairs[generator.integers(len(recall.pairs))]
         sequences, rest = divmod(self.sequence_length, length)
-        found = generate(
+        recall_batch = generate(
             task, sequences=sequences, length=length, pairs=pairs, generator=generator, vocabulary=self.vocabulary
         )
         noise = self.vocabulary.draw(self.vocabulary.seen_noise, (rest,), generator)
         return Row(
-            tokens=np.append(found.tokens, noise),
-            labels=np.append(found.labels, np.zeros(rest, dtype=np.int64)),
-            loss_mask=np.append(found.loss_mask * np.float32(recall.loss_weight), np.zeros(rest, dtype=np.float32)),
+            tokens=np.append(recall_batch.tokens, noise),
+            labels=np.append(recall_batch.labels, np.zeros(rest, dtype=np.int64)),
+            loss_mask=np.append(
+                recall_batch.loss_mask * np.float32(recall.loss_weight), np.zeros(rest, dtype=np.float32)
+            ),
             borders=np.arange(0, self.sequence_length, length),
         )

@@ -1,4 +1,4 @@
-"""Rows of whole documents: best-fit packing (arXiv 2404.10830), which cuts only what is longer than a row."""
+"""Best-fit packing of whole documents into rows (arXiv 2404.10830), which cuts only documents longer than a row."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from .dataset import TokenStream
 class PackedRows:
     """The documents of a stream as rows of `length` tokens, each document whole in one row if it fits.
 
-    A longer document gives as many full rows as it holds, and its rest is packed like a document of its own. Pieces are
-    placed longest first, each in the fullest row that still takes it, so the result depends on the lengths alone.
+    A longer document fills full rows, and its remainder is packed like a document of its own. Pieces are placed longest first,
+    each in the fullest row with room for it, so the packing depends on the lengths alone.
     """
 
     def __init__(self, stream: TokenStream, length: int) -> None:
@@ -33,13 +33,13 @@ class PackedRows:
         return len(self._first) - 1
 
     def pieces(self, row: int) -> list[tuple[int, int]]:
-        """Where the pieces of a row lie in the stream: start and end, end excluded."""
+        """The pieces of a row as positions in the stream: start and end, end excluded."""
         part = slice(self._first[row], self._first[row + 1])
         return [(int(a), int(a + n)) for a, n in zip(self._starts[part], self._sizes[part], strict=True)]
 
 
 def best_fit(sizes: np.ndarray, length: int) -> np.ndarray:
-    """The row, from 0, of each size: the fullest that takes it, or a new one.
+    """Assign each size to a row, from 0: the fullest with room for it, or a new one.
 
     Args:
         sizes: int `[n]`, from 1 to `length`, longest first.
@@ -48,7 +48,7 @@ def best_fit(sizes: np.ndarray, length: int) -> np.ndarray:
         int64 `[n]`.
     """
     rows = np.empty(len(sizes), dtype=np.int64)
-    open_rows: dict[int, list[int]] = {}  # by the room that is left
+    open_rows: dict[int, list[int]] = {}  # by remaining room
     rooms = 0  # bit i is set if a row has room for i
     count = 0
     for i, size in enumerate(sizes.tolist()):

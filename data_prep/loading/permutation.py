@@ -1,4 +1,4 @@
-"""Random permutations that are computed entry by entry, so that shuffling needs no memory."""
+"""Random permutations computed entry by entry, so that shuffling needs no memory."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 class Permutation:
     """A bijection of `0 ... size - 1`, chosen by `parts` (see `seeded_generator`).
 
-    A Feistel network over the next even power of two; results outside the range go through it again until they are
+    A Feistel network over the next even power of two; results outside the range pass it again until they are
     inside (cycle walking: Black & Rogaway, CT-RSA 2002), fewer than four times on average.
     """
 

@@ -1,4 +1,4 @@
-"""Text rows of a batch: which window of which source the n-th text row of a run is, and what it looks like."""
+"""Text rows of a batch: source, window and contents of the n-th text row of a run."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from .dataset import Dataset, TokenStream
 from .packing import PackedRows
 from .permutation import Permutation
 
-# Rows are dealt to the sources in cycles of this many, so shares are exact to a thousandth.
+# Rows are assigned to sources in cycles of this length, so shares are exact to a thousandth.
 CYCLE = 1024
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: int64 `tokens [T]`, `labels [T]`, float32 `loss_mask [T]`; `borders`, 0 and where documents begin."""
+    """One row: int64 `tokens [T]`, `labels [T]`, float32 `loss_mask [T]`; `borders`, 0 and the starts of documents inside."""
 
     tokens: np.ndarray
     labels: np.ndarray
@@ -28,7 +28,7 @@ class TextRows:
     """The text rows of a run, each a pure function of its number.
 
     Every source is cut into windows of `sequence_length` tokens (and the one after, as the last label), or packed into rows
-    of whole documents, as `mixture.documents` says. An epoch of a source shows each of its rows once, in an order that
+    of whole documents, as `mixture.documents` says. An epoch of a source has each of its rows once, in an order that
     the seed and the epoch determine.
     """
 
@@ -54,7 +54,7 @@ class TextRows:
                     f"{sequence_length}: shorten the sequence or add text"
                 )
         self.quotas = _quotas([weights.get(name, 0.0) for name in self.names] if weights else self.windows)
-        # The cycle's sources in a random order, and how many rows each of them gave before: of one cycle, for all.
+        # Source of each position of a cycle, in random order, and how many rows of that source precede it; the same in all cycles.
         slots = Permutation(CYCLE, "training", "sources", seed)(np.arange(CYCLE))
         self._sources = np.repeat(np.arange(len(self.names)), self.quotas)[slots]
         same = self._sources[:, None] == np.arange(len(self.names))
@@ -71,14 +71,14 @@ class TextRows:
         return read_window(self.streams[source], row * self.length, self.length)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Source of the `index`-th text row, and how many rows that source gave before it."""
+        """Source of the `index`-th text row, and the number of earlier rows of that source."""
         cycle, position = divmod(index, CYCLE)
         source = int(self._sources[position])
         return source, cycle * self.quotas[source] + int(self._earlier[position])
 
 
 def _quotas(weights: list[float] | list[int]) -> list[int]:
-    """Rows of a cycle by source: in proportion to the weights, at least one each, `CYCLE` in all."""
+    """Rows of each source in a cycle, proportional to the weights, at least one each, `CYCLE` in all."""
     exact = np.array(weights, dtype=np.float64) / np.sum(weights) * CYCLE
     quotas = np.maximum(np.floor(exact), 1).astype(int)
     # Largest remainders first; a minimum of one can also make the sum too large.
@@ -91,7 +91,7 @@ def _quotas(weights: list[float] | list[int]) -> list[int]:
 def read_window(stream: TokenStream, start: int, length: int) -> Row:
     """The row of `length` tokens from `start`.
 
-    A document's separator is predicted; the token after it is not, since the next document has nothing to do with it.
+    A document's separator is predicted; the token after it, the start of an unrelated document, is not.
     """
     window = stream.read(start, start + length + 1)
     begins = stream.document_starts(start + 1, start + length + 1) - start
@@ -101,9 +101,9 @@ def read_window(stream: TokenStream, start: int, length: int) -> Row:
 
 
 def read_pieces(stream: TokenStream, pieces: list[tuple[int, int]], length: int) -> Row:
-    """The row of `length` tokens that holds these pieces of documents, start and end in the stream.
+    """The row of `length` tokens made of `pieces` of documents, each a start and end in the stream.
 
-    What is left at the end is a document of its own, of a repeated separator, that no loss counts.
+    The remainder is a document of repeated separators without labels.
     """
     tokens, labels = np.zeros((2, length), dtype=np.int64)
     loss_mask = np.zeros(length, dtype=np.float32)
@@ -112,7 +112,7 @@ def read_pieces(stream: TokenStream, pieces: list[tuple[int, int]], length: int)
         borders.append(end)
         part = slice(end, end + stop - start)
         tokens[part] = stream.read(start, stop)
-        # A piece that its document goes on after predicts the token after it; a separator predicts nothing.
+        # A piece that its document continues has a label for its last token; a separator has none.
         counted = stop - start - (0 if stream.continues(stop) else 1)
         labels[end : end + counted] = stream.read(start + 1, start + 1 + counted)
         loss_mask[end : end + counted] = 1

@@ -1,4 +1,4 @@
-"""Reading a finished dataset again, all of it."""
+"""Verification of a finished dataset by reading all of its files."""
 
 import hashlib
 from itertools import pairwise
@@ -15,8 +15,8 @@ REMEDY = "delete the dataset's folder and prepare it again"
 
 
 def verify(folder: Path) -> Manifest:
-    """Hash every file again; then check that all ids are in the vocabulary, that every document ends with the separator
-    and has no other, and that no document is in both splits.
+    """Check all hashes, that all ids are in the vocabulary, that separators are exactly at the ends of documents, and that no
+    document is in both splits.
 
     Raises:
         UserError: names the first file that is missing or wrong, what was expected, and the remedy.

@@ -1,4 +1,4 @@
-"""The first pass over a slice: documents that are used go to a spool, with what later decisions need beside it."""
+"""The first pass over a slice: usable documents are written to a spool file, with arrays for the later selection."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from ..config import NearDuplicateConfig, SourceConfig
 from .documents import document_hash, is_heldout, normalise
 from .minhash import signatures
 from .ngrams import word_runs
-from .reading import Fault, Raw, read_records
+from .reading import Fault, RawDocument, read_records
 from .slices import Record, Slice
 from .spool import write_spool
 
@@ -20,15 +20,15 @@ RUNS_BATCH = 256  # documents hashed together
 
 
 class CleaningUnit(Record):
-    """Everything that a worker needs to clean a slice; pickles small.
+    """The work of cleaning one slice, as sent to a worker.
 
     Attributes:
-        folder: the dataset's folder; on a cluster, a path that every worker sees.
+        folder: the dataset's folder; on a cluster, on shared storage.
         index: number of the unit, part of its files' names.
         source: columns, filters and normalisation.
         revision: of a dataset of the hub.
-        evaluation: whether this is a text to compare with, not to train on.
-        run_words: length of a run of words in the overlap check; None if there is none.
+        evaluation: whether the text is for the overlap check only, not to train on.
+        run_words: words of a run in the overlap check; None without that check.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class CleaningUnit(Record):
 
     @property
     def key(self) -> str:
-        """Identity of the result: the same wherever the folder lies."""
+        """Identity of the result, independent of the folder."""
         return sha256_json(self.model_dump(mode="json", exclude={"folder"}))
 
     @property
@@ -55,13 +55,13 @@ class CleaningUnit(Record):
 
 
 class CleanRecord(Record):
-    """What a finished unit found; its completion file.
+    """The record of a finished cleaning unit; its completion file.
 
     Attributes:
-        records: all that were read, good or bad.
-        filtered: left out by a filter, or without any text.
-        documents, bytes: those in the spool, UTF-8.
-        faults: those that could not be used.
+        records: number of records read, usable or not.
+        filtered: records excluded by a filter, or without text.
+        documents, bytes: in the spool, UTF-8.
+        faults: records that could not be used.
     """
 
     index: int
@@ -74,9 +74,9 @@ class CleanRecord(Record):
 
 
 class CleanArrays(NamedTuple):
-    """Beside the spool, by document: uint64 `hashes [n]`, int64 `lengths [n]` in bytes, bool `heldout [n]`; uint32
-    MinHash `signatures [n, permutations]` (no columns if not asked for); uint64 `runs [m]` of the documents that
-    training must not repeat, sorted."""
+    """Arrays of a cleaned slice, by document: uint64 `hashes [n]`, int64 `lengths [n]` in bytes, bool `heldout [n]`; uint32
+    MinHash `signatures [n, permutations]` (no columns if disabled); sorted uint64 `runs [m]` of the held-out and evaluation
+    documents."""
 
     hashes: np.ndarray
     lengths: np.ndarray
@@ -86,13 +86,13 @@ class CleanArrays(NamedTuple):
 
 
 def clean_unit(unit: CleaningUnit) -> CleanRecord:
-    """Read a slice; write its spool, its arrays, then its completion record. Same unit, same decisions."""
+    """Clean a slice: write its spool, its arrays, then its completion record; deterministic."""
     faults: list[Fault] = []
     counts = {"records": 0, "filtered": 0}
     hashes: list[int] = []
     lengths: list[int] = []
     sketches: list[np.ndarray] = []
-    compared: list[bytes] = []
+    overlap_documents: list[bytes] = []
     runs: list[np.ndarray] = []
 
     def documents() -> Iterator[bytes]:
@@ -103,15 +103,15 @@ def clean_unit(unit: CleaningUnit) -> CleanRecord:
             if unit.near_duplicates:
                 sketches.append(signatures([document], unit.near_duplicates))
             if unit.run_words and (unit.evaluation or is_heldout(value, unit.seed, unit.heldout_fraction)):
-                compared.append(document)
-                if len(compared) == RUNS_BATCH:
-                    runs.append(word_runs(compared, unit.run_words)[0])
-                    compared.clear()
+                overlap_documents.append(document)
+                if len(overlap_documents) == RUNS_BATCH:
+                    runs.append(word_runs(overlap_documents, unit.run_words)[0])
+                    overlap_documents.clear()
             yield document
 
     write_spool(unit.stem.with_suffix(".zst"), documents())
-    if compared and unit.run_words:
-        runs.append(word_runs(compared, unit.run_words)[0])
+    if overlap_documents and unit.run_words:
+        runs.append(word_runs(overlap_documents, unit.run_words)[0])
     width = unit.near_duplicates.permutations if unit.near_duplicates else 0
     arrays = CleanArrays(
         hashes=np.array(hashes, dtype=np.uint64),
@@ -130,41 +130,41 @@ def clean_unit(unit: CleaningUnit) -> CleanRecord:
 
 
 def _usable(unit: CleaningUnit, faults: list[Fault], counts: dict[str, int]) -> Iterator[bytes]:
-    """Normalised documents that pass the filters; the others are counted."""
-    for found in read_records(unit.part, unit.source, unit.revision, unit.max_document_bytes):
+    """Yield normalised documents that pass the filters; count the others and collect faults."""
+    for record in read_records(unit.part, unit.source, unit.revision, unit.max_document_bytes):
         counts["records"] += 1
-        if isinstance(found, Fault):
-            faults.append(found)
+        if isinstance(record, Fault):
+            faults.append(record)
             continue
-        text = normalise(found.text, unit.source.normalisation)
+        text = normalise(record.text, unit.source.normalisation)
         try:
             document = text.encode("utf-8")
         except UnicodeEncodeError as error:
             reason = f"half of a surrogate pair (character {error.start}): correct the escape"
-            faults.append(Fault(source=unit.part.source, file=found.file, line=found.line, reason=reason))
+            faults.append(Fault(source=unit.part.source, file=record.file, line=record.line, reason=reason))
             continue
-        if _passes(found, text, unit.source):
+        if _passes(record, text, unit.source):
             yield document
         else:
             counts["filtered"] += 1
 
 
-def _passes(found: Raw, text: str, source: SourceConfig) -> bool:
+def _passes(record: RawDocument, text: str, source: SourceConfig) -> bool:
     if not text.strip() or len(text) < source.min_characters:
         return False
     if source.max_characters is not None and len(text) > source.max_characters:
         return False
-    if any(found.columns.get(name) not in values for name, values in source.keep.items()):
+    if any(record.columns.get(name) not in values for name, values in source.keep.items()):
         return False
     for name, least in source.at_least.items():
-        value = found.columns.get(name)
+        value = record.columns.get(name)
         if not isinstance(value, int | float) or not value >= least:
             return False
     return True
 
 
 def finished_cleaning(unit: CleaningUnit) -> CleanRecord | None:
-    """The unit's record if it was finished, for this very input, and its files are still there."""
+    """The unit's record if it was finished for the same input and its files exist; else None."""
     stem = unit.stem
     if not all(stem.with_suffix(suffix).is_file() for suffix in (".json", ".npz", ".zst")):
         return None

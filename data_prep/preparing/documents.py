@@ -1,4 +1,4 @@
-"""A document as the pipeline sees it: normalised text, and a hash that decides its fate."""
+"""Normalisation and hashing of documents; the hash decides splits and samples."""
 
 import hashlib
 import unicodedata
@@ -9,21 +9,21 @@ _RANGE = 2**64
 
 
 def normalise(text: str, form: Normalisation = "nfc") -> str:
-    """Unicode NFC (or NFKC, or nothing). Nothing else: what is decoded is what was read."""
+    """Normalise text to Unicode NFC, NFKC, or not at all; no other change is made."""
     if form == "none" or unicodedata.is_normalized(form.upper(), text):
         return text
     return unicodedata.normalize(form.upper(), text)
 
 
 def document_hash(data: bytes) -> int:
-    """64 bits of a document's normalised UTF-8; the same text is the same document."""
+    """64-bit hash of a document's normalised UTF-8; equal texts are the same document."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def draw(document: int, seed: int, purpose: str) -> float:
-    """A number in [0, 1) that depends on the document's hash, the seed and the purpose alone.
+    """A uniform number in [0, 1) that depends only on the document's hash, the seed and the purpose.
 
-    A split made with it is the same after sources were added or reordered, and copies of a document stay together.
+    A split by it does not change when sources are added or reordered, and copies of a document stay together.
     """
     key = f"{seed}/{purpose}".encode()
     digest = hashlib.blake2b(document.to_bytes(8, "little"), digest_size=8, key=key).digest()

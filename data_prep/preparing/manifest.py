@@ -1,4 +1,4 @@
-"""`manifest.json`, the completion file of a dataset: what is in the folder and where it came from."""
+"""The manifest of a dataset, `manifest.json`: its completion file, with contents and origins."""
 
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ class _Record(BaseModel):
 
 
 class ShardRecord(_Record):
-    """One file of token ids, and beside it the offsets of its documents.
+    """A shard: one file of token ids, with a file of the offsets of its documents.
 
     Attributes:
         file: name of the `.bin`.
@@ -48,17 +48,17 @@ class ShardRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """Where text came from, and what became of it.
+    """A source in the manifest: its origin, and counts of used and excluded documents.
 
     Attributes:
         kind: the adapter that delivered it (the fallback's, if the source could not be fetched).
         origin: package and version, or dataset and revision; empty for local files.
         input_sha256: hash over the hashes of the input files; over the origin if there are none.
-        records: what was read; all the following together, but for what a limit cut off.
-        quarantined: could not be used; listed in `quarantine.jsonl`.
-        filtered, duplicates, near_duplicates: left out.
-        overlapping: training documents left out for what they share with held-out or evaluation text.
-        documents, tokens, bytes: what is in the shards, both splits together; bytes of UTF-8.
+        records: number read; the sum of the following counts, except for documents beyond a limit.
+        quarantined: unusable records, listed in `quarantine.jsonl`.
+        filtered, duplicates, near_duplicates: excluded documents.
+        overlapping: training documents excluded since they share runs with held-out or evaluation text.
+        documents, tokens, bytes: in the shards, both splits together; bytes of UTF-8.
     """
 
     name: str
@@ -79,7 +79,7 @@ class SourceRecord(_Record):
 
 
 class OverlapRecord(_Record):
-    """How many training documents of a source share a run of words with "heldout" or an evaluation source."""
+    """The number of training documents of a source that share a run of words with "heldout" or an evaluation source."""
 
     source: str
     against: str
@@ -87,7 +87,7 @@ class OverlapRecord(_Record):
 
 
 class Manifest(_Record):
-    """The whole dataset. `dtype` is that of the `.bin` files, little-endian."""
+    """The manifest of a dataset; `dtype` is that of the `.bin` files, little-endian."""
 
     version: Literal[2] = 2
     config: DatasetConfig
@@ -102,7 +102,7 @@ class Manifest(_Record):
 
     @property
     def token_dtype(self) -> np.dtype:
-        """Of the `.bin` files."""
+        """The dtype of the `.bin` files."""
         return token_dtype(self.dtype)
 
     def of_split(self, split: Split) -> tuple[ShardRecord, ...]:
@@ -111,7 +111,7 @@ class Manifest(_Record):
 
 
 def config_sha256(config: DatasetConfig) -> str:
-    """The identity of a dataset."""
+    """The identity of a dataset: SHA-256 of its configuration."""
     return sha256_json(config.model_dump(mode="json"))
 
 

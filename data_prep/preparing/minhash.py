@@ -1,4 +1,4 @@
-"""Near-duplicates by MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets,
+"""Near-duplicate detection by MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets,
 section 3.4), with `datasketch`."""
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ def _datasketch():
 def signatures(documents: Sequence[bytes], config: NearDuplicateConfig) -> np.ndarray:
     """MinHash of each document's set of word runs, uint32 `[documents, permutations]`.
 
-    A document shorter than a run is the set of itself.
+    A document shorter than a run counts as a set with itself as the only element.
     """
     minhash = _datasketch().MinHash
-    found = np.empty((len(documents), config.permutations), dtype=np.uint32)
+    hashes = np.empty((len(documents), config.permutations), dtype=np.uint32)
     runs, owners = word_runs(documents, config.words)
     for i, document in enumerate(documents):
         values = np.unique(runs[owners == i])
@@ -35,12 +35,12 @@ def signatures(documents: Sequence[bytes], config: NearDuplicateConfig) -> np.nd
             values = np.array([int.from_bytes(document[:8].ljust(8), "little") ^ len(document)], dtype=np.uint64)
         sketch = minhash(num_perm=config.permutations, seed=SEED, scheme=SCHEME, hashfunc=int)
         sketch.update_batch((values >> np.uint64(32)).tolist())
-        found[i] = sketch.hashvalues
-    return found
+        hashes[i] = sketch.hashvalues
+    return hashes
 
 
 def near_duplicates(sketches: np.ndarray, config: NearDuplicateConfig) -> np.ndarray:
-    """Which documents nearly repeat an earlier one that stays, bool `[documents]`.
+    """Mark the near-duplicates of earlier documents that are kept, bool `[documents]`.
 
     Args:
         sketches: uint32 `[documents, permutations]`, in the documents' order.
@@ -52,7 +52,7 @@ def near_duplicates(sketches: np.ndarray, config: NearDuplicateConfig) -> np.nda
     for i, values in enumerate(sketches):
         sketch = datasketch.LeanMinHash(seed=SEED, hashvalues=values, scheme=SCHEME)
         candidates = index.query(sketch)
-        # The share of equal minima estimates the similarity; bands alone would also catch pairs far below it.
+        # The share of equal minima estimates the similarity; bands alone would also match pairs far below the threshold.
         repeated[i] = any((sketches[j] == values).mean() >= config.threshold for j in candidates)
         if not repeated[i]:
             index.insert(i, sketch, check_duplication=False)

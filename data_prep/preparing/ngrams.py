@@ -1,21 +1,21 @@
-"""Runs of words as 64-bit numbers: what near-duplicates and overlaps are made of."""
+"""Hashes of word n-grams ("runs"), for the detection of near-duplicates and overlaps."""
 
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
-# Words are what is left between ASCII punctuation and white space, in lower case; other scripts stay as they are.
+# Words are separated by ASCII punctuation and white space, and lower-cased in ASCII; other scripts stay as they are.
 _TABLE = bytes(ord(chr(i).lower()) if i > 127 or chr(i).isalnum() else ord(" ") for i in range(128))
 _TABLE += bytes(range(128, 256))
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, hence invertible modulo 2^64
-_BLOCK = 8  # bytes of a word that are looked at together
+_BLOCK = 8  # bytes of a word that are hashed together
 _MASKS = np.array([(1 << 8 * count) - 1 for count in range(_BLOCK + 1)], dtype=np.uint64)  # the first `count` bytes
-_LONGEST = 1024  # bytes; the few words that are longer are hashed one by one
+_LONGEST = 1024  # bytes; the few longer words are hashed one by one
 
 
 class _Powers:
-    """Powers of the multiplier and of its inverse modulo 2^64, as many as were ever asked for."""
+    """Cached powers of the multiplier and of its inverse modulo 2^64."""
 
     def __init__(self) -> None:
         self._up = self._down = np.ones(1, dtype=np.uint64)
@@ -37,12 +37,12 @@ _power_tables = _Powers()
 
 
 def split_words(document: bytes) -> list[bytes]:
-    """The words of UTF-8 text."""
+    """Split UTF-8 text into words."""
     return document.translate(_TABLE).split()
 
 
 def word_runs(documents: Sequence[bytes], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """A hash for every run of `length` words of each document, in order.
+    """Hash every run of `length` words of each document, in order.
 
     Returns:
         The hashes, uint64 `[runs]`, and the number of the document each belongs to, int64 `[runs]`. A document of
@@ -53,21 +53,21 @@ def word_runs(documents: Sequence[bytes], length: int) -> tuple[np.ndarray, np.n
     count = len(values) - length + 1
     if count < 1:
         return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
-    # A run's hash is a polynomial in the multiplier modulo 2^64; differences of one prefix sum give them all.
+    # A run's hash is a polynomial in the multiplier modulo 2^64, computed for all runs as differences of one prefix sum.
     up, down = _power_tables(len(values))
     prefix = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(values * up)])
-    runs = _mixed((prefix[length:] - prefix[:-length]) * down[:count])
+    runs = _mix_bits((prefix[length:] - prefix[:-length]) * down[:count])
     owners = np.searchsorted(np.cumsum(lengths + 1), starts, side="right")
     inside = owners[:count] == owners[length - 1 :]
     return runs[inside], owners[:count][inside]
 
 
 def _word_hashes(text: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Where the words of text begin, int64 `[n]`, and a 64-bit hash of each, uint64 `[n]`: words of up to eight bytes never
-    collide, longer ones as good as never.
+    """Start positions of the words of a text, int64 `[n]`, and their 64-bit hashes, uint64 `[n]`; words of up to eight bytes
+    never collide, longer ones practically never.
 
     Args:
-        text: in which only spaces separate words.
+        text: with words separated by spaces.
     """
     text = b" " + text + b" " * _BLOCK
     inside = np.frombuffer(text, dtype=np.uint8) != ord(" ")
@@ -76,26 +76,26 @@ def _word_hashes(text: bytes) -> tuple[np.ndarray, np.ndarray]:
     lengths = ends - starts
     blocks = np.ndarray(len(text) - _BLOCK + 1, dtype="<u8", buffer=text, strides=(1,))  # from every position on
     hashes = blocks[starts] & _MASKS[np.minimum(lengths, _BLOCK)]
-    for done in range(_BLOCK, _LONGEST, _BLOCK):
-        longer = np.flatnonzero(lengths > done)
+    for offset in range(_BLOCK, _LONGEST, _BLOCK):
+        longer = np.flatnonzero(lengths > offset)
         if not len(longer):
             break
-        block = blocks[starts[longer] + done] & _MASKS[np.minimum(lengths[longer] - done, _BLOCK)]
-        hashes[longer] = _mixed(hashes[longer]) + block
+        block = blocks[starts[longer] + offset] & _MASKS[np.minimum(lengths[longer] - offset, _BLOCK)]
+        hashes[longer] = _mix_bits(hashes[longer]) + block
     for word in np.flatnonzero(lengths > _LONGEST):
         digest = hashlib.blake2b(text[starts[word] : ends[word]], digest_size=8).digest()
         hashes[word] = int.from_bytes(digest, "little")
-    return starts - 1, _mixed(hashes)
+    return starts - 1, _mix_bits(hashes)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """A permutation of the 64-bit numbers, so that what differs in few bits differs in many."""
+def _mix_bits(values: np.ndarray) -> np.ndarray:
+    """Mix the bits of 64-bit numbers, by a permutation: numbers that differ in few bits then differ in many."""
     values = (values ^ (values >> np.uint64(32))) * np.uint64(_MULTIPLIER)
     return values ^ (values >> np.uint64(29))
 
 
 class RunIndex:
-    """A set of runs to look others up in.
+    """A set of runs for fast membership tests.
 
     Args:
         runs: uint64 `[n]`, sorted, without repetition.
@@ -103,15 +103,15 @@ class RunIndex:
 
     def __init__(self, runs: np.ndarray) -> None:
         self.runs = runs
-        # A table of single bits' worth of bytes answers most lookups; a binary search would miss the cache each time.
+        # A small table answers most lookups; a binary search would miss the cache each time.
         self._mask = np.uint64((1 << min(26, max(16, len(runs).bit_length() + 4))) - 1)
         self._table = np.zeros(int(self._mask) + 1, dtype=bool)
         self._table[runs & self._mask] = True
 
     def find(self, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of `runs` are in the set: their positions in `runs`, and in the set, int64."""
+        """Find the members of the set among `runs`: their positions in `runs`, and in the set, int64."""
         candidates = np.flatnonzero(self._table[runs & self._mask])
         places = np.searchsorted(self.runs, runs[candidates])
-        found = places < len(self.runs)
-        found[found] = self.runs[places[found]] == runs[candidates[found]]
-        return candidates[found], places[found]
+        is_member = places < len(self.runs)
+        is_member[is_member] = self.runs[places[is_member]] == runs[candidates[is_member]]
+        return candidates[is_member], places[is_member]

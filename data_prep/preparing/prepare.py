@@ -1,4 +1,4 @@
-"""Raw sources to a dataset: find and plan, clean, decide, train the tokenizer, tokenize, write the manifest."""
+"""Preparation of a dataset: find and plan the sources, clean, select, train the tokenizer, tokenize, write the manifest."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from .cleaning import CleaningUnit, CleanRecord, clean_unit, finished_cleaning
 from .manifest import FILE_NAME as MANIFEST_FILE
 from .manifest import QUARANTINE_FILE, read_manifest, write_manifest
 from .selection import check_faults, forbidden_runs, select, tokenizer_sample
-from .shards import RUNS_FILE, Unit, UnitRecord, finished_record, tokenize_unit
+from .shards import RUNS_FILE, TokenizingUnit, UnitRecord, finished_record, tokenize_unit
 from .slices import Record, SourcePlan, plan_source
 from .summary import make_manifest, overlap_report, token_dtype_for
 from .tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -31,8 +31,8 @@ from .tokenizer import adopt_tokenizer, load_tokenizer, save_tokenizer, train_to
 DOWNLOADS_FOLDER = "_downloads"
 PLAN_FILE = "plan.json"
 OVERLAP_FILE = "overlap.json"
-FIRST_WAVE = 8  # units of a limited source that are begun before it is known how much a unit gives
-MOST_TOKEN_BYTES = 8  # text that is cleaned for a token that a limit allows; a token has 3 to 5 bytes
+FIRST_WAVE = 8  # units of a limited source that are started before the yield of a unit is known
+MOST_TOKEN_BYTES = 8  # bytes of text to clean per token of a limit; a token has 3 to 5 bytes
 
 U = TypeVar("U")
 R = TypeVar("R")
@@ -41,7 +41,7 @@ OnProgress = Callable[[str, int, int], None]
 
 
 class Plan(Record):
-    """The completion file of the first stage: the config, and every source found, hashed and cut into slices."""
+    """The plan of a preparation, completion file of its first stage: the config, and all sources, hashed and cut into slices."""
 
     config: DatasetConfig
     sources: tuple[SourcePlan, ...]
@@ -53,11 +53,11 @@ def prepare(
 ) -> Path:
     """Prepare a dataset and return its folder, `root/<name>`.
 
-    A complete folder is returned at once. An interrupted one goes on with the units that are missing. The bytes depend
-    on the config and the sources alone: not on the order of the units, on who does them, or on interruptions.
+    A complete folder is returned at once; an interrupted one is completed with its missing units. The bytes depend only on the
+    config and the sources, not on the order of the units, the workers, or interruptions.
 
     Args:
-        config: what to prepare.
+        config: of the dataset.
         root: the folder of all datasets; downloads are kept in `root/_downloads`.
         map_units: `map_units(function, units)` yields `function(unit)` of every unit in any order. Both pickle.
         on_progress: called with the stage ("sources", "clean", "tokenizer", "tokenize"), units done and units in all.
@@ -71,7 +71,7 @@ def prepare(
     if (folder / MANIFEST_FILE).is_file():
         _check_same_config(read_manifest(folder).config, config, folder)
         return folder
-    with _only_one(folder):
+    with _locked(folder):
         plan = _make_plan(config, folder, report)
         units, cleaned = _clean(plan, folder, map_units, report)
         _quarantine(plan, folder, units, cleaned)
@@ -81,10 +81,10 @@ def prepare(
             raise UserError(f"{folder}: no document is left to train on: relax the filters, or add documents")
         sha256 = _make_tokenizer(config, folder, lambda: tokenizer_sample(config, training, selection), report)
         runs_sha256 = _write_runs(folder, units) if config.overlap else None
-        dropped = _dropped(selection.units, selection.positions, selection.dropped, len(training))
+        dropped = _dropped_positions(selection.units, selection.positions, selection.dropped, len(training))
         vocab_size = load_tokenizer(folder).get_vocab_size()
-        jobs = [
-            Unit(
+        tokenizing_units = [
+            TokenizingUnit(
                 cleaned=unit,
                 drop=drop,
                 tokenizer_sha256=sha256,
@@ -95,19 +95,19 @@ def prepare(
             )
             for unit, drop in zip(training, dropped, strict=True)
         ]
-        records = _tokenize(config, jobs, map_units, report)
+        records = _tokenize(config, tokenizing_units, map_units, report)
         overlaps = [overlap for record in records for overlap in record.overlaps]
         if config.overlap:
             write_json(folder / OVERLAP_FILE, overlap_report(config, records, overlaps))
         manifest = make_manifest(config, folder, plan.sources, training, cleaned, selection, records)
         write_manifest(folder, manifest)
-        _tidy(folder)
+        _remove_leftovers(folder)
     return folder
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system drops it when the process dies, however it dies."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system releases it when the process dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -129,7 +129,7 @@ def _check_same_config(old: DatasetConfig, new: DatasetConfig, folder: Path) -> 
 
 
 def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress) -> Plan:
-    """The plan of an interrupted run if there is one, so that a source which came from its fallback still does."""
+    """Make the plan, or load that of an interrupted preparation, so that a source from its fallback stays so."""
     path = folder / PLAN_FILE
     if path.is_file():
         plan = Plan.model_validate(read_json(path))
@@ -142,8 +142,8 @@ def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress) -> Plan:
     plans = []
     for i, source in enumerate(sources):
         report("sources", i, len(sources))
-        found = find_source(source, folder.parent / DOWNLOADS_FOLDER)
-        plans.append(plan_source(source, found, config.unit_bytes))
+        source_files = find_source(source, folder.parent / DOWNLOADS_FOLDER)
+        plans.append(plan_source(source, source_files, config.unit_bytes))
     report("sources", len(sources), len(sources))
     count = len(config.sources)
     plan = Plan(config=config, sources=tuple(plans[:count]), evaluation=tuple(plans[count:]))
@@ -152,7 +152,7 @@ def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress) -> Plan:
 
 
 class _Stage:
-    """Runs units that are not finished yet, through the executor, and reports progress over all calls."""
+    """A stage of the preparation: runs unfinished units through the executor and reports progress over all calls."""
 
     def __init__(self, name: str, function: Callable, finished: Callable, map_units: MapUnits, report: OnProgress):
         self.name, self.function, self.finished = name, function, finished
@@ -160,7 +160,7 @@ class _Stage:
         self.done = self.total = 0
 
     def run(self, units: Sequence) -> list:
-        """The records of `units`, in order; only those that are missing are worked on."""
+        """Run the unfinished ones of `units`; returns the records of all, in order."""
         records = {unit.index: record for unit in units if (record := self.finished(unit))}
         missing = [unit for unit in units if unit.index not in records]
         self.total += len(units)
@@ -176,10 +176,10 @@ class _Stage:
         return [records[unit.index] for unit in units]
 
     def run_until(self, units: Sequence, reached: Callable[[list], float]) -> list:
-        """Records of the shortest beginning of `units` for which `reached(records)` is 1 or more; else of all."""
+        """Run the shortest prefix of `units` for which `reached(records)` is at least 1, else all; returns its records."""
         records: list = []
         while len(records) < len(units) and (share := reached(records)) < 1:
-            # As many more as the pace so far says are missing.
+            # The number of missing units, estimated from those so far.
             more = math.ceil(len(records) * (1 - share) / share) if share else FIRST_WAVE
             records += self.run(units[len(records) : len(records) + more])
         while len(records) > 1 and reached(records[:-1]) >= 1:
@@ -190,7 +190,7 @@ class _Stage:
 def _clean(
     plan: Plan, folder: Path, map_units: MapUnits, report: OnProgress
 ) -> tuple[list[CleaningUnit], list[CleanRecord]]:
-    """The units of the first pass that are used, and their records; of a limited source only as many as it takes."""
+    """Run the first pass: the used units and their records, of a limited source only as many as needed."""
     stage = _Stage("clean", clean_unit, finished_cleaning, map_units, report)
     units = _cleaning_units(plan, folder)
     by_source: dict[str, list[CleaningUnit]] = {}
@@ -201,7 +201,9 @@ def _clean(
     for record in stage.run([unit for unit in units if unit.part.source not in limited]):
         records[record.index] = record
     for label, source in limited.items():
-        for record in stage.run_until(by_source[label], lambda found, source=source: _share_cleaned(source, found)):
+        for record in stage.run_until(
+            by_source[label], lambda finished, source=source: _share_cleaned(source, finished)
+        ):
             records[record.index] = record
     used = [unit for unit in units if unit.index in records]
     return used, [records[unit.index] for unit in used]
@@ -239,24 +241,24 @@ def _cleaning_units(plan: Plan, folder: Path) -> list[CleaningUnit]:
 
 
 def _quarantine(plan: Plan, folder: Path, units: list[CleaningUnit], records: list[CleanRecord]) -> None:
-    """Write down what could not be used; refuse a source that is empty or of which that is too much."""
+    """Write the quarantine file; refuse a source that is empty or has too many faults."""
     faults = [fault for record in records for fault in record.faults]
     path = folder / QUARANTINE_FILE
     if faults:
         lines = [json.dumps(fault.model_dump(mode="json"), ensure_ascii=True) for fault in faults]
         write_text(path, "\n".join(lines) + "\n")
     for source in (*plan.sources, *plan.evaluation):
-        mine = [r for unit, r in zip(units, records, strict=True) if unit.part.source == source.name]
-        check_faults(plan.config, source.config, mine, sum(file.bytes for file in source.files), path)
-        if not any(record.documents for record in mine):
-            read, filtered = sum(r.records for r in mine), sum(r.filtered for r in mine)
+        own_records = [r for unit, r in zip(units, records, strict=True) if unit.part.source == source.name]
+        check_faults(plan.config, source.config, own_records, sum(file.bytes for file in source.files), path)
+        if not any(record.documents for record in own_records):
+            read, filtered = sum(r.records for r in own_records), sum(r.filtered for r in own_records)
             raise UserError(
                 f"source {source.name} is empty: no text in {read} records, of which the filters left out {filtered}"
             )
 
 
 def _make_tokenizer(config: DatasetConfig, folder: Path, texts: Callable[[], Iterable[str]], report: OnProgress) -> str:
-    """Train or load the tokenizer unless that is done; returns its sha256."""
+    """Train or load the tokenizer unless it exists; returns its sha256."""
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         report("tokenizer", 0, 1)
@@ -277,32 +279,38 @@ def _write_runs(folder: Path, units: list[CleaningUnit]) -> str:
     return sha256_file(path)
 
 
-def _dropped(units: np.ndarray, positions: np.ndarray, dropped: np.ndarray, count: int) -> list[tuple[int, ...]]:
+def _dropped_positions(
+    units: np.ndarray, positions: np.ndarray, dropped: np.ndarray, count: int
+) -> list[tuple[int, ...]]:
     """Positions of the dropped documents, by unit."""
-    found: list[list[int]] = [[] for _ in range(count)]
+    by_unit: list[list[int]] = [[] for _ in range(count)]
     for unit, position in zip(units[dropped].tolist(), positions[dropped].tolist(), strict=True):
-        found[unit].append(position)
-    return [tuple(part) for part in found]
+        by_unit[unit].append(position)
+    return [tuple(part) for part in by_unit]
 
 
-def _tokenize(config: DatasetConfig, units: list[Unit], map_units: MapUnits, report: OnProgress) -> list[UnitRecord]:
-    """Records of the second pass, in order; a source with a limit of tokens ends with the document that reaches it."""
+def _tokenize(
+    config: DatasetConfig, units: list[TokenizingUnit], map_units: MapUnits, report: OnProgress
+) -> list[UnitRecord]:
+    """Run the second pass: its records in order; a source with a token limit ends with the document that reaches it."""
     stage = _Stage("tokenize", tokenize_unit, finished_record, map_units, report)
     limits = {source.label: source.limit_tokens for source in config.sources if source.limit_tokens}
     records = {r.index: r for r in stage.run([u for u in units if u.cleaned.part.source not in limits])}
     for label, limit in limits.items():
-        mine = [unit for unit in units if unit.cleaned.part.source == label]
-        found = stage.run_until(mine, lambda done, limit=limit: sum(record.tokens for record in done) / limit)
-        before = sum(record.tokens for record in found[:-1])
-        if before + found[-1].tokens > limit:
-            last = mine[len(found) - 1].model_copy(update={"limit_tokens": limit - before})
-            found[-1:] = stage.run([last])
-        records.update((record.index, record) for record in found)
+        own_units = [unit for unit in units if unit.cleaned.part.source == label]
+        own_records = stage.run_until(
+            own_units, lambda finished, limit=limit: sum(record.tokens for record in finished) / limit
+        )
+        earlier_tokens = sum(record.tokens for record in own_records[:-1])
+        if earlier_tokens + own_records[-1].tokens > limit:
+            last = own_units[len(own_records) - 1].model_copy(update={"limit_tokens": limit - earlier_tokens})
+            own_records[-1:] = stage.run([last])
+        records.update((record.index, record) for record in own_records)
     return [records[index] for index in sorted(records)]
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what only an interrupted run needs, and what killed workers or a limit left behind."""
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the files that only an interrupted preparation needs, and leftovers of killed workers or a limit."""
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     (folder / PLAN_FILE).unlink(missing_ok=True)
     shards = read_manifest(folder).shards

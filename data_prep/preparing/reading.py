@@ -1,4 +1,4 @@
-"""Documents of a slice, one by one, in bounded memory; what cannot be read is told apart, with file and line."""
+"""Reading the documents of a slice, one by one, in bounded memory; unreadable ones become faults with file and line."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ class Fault(Record):
 
     Attributes:
         line: of the file, from 1; the row of a parquet file or of a shard of the hub.
-        reason: what is wrong, and what would be right.
+        reason: the problem, and its remedy.
         lost_bytes: of a file from which nothing more can be read; 0 for a single document.
     """
 
@@ -39,8 +39,8 @@ class Fault(Record):
 
 
 @dataclass(frozen=True)
-class Raw:
-    """A record as it was read: the text and the other columns that filters ask for."""
+class RawDocument:
+    """A document as read: its text, and the other columns that the filters use."""
 
     text: str
     columns: Columns
@@ -48,11 +48,13 @@ class Raw:
     line: int
 
 
-def read_records(part: Slice, config: SourceConfig, revision: str | None, longest: int) -> Iterator[Raw | Fault]:
-    """Every record of a slice, in order: its text, or why it has none.
+def read_records(
+    part: Slice, config: SourceConfig, revision: str | None, longest: int
+) -> Iterator[RawDocument | Fault]:
+    """Read every record of a slice, in order: its document, or a fault.
 
     Args:
-        part: what to read.
+        part: the slice.
         config: the source's columns.
         revision: of a dataset of the hub.
         longest: bytes of the longest document allowed.
@@ -66,7 +68,7 @@ def read_records(part: Slice, config: SourceConfig, revision: str | None, longes
             yield from _read_file(piece, part, config, longest)
 
 
-def _read_file(piece: Piece, part: Slice, config: SourceConfig, longest: int) -> Iterator[Raw | Fault]:
+def _read_file(piece: Piece, part: Slice, config: SourceConfig, longest: int) -> Iterator[RawDocument | Fault]:
     name, line = str(piece.path), piece.first_line
     try:
         with _open(piece) as file:
@@ -89,7 +91,7 @@ def _read_file(piece: Piece, part: Slice, config: SourceConfig, longest: int) ->
 
 @contextmanager
 def _open(piece: Piece) -> Iterator[BinaryIO]:
-    """The piece's bytes, decompressed, as a stream."""
+    """Open a piece as a stream of its bytes, decompressed."""
     with open(piece.path, "rb") as file:
         if piece.path.suffix == ".gz":
             with gzip.open(file) as stream:
@@ -102,23 +104,23 @@ def _open(piece: Piece) -> Iterator[BinaryIO]:
 
 
 class _Bounded(io.RawIOBase):
-    """The next `left` bytes of a file as a stream of their own."""
+    """The next `remaining` bytes of a file as a stream."""
 
-    def __init__(self, file: BinaryIO, left: int) -> None:
-        self._file, self._left = file, left
+    def __init__(self, file: BinaryIO, remaining: int) -> None:
+        self._file, self._remaining = file, remaining
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        data = self._file.read(min(len(buffer), self._left))
-        self._left -= len(data)
+        data = self._file.read(min(len(buffer), self._remaining))
+        self._remaining -= len(data)
         buffer[: len(data)] = data
         return len(data)
 
 
 class _Zstd(io.RawIOBase):
-    """A decompressed stream of zstd frames; `zstandard`'s own takes a file that was cut off for one that ends there.
+    """A decompressed stream of zstd frames; `zstandard`'s own accepts a truncated file as complete.
 
     Raises:
         EOFError: the file ends in the middle of a frame.
@@ -156,7 +158,7 @@ class _Zstd(io.RawIOBase):
         return count
 
 
-def _text(file: BinaryIO, name: str, source: str, longest: int) -> Raw | Fault:
+def _text(file: BinaryIO, name: str, source: str, longest: int) -> RawDocument | Fault:
     data = file.read(longest + 1)
     if len(data) > longest:
         return _too_long(name, 1, source, longest)
@@ -171,22 +173,24 @@ _NOT_UTF8 = "not UTF-8 (byte {} of the document): convert it"
 
 
 def _lines(file: BinaryIO, first: int, longest: int) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers; of a line that is too long only the beginning, longer than any allowed one."""
-    # Escapes take up to six bytes for one of text, and there are other columns.
-    most = 6 * longest + 100_000
+    """Yield lines with their numbers; an overlong line is replaced by a placeholder that is still too long."""
+    # A byte of text takes up to six as an escape, and there are other columns.
+    longest_line = 6 * longest + 100_000
     number = first
-    while line := file.readline(most):
+    while line := file.readline(longest_line):
         whole = line
-        while len(line) == most and not line.endswith(b"\n"):
-            line = file.readline(most)
+        while len(line) == longest_line and not line.endswith(b"\n"):
+            line = file.readline(longest_line)
             if not line:
                 break
-            whole = b"-" * (most + 1)
+            whole = b"-" * (longest_line + 1)
         yield number, whole
         number += 1
 
 
-def _json_line(data: bytes, name: str, line: int, source: str, config: SourceConfig, longest: int) -> Raw | Fault:
+def _json_line(
+    data: bytes, name: str, line: int, source: str, config: SourceConfig, longest: int
+) -> RawDocument | Fault:
     if len(data) > 6 * longest + 100_000:
         return _too_long(name, line, source, longest)
     try:
@@ -201,22 +205,22 @@ def _json_line(data: bytes, name: str, line: int, source: str, config: SourceCon
     return _row(value, name, line, source, config, longest)
 
 
-def _row(value: Columns, name: str, line: int, source: str, config: SourceConfig, longest: int) -> Raw | Fault:
+def _row(value: Columns, name: str, line: int, source: str, config: SourceConfig, longest: int) -> RawDocument | Fault:
     text = value.get(config.text_column)
     if not isinstance(text, str):
         reason = f"no text under {config.text_column!r}: set text_column to the one that holds it"
         return Fault(source=source, file=name, line=line, reason=reason)
-    # A character takes up to four bytes; only what could be too long is encoded to see.
+    # A character takes up to four bytes; only texts that could be too long are encoded to measure them.
     if len(text) > longest or (4 * len(text) > longest and len(text.encode(errors="replace")) > longest):
         return _too_long(name, line, source, longest)
     return _checked(text, value, name, line, source)
 
 
-def _checked(text: str, columns: Columns, name: str, line: int, source: str) -> Raw | Fault:
+def _checked(text: str, columns: Columns, name: str, line: int, source: str) -> RawDocument | Fault:
     if "\0" in text:
         reason = f"NUL byte (character {text.index(chr(0))}): not text, or damaged"
         return Fault(source=source, file=name, line=line, reason=reason)
-    return Raw(text, columns, name, line)
+    return RawDocument(text, columns, name, line)
 
 
 def _too_long(name: str, line: int, source: str, longest: int) -> Fault:
@@ -224,7 +228,7 @@ def _too_long(name: str, line: int, source: str, longest: int) -> Fault:
     return Fault(source=source, file=name, line=line, reason=reason)
 
 
-def _read_parquet(piece: Piece, part: Slice, config: SourceConfig, longest: int) -> Iterator[Raw | Fault]:
+def _read_parquet(piece: Piece, part: Slice, config: SourceConfig, longest: int) -> Iterator[RawDocument | Fault]:
     parquet = import_parquet()
     from pyarrow import ArrowException
 
@@ -234,13 +238,13 @@ def _read_parquet(piece: Piece, part: Slice, config: SourceConfig, longest: int)
         with parquet.ParquetFile(piece.path) as file:
             present = file.schema_arrow.names
             if config.text_column not in present:
-                if piece.start == 0:  # one line, not one for every row group
+                if piece.start == 0:  # one fault, not one for every row group
                     reason = f"no column {config.text_column!r}: set text_column to one of {', '.join(present)}"
                     yield Fault(source=part.source, file=name, line=line, reason=reason, lost_bytes=size)
                 return
-            wanted = [c for c in (config.text_column, *config.keep, *config.at_least) if c in present]
+            columns = [c for c in (config.text_column, *config.keep, *config.at_least) if c in present]
             groups = list(range(piece.start, piece.stop))
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
                 for row in batch.to_pylist():
                     yield _row(row, name, line, part.source, config, longest)
                     line += 1
@@ -251,7 +255,7 @@ def _read_parquet(piece: Piece, part: Slice, config: SourceConfig, longest: int)
 
 def _read_hub(
     piece: Piece, part: Slice, config: SourceConfig, revision: str | None, longest: int
-) -> Iterator[Raw | Fault]:
+) -> Iterator[RawDocument | Fault]:
     name = f"{piece.path} shard {piece.start}"
     for line, row in enumerate(read_shard(config, revision, piece.start), start=1):
         yield _row(row, name, line, part.source, config, longest)

@@ -1,4 +1,4 @@
-"""What becomes of the cleaned documents: pure functions of the finished first pass, the same whoever did it."""
+"""Selection among the cleaned documents (limits, duplicates, samples), as pure functions of the first pass."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from .spool import read_spool
 
 @dataclass(frozen=True)
 class Selection:
-    """Documents of the sources to train on, in order.
+    """The documents of the training sources, in order, with the reasons for exclusion.
 
     Attributes:
-        hashes, lengths, heldout: as in `CleanArrays`, of all units one after the other.
+        hashes, lengths, heldout: as in `CleanArrays`, concatenated over all units.
         units: int64 `[n]`, position in the list of units of each document's unit.
         positions: int64 `[n]`, its position there.
-        limited, duplicate, near_duplicate: bool `[n]`, why a document is left out; at most one of them holds.
+        limited, duplicate, near_duplicate: bool `[n]`, the reason why a document is excluded; at most one is true.
     """
 
     hashes: np.ndarray
@@ -37,12 +37,12 @@ class Selection:
 
     @property
     def dropped(self) -> np.ndarray:
-        """Documents that are left out."""
+        """The mask of excluded documents."""
         return self.limited | self.duplicate | self.near_duplicate
 
 
 def select(config: DatasetConfig, units: Sequence[CleaningUnit]) -> Selection:
-    """Decide which documents are used: limits first, then duplicates, the first in order stays."""
+    """Select the documents to use: first limits, then duplicates, of which the first in order is kept."""
     arrays = [read_arrays(unit) for unit in units]
     counts = np.array([len(part.hashes) for part in arrays], dtype=np.int64)
     hashes = np.concatenate([np.empty(0, np.uint64), *(part.hashes for part in arrays)])
@@ -52,19 +52,19 @@ def select(config: DatasetConfig, units: Sequence[CleaningUnit]) -> Selection:
     limited = np.zeros(len(hashes), dtype=bool)
     for source in config.sources:
         if source.limit_documents:
-            mine = np.flatnonzero(np.isin(owners, [i for i, label in enumerate(labels) if label == source.label]))
-            limited[mine[source.limit_documents :]] = True
+            own = np.flatnonzero(np.isin(owners, [i for i, label in enumerate(labels) if label == source.label]))
+            limited[own[source.limit_documents :]] = True
     duplicate = np.zeros(len(hashes), dtype=bool)
     if config.exact_duplicates == "drop":
         candidates = np.flatnonzero(~limited)
         _, first = np.unique(hashes[candidates], return_index=True)
         duplicate[candidates] = True
         duplicate[candidates[first]] = False
-    near = np.zeros(len(hashes), dtype=bool)
+    near_duplicate = np.zeros(len(hashes), dtype=bool)
     if config.near_duplicates:
         candidates = np.flatnonzero(~limited & ~duplicate)
         sketches = np.concatenate([part.signatures for part in arrays])
-        near[candidates] = near_duplicates(sketches[candidates], config.near_duplicates)
+        near_duplicate[candidates] = near_duplicates(sketches[candidates], config.near_duplicates)
     return Selection(
         hashes=hashes,
         lengths=np.concatenate([np.empty(0, np.int64), *(part.lengths for part in arrays)]),
@@ -73,37 +73,39 @@ def select(config: DatasetConfig, units: Sequence[CleaningUnit]) -> Selection:
         positions=np.arange(len(hashes)) - starts[owners],
         limited=limited,
         duplicate=duplicate,
-        near_duplicate=near,
+        near_duplicate=near_duplicate,
     )
 
 
 def tokenizer_sample(config: DatasetConfig, units: Sequence[CleaningUnit], selection: Selection) -> Iterator[str]:
-    """Training documents, `train_bytes` in expectation, each source in its proportion."""
+    """Sample training documents for the tokenizer, `train_bytes` in expectation, each source in proportion."""
     usable = ~selection.dropped & ~selection.heldout
     share = config.tokenizer.train_bytes / max(int(selection.lengths[usable].sum()), 1)
     for i, unit in enumerate(units):
-        mine = np.flatnonzero(selection.units == i)
-        wanted = [
+        own = np.flatnonzero(selection.units == i)
+        sampled = [
             bool(usable[j]) and (share >= 1 or draw(int(selection.hashes[j]), config.seed, "tokenizer") < share)
-            for j in mine
+            for j in own
         ]
-        if any(wanted):
-            documents = read_spool(unit.stem.with_suffix(".zst"), selection.lengths[mine].tolist())
-            yield from (document.decode("utf-8") for document, w in zip(documents, wanted, strict=True) if w)
+        if any(sampled):
+            documents = read_spool(unit.stem.with_suffix(".zst"), selection.lengths[own].tolist())
+            yield from (
+                document.decode("utf-8") for document, is_sampled in zip(documents, sampled, strict=True) if is_sampled
+            )
 
 
 def forbidden_runs(units: Sequence[CleaningUnit]) -> dict[str, np.ndarray]:
-    """Runs of words that training must not share, sorted, with a number for where each is from, and their names."""
+    """The runs of held-out and evaluation texts, sorted, with the index of each one's origin, and the origins' names."""
     names = ["heldout"]
     runs, origins = [np.empty(0, np.uint64)], [np.empty(0, np.uint16)]
     for unit in units:
         name = unit.part.source if unit.evaluation else "heldout"
         if name not in names:
             names.append(name)
-        found = read_arrays(unit).runs
-        runs.append(found)
-        origins.append(np.full(len(found), names.index(name), dtype=np.uint16))
-    # A run that several texts hold counts for the first of them.
+        unit_runs = read_arrays(unit).runs
+        runs.append(unit_runs)
+        origins.append(np.full(len(unit_runs), names.index(name), dtype=np.uint16))
+    # A run of several origins counts for the first of them.
     unique, first = np.unique(np.concatenate(runs), return_index=True)
     return {"runs": unique, "origins": np.concatenate(origins)[first], "names": np.array(names)}
 
@@ -111,14 +113,14 @@ def forbidden_runs(units: Sequence[CleaningUnit]) -> dict[str, np.ndarray]:
 def check_faults(
     config: DatasetConfig, source: SourceConfig, records: Sequence[CleanRecord], file_bytes: int, report: Path
 ) -> None:
-    """Refuse a source too much of which cannot be used.
+    """Refuse a source with too large a share of unusable records.
 
     Args:
-        config: with the share that may be bad.
-        source: which one.
+        config: with the permitted share.
+        source: to check.
         records: of its units.
         file_bytes: of all its files.
-        report: where all faults are listed.
+        report: the file that lists all faults.
 
     Raises:
         UserError: with the first fault.

@@ -1,4 +1,4 @@
-"""The second pass over a slice: its documents become tokens in shards of its own, with a completion record."""
+"""The second pass over a slice: tokenize its documents into shards, with a completion record."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -18,20 +18,20 @@ from .slices import Record
 from .spool import read_spool
 from .tokenizer import FILE_NAME, end_of_text, load_tokenizer
 
-BATCH = 64  # documents that are looked at together
+BATCH = 64  # documents checked for overlaps together
 RUNS_FILE = "work/runs.npz"
 
 
-class Unit(Record):
-    """Everything that a worker needs to tokenize the documents of a cleaned slice; pickles small.
+class TokenizingUnit(Record):
+    """The work of tokenizing one cleaned slice, as sent to a worker.
 
     Attributes:
-        cleaned: the first pass, whose files hold the documents.
-        drop: positions in the slice of documents that are not used: duplicates, and those beyond a limit.
+        cleaned: the unit of the first pass, whose files hold the documents.
+        drop: positions in the slice of excluded documents: duplicates, and those beyond a limit.
         tokenizer_sha256: of the `tokenizer.json` in the folder.
         dtype: of the token ids.
-        runs_sha256: of the runs that training must not share; None if that is not checked.
-        drop_overlaps: whether documents that share some are left out.
+        runs_sha256: of the file of forbidden runs; None without the overlap check.
+        drop_overlaps: whether documents with forbidden runs are excluded.
         limit_tokens: stop after the document that reaches it.
     """
 
@@ -56,7 +56,7 @@ class Unit(Record):
 
     @property
     def key(self) -> str:
-        """Identity of the result: the same wherever the folder lies."""
+        """Identity of the result, independent of the folder."""
         own = self.model_dump(mode="json", exclude={"cleaned"})
         return sha256_json({**own, "cleaned": self.cleaned.key})
 
@@ -71,8 +71,8 @@ class Overlap(Record):
 
     Attributes:
         against: "heldout", or the name of the evaluation source.
-        runs: how many of its runs are shared.
-        words: the first of them, as it stands in the document.
+        runs: the number of shared runs.
+        words: the first of them, as words of the document.
     """
 
     source: str
@@ -84,7 +84,7 @@ class Overlap(Record):
 
 
 class UnitRecord(Record):
-    """What a finished unit wrote."""
+    """The record of a finished tokenizing unit; its completion file."""
 
     index: int
     key: str
@@ -93,12 +93,12 @@ class UnitRecord(Record):
 
     @property
     def tokens(self) -> int:
-        """Of all its shards."""
+        """The number of tokens in all its shards."""
         return sum(shard.tokens for shard in self.shards)
 
 
-def tokenize_unit(unit: Unit) -> UnitRecord:
-    """Tokenize a slice and write its shards, then its completion record. Same unit, same bytes.
+def tokenize_unit(unit: TokenizingUnit) -> UnitRecord:
+    """Tokenize a slice: write its shards, then its completion record; deterministic.
 
     Raises:
         UserError: no space left, or another tokenizer lies in the folder.
@@ -111,8 +111,8 @@ def tokenize_unit(unit: Unit) -> UnitRecord:
     return record
 
 
-def finished_record(unit: Unit) -> UnitRecord | None:
-    """The unit's record if it was finished, for this very input, and its files are still there."""
+def finished_record(unit: TokenizingUnit) -> UnitRecord | None:
+    """The unit's record if it was finished for the same input and its files exist; else None."""
     if not unit.record_path.is_file():
         return None
     record = UnitRecord.model_validate(read_json(unit.record_path))
@@ -134,19 +134,19 @@ def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
 
 @lru_cache(maxsize=1)
 def _run_index(folder: Path, sha256: str) -> tuple[RunIndex, np.ndarray, list[str]]:
-    """The runs that training must not share, which text each comes from, and the names of those texts."""
+    """The index of forbidden runs, the origin of each run, and the origins' names."""
     with np.load(folder / RUNS_FILE) as stored:
         return RunIndex(stored["runs"]), stored["origins"], [str(name) for name in stored["names"]]
 
 
-def _write_shards(unit: Unit, tokenizer: Tokenizer, overlaps: list[Overlap]) -> Iterator[ShardRecord]:
+def _write_shards(unit: TokenizingUnit, tokenizer: Tokenizer, overlaps: list[Overlap]) -> Iterator[ShardRecord]:
     separator = end_of_text(tokenizer)
     open_shards: dict[Split, _Shard] = {"train": _Shard(unit, "train", 0), "heldout": _Shard(unit, "heldout", 0)}
     total = 0
     for document, heldout in _used_documents(unit, overlaps):
         split: Split = "heldout" if heldout else "train"
         shard = open_shards[split]
-        # The fast call leaves out offsets, which nobody needs. One document a call: more are no faster on one core.
+        # The fast call omits offsets, which are not needed. One document per call: more are no faster on one core.
         (encoded,) = tokenizer.encode_batch_fast([document.decode("utf-8")], add_special_tokens=False)
         ids = encoded.ids  # a new list
         ids.append(separator)
@@ -162,8 +162,8 @@ def _write_shards(unit: Unit, tokenizer: Tokenizer, overlaps: list[Overlap]) -> 
             yield shard.write()
 
 
-def _used_documents(unit: Unit, overlaps: list[Overlap]) -> Iterator[tuple[bytes, bool]]:
-    """Documents that are tokenized, and whether each is held out; overlaps of training documents are noted."""
+def _used_documents(unit: TokenizingUnit, overlaps: list[Overlap]) -> Iterator[tuple[bytes, bool]]:
+    """Yield the documents to tokenize, and whether each is held out; collects the overlaps of training documents."""
     arrays = read_arrays(unit.cleaned)
     lengths, heldout = arrays.lengths.tolist(), arrays.heldout.tolist()
     dropped = set(unit.drop)
@@ -173,26 +173,26 @@ def _used_documents(unit: Unit, overlaps: list[Overlap]) -> Iterator[tuple[bytes
         overlapping: set[int] = set()
         if unit.runs_sha256:
             train = [(number, document) for number, document in batch if not heldout[number]]
-            found = _find_overlaps(unit, unit.runs_sha256, train)
-            overlaps.extend(found)
-            overlapping = {overlap.document for overlap in found}
+            batch_overlaps = _find_overlaps(unit, unit.runs_sha256, train)
+            overlaps.extend(batch_overlaps)
+            overlapping = {overlap.document for overlap in batch_overlaps}
         for number, document in batch:
             if not (unit.drop_overlaps and number in overlapping):
                 yield document, heldout[number]
 
 
-def _find_overlaps(unit: Unit, sha256: str, documents: Sequence[tuple[int, bytes]]) -> list[Overlap]:
+def _find_overlaps(unit: TokenizingUnit, sha256: str, documents: Sequence[tuple[int, bytes]]) -> list[Overlap]:
     assert unit.cleaned.run_words
     index, origins, names = _run_index(unit.folder, sha256)
     runs, owners = word_runs([document for _, document in documents], unit.cleaned.run_words)
     positions, places = index.find(runs)
-    found = []
+    overlaps = []
     for owner in np.unique(owners[positions]):
         hits = np.flatnonzero(owners[positions] == owner)
         first_run = int(positions[hits[0]] - np.searchsorted(owners, owner))
         number, document = documents[owner]
         for origin in np.unique(origins[places[hits]]):
-            found.append(
+            overlaps.append(
                 Overlap(
                     source=unit.cleaned.part.source,
                     unit=unit.index,
@@ -202,7 +202,7 @@ def _find_overlaps(unit: Unit, sha256: str, documents: Sequence[tuple[int, bytes
                     words=_words_from(document, first_run, unit.cleaned.run_words),
                 )
             )
-    return found
+    return overlaps
 
 
 def _words_from(document: bytes, first: int, count: int) -> str:
@@ -210,9 +210,9 @@ def _words_from(document: bytes, first: int, count: int) -> str:
 
 
 class _Shard:
-    """The documents of one shard, gathered in memory until it is written."""
+    """The documents of one shard, collected in memory until it is written."""
 
-    def __init__(self, unit: Unit, split: Split, part: int) -> None:
+    def __init__(self, unit: TokenizingUnit, split: Split, part: int) -> None:
         self.unit = unit
         self.split: Split = split
         self.part = part

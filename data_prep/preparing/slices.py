@@ -1,4 +1,4 @@
-"""Units of work: slices of the input that are worked on apart, in any order, by anyone."""
+"""Slices of the input as independent units of work, for any worker in any order."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ COMPRESSED = (".gz", ".zst")
 
 
 class Record(BaseModel):
-    """Base of everything that is written down: immutable, and a key it does not know is an error."""
+    """Base of all stored records: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Piece(Record):
-    """A part of a file that begins and ends between documents.
+    """A part of a file, cut between documents.
 
     Attributes:
         path: the file; the dataset's name for a shard of the hub.
@@ -45,7 +45,7 @@ class Slice(Record):
 
 
 class InputFile(Record):
-    """A file of a source, and what it held when the plan was made."""
+    """A file of a source, with its size and hash when the plan was made."""
 
     path: Path
     bytes: int
@@ -53,7 +53,7 @@ class InputFile(Record):
 
 
 class SourcePlan(Record):
-    """A source, found and cut into slices."""
+    """A source with its files, cut into slices."""
 
     config: SourceConfig
     kind: str
@@ -64,48 +64,48 @@ class SourcePlan(Record):
 
     @property
     def name(self) -> str:
-        """What shards, manifest and mixture call it."""
+        """The name of the source in shards, manifest and mixture."""
         return self.config.label
 
 
-def plan_source(config: SourceConfig, found: SourceFiles, unit_bytes: int) -> SourcePlan:
-    """Cut a source into slices of about `unit_bytes`, each file hashed on the way.
+def plan_source(config: SourceConfig, source_files: SourceFiles, unit_bytes: int) -> SourcePlan:
+    """Cut a source into slices of about `unit_bytes`, and hash its files.
 
     Raises:
         UserError: the source holds nothing, or a file cannot be read.
     """
     files: list[InputFile] = []
     pieces: list[tuple[Piece, int]] = []
-    for path in found.files:
+    for path in source_files.files:
         try:
-            file, cut = _cut_file(path.resolve(), found.format, unit_bytes)
+            file, cut = _cut_file(path.resolve(), source_files.format, unit_bytes)
         except OSError as error:
             raise UserError(f"source {config.label}: {path} cannot be read ({error.strerror})") from error
         files.append(file)
         pieces.extend(cut)
-    slices = [_slice(config, found, group) for group in _grouped(pieces, unit_bytes)]
-    for shard in range(found.hub_shards):
-        piece = Piece(path=Path(found.origin.partition(" @ ")[0]), start=shard, stop=shard + 1)
-        slices.append(_slice(config, found, [(piece, 0)]))
+    slices = [_slice(config, source_files, group) for group in _grouped(pieces, unit_bytes)]
+    for shard in range(source_files.hub_shards):
+        piece = Piece(path=Path(source_files.origin.partition(" @ ")[0]), start=shard, stop=shard + 1)
+        slices.append(_slice(config, source_files, [(piece, 0)]))
     if not slices:
-        raise UserError(f"source {config.label} is empty: {len(found.files)} files without any text")
+        raise UserError(f"source {config.label} is empty: {len(source_files.files)} files without any text")
     return SourcePlan(
         config=config,
-        kind=found.kind,
-        licence=found.licence,
-        origin=found.origin,
+        kind=source_files.kind,
+        licence=source_files.licence,
+        origin=source_files.origin,
         files=tuple(files),
         slices=tuple(slices),
     )
 
 
-def _slice(config: SourceConfig, found: SourceFiles, group: list[tuple[Piece, int]]) -> Slice:
+def _slice(config: SourceConfig, source_files: SourceFiles, group: list[tuple[Piece, int]]) -> Slice:
     pieces = tuple(piece for piece, _ in group)
-    return Slice(source=config.label, format=found.format, pieces=pieces, bytes=sum(size for _, size in group))
+    return Slice(source=config.label, format=source_files.format, pieces=pieces, bytes=sum(size for _, size in group))
 
 
 def _grouped(pieces: Iterable[tuple[Piece, int]], unit_bytes: int) -> list[list[tuple[Piece, int]]]:
-    """Small pieces together until they have `unit_bytes`."""
+    """Group small pieces until they have `unit_bytes`."""
     groups: list[list[tuple[Piece, int]]] = []
     filled = unit_bytes
     for piece, size in pieces:
@@ -118,7 +118,7 @@ def _grouped(pieces: Iterable[tuple[Piece, int]], unit_bytes: int) -> list[list[
 
 
 def _cut_file(path: Path, form: Format, unit_bytes: int) -> tuple[InputFile, list[tuple[Piece, int]]]:
-    """A file's size and hash, and its pieces with the bytes of each."""
+    """Cut a file: its size and hash, and its pieces with the bytes of each."""
     digest = hashlib.sha256()
     cut_lines = form == "jsonl" and path.suffix not in COMPRESSED
     borders, lines = [(0, 1)], 0
@@ -146,7 +146,7 @@ def _cut_file(path: Path, form: Format, unit_bytes: int) -> tuple[InputFile, lis
 
 
 def _row_groups(path: Path, size: int) -> list[tuple[Piece, int]]:
-    """A piece for every row group; one of everything where the file is broken, so that the reader finds out and says so."""
+    """A piece for every row group; a single one for a broken file, which the reader then reports."""
     parquet = import_parquet()
     from pyarrow import ArrowException
 
@@ -163,7 +163,7 @@ def _row_groups(path: Path, size: int) -> list[tuple[Piece, int]]:
 
 
 def import_parquet():
-    """`pyarrow.parquet`, which only parquet sources need.
+    """Import `pyarrow.parquet`, which only parquet sources need.
 
     Raises:
         UserError: it is not installed.

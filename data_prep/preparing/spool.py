@@ -1,4 +1,4 @@
-"""Documents of a finished unit on their way to the tokenizer: UTF-8, one after the other, compressed."""
+"""Spool files: the documents of a cleaned unit, UTF-8, concatenated and compressed, for the tokenizer."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -7,11 +7,11 @@ import zstandard
 
 from ...models.common.files import write_aside
 
-LEVEL = 1  # decompresses at 1 GB/s; the files live for the length of a run
+LEVEL = 1  # decompresses at 1 GB/s; the files are temporary
 
 
 def write_spool(path: Path, documents: Iterable[bytes]) -> None:
-    """Write documents, completely or not at all."""
+    """Write a spool file atomically."""
     with (
         write_aside(path) as aside,
         open(aside, "wb") as file,
@@ -22,7 +22,7 @@ def write_spool(path: Path, documents: Iterable[bytes]) -> None:
 
 
 def read_spool(path: Path, lengths: Iterable[int]) -> Iterator[bytes]:
-    """The documents again, given the bytes of each.
+    """Read the documents of a spool file, given the bytes of each.
 
     Raises:
         EOFError: the file is shorter.

@@ -1,4 +1,4 @@
-"""What is written down about a finished dataset: its manifest, and the report of overlaps."""
+"""The manifest and the overlap report of a finished dataset."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ EXAMPLES = 20
 
 
 def token_dtype_for(vocab_size: int) -> TokenDtype:
-    """The smallest dtype that holds every id."""
+    """The smallest dtype that holds every token id."""
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
@@ -35,7 +35,7 @@ def make_manifest(
     selection: Selection,
     records: Sequence[UnitRecord],
 ) -> Manifest:
-    """The manifest of a dataset whose shards are all written.
+    """Make the manifest of a dataset whose shards are all written.
 
     Raises:
         UserError: a source has nothing to train on, or nothing was held out.
@@ -81,8 +81,8 @@ def _source_record(
     config: DatasetConfig,
 ) -> SourceRecord:
     own = [i for i, unit in enumerate(units) if unit.part.source == source.name]
-    read = [cleaned[units[i].index] for i in own]
-    mine = np.isin(selection.units, own)
+    clean_records = [cleaned[units[i].index] for i in own]
+    is_own = np.isin(selection.units, own)
     shards = [shard for record in records for shard in record.shards if shard.source == source.name]
     overlapping = {(o.unit, o.document) for o in overlaps if o.source == source.name}
     dropping = config.overlap is not None and config.overlap.action == "drop"
@@ -93,11 +93,11 @@ def _source_record(
         origin=source.origin,
         input_files=len(source.files),
         input_sha256=sha256_json([file.sha256 for file in source.files] or source.origin),
-        records=sum(record.records for record in read),
-        quarantined=sum(len(record.faults) for record in read),
-        filtered=sum(record.filtered for record in read),
-        duplicates=int((selection.duplicate & mine).sum()),
-        near_duplicates=int((selection.near_duplicate & mine).sum()),
+        records=sum(record.records for record in clean_records),
+        quarantined=sum(len(record.faults) for record in clean_records),
+        filtered=sum(record.filtered for record in clean_records),
+        duplicates=int((selection.duplicate & is_own).sum()),
+        near_duplicates=int((selection.near_duplicate & is_own).sum()),
         overlapping=len(overlapping) if dropping else 0,
         documents=sum(shard.documents for shard in shards),
         tokens=sum(shard.tokens for shard in shards),
@@ -114,7 +114,7 @@ def _overlap_records(overlaps: Sequence[Overlap]) -> tuple[OverlapRecord, ...]:
 
 
 def overlap_report(config: DatasetConfig, records: Sequence[UnitRecord], overlaps: Sequence[Overlap]) -> dict[str, Any]:
-    """What training shares with held-out text and evaluation sets, in plain values."""
+    """The overlaps of training with held-out text and evaluation sets, as plain values."""
     assert config.overlap
     trained = Counter[str]()
     for shard in (shard for record in records for shard in record.shards if shard.split == "train"):
@@ -125,13 +125,13 @@ def overlap_report(config: DatasetConfig, records: Sequence[UnitRecord], overlap
         "training_documents": dict(trained),
         "overlaps": [
             {
-                **found.model_dump(mode="json"),
+                **overlap_count.model_dump(mode="json"),
                 "examples": [
                     overlap.model_dump(mode="json", include={"unit", "document", "runs", "words"})
                     for overlap in overlaps
-                    if (overlap.source, overlap.against) == (found.source, found.against)
+                    if (overlap.source, overlap.against) == (overlap_count.source, overlap_count.against)
                 ][:EXAMPLES],
             }
-            for found in _overlap_records(overlaps)
+            for overlap_count in _overlap_records(overlaps)
         ],
     }

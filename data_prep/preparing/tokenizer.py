@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer, with its document separator and the tokens reserved for recall tasks."""
+"""The byte-level BPE tokenizer, with document separator and reserved tokens for recall tasks."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +13,13 @@ END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 RESERVED = tuple(f"<|r{i}|>" for i in range(128))
 
-# Special tokens have the lowest ids, so that they are the same whatever the size of the vocabulary.
+# Special tokens have the lowest ids, which are then independent of the vocabulary's size.
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, *RESERVED)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: tuple[str, ...] = ()) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids; fewer if the text has no more pairs to merge.
+    """Train a byte-level BPE of at most `vocab_size` ids; fewer if the text has no more pairs to merge.
 
     Raises:
         UserError: the special tokens leave no room for the bytes.
@@ -41,9 +41,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: tuple
 
 
 def adopt_tokenizer(name: str, special_tokens: tuple[str, ...] = ()) -> Tokenizer:
-    """A tokenizer that exists: a `tokenizer.json`, the folder of one, or a name on the Hugging Face hub.
+    """Load an existing tokenizer: a `tokenizer.json`, its folder, or a name on the Hugging Face hub.
 
-    The special tokens that it lacks (document separator, padding, those of the recall tasks) come behind its vocabulary.
+    Missing special tokens (document separator, padding, those of recall tasks) are appended to its vocabulary.
 
     Raises:
         UserError: no tokenizer there, or the hub cannot be reached.
@@ -67,7 +67,7 @@ def adopt_tokenizer(name: str, special_tokens: tuple[str, ...] = ()) -> Tokenize
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> Path:
-    """Write `tokenizer.json` into `folder`, completely or not at all."""
+    """Write `tokenizer.json` into `folder` atomically."""
     path = folder / FILE_NAME
     write_text(path, tokenizer.to_str(pretty=True) + "\n")
     return path
@@ -76,7 +76,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> Path:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read `tokenizer.json` from a dataset's or a model's folder, or a tokenizer file itself.
 
-    Special tokens written out in a text are read as plain text: a document cannot forge a border.
+    Strings of special tokens in a text are encoded as plain text: a document cannot forge a border.
 
     Raises:
         UserError: the file is missing, no tokenizer, or lacks the document separator.
@@ -95,7 +95,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """Id of the token that ends every document."""
+    """The id of the token that ends every document."""
     return _id_of(tokenizer, END_OF_TEXT)
 
 
@@ -112,7 +112,7 @@ def reserved_start(tokenizer: Tokenizer) -> int:
 
 
 def _id_of(tokenizer: Tokenizer, token: str) -> int:
-    found = tokenizer.token_to_id(token)
-    if found is None:
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
         raise UserError(f"the tokenizer has no token {token}: it was not made by `echo-lm prepare`")
-    return found
+    return token_id

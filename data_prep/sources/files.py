@@ -1,4 +1,4 @@
-"""Sources that lie on disk: text files, files of JSON lines, parquet files."""
+"""Local sources: text files, files of JSON lines, parquet files."""
 
 import glob
 from dataclasses import dataclass
@@ -13,15 +13,14 @@ Format = Literal["text", "jsonl", "parquet", "hub"]
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """What an adapter found.
+    """The files of a source, as found by an adapter.
 
     Attributes:
-        kind: the adapter that found them, which is the fallback's if the source could not be fetched.
+        kind: of the adapter; the fallback's if the source could not be fetched.
         licence: of the text.
-        format: "text", a file is a document; "jsonl", a line is one; "parquet", a row is one; "hub", a row of a
-            streaming dataset is one.
+        format: of a document: "text", a file; "jsonl", a line; "parquet", a row; "hub", a row of a streaming dataset.
         files: in a fixed order; none for "hub".
-        origin: which release this is: package and version, or dataset and revision; empty for local files.
+        origin: the release: package and version, or dataset and revision; empty for local files.
         hub_shards: number of row groups of a dataset of the hub.
     """
 
@@ -34,14 +33,14 @@ class SourceFiles:
 
 
 def find_local(config: SourceConfig, downloads: Path) -> SourceFiles:
-    """Local files: the source's kind is their format; `.gz` and `.zst` behind the suffix are decompressed on reading."""
+    """Find local files; the source's kind is their format, and `.gz` and `.zst` behind the suffix are decompressed on reading."""
     assert config.kind in ("text", "jsonl", "parquet")
     return SourceFiles(config.kind, "the user's own", config.kind, _matches(config))
 
 
 def _matches(config: SourceConfig) -> tuple[Path, ...]:
-    """Files that the patterns name, sorted within each pattern; a folder stands for all files below it."""
-    found: dict[Path, None] = {}
+    """The files that match the patterns, sorted within each pattern; a folder matches all files below it."""
+    files: dict[Path, None] = {}
     for pattern in config.paths:
         path = Path(pattern).expanduser()
         if path.is_dir():
@@ -50,5 +49,5 @@ def _matches(config: SourceConfig) -> tuple[Path, ...]:
             matches = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
         if not matches:
             raise UserError(f"source {config.label}: no file matches {pattern}: correct sources.paths")
-        found.update(dict.fromkeys(sorted(matches)))
-    return tuple(found)
+        files.update(dict.fromkeys(sorted(matches)))
+    return tuple(files)

@@ -1,7 +1,7 @@
 """Datasets of the Hugging Face hub, or local folders of the same layout, streamed through `datasets`.
 
-The unit is a row group of a parquet file (a whole file in other formats): `IterableDataset.reshard` gives each one a
-number, so that any of them can be read again, by anyone, without the ones before it.
+The unit is a row group of a parquet file (a whole file in other formats): `IterableDataset.reshard` numbers
+them, so that any worker can read any of them independently.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ Stream = Any  # datasets.IterableDataset; the package is imported only where a s
 
 
 def find_hub(config: SourceConfig, downloads: Path) -> SourceFiles:
-    """A dataset by name; which revision it is, and how many row groups it has.
+    """Find a dataset by name, with its revision and its number of row groups.
 
     Raises:
         UserError: `datasets` is not installed, or the dataset has no such subset or split.
@@ -29,14 +29,14 @@ def find_hub(config: SourceConfig, downloads: Path) -> SourceFiles:
     assert config.dataset is not None
     revision, licence = config.revision, _local_licence(Path(config.dataset))
     if not Path(config.dataset).is_dir():
-        revision, licence = _ask_hub(config)
+        revision, licence = _resolve_revision(config)
     stream = open_stream(config, revision)
     origin = f"{config.dataset} {config.subset or ''}".strip() + (f" @ {revision}" if revision else "")
     return SourceFiles("huggingface", licence or "see the dataset's card", "hub", (), origin, stream.num_shards)
 
 
 def read_shard(config: SourceConfig, revision: str | None, shard: int) -> Iterator[dict[str, Any]]:
-    """The rows of one row group, with the columns that the source needs."""
+    """Read the rows of one row group, with the columns that the source needs."""
     stream = open_stream(config, revision)
     columns = [name for name in (config.text_column, *config.keep, *config.at_least) if name in _columns(stream)]
     stream = stream.select_columns(columns) if columns else stream
@@ -48,7 +48,7 @@ def _columns(stream: Stream) -> list[str]:
 
 
 def revision_of(origin: str) -> str | None:
-    """The revision that `find_hub` noted in the origin."""
+    """The revision in an origin that `find_hub` made."""
     return origin.rpartition(" @ ")[2] if " @ " in origin else None
 
 
@@ -57,7 +57,9 @@ def revision_of(origin: str) -> str | None:
 def _open(dataset: str, subset: str | None, split: str, revision: str | None) -> Stream:
     from datasets import load_dataset
 
-    return _retrying(lambda: load_dataset(dataset, subset, split=split, revision=revision, streaming=True).reshard())
+    return _with_retries(
+        lambda: load_dataset(dataset, subset, split=split, revision=revision, streaming=True).reshard()
+    )
 
 
 @retry(
@@ -66,12 +68,12 @@ def _open(dataset: str, subset: str | None, split: str, revision: str | None) ->
     retry=retry_if_exception_type((ConnectionError, TimeoutError)),
     reraise=True,
 )
-def _retrying(action: Any) -> Any:
+def _with_retries(action: Any) -> Any:
     return action()
 
 
 def open_stream(config: SourceConfig, revision: str | None) -> Stream:
-    """The dataset as a stream whose shards are row groups.
+    """Open the dataset as a stream whose shards are row groups.
 
     Raises:
         UserError, FetchError: as in `find_hub`.
@@ -88,12 +90,12 @@ def open_stream(config: SourceConfig, revision: str | None) -> Stream:
         raise FetchError(f"{where} cannot be opened ({_first_line(error)}): check its name and the network") from error
 
 
-def _ask_hub(config: SourceConfig) -> tuple[str, str | None]:
-    """The commit that the revision, or the newest state, stands for (what is read later must be the same); the licence."""
+def _resolve_revision(config: SourceConfig) -> tuple[str, str | None]:
+    """The commit of the revision, or the newest one (fixed, so that later reads are the same), and the licence."""
     try:
         from huggingface_hub import HfApi
 
-        info = _retrying(lambda: HfApi().dataset_info(config.dataset, revision=config.revision, timeout=20))
+        info = _with_retries(lambda: HfApi().dataset_info(config.dataset, revision=config.revision, timeout=20))
     except ImportError as error:
         raise UserError(f'source {config.label} needs the package datasets: pip install "echo-lm[hub]"') from error
     except Exception as error:

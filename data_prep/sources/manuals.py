@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 CODE_SUFFIXES = (".c", ".h", ".S", ".py", ".sh")
-# 250 MB of register definitions that a program wrote.
+# 250 MB of generated register definitions.
 SKIPPED_CODE = "/amd/include/"
 
 

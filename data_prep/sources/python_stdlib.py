@@ -1,4 +1,4 @@
-"""The source of the Python standard library: real text that is there without any network."""
+"""The source code of the Python standard library: real text that needs no network."""
 
 import sysconfig
 from pathlib import Path
@@ -8,11 +8,11 @@ from .files import SourceFiles
 
 
 def find_python_stdlib(config: SourceConfig, downloads: Path) -> SourceFiles:
-    """The `.py` files of the running interpreter's library, without installed packages and its test data.
+    """Find the `.py` files of the running interpreter's library, without installed packages and tests.
 
-    `test/` holds files in odd encodings on purpose, so it is left out.
+    `test/` has files in unusual encodings on purpose, so it is excluded.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "lib2to3", "idlelib"}
-    files = [file for file in root.rglob("*.py") if not left_out.intersection(file.relative_to(root).parts)]
+    excluded = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "lib2to3", "idlelib"}
+    files = [file for file in root.rglob("*.py") if not excluded.intersection(file.relative_to(root).parts)]
     return SourceFiles("python-stdlib", "PSF-2.0", "text", tuple(sorted(files)))

@@ -1,4 +1,4 @@
-"""Collect what a bare GPU machine (Python 3.12, torch and triton installed, no network) lacks, in the ignored folder `bundle/`.
+"""Collect the offline bundle of a bare GPU machine (Python 3.12, torch and triton, no network) in the ignored folder `bundle/`.
 
     python docker/offline/collect_bundle.py            # before each time: then take the checkout and bundle/ to the machine
     source docker/offline/use_bundle.sh                # on that machine: PYTHONPATH with the packages and echo_lm
@@ -69,7 +69,7 @@ COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 2**26}]
 
 
 def main() -> None:
-    """Make the archives of `bundle/` afresh and print their sizes."""
+    """Make the archives of `bundle/` anew and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", action="store_true", help="pytest and pytest-xdist as well")
     parser.add_argument("--rivals", action="store_true", help="flash-linear-attention as well")
@@ -87,22 +87,22 @@ def main() -> None:
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """All that lies in `folder`, as one archive."""
+    """Pack all files in `folder` into one archive."""
     with lzma.open(archive, "wb", filters=COMPRESSION) as file, tarfile.open(fileobj=file, mode="w|") as tar:
         tar.add(folder, ".")
     print(f"{archive.relative_to(ROOT)}: {archive.stat().st_size / 2**20:.1f} MiB")
 
 
 def copy_packages(site: Path, pure: Iterable[str], rivals: bool) -> None:
-    """What the machine imports, with the metadata that some of it asks for."""
+    """Copy the packages that the machine imports, with the metadata that some of them read."""
     for package in pure:
-        found = util.find_spec(package)
-        if found is None:
+        spec = util.find_spec(package)
+        if spec is None:
             sys.exit(f"{package} is not installed here: run `make test` once, it installs everything")
-        if not found.submodule_search_locations:  # a module of one file
-            shutil.copy(found.origin, site)
+        if not spec.submodule_search_locations:  # a module of one file
+            shutil.copy(spec.origin, site)
             continue
-        source = Path(found.submodule_search_locations[0])
+        source = Path(spec.submodule_search_locations[0])
         shutil.copytree(source, site / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     fetch([f"{package}=={version(package)}" for package in COMPILED], site)
     if rivals:
@@ -118,7 +118,7 @@ def copy_packages(site: Path, pure: Iterable[str], rivals: bool) -> None:
 
 
 def fetch(requirements: Iterable[str], site: Path) -> None:
-    """Install wheels for the target's Python. At once: those that share a folder would replace each other's."""
+    """Install wheels for the target's Python, in one call: wheels that share a folder would replace each other's files."""
     platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
     target = ["--python-version", PYTHON_VERSION, "--implementation", "cp", *platforms, "--target", str(site)]
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:", "--upgrade", *target]
@@ -126,8 +126,7 @@ def fetch(requirements: Iterable[str], site: Path) -> None:
 
 
 def copy_kernels(folder: Path, since: float) -> None:
-    """Compiled kernels as they shall lie in `KERNELS_THERE`: Triton notes absolute paths. Those that `compile_kernels.py` was
-    asked for after `since`."""
+    """Copy the kernels compiled after `since`, with the absolute paths in Triton's files changed to `KERNELS_THERE`."""
     for compiled in STORE.glob("triton-*[0-9]/*/*.cubin"):
         if compiled.parent.stat().st_mtime < since:
             continue

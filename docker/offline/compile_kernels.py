@@ -1,4 +1,4 @@
-"""Compile the Triton kernels of models for a GPU that is not here, so that a time-limited GPU session is not spent on compiling.
+"""Compile the Triton kernels of models without their GPU, so that a time-limited session on one need not.
 
     python docker/offline/compile_kernels.py echo-180m:rows echo-180m:segment echo-50m:rows:documents
     python docker/offline/compile_kernels.py --dtype float32 evals/sweeps/configs/transfer.yaml
@@ -34,7 +34,7 @@ LONGEST = 4096  # of a sweep's questions: the kernels of longer ones are the sam
 
 
 def triton_wheel(release: str, python: str) -> Path:
-    """The folder of an unpacked Triton wheel, fetched if it is not there."""
+    """The folder of an unpacked Triton wheel, fetched if missing."""
     folder = STORE / f"triton-{release}-py{python}"
     if not folder.is_dir():
         platforms = [word for n in (28, 27, 17) for word in ("--platform", f"manylinux_2_{n}_x86_64")]
@@ -54,15 +54,15 @@ def triton_wheel(release: str, python: str) -> Path:
 
 
 def key_of(package: Path) -> str:
-    """What Triton puts its own files into the names of compiled kernels by, for the wheel in `package`.
+    """Triton's key of its own files, part of the names of compiled kernels, for the wheel in `package`.
 
-    As `triton.runtime.cache.triton_key` does it; the Triton that is imported here is of the same release.
+    Computed as by `triton.runtime.cache.triton_key`; the Triton that is imported here is of the same release.
     """
     import triton
 
     def digests(folder: str) -> list[str]:
-        found = pkgutil.walk_packages([str(package / folder)], prefix=f"triton.{folder}.")  # imports subpackages
-        return [digest(Path(library.module_finder.find_spec(library.name).origin)) for library in found]
+        modules = pkgutil.walk_packages([str(package / folder)], prefix=f"triton.{folder}.")  # imports subpackages
+        return [digest(Path(library.module_finder.find_spec(library.name).origin)) for library in modules]
 
     def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -119,7 +119,7 @@ def compile_only(share: int, shares: int, capability: int, wheel: Path) -> None:
 
 
 def layers_of(name: str) -> list[tuple]:
-    """What `name` of the command line stands for: (config, dtype of the weights if not that of the
+    """The layers to compile for `name` of the command line: (config, dtype of the weights if not that of the
     inputs, length, segment, documents, whether there is a backward)."""
     from echo_lm.evals.measurements.recall_cells import grid_cells
     from echo_lm.evals.sweeps.config import load_sweep
@@ -132,20 +132,18 @@ def layers_of(name: str) -> list[tuple]:
     sweep = load_sweep(Path(name))
     runs = runs_of(sweep)
     configs = {run.arm: run.config for run in runs}
-    evaluation_lengths = sorted(
-        {cell.length for grid in sweep.recall for cell in grid_cells(grid) if cell.length <= LONGEST}
-    )
-    learned = {(run.arm, length) for run in runs for length in run.training.lengths if length <= LONGEST}
-    cases = [(configs[arm], "float32", length, False, False, True) for arm, length in sorted(learned)]
-    return cases + [
-        (config, "float32", length, False, False, False) for config in configs.values() for length in evaluation_lengths
+    lengths = sorted({cell.length for grid in sweep.recall for cell in grid_cells(grid) if cell.length <= LONGEST})
+    trained_lengths = {(run.arm, length) for run in runs for length in run.training.lengths if length <= LONGEST}
+    trained_layers = [(configs[arm], "float32", length, False, False, True) for arm, length in sorted(trained_lengths)]
+    return trained_layers + [
+        (config, "float32", length, False, False, False) for config in configs.values() for length in lengths
     ]
 
 
 def run_layer(
     config, kind: str, dtype: str, weights: str | None, length: int, segment: bool, documents: bool, backward: bool
 ) -> None:
-    """Forward and, if wanted, backward of the operation of one layer of that kind, if the model has one."""
+    """Run forward and, with `backward`, backward of one layer of `kind`, if the model has one."""
     import torch
 
     from echo_lm.kernels.ska import SKAState
@@ -201,8 +199,8 @@ def run_layer(
             first = empty(channels)[:, : mamba.d_conv - 1] if segment else None
             z = [
                 part  # of the whole rows; and of a segment's tail, whose first tokens are its own
-                for given in dict.fromkeys((first, None))
-                for part in convolve(projected[..., inner : inner + channels], taps, bias, ids, given, True, parts)
+                for previous in dict.fromkeys((first, None))
+                for part in convolve(projected[..., inner : inner + channels], taps, bias, ids, previous, True, parts)
             ]
             dt = torch.ones(batch, length, heads, requires_grad=backward)
             a, d = torch.ones(heads), torch.ones(heads, dtype=weights)

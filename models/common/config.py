@@ -34,7 +34,7 @@ class Config(BaseModel):
     renamed: ClassVar[str | None] = None
 
     def identity_dump(self, **options: Any) -> dict[str, Any]:
-        """Plain values for a hash: renamed keys under their first names."""
+        """Plain values for identity hashes, with renamed keys under their first names."""
         return self.model_dump(mode="json", context=_IDENTITY, **options)
 
     @model_validator(mode="before")

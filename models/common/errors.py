@@ -1,8 +1,8 @@
-"""The one error that a user can cause, whatever the folder that notices it."""
+"""The exception for errors that a user caused, raised by all packages."""
 
 
 class UserError(ValueError):
-    """Bad input: the message is one line that says what is wrong, where, and what would be right.
+    """Bad input; the message is one line with the problem, its place and its remedy.
 
     The command line prints it without a traceback and exits with code 2.
     """

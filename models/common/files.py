@@ -1,4 +1,4 @@
-"""Files that a crash cannot tear: written aside, flushed to disk, renamed."""
+"""Atomic writing of files: to a temporary path, flushed to disk, renamed."""
 
 import errno
 import hashlib
@@ -54,13 +54,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, completely or not at all."""
+    """Write `text` to `path` atomically."""
     with write_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, completely or not at all. NaN and infinity are refused."""
+    """Write `value` to `path` as indented JSON, atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

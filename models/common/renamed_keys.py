@@ -20,7 +20,7 @@ RENAMED: dict[str, dict[str, str]] = {
 
 
 def with_new_keys(what: str, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` of a stored record under today's keys.
+    """Translate a stored record to the current keys.
 
     Raises:
         UserError: a key stands there under both spellings with two values.
@@ -36,6 +36,6 @@ def with_new_keys(what: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_old_keys(what: str, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` under the keys of the first version, in their order."""
+    """Translate a record to the keys of the first version, in their order."""
     old_of = {new: old for old, new in RENAMED[what].items()}
     return {old_of.get(key, key): value for key, value in values.items()}

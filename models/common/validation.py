@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in the one line that a user needs."""
+"""One-line messages about invalid configurations."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ from pydantic import BaseModel, ValidationError
 
 
 def describe_validation_error(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first finding of a pydantic error in one line, with the nearest valid key where one is unknown."""
-    # A misspelt key is also a missing one: the spelling is what to say.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    """Describe a pydantic error in one line, with the nearest valid key for an unknown one."""
+    # A misspelt key is also reported as missing: the misspelling is the one to report.
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"]) or "the configuration"
     others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     cause = first.get("ctx", {}).get("error")
@@ -41,11 +41,11 @@ def _schema_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for inner in getattr(annotation, "__args__", ()) for found in _models_in(inner)]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]
 
 
 def nearest(name: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """What to say of an unknown name: the nearest valid one, or all of them."""
+    """A hint for an unknown name: the nearest valid one, or all of them."""
     valid = list(valid)
     near = difflib.get_close_matches(name, valid, n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(valid)}"

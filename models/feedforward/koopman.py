@@ -38,8 +38,8 @@ class KoopmanMLP(nn.Module):
             weight = torch.stack((a * even - w * odd, w * even + a * odd), 2).flatten(1)
             return F.linear(lifted, weight)
         even, odd = lifted.unflatten(-1, (-1, 2)).unbind(-1)
-        moved = torch.stack((a * even + w * odd, a * odd - w * even), -1).flatten(-2)
-        return self.readout(moved * torch.sigmoid(self.gate(x)))
+        evolved = torch.stack((a * even + w * odd, a * odd - w * even), -1).flatten(-2)
+        return self.readout(evolved * torch.sigmoid(self.gate(x)))
 
     def initialize(self, generator: torch.Generator) -> None:
         normal_by_fan_in(self.lift.weight, generator)

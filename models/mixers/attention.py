@@ -46,8 +46,8 @@ class Attention(SequenceMixer):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             ids = document_ids(starts)
-            seen = (ids[:, :, None] == ids[:, None, :]).tril()
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+            visible = (ids[:, :, None] == ids[:, None, :]).tril()
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
         return self._project_out(y)
 
     def _forward_segment(self, x: Tensor, context: SequenceContext) -> Tensor:
@@ -60,8 +60,8 @@ class Attention(SequenceMixer):
         starts = context.starts(batch, length, x.device)
         if starts is not None:
             ids = document_ids(starts[:, : context.rank + 1].flatten(1))
-            seen = (ids[:, first:, None] == ids[:, None, :]).tril(first)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+            visible = (ids[:, first:, None] == ids[:, None, :]).tril(first)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
         else:
             from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler: a second at each start
 

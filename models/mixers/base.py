@@ -1,4 +1,4 @@
-"""What every sequence mixer states and does. A new mixer is a subclass in a file of its own, see docs/extending.md."""
+"""The interface of sequence mixers: computation and costs. A new mixer is a subclass in a file of its own (docs/extending.md)."""
 
 from typing import Any, ClassVar, Self
 
@@ -43,13 +43,13 @@ class SequenceMixer(nn.Module):
 
     @staticmethod
     def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
-        """Bytes that one sequence carries from token to token after `context` tokens: those of what `init_cache` and
-        `extend` return. `bytes_per_number` is that of the weights."""
+        """Bytes that one sequence carries from token to token after `context` tokens: those of the results of `init_cache` and
+        `extend`. `bytes_per_number` is that of the weights."""
         raise NotImplementedError
 
     @staticmethod
     def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
-        """What sequence parallelism sends for segments of `length` tokens of `batch` rows.
+        """Messages of sequence parallelism for segments of `length` tokens of `batch` rows.
 
         Raises:
             UserError: the mixer cannot be trained on segments.
@@ -58,7 +58,7 @@ class SequenceMixer(nn.Module):
 
     @staticmethod
     def kept_numbers(config: ModelConfig) -> int:
-        """Numbers a token that the layer keeps for its backward pass."""
+        """Numbers per token that the layer keeps for its backward pass."""
         raise NotImplementedError
 
     # --- Building ---
@@ -105,7 +105,7 @@ class SequenceMixer(nn.Module):
 
     @property
     def has_write_gate(self) -> bool:
-        """Whether the layer chooses what it writes into its state; then it has `gate_mean`."""
+        """Whether the layer has a write gate, and so `gate_mean`."""
         return False
 
     def prefill_segment(self, segment: int, length: int) -> int:

@@ -127,21 +127,21 @@ class Mamba2(SequenceMixer):
         y, ssm = ssd_scan(values, steps, self._a(), b, c, d=self.D, state=cache.ssm, return_state=True)
         taps = self.config.d_conv - 1
         newest = real.sum(1)[:, None] + torch.arange(taps, device=x.device)
-        seen = torch.cat((cache.conv, inputs), 1)
-        conv = seen.gather(1, newest[..., None].expand(-1, -1, seen.shape[-1]))
+        window = torch.cat((cache.conv, inputs), 1)
+        conv = window.gather(1, newest[..., None].expand(-1, -1, window.shape[-1]))
         return self._project_out(y, z), Mamba2Cache(conv, ssm)
 
     def step(self, x: Tensor, cache: Mamba2Cache) -> tuple[Tensor, Mamba2Cache]:
         """One token, `[B, d_model]`."""
         z, inputs, dt = self._project(x)
-        seen = torch.cat((cache.conv, inputs[:, None]), 1)
-        convolved = F.silu((seen * self.conv1d.weight.squeeze(1).T).sum(1) + self.conv1d.bias)
+        window = torch.cat((cache.conv, inputs[:, None]), 1)
+        convolved = F.silu((window * self.conv1d.weight.squeeze(1).T).sum(1) + self.conv1d.bias)
         values, b, c = self._heads(convolved.split(self._parts, -1))
         share = self.num_heads // self.config.ngroups
         b, c, wide = (at_least_fp32(t) for t in (b.repeat_interleave(share, 1), c.repeat_interleave(share, 1), values))
         ssm = ssd_update(cache.ssm, wide, self._step_sizes(dt), self._a(), b)
         y = torch.einsum("bhpn,bhn->bhp", ssm, c) + wide * self.D[:, None]
-        return self._project_out(y.to(values.dtype), z), Mamba2Cache(seen[:, 1:], ssm)
+        return self._project_out(y.to(values.dtype), z), Mamba2Cache(window[:, 1:], ssm)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output gate, the convolution's inputs, and raw step sizes."""

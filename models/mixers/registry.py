@@ -37,9 +37,12 @@ def register(kind: str) -> Callable[[Class], Class]:
     """
 
     def add(mixer: Class) -> Class:
-        known = _CLASSES.get(kind)
-        if known is not None and (known.__module__, known.__qualname__) != (mixer.__module__, mixer.__qualname__):
-            raise ValueError(f"mixer kind {kind!r} is taken by {known.__module__}.{known.__qualname__}")
+        registered = _CLASSES.get(kind)
+        if registered is not None and (registered.__module__, registered.__qualname__) != (
+            mixer.__module__,
+            mixer.__qualname__,
+        ):
+            raise ValueError(f"mixer kind {kind!r} is taken by {registered.__module__}.{registered.__qualname__}")
         mixer.kind = kind
         _CLASSES[kind] = mixer
         return mixer
@@ -53,10 +56,10 @@ def mixer_kinds() -> list[str]:
 
 
 def check_kind(kind: str) -> None:
-    """Refuse a kind that nobody registered.
+    """Refuse an unregistered kind.
 
     Raises:
-        UserError: it is unknown; the nearest is named.
+        UserError: the kind is unknown; the nearest is named.
     """
     if kind not in BUILT_IN and kind not in _CLASSES:
         raise UserError(f"unknown mixer {kind!r}: {nearest(kind, mixer_kinds())}")

@@ -86,7 +86,7 @@ class SKA(SequenceMixer):
         write_mask: Tensor | None = None,
         token: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the operation takes: queries, gated keys and gated values, `[B, T, H, *]`. Keys outside of `write_mask` set no
+        """Inputs of the SKA operation: queries, gated keys and gated values, `[B, T, H, *]`. Keys outside of `write_mask` set no
         measure for "sequence-max"."""
         packed = self._project(x, token)
         longest = None
@@ -204,11 +204,13 @@ class SKA(SequenceMixer):
         if old.visible is not None:
             position = old.position + real.sum(1)
             on_grid = position - position % self.config.grid
-            seen = real & (old.position[:, None] + torch.arange(x.shape[1], device=x.device) < on_grid[:, None])
+            on_grid_tokens = real & (
+                old.position[:, None] + torch.arange(x.shape[1], device=x.device) < on_grid[:, None]
+            )
             # Steps move the visible sums on only when the next one comes: at a border those of the cache are a chunk old.
             border = old.position % self.config.grid == 0
             past = SKAState(*(_where_rows(border, *parts) for parts in zip(old.sums, old.visible, strict=True)))
-            visible = ska_attention(q, k, v, **options, mode="chunk", mask=seen, state=past)[1]
+            visible = ska_attention(q, k, v, **options, mode="chunk", mask=on_grid_tokens, state=past)[1]
             chunked = dict(visible=visible, position=position)
         decode = start_decoding(sums, ridge=self.config.ridge, **chunked)
         return self._project_out(y, x.dtype), SKACache(decode, longest)
@@ -237,13 +239,13 @@ class SKA(SequenceMixer):
         return low + (high - low) * torch.sigmoid(at_least_fp32(self.gamma_logit))
 
     def gate(self, x: Tensor, token: Tensor | None = None) -> Tensor | None:
-        """What multiplies keys and values before they are written: `[..., H]` in [0, 1], or None."""
+        """The write gate on keys and values: `[..., H]` in [0, 1], or None without a gate."""
         logits = self.gate_logits(x, token)
         return None if logits is None else write_gate(logits, self.config.write_gate)
 
     def gate_logits(self, x: Tensor, token: Tensor | None = None) -> Tensor | None:
-        """What the gate is made of: `[..., H]`, or None without a gate."""
-        return None if self.gate_proj is None else self.gate_proj(self._seen_by_gate(x, token))
+        """Logits of the write gate: `[..., H]`, or None without a gate."""
+        return None if self.gate_proj is None else self.gate_proj(self._gate_input(x, token))
 
     def gate_mean(self, x: Tensor, token: Tensor | None = None) -> Tensor:
         """The mean of sigmoid(gate logit) over positions and heads, an fp32 scalar, which the gate penalty multiplies.
@@ -253,7 +255,7 @@ class SKA(SequenceMixer):
         """
         return torch.sigmoid(at_least_fp32(self.gate_logits(x, token))).mean()
 
-    def _seen_by_gate(self, x: Tensor, token: Tensor | None) -> Tensor:
+    def _gate_input(self, x: Tensor, token: Tensor | None) -> Tensor:
         if self.config.gate_input == "hidden":
             return x
         if token is None:
@@ -268,10 +270,10 @@ class SKA(SequenceMixer):
         if x.dim() == 3:  # rows of a multiple of 16 bytes keep the products fast
             columns = sum(len(weight) for weight in weights + gate)
             gate.append(weights[0].new_zeros(-columns % 8, x.shape[-1]))
-        seen = self._seen_by_gate(x, token)
-        if seen is x:
+        gate_input = self._gate_input(x, token)
+        if gate_input is x:
             return _side_by_side(x, weights + gate)
-        return torch.cat((_side_by_side(x, weights), _side_by_side(seen, gate)), -1)
+        return torch.cat((_side_by_side(x, weights), _side_by_side(gate_input, gate)), -1)
 
     def _unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
         config = self.config

@@ -1,4 +1,4 @@
-"""The command line: one file a command; `main.py` joins them, `options.py` has what several commands share.
+"""The command line: one file per command; `main.py` joins them, `options.py` holds shared options.
 
 Nothing else imports this package.
 """

@@ -1,4 +1,4 @@
-"""The command line of Echo-LM: joins the commands, and turns a user's mistake into one line and exit code 2."""
+"""The command line of Echo-LM: joins the commands; a `UserError` becomes one line and exit code 2."""
 
 import sys
 

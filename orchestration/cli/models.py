@@ -1,4 +1,4 @@
-"""`echo-lm models`: the presets and what they cost."""
+"""`echo-lm models`: the presets with their parameters, FLOPs and memory."""
 
 from typing import Annotated
 
@@ -24,7 +24,7 @@ def models(
 
 
 def models_table(names: list[str] | None, length: int, context: int, zero_stage: int, gpus: int) -> Table:
-    """One row a preset.
+    """The table of presets, a row each.
 
     Raises:
         UserError: a name is unknown; the nearest is named.

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and how the command line reads times."""
+"""Arguments and options that several commands share, and the parsing of durations."""
 
 import re
 from pathlib import Path
@@ -35,13 +35,13 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def seconds(text: str, option: str) -> float:
-    """`90s`, `30m`, `2h` in seconds.
+    """Parse a duration such as `90s`, `30m` or `2h`; returns seconds.
 
     Args:
-        option: whose value it is, for the error.
+        option: the option's name, for the error message.
 
     Raises:
-        UserError: it is none of these.
+        UserError: not such a duration, or zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not match or not float(match[1]):

@@ -52,16 +52,16 @@ def run(
     """
     from ..studies.config import load_study
     from ..studies.reporting import fit_and_report
-    from ..studies.run import describe_left, plan_study, run_study
+    from ..studies.run import describe_remaining, plan_study, run_study
     from ..studies.tables import plan_summary
 
-    allowed = None if limit is None else parse_seconds(limit, "--for")
+    limit_seconds = None if limit is None else parse_seconds(limit, "--for")
     loaded = load_study(study)
     console.print(plan_summary(plan_study(loaded, data)), markup=False)
     ray |= address is not None
-    folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=allowed)
-    if left := describe_left(folder, folder.load_plan()):
-        console.print(left, markup=False)
+    folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=limit_seconds)
+    if remaining := describe_remaining(folder, folder.load_plan()):
+        console.print(remaining, markup=False)
     else:
         fit_and_report(folder)
 

@@ -1,4 +1,4 @@
-"""The web application: pages for people, and small JSON answers by which an open page keeps itself current."""
+"""The web application: HTML pages, and JSON endpoints by which open pages update themselves."""
 
 import gzip
 import hashlib
@@ -22,39 +22,38 @@ from .studies import figure_names, list_studies, study_detail
 from .table import RunTable
 
 HERE = Path(__file__).parent
-# Nothing from anywhere else: the page works offline, and what a file says cannot load or run anything.
+# Own resources only: the page works offline, and text from a run's files cannot load or run anything.
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'"
-# Rows that a page of runs shows at first; the others come with it, but a browser need not lay them out.
+# Rows that the page of runs shows at first; the others are sent with it, but hidden, which saves their layout.
 SHOWN_ROWS = 100
 
 
 def make_app(runs: Path, studies: Path, hosts: list[str]) -> FastAPI:
-    """The application over two folders.
+    """Make the application that serves the runs and studies of two folders.
 
     Args:
-        hosts: names under which it answers; another one in a request is refused, so that a foreign page cannot read
-            this one through a name of its own that points here.
+        hosts: permitted names in the Host header; others are refused, against DNS rebinding by foreign pages.
     """
     app = FastAPI(title="Echo-LM", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=3)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     table, views, pages = RunTable(runs), RunViews(), _Pages()
-    for row in table.rows()[1]:  # so that the first page need not wait for thousands of files
+    for row in table.rows()[1]:  # the first page then need not wait for thousands of files
         pages.row(row)
     cell_tables: dict[str, RunTable] = {}
 
     def cells_of(study: str) -> RunTable:
-        known = {entry.name for entry in subfolders(studies)}
-        if study not in known:
+        names = {entry.name for entry in subfolders(studies)}
+        if study not in names:
             raise HTTPException(404, "there is no such study")
         return cell_tables.setdefault(study, RunTable(studies / study / "runs"))
 
-    def detail(found: RunTable, name: str) -> RunDetail:
-        # The name is looked up among the folders that are there, never joined to a path unseen.
-        summary = found.row(name)
+    def detail(runs_table: RunTable, name: str) -> RunDetail:
+        # The name is looked up among the existing folders, never joined to a path unchecked.
+        summary = runs_table.row(name)
         if summary is None:
             raise HTTPException(404, "there is no such run")
-        return views.detail(found.folder / name, summary)
+        return views.detail(runs_table.folder / name, summary)
 
     @app.middleware("http")
     async def headers(request: Request, call_next: Any) -> Response:
@@ -66,9 +65,9 @@ def make_app(runs: Path, studies: Path, hosts: list[str]) -> FastAPI:
         return response
 
     @app.exception_handler(404)
-    async def missing(request: Request, error: Any) -> Response:
-        said = getattr(error, "detail", "") or "there is no such page"
-        return pages.html("missing.html", status=404, message=said)
+    async def not_found(request: Request, error: Any) -> Response:
+        message = getattr(error, "detail", "") or "there is no such page"
+        return pages.html("missing.html", status=404, message=message)
 
     @app.get("/")
     def runs_page() -> Response:
@@ -85,7 +84,7 @@ def make_app(runs: Path, studies: Path, hosts: list[str]) -> FastAPI:
             return JSONResponse({"reload": True})
         rows = {row.name: pages.row(row) for row in changes.changed}
         summary = pages.text("counts.html", counts=changes.counts)
-        return JSONResponse({"version": changes.version, "rows": rows, "gone": changes.gone, "counts": summary})
+        return JSONResponse({"version": changes.version, "rows": rows, "gone": changes.removed, "counts": summary})
 
     @app.get("/runs/{name}")
     def run_page(name: str) -> Response:
@@ -102,16 +101,16 @@ def make_app(runs: Path, studies: Path, hosts: list[str]) -> FastAPI:
     @app.get("/studies/{study}")
     def study_page(study: str) -> Response:
         cells_of(study)
-        found = study_detail(studies / study)
-        if found is None:
+        study_view = study_detail(studies / study)
+        if study_view is None:
             raise HTTPException(404, "this study has no readable plan.json")
-        return pages.html("study.html", study=found)
+        return pages.html("study.html", study=study_view)
 
     @app.get("/live/studies/{study}")
     def study_curves(study: str) -> Response:
         cells_of(study)
-        found = study_detail(studies / study)
-        return JSONResponse(found.curves if found else {})
+        study_view = study_detail(studies / study)
+        return JSONResponse(study_view.curves if study_view else {})
 
     @app.get("/studies/{study}/figures/{name}.png")
     def figure(study: str, name: str) -> Response:
@@ -122,8 +121,8 @@ def make_app(runs: Path, studies: Path, hosts: list[str]) -> FastAPI:
 
     @app.get("/studies/{study}/runs/{name}")
     def cell_page(study: str, name: str) -> Response:
-        found = detail(cells_of(study), name)
-        return pages.html("run.html", run=found, live=f"/live/studies/{study}/runs/{name}", study=study)
+        run = detail(cells_of(study), name)
+        return pages.html("run.html", run=run, live=f"/live/studies/{study}/runs/{name}", study=study)
 
     @app.get("/live/studies/{study}/runs/{name}")
     def cell_changes(study: str, name: str, since: str = "") -> Response:
@@ -135,18 +134,18 @@ def make_app(runs: Path, studies: Path, hosts: list[str]) -> FastAPI:
 
     @app.get("/static/{name}")
     def static(name: str, request: Request) -> Response:
-        found = assets().get(name)
-        if found is None:
+        asset = assets().get(name)
+        if asset is None:
             raise HTTPException(404, "there is no such file")
-        media, packed = found
+        media, body = asset
         cached = {"Cache-Control": "public, max-age=31536000, immutable", "Content-Encoding": "gzip"}
-        return Response(packed, media_type=media, headers=cached)
+        return Response(body, media_type=media, headers=cached)
 
     return app
 
 
 class _Pages:
-    """Templates, with every value escaped."""
+    """Renders the templates, with every value escaped."""
 
     def __init__(self) -> None:
         self._templates = Environment(
@@ -168,7 +167,7 @@ class _Pages:
         return HTMLResponse(self.text(template, **values), status_code=status)
 
     def parts(self, run: RunDetail, since: str) -> Response:
-        """The changing parts of a run's page and its curves, or nothing (204) if they are as `since` says."""
+        """The changing parts of a run's page and its curves; status 204 if their version is `since`."""
         names = ("head", "tiles", "evaluations", "results", "events")
         parts = {name: self.text(f"run_{name}.html", run=run) for name in names}
         version = hashlib.sha256(repr((parts, asdict(run.summary), _lengths(run.curves))).encode()).hexdigest()[:16]
@@ -188,11 +187,11 @@ def _lengths(curves: dict[str, Any]) -> list[Any]:
 
 @cache
 def assets() -> dict[str, tuple[str, bytes]]:
-    """Media type and gzipped bytes of our own files and of plotly's script, which comes with its Python package."""
+    """Media type and gzipped bytes of the static files, by name: our own, and plotly's script from its Python package."""
     media = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
     files = {path.name: path for path in (HERE / "static").iterdir() if path.suffix in media}
-    found = {name: (media[path.suffix], gzip.compress(path.read_bytes(), 6, mtime=0)) for name, path in files.items()}
-    return found | {"plotly.min.js": ("text/javascript", plotly_script())}
+    own = {name: (media[path.suffix], gzip.compress(path.read_bytes(), 6, mtime=0)) for name, path in files.items()}
+    return own | {"plotly.min.js": ("text/javascript", plotly_script())}
 
 
 @cache
@@ -205,5 +204,5 @@ def plotly_script() -> bytes:
 
 @lru_cache(maxsize=64)
 def asset_address(name: str) -> str:
-    """`/static/style.css?v=1a2b3c`: the address changes with the file, so that a browser may keep it for ever."""
+    """The address of a static file, `/static/style.css?v=1a2b3c`; it changes with the file, so that browsers may cache it."""
     return f"/static/{name}?v={hashlib.sha256(assets()[name][1]).hexdigest()[:10]}"

@@ -1,4 +1,4 @@
-"""Numbers as people read them. Whatever a file does not say is a dash."""
+"""Formatting of numbers, times and events for the pages; a missing value is a dash."""
 
 import math
 from datetime import UTC, datetime
@@ -8,27 +8,27 @@ DASH = "–"
 
 
 def count(value: float | None) -> str:
-    """`12,345`."""
+    """A whole number with separators: `12,345`."""
     return DASH if value is None else f"{value:,.0f}"
 
 
 def decimals(value: float | None, places: int = 3) -> str:
-    """`2.065`."""
+    """A number with a fixed number of decimal places: `2.065`."""
     return DASH if value is None or not math.isfinite(value) else f"{value:.{places}f}"
 
 
 def significant(value: float | None) -> str:
-    """Three digits: `0.00193`, `1.2e-05`."""
+    """A number with three significant digits: `0.00193`, `1.2e-05`."""
     return DASH if value is None or not math.isfinite(value) else f"{value:.3g}"
 
 
 def percent(value: float | None) -> str:
-    """`97.4%`."""
+    """A share as a percentage: `97.4%`."""
     return DASH if value is None else f"{value:.1%}"
 
 
 def duration(seconds: float | None) -> str:
-    """`42 s`, `5 min`, `3 h 20 min`, `2 d 4 h`."""
+    """A duration: `42 s`, `5 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds is None or not math.isfinite(seconds):
         return DASH
     seconds = max(0, round(seconds))
@@ -45,12 +45,12 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(time: float | None) -> str:
-    """`2026-11-24 13:05:12 UTC`."""
+    """A point in time: `2026-11-24 13:05:12 UTC`."""
     return DASH if not time else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def size(value: float | None) -> str:
-    """Bytes in the unit that reads best: `742 KiB`."""
+    """A number of bytes with a binary unit: `742 KiB`."""
     if value is None:
         return DASH
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -61,10 +61,10 @@ def size(value: float | None) -> str:
 
 
 def fields(event: dict[str, Any]) -> str:
-    """What an event of any kind says, as words: its message or reason, or else its fields."""
-    said = event.get("message") or event.get("reason")
-    if said:
-        return str(said)
+    """The text of an event of any kind: its message or reason, else its fields."""
+    text = event.get("message") or event.get("reason")
+    if text:
+        return str(text)
     rest = {key: value for key, value in event.items() if key not in ("kind", "time", "step", "tokens")}
     return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in rest.items())
 
@@ -75,8 +75,10 @@ def _plain(value: Any) -> str:
 
 def language(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
     """Name and value of the metrics of held-out text."""
-    shown = ((name.removeprefix("language/"), value) for name, value in metrics.items() if name.startswith("language/"))
-    return [(name.replace("/", ": ").replace("_", " "), value) for name, value in shown]
+    language_metrics = (
+        (name.removeprefix("language/"), value) for name, value in metrics.items() if name.startswith("language/")
+    )
+    return [(name.replace("/", ": ").replace("_", " "), value) for name, value in language_metrics]
 
 
 FILTERS = {

@@ -1,4 +1,4 @@
-"""A run's whole `events.jsonl` in memory, as columns of numbers; each look reads only what was added since the last."""
+"""A run's whole `events.jsonl` in memory, as columns of numbers; each update reads only new events."""
 
 from array import array
 from itertools import pairwise
@@ -11,7 +11,7 @@ from ...models.common.errors import UserError
 from ...pipeline.run.events import EventTail
 from ..monitor.cached_files import stamp
 
-# Fields of a `step` event that the page draws.
+# Fields of a `step` event with a curve on the page.
 COLUMNS = (
     "loss",
     "loss_text",
@@ -23,25 +23,25 @@ COLUMNS = (
     "memory_gib",
     "data_stall_seconds",
 )
-# Points of a curve that go to the browser, at most.
+# Points of a curve sent to the browser, at most.
 MOST_POINTS = 1500
 
 
 class History:
-    """The events of one run.
+    """The events of one run, in memory.
 
     Attributes:
         last_step: the last `step` event, empty before the first.
         others: all other events but `health`, oldest first.
         health: the last `health` event.
-        problem: what is wrong with the log, one line; what came before it is still shown.
+        problem: the fault of the log, one line; the events before it are still shown.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._tail, self._size = EventTail(self.path), 0
         self._rows: dict[int, int] = {}
         self._steps = array("q")
@@ -52,11 +52,11 @@ class History:
         self.problem: str | None = None
 
     def read(self) -> None:
-        """Take in what is new. A log that became shorter is read anew."""
-        now = stamp(self.path)
-        size = now[1] if now else 0
+        """Read the new events; a log that became shorter is read from its start."""
+        current_stamp = stamp(self.path)
+        size = current_stamp[1] if current_stamp else 0
         if size < self._size:
-            self._begin()
+            self._reset()
         self._size = size
         if self.problem is not None:
             return
@@ -74,7 +74,7 @@ class History:
                 self.others.append(event)
 
     def _add_step(self, event: dict[str, Any]) -> None:
-        """A step that was repeated after a crash counts as its last record says, as in `pipeline.events.steps`."""
+        """Store a step; one repeated after a crash replaces its earlier record, as in `pipeline.run.events.steps`."""
         step, row = event["step"], self._rows.get(event["step"])
         if row is None:
             self._rows[step] = len(self._steps)
@@ -93,22 +93,22 @@ class History:
         return [event for event in self.others if event["kind"] in kinds]
 
     def curve(self, name: str) -> dict[str, list[float | None]] | None:
-        """`step` and `value` of a column, thinned to `MOST_POINTS`; None if it holds no number."""
+        """The curve of a column as lists `step` and `value` of at most `MOST_POINTS`; None if it holds no number."""
         steps, values = np.array(self._steps), np.array(self._columns[name])
-        known = np.isfinite(values)
-        if not known.any():
+        finite = np.isfinite(values)
+        if not finite.any():
             return None
-        kept = thinned(values[known], MOST_POINTS)
-        return {"step": steps[known][kept].tolist(), "value": values[known][kept].tolist()}
+        indices = thin_curve(values[finite], MOST_POINTS)
+        return {"step": steps[finite][indices].tolist(), "value": values[finite][indices].tolist()}
 
 
-def thinned(values: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` values that draw the same curve: the least and greatest of each stretch, and the last."""
+def thin_curve(values: np.ndarray, most: int) -> np.ndarray:
+    """Indices of at most `most` values that preserve the curve: minimum and maximum of each stretch, and the last value."""
     if len(values) <= most:
         return np.arange(len(values))
     edges = np.linspace(0, len(values), (most - 1) // 2 + 1, dtype=int)
-    kept = {len(values) - 1}
+    indices = {len(values) - 1}
     for low, high in pairwise(edges):
         part = values[low:high]
-        kept |= {low + int(part.argmin()), low + int(part.argmax())}
-    return np.array(sorted(kept))
+        indices |= {low + int(part.argmin()), low + int(part.argmax())}
+    return np.array(sorted(indices))

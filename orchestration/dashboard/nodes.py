@@ -1,4 +1,4 @@
-"""Machines, by the traces that they leave in the files: who trained, evaluates, or works at a study's cell."""
+"""The machines that trained or evaluated, and their current work, from runs' environments, heartbeats and leases."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from ..studies.results import FILE_NAME as CELL_FILE
 
 @dataclass
 class Node:
-    """A machine. `work` is what it does now, `seen` the time of its last trace in unix seconds."""
+    """A machine with its current `work`; `last_seen` is the unix time of its newest file."""
 
     name: str
     hardware: str = ""
-    work: list[tuple[str, str, str]] = field(default_factory=list)  # what, name, address of its page
+    work: list[tuple[str, str, str]] = field(default_factory=list)  # verb, name, address of its page
     runs: int = 0
-    seen: float = 0.0
+    last_seen: float = 0.0
 
     @property
     def busy(self) -> bool:
@@ -27,25 +27,25 @@ class Node:
 
 
 def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[Node]:
-    """All machines that the files name, busy ones first, then by their last trace."""
+    """All machines that the files name, busy ones first, then by the time they were last seen."""
     nodes: dict[str, Node] = {}
     now = time.time()
 
-    def node(name: str, seen: float, hardware: str = "") -> Node:
-        found = nodes.setdefault(name, Node(name))
-        if seen >= found.seen:
-            found.seen, found.hardware = seen, hardware or found.hardware
-        return found
+    def node(name: str, last_seen: float, hardware: str = "") -> Node:
+        machine = nodes.setdefault(name, Node(name))
+        if last_seen >= machine.last_seen:
+            machine.last_seen, machine.hardware = last_seen, hardware or machine.hardware
+        return machine
 
     for summary in summaries:
         folder = runs / summary.name
         environment = read_record(folder / ENVIRONMENT) or {}
         if host := environment.get("host"):
-            found = node(str(host), summary.updated, str(environment.get("hardware", "")))
-            found.runs += 1
+            machine = node(str(host), summary.updated, str(environment.get("hardware", "")))
+            machine.runs += 1
         for name, workers in summary.nodes:
-            what = "trains" if workers == 1 else f"trains ({workers} workers)"
-            node(name, now).work.append((what, summary.name, f"runs/{summary.name}"))
+            verb = "trains" if workers == 1 else f"trains ({workers} workers)"
+            node(name, now).work.append((verb, summary.name, f"runs/{summary.name}"))
         if summary.pending:
             for path in (folder / EVALS).glob("*/*.lease"):
                 _add_lease(
@@ -58,12 +58,12 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
             record, written = read_record(cell / CELL_FILE), stamp(cell / CELL_FILE)
             if record and written and record.get("host"):
                 node(str(record["host"]), written[0] / 1e9, str(record.get("hardware", ""))).runs += 1
-    return sorted(nodes.values(), key=lambda found: (not found.busy, -found.seen, found.name))
+    return sorted(nodes.values(), key=lambda machine: (not machine.busy, -machine.last_seen, machine.name))
 
 
-def _add_lease(node, path: Path, what: str, name: str, address: str) -> None:
-    """Note the holder of a lease whose heartbeat is fresh."""
+def _add_lease(node, path: Path, verb: str, name: str, address: str) -> None:
+    """Add the work of a lease's holder, if the lease is held."""
     heartbeat, record = stamp(path), read_record(path)
     if heartbeat and record and time.time() - heartbeat[0] / 1e9 < EXPIRY_SECONDS:
         host = str(record.get("machine", "")).partition("/")[0]
-        node(host or "unknown", heartbeat[0] / 1e9).work.append((what, name, address))
+        node(host or "unknown", heartbeat[0] / 1e9).work.append((verb, name, address))

@@ -1,4 +1,4 @@
-"""Everything about one run: what its page shows, and the numbers of its curves."""
+"""The detailed view of one run: the contents of its page and its curves."""
 
 import time
 from collections import OrderedDict
@@ -30,7 +30,7 @@ MOST_VIEWS = 16
 
 @dataclass(frozen=True)
 class EvaluationStatus:
-    """One evaluation: `state` is done, failed, running, pending or none (not asked for); `text` its result in a word."""
+    """One evaluation: `state` is done, failed, running, pending or none (not configured); `text` its result in short."""
 
     state: str
     text: str = ""
@@ -39,12 +39,12 @@ class EvaluationStatus:
 
 @dataclass(frozen=True)
 class RunDetail:
-    """What the page of a run shows.
+    """The contents of a run's page.
 
     Attributes:
         suites: columns of `matrix`, whose rows are checkpoints, newest first.
-        latest: of each suite, the result of the newest evaluated checkpoint.
-        events: newest first, without checkpoints, done evaluations and health.
+        latest: each suite's result on the newest evaluated checkpoint.
+        events: newest first, without checkpoints, completed evaluations and health.
         checkpoints: the `checkpoint` events.
         curves: for the browser: columns of `history.COLUMNS`, held-out text, recall by label, marks.
     """
@@ -69,7 +69,7 @@ class RunDetail:
 
 
 class RunViews:
-    """Detailed views of the runs that were looked at last; their histories are kept in memory."""
+    """Detailed views of runs; the histories of the most recently viewed ones are cached."""
 
     def __init__(self) -> None:
         self._histories: OrderedDict[Path, History] = OrderedDict()
@@ -90,7 +90,7 @@ def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
     starts = history.of_kind("start")
     suites, matrix = _matrix(folder, config, results)
     latest = {result["suite"]: result for result in results}
-    listed = [event for event in history.others if event["kind"] not in ("checkpoint", "evaluation")]
+    shown_events = [event for event in history.others if event["kind"] not in ("checkpoint", "evaluation")]
     heldout = [result for result in results if "language/bits_per_byte" in result["metrics"]]
     return RunDetail(
         summary=summary,
@@ -101,7 +101,7 @@ def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
         matrix=matrix,
         latest=[latest[suite] for suite in sorted(latest)],
         heldout=heldout[-1]["metrics"]["language/bits_per_byte"] if heldout else None,
-        events=_numbered(listed)[::-1][:MOST_EVENTS],
+        events=_numbered(shown_events)[::-1][:MOST_EVENTS],
         checkpoints=history.of_kind("checkpoint"),
         health=history.health,
         started=starts[0]["time"] if starts else None,
@@ -114,18 +114,18 @@ def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All evaluation results of a run, by step; damaged ones are left out."""
-    found = []
+    """All evaluation results of a run, by step; damaged ones are omitted."""
+    results = []
     for checkpoint in subfolders(folder / EVALS):
         for path in sorted(checkpoint.glob("*.json")):
             result = read_record(path)
             if result and isinstance(result.get("metrics"), dict) and "suite" in result and "step" in result:
-                found.append(result)
-    return sorted(found, key=lambda result: result["step"])
+                results.append(result)
+    return sorted(results, key=lambda result: result["step"])
 
 
 def headline(result: dict[str, Any]) -> str:
-    """The result of a suite in a word."""
+    """The main number of a suite's result, as text."""
     metrics = result["metrics"]
     if "language/bits_per_byte" in metrics:
         return f"{metrics['language/bits_per_byte']:.3f} bits/byte"
@@ -150,20 +150,20 @@ def _text(path: Path) -> str:
 def _matrix(
     folder: Path, config: dict[str, Any], results: list[dict[str, Any]]
 ) -> tuple[list[str], list[tuple[int, list[EvaluationStatus]]]]:
-    wanted = [suite_name(name) for name in section(config, "evaluation").get("suites") or ()]
-    suites = list(dict.fromkeys([*wanted, *(result["suite"] for result in results)]))
-    done = {(result["step"], result["suite"]): result for result in results}
-    steps = sorted({step for step, _ in complete_steps(folder)} | {step for step, _ in done}, reverse=True)
-    given_up, rows = failures(folder), []
+    configured = [suite_name(name) for name in section(config, "evaluation").get("suites") or ()]
+    suites = list(dict.fromkeys([*configured, *(result["suite"] for result in results)]))
+    result_of = {(result["step"], result["suite"]): result for result in results}
+    steps = sorted({step for step, _ in complete_steps(folder)} | {step for step, _ in result_of}, reverse=True)
+    failure_messages, rows = failures(folder), []
     for step in steps:
         due = is_due(config, step)
         name = f"{CHECKPOINT_PREFIX}{step:08d}"
         cells = (
             _cell(
-                done.get((step, suite)),
+                result_of.get((step, suite)),
                 folder / EVALS / name / suite,
-                given_up.get(f"{name}/{suite}"),
-                due and suite in wanted,
+                failure_messages.get(f"{name}/{suite}"),
+                due and suite in configured,
             )
             for suite in suites
         )
@@ -171,10 +171,10 @@ def _matrix(
     return suites, rows
 
 
-def _cell(result: dict[str, Any] | None, place: Path, failure: str | None, due: bool) -> EvaluationStatus:
+def _cell(result: dict[str, Any] | None, output: Path, failure: str | None, due: bool) -> EvaluationStatus:
     if result is not None:
         return EvaluationStatus("done", headline(result), f"took {result['ended'] - result['started']:.1f} s")
-    lease = stamp(place.with_suffix(".lease"))
+    lease = stamp(output.with_suffix(".lease"))
     if lease is not None and time.time() - lease[0] / 1e9 < EXPIRY_SECONDS:
         return EvaluationStatus("running", "running")
     if failure is not None:
@@ -183,14 +183,14 @@ def _cell(result: dict[str, Any] | None, place: Path, failure: str | None, due: 
 
 
 def _numbered(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events, with `attempt` in every `start`."""
-    attempt, out = 0, []
+    """The events, with the number of the attempt added to every `start`."""
+    attempt, numbered = 0, []
     for event in events:
         if event["kind"] == "start":
             attempt += 1
             event = event | {"attempt": attempt}
-        out.append(event)
-    return out
+        numbered.append(event)
+    return numbered
 
 
 def _curves(history: History, results: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> dict[str, Any]:
@@ -213,19 +213,19 @@ def _curves(history: History, results: list[dict[str, Any]], heldout: list[dict[
 
 
 def _recall_curves(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each label that was measured at several lengths: a curve for every checkpoint; the headline task first."""
+    """Recall against length, a curve per checkpoint, for each label measured at several lengths; the headline task first."""
     keys = ("length", "accuracy", "low", "high", "queries", "chance")
     labels: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for result in results:
         for row in result.get("rows") or ():
             point = {key: row[key] for key in keys}
             labels.setdefault(row["label"], {}).setdefault(result["step"], []).append(point)
-    found = []
+    charts = []
     for label in sorted(labels, key=lambda label: (label != HEADLINE_TASK, label)):
         curves = [
             {"step": step, "points": sorted(points, key=lambda point: point["length"])}
             for step, points in sorted(labels[label].items())
         ]
         if len({point["length"] for curve in curves for point in curve["points"]}) > 1:
-            found.append({"label": label, "checkpoints": curves})
-    return found
+            charts.append({"label": label, "checkpoints": curves})
+    return charts

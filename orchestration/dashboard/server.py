@@ -1,4 +1,4 @@
-"""`echo-lm serve`: checks what it was given, then serves until it is interrupted."""
+"""`echo-lm serve`: checks folders and address, then serves the dashboard until interrupted."""
 
 import ipaddress
 import socket
@@ -18,7 +18,7 @@ def serve(runs: Path, studies: Path, host: str = LOOPBACK, port: int = 8484) -> 
         port: 0 takes a free one.
 
     Raises:
-        UserError: no such folder, an address or port that cannot be had, or the extra `serve` is not installed.
+        UserError: no such folder, an address or port that cannot be bound, or the extra `serve` is not installed.
     """
     for name, folder in (("runs", runs), ("studies", studies)):
         if folder.exists() and not folder.is_dir():
@@ -35,8 +35,8 @@ def serve(runs: Path, studies: Path, host: str = LOOPBACK, port: int = 8484) -> 
         raise UserError(f"{error.name} is not installed: `pip install 'echo-lm[serve]'`") from error
     with _listen(host, port) as listener:
         host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        console.print(f"dashboard: http://{shown}:{port}  (Ctrl-C ends it)")
+        url_host = f"[{host}]" if ":" in host else host
+        console.print(f"dashboard: http://{url_host}:{port}  (Ctrl-C ends it)")
         if not is_loopback(host):
             console.print(f"{host} is not loopback: whoever reaches this port can read {runs} and {studies}")
         app = make_app(runs, studies, allowed_hosts(host))
@@ -44,12 +44,12 @@ def serve(runs: Path, studies: Path, host: str = LOOPBACK, port: int = 8484) -> 
 
 
 def allowed_hosts(host: str) -> list[str]:
-    """Names under which the dashboard answers: on loopback only its own, elsewhere any."""
+    """Permitted names in the Host header: on loopback only its own, elsewhere any."""
     return [LOOPBACK, "localhost", "[::1]"] if is_loopback(host) else ["*"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Whether the address is reachable only from this machine."""
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 

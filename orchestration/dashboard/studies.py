@@ -1,4 +1,4 @@
-"""Studies as their folders tell: where the cells stand, the fitted laws, the figures of the report."""
+"""Views of scaling studies, read from their folders: states of the cells, fitted laws, figures of the report."""
 
 import re
 import time
@@ -18,7 +18,7 @@ CELL_ORDER = ("running", "failed", "waiting", "done")
 
 @dataclass(frozen=True)
 class CellRow:
-    """A cell of a study. `loss` is the one that the study fits, once the cell is done; before, that of its last step."""
+    """A row of a study's table of cells; `loss` is the evaluated loss of a finished cell, else that of its last step."""
 
     name: str
     family: str
@@ -38,7 +38,7 @@ class CellRow:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """One row of the table of studies; `counts` of cells by state, `hours` as planned."""
+    """One row of the table of studies: `counts` are cells by state, `hours` the planned ones."""
 
     name: str
     question: str
@@ -51,7 +51,7 @@ class StudySummary:
 
 @dataclass(frozen=True)
 class StudyDetail:
-    """What a study's page shows. `fit` is `fit.json`, `answer` the sentences at the head of its report."""
+    """The contents of a study's page: `fit` is `fit.json`, `answer` the sentences at the head of the report."""
 
     summary: StudySummary
     rows: list[CellRow]
@@ -62,9 +62,9 @@ class StudyDetail:
 
 
 def list_studies(folder: Path) -> list[StudySummary]:
-    """The studies below a folder, the last changed first."""
-    found = [summary for entry in subfolders(folder) if (summary := study_summary(entry))]
-    return sorted(found, key=lambda summary: -summary.updated)
+    """The studies below a folder, most recently changed first."""
+    summaries = [summary for entry in subfolders(folder) if (summary := study_summary(entry))]
+    return sorted(summaries, key=lambda summary: -summary.updated)
 
 
 def study_summary(folder: Path) -> StudySummary | None:
@@ -72,12 +72,12 @@ def study_summary(folder: Path) -> StudySummary | None:
     plan = read_record(folder / "plan.json")
     try:
         return _summary(folder, plan, [_state(folder, cell["name"])[0] for cell in plan["cells"]]) if plan else None
-    except (KeyError, TypeError):  # the plan of another version
+    except (KeyError, TypeError):  # a plan of another version
         return None
 
 
 def study_detail(folder: Path) -> StudyDetail | None:
-    """The page of one study; None if it has no readable plan."""
+    """The detailed view of one study; None if it has no readable plan."""
     plan = read_record(folder / "plan.json")
     if plan is None:
         return None
@@ -86,12 +86,12 @@ def study_detail(folder: Path) -> StudyDetail | None:
         summary = _summary(folder, plan, [row.state for row in rows])
     except (KeyError, TypeError):
         return None
-    done = [row for row in rows if row.state == "done" and row.loss is not None]
+    finished = [row for row in rows if row.state == "done" and row.loss is not None]
     families = {
         family: {
-            "name": [row.name for row in done if row.family == family],
-            "flops": [row.flops for row in done if row.family == family],
-            "loss": [row.loss for row in done if row.family == family],
+            "name": [row.name for row in finished if row.family == family],
+            "flops": [row.flops for row in finished if row.family == family],
+            "loss": [row.loss for row in finished if row.family == family],
         }
         for family in summary.families
     }
@@ -101,18 +101,18 @@ def study_detail(folder: Path) -> StudyDetail | None:
         fit=read_record(folder / "fit.json") or {},
         answer=_answer(folder / REPORT),
         figures=[(name, CAPTIONS.get(name, "")) for name in figure_names(folder)],
-        curves={"families": families} if done else {},
+        curves={"families": families} if finished else {},
     )
 
 
 def figure_names(folder: Path) -> list[str]:
     """Names of the figures of a study's report, in the report's order."""
-    there = {path.stem for path in (folder / "figures").glob("*.png")}
-    return [name for name in CAPTIONS if name in there] + sorted(there - set(CAPTIONS))
+    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    return [name for name in CAPTIONS if name in names] + sorted(names - set(CAPTIONS))
 
 
 def _summary(folder: Path, plan: dict[str, Any], states: list[str]) -> StudySummary:
-    files = (stamp(folder / name) for name in ("plan.json", "fit.json", "runs", "report.md"))
+    stamps = (stamp(folder / name) for name in ("plan.json", "fit.json", "runs", "report.md"))
     return StudySummary(
         name=folder.name,
         question=str(plan["study"]["question"]),
@@ -120,7 +120,7 @@ def _summary(folder: Path, plan: dict[str, Any], states: list[str]) -> StudySumm
         cells=len(plan["cells"]),
         counts={state: states.count(state) for state in CELL_ORDER},
         hours=float(plan["hours"]),
-        updated=max(found[0] / 1e9 for found in files if found),
+        updated=max(entry[0] / 1e9 for entry in stamps if entry),
     )
 
 
@@ -164,10 +164,10 @@ def _row(folder: Path, cell: dict[str, Any]) -> CellRow:
 
 
 def _answer(report: Path) -> list[tuple[str, str]]:
-    """The sentences at the head of the report, `**Loss** (...): ...`, as pairs of what and text."""
+    """The sentences at the head of the report, `**Loss** (...): ...`, as pairs of heading and text."""
     try:
         head = report.read_text(encoding="utf-8").split("\n\n")[2]
     except (OSError, UnicodeDecodeError, IndexError):
         return []
-    found = (re.fullmatch(r"\*\*([^*]+)\*\*:?\s*(.+)", line) for line in head.splitlines())
-    return [(match[1], match[2]) for match in found if match]
+    matches = (re.fullmatch(r"\*\*([^*]+)\*\*:?\s*(.+)", line) for line in head.splitlines())
+    return [(match[1], match[2]) for match in matches if match]

@@ -18,8 +18,7 @@ def evaluate_by_hand(
 ) -> None:
     """Run `suites` (default: those of the run's configuration) on the checkpoint of `step` (default: on all).
 
-    What another process is evaluating at the moment is left to it. Where the run has a record in MLflow, it is brought up to
-    date.
+    Jobs that another process is evaluating are skipped. If the run is tracked in MLflow, its record is updated.
 
     Raises:
         UserError: no such run, checkpoint or suite, or no suite to run.
@@ -47,15 +46,15 @@ def evaluate_by_hand(
     ]
     for number, job in enumerate(jobs, 1):
         with stage(f"evaluate {job.name} ({number} of {len(jobs)})", total=1, unit="tokens") as progress:
-            done = run_job(job, lambda done, total, progress=progress: progress.update(done, total=total))
-        if not done:
+            evaluated = run_job(job, lambda done, total, progress=progress: progress.update(done, total=total))
+        if not evaluated:
             console.print(f"{job.name} is being evaluated by another process: left to it")
     console.print(f"results: {run.evals}, summary: {write_summary(run.path)}")
     sync_record(run.path)
 
 
 def sync_record(run_path: Path) -> None:
-    """Bring the run's record in MLflow up to date, if it has one. Loads MLflow only then."""
+    """Update the run's record in MLflow, if it has one; imports MLflow only then."""
     from ..tracking.client import default_tracking_uri
     from ..tracking.mlflow import Tracker
 

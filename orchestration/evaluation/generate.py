@@ -13,26 +13,32 @@ from ...pipeline.run.folder import RunFolder
 def generate_text(
     run_path: Path, prompt: str, step: int | None, tokens: int, temperature: float, top_k: int, seed: int
 ) -> str:
-    """Go on from `prompt` with the checkpoint of `step` (the newest by default); returns prompt and continuation.
+    """Continue `prompt` with the checkpoint of `step` (the newest by default); returns prompt and continuation.
 
     Raises:
         UserError: no such run or checkpoint, or an empty prompt.
     """
     run = RunFolder(run_path)
     run.load_config()
-    found = {folder.name: folder for folder, _ in complete_checkpoints(run.path)}
-    if not found:
+    checkpoints = {folder.name: folder for folder, _ in complete_checkpoints(run.path)}
+    if not checkpoints:
         raise UserError(f"{run.path} has no complete checkpoint yet")
-    name = max(found) if step is None else checkpoint_name(step)
-    if name not in found:
-        raise UserError(f"{run.path} has no checkpoint {name}: it has {', '.join(sorted(found))}")
-    tokenizer = load_tokenizer(found[name] / MODEL)
-    start = tokenizer.encode(prompt).ids
-    if not start:
+    name = max(checkpoints) if step is None else checkpoint_name(step)
+    if name not in checkpoints:
+        raise UserError(f"{run.path} has no checkpoint {name}: it has {', '.join(sorted(checkpoints))}")
+    tokenizer = load_tokenizer(checkpoints[name] / MODEL)
+    prompt_ids = tokenizer.encode(prompt).ids
+    if not prompt_ids:
         raise UserError("--prompt is empty: give at least one character to go on from")
-    model = from_pretrained(found[name] / MODEL)
+    model = from_pretrained(checkpoints[name] / MODEL)
     stop = tokenizer.token_to_id("<|endoftext|>")
     (generated,) = generate(
-        model, [start], max_new_tokens=tokens, temperature=temperature, top_k=top_k or None, stop_token=stop, seed=seed
+        model,
+        [prompt_ids],
+        max_new_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k or None,
+        stop_token=stop,
+        seed=seed,
     )
-    return tokenizer.decode([*start, *generated])
+    return tokenizer.decode([*prompt_ids, *generated])

@@ -1,7 +1,7 @@
-"""Evaluations of checkpoints as jobs: which are due, who does them, and what becomes of those that fail.
+"""Evaluations of checkpoints as jobs: which are due, how one runs under its lease, and the record of its outcome.
 
-A job is one suite on one checkpoint. It is done when its result file exists; while it is worked on a lease lies beside it, so
-that a scheduler, a watcher and a user at the prompt never do the same one. Nothing here is remembered but in files.
+A job is one suite on one checkpoint. It is done when its result file exists; while it runs, a lease lies beside that file, so
+that a scheduler, a watcher and a user never run the same job at once. All state is in files.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from ..jobs.leases import claim
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One suite on one checkpoint; complete when `output` exists."""
+    """The evaluation of one suite on one checkpoint; complete when `output` exists."""
 
     suite: str
     model: Path
@@ -37,24 +37,24 @@ class EvaluationJob:
 
     @property
     def run(self) -> RunFolder:
-        """The run that it belongs to."""
+        """The run of the checkpoint."""
         return RunFolder(self.output.parents[2])
 
     def obsolete(self) -> bool:
-        """Whether the checkpoint was removed meanwhile."""
+        """Whether the checkpoint was removed since the job was made."""
         return not self.model.is_dir()
 
     def record_success(self, node: str, seconds: float) -> None:
-        """Write down in the run folder who evaluated, and for how long."""
+        """Record in the run folder the node that evaluated, and its seconds."""
         record_event(self.run, "evaluation", step=self.step, suite=self.output.stem, node=node, seconds=seconds)
 
     def record_failure(self, message: str) -> None:
-        """Write down in the run folder that this evaluation is given up."""
+        """Record in the run folder that this evaluation failed for good."""
         record_event(self.run, "evaluation_failed", step=self.step, suite=self.output.stem, message=message)
 
 
-def wanted_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = None) -> list[EvaluationJob]:
-    """Every job that the run's complete checkpoints call for, done or not, oldest checkpoint first.
+def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = None) -> list[EvaluationJob]:
+    """All evaluation jobs of the run's complete checkpoints, done or not, oldest checkpoint first.
 
     Args:
         suites: instead of the configuration's.
@@ -85,14 +85,15 @@ def wanted_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None 
 
 
 def missing_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = None) -> list[EvaluationJob]:
-    """The wanted jobs that have no result yet."""
-    return [job for job in wanted_jobs(run, config, suites) if not job.output.is_file()]
+    """The due jobs that have no result yet."""
+    return [job for job in due_jobs(run, config, suites) if not job.output.is_file()]
 
 
 def is_due(
     step: int, *, steps: int, batch_tokens: int, checkpoint_every: int, every: int, every_tokens: int | None
 ) -> bool:
-    """Every so many checkpoints, or the first checkpoint after every so many tokens; the last one always."""
+    """Whether the checkpoint of `step` is to be evaluated: every `every` checkpoints, or the first after every `every_tokens`
+    tokens; the last one always."""
     if step == steps:
         return True
     if every_tokens:
@@ -101,15 +102,15 @@ def is_due(
 
 
 def run_job(job: EvaluationJob, on_progress: Callable[[int, int], None] | None = None) -> bool:
-    """Do a job under its lease. False if somebody else is at it.
+    """Run a job under its lease; False if another process holds it.
 
     Raises:
-        UserError: whatever `run_suite` refuses.
+        UserError: see `run_suite`.
     """
     lease = claim(job.output.with_suffix(".lease"))
     if lease is None:
         return False
-    from ...evals.runner import run_suite  # torch and all; who only looks what is due needs none of it
+    from ...evals.runner import run_suite  # imports torch, which listing the due jobs does not need
 
     with lease:
         run_suite(

@@ -1,4 +1,4 @@
-"""Where evaluations run: tasks of a Ray cluster, or processes of this machine."""
+"""Pools of workers for evaluations: tasks of a Ray cluster, or processes of this machine."""
 
 import multiprocessing
 import os
@@ -12,15 +12,15 @@ from .jobs import EvaluationJob, run_job
 
 
 class RayPool:
-    """Jobs as tasks of the connected Ray cluster.
+    """Runs jobs as tasks of the connected Ray cluster.
 
-    By default no CPU is reserved: on a machine whose cores all train, a reserved core would never come free, and the
-    evaluations' low priority yields instead. With `cpus` or `gpus` they wait for resources of their own.
+    By default no CPU is reserved: on a machine whose cores all train, none would become free; the evaluations run at low
+    priority instead. With `cpus` or `gpus` they wait for resources of their own.
     """
 
     def __init__(self, size: int, *, cpus: float = 0, gpus: float = 0):
         self.size, self._cpus, self._gpus = size, cpus, gpus
-        self._flying: dict[Any, EvaluationJob] = {}
+        self._running: dict[Any, EvaluationJob] = {}
 
     def submit(self, job: EvaluationJob) -> None:
         import ray
@@ -31,54 +31,54 @@ class RayPool:
             num_gpus=self._gpus,
             max_retries=ATTEMPTS,
             runtime_env=hidden,
-            scheduling_strategy="SPREAD",  # or those that reserve nothing would all crowd one node
+            scheduling_strategy="SPREAD",  # otherwise tasks without reservations would all run on one node
         )
-        self._flying[remote(_run_on_ray).remote(job)] = job
+        self._running[remote(_run_on_ray).remote(job)] = job
 
-    def done(self) -> list[tuple[EvaluationJob, str | None, str | None]]:
+    def collect_ended(self) -> list[tuple[EvaluationJob, str | None, str | None]]:
         import ray
 
-        if not self._flying:
+        if not self._running:
             return []
-        ended, _ = ray.wait(list(self._flying), num_returns=len(self._flying), timeout=0)
+        ended, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         results = []
         names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()} if ended else {}
         for reference in ended:
-            job = self._flying.pop(reference)
+            job = self._running.pop(reference)
             try:
                 node = ray.get(reference)
                 results.append((job, node and names.get(node, node), None))
-            except Exception as error:  # a failed evaluation is counted and reported, never a reason to stop training
+            except Exception as error:  # a failed evaluation is counted and reported; it does not stop the training
                 results.append((job, None, str(error).strip().splitlines()[-1]))
         return results
 
 
 class ProcessPool:
-    """Jobs as processes of this machine, without Ray. They die with this process."""
+    """Runs jobs as processes of this machine, without Ray; they end with this process."""
 
     def __init__(self, size: int):
         self.size = size
         self._context = multiprocessing.get_context("spawn")
-        self._flying: list[tuple[EvaluationJob, Any, Connection]] = []
+        self._running: list[tuple[EvaluationJob, Any, Connection]] = []
 
     def submit(self, job: EvaluationJob) -> None:
-        ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_run_and_tell, args=(job, theirs), daemon=True)
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_run_and_send, args=(job, sender), daemon=True)
         process.start()
-        theirs.close()
-        self._flying.append((job, process, ours))
+        sender.close()
+        self._running.append((job, process, receiver))
 
-    def done(self) -> list[tuple[EvaluationJob, str | None, str | None]]:
-        ended = [entry for entry in self._flying if not entry[1].is_alive()]
-        self._flying = [entry for entry in self._flying if entry not in ended]
+    def collect_ended(self) -> list[tuple[EvaluationJob, str | None, str | None]]:
+        ended = [entry for entry in self._running if not entry[1].is_alive()]
+        self._running = [entry for entry in self._running if entry not in ended]
         results = []
-        for job, process, ours in ended:
+        for job, process, receiver in ended:
             try:
-                did, error = ours.recv()
+                completed, error = receiver.recv()
             except EOFError:
-                did, error = False, f"its process ended with code {process.exitcode}"
-            ours.close()
-            results.append((job, node_name() if did else None, error))
+                completed, error = False, f"its process ended with code {process.exitcode}"
+            receiver.close()
+            results.append((job, node_name() if completed else None, error))
         return results
 
 
@@ -92,13 +92,13 @@ def _run_niced(job: EvaluationJob) -> bool:
 
 
 def _run_on_ray(job: EvaluationJob) -> str | None:
-    """The id of the node that did it, or None."""
+    """Run a job in a Ray task; returns the id of its node, or None if another process holds the job."""
     import ray
 
     return ray.get_runtime_context().get_node_id() if _run_niced(job) else None
 
 
-def _run_and_tell(job: EvaluationJob, connection: Connection) -> None:
+def _run_and_send(job: EvaluationJob, connection: Connection) -> None:
     try:
         connection.send((_run_niced(job), None))
     except Exception as error:

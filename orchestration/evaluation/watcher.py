@@ -1,8 +1,8 @@
-"""`echo-lm eval --watch`: evaluates whatever appears in run folders, also of runs it did not start; never ends by itself.
+"""`echo-lm eval --watch`: evaluates new checkpoints of all matching runs, also of runs it did not start; runs until interrupted.
 
-Each round looks at the files, does what has no result, then brings summaries and MLflow up to date. Nothing is remembered
-between rounds but what MLflow still lacks. On a Ray cluster a round is a process of its own: when Ray's head dies it takes that
-process with it, and the next round does what is left.
+Each round reads the files, runs the evaluations without a result, then updates summaries and MLflow. The only state between
+rounds is which runs MLflow lacks. On a Ray cluster a round is a process of its own, since Ray ends it when the head dies; the next
+round does the rest.
 """
 
 import glob
@@ -27,15 +27,15 @@ from .pools import ProcessPool, RayPool
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
-LOOK_SECONDS, SILENT_SECONDS = 3.0, 60.0
-TELL_SECONDS = 20.0
+CHECK_SECONDS, SILENT_SECONDS = 3.0, 60.0
+SYNC_SECONDS = 20.0
 
 
 class Watcher:
     """Rounds of evaluation over the runs that match a pattern.
 
     Args:
-        pattern: of run folders, `runs/*`; folders that hold no run yet are looked at again in every round.
+        pattern: of run folders, `runs/*`; folders that hold no run yet are checked again in every round.
         suites: instead of those that each run's configuration names.
         parallel: jobs at once.
         device: of the jobs, "cpu" or "cuda".
@@ -55,28 +55,28 @@ class Watcher:
     ):
         self.pattern, self.suites = pattern, list(suites) if suites else None
         self.parallel, self.device, self.address, self.uri = parallel, device, address, tracking_uri
-        self._behind: set[Path] = set()  # runs of which MLflow lacks something
-        self._telling: threading.Thread | None = None
-        self._seen: dict[Path, list[tuple[str, int]]] = {}
-        self._told: set[Path] = set()  # runs of which it was said that MLflow lacks something
+        self._unsynced: set[Path] = set()  # runs with results that MLflow lacks
+        self._sync_thread: threading.Thread | None = None
+        self._summarized: dict[Path, list[tuple[str, int]]] = {}
+        self._outage_logged: set[Path] = set()  # runs whose outage of MLflow was logged
 
     def watch(self, every_seconds: float) -> None:
-        """Rounds for ever, one every so often; at once again when one was cut short."""
+        """Run a round every `every_seconds`, without end; sooner after one that was cut short."""
         while True:
             complete = self.round()
             time.sleep(every_seconds if complete else min(RETRY_SECONDS, every_seconds))
 
     def round(self) -> bool:
-        """Do what is missing. True if nothing is left, False if the round was cut short or MLflow lacks something."""
+        """Run the missing evaluations; False if the round was cut short or MLflow lacks results."""
         complete = self._evaluate()
         for run in _runs(self.pattern):
             results = sorted((str(path), path.stat().st_mtime_ns) for path in run.evals.glob("*/*.json"))
-            if results and self._seen.get(run.path) != results:
+            if results and self._summarized.get(run.path) != results:
                 write_summary(run.path)
-                self._seen[run.path] = results
-                self._behind.add(run.path)
-        self._record()
-        return complete and not self._behind
+                self._summarized[run.path] = results
+                self._unsynced.add(run.path)
+        self._update_mlflow()
+        return complete and not self._unsynced
 
     def _evaluate(self) -> bool:
         if self.address is None:
@@ -89,47 +89,47 @@ class Watcher:
         process.start()
         while process.is_alive():
             process.join(POLL_SECONDS)
-            if time.time() - heartbeat.value > SILENT_SECONDS:  # a client of a dead head may hang for ever
+            if time.time() - heartbeat.value > SILENT_SECONDS:  # a client of a dead head may hang without end
                 process.kill()
         if process.exitcode:
             console.print(f"Ray at {self.address} ended the round (code {process.exitcode}); trying again")
         return process.exitcode == 0
 
-    def _record(self) -> None:
-        """Tell MLflow, in a thread: one that is down takes up to minutes to say so, and evaluations do not wait for it."""
-        if self._telling is None or not self._telling.is_alive():
-            self._telling = threading.Thread(target=self._tell, daemon=True)
-            self._telling.start()
-        self._telling.join(TELL_SECONDS)
+    def _update_mlflow(self) -> None:
+        """Update MLflow in a thread: calls to a server that is down take minutes to fail, and evaluations do not wait."""
+        if self._sync_thread is None or not self._sync_thread.is_alive():
+            self._sync_thread = threading.Thread(target=self._sync_all, daemon=True)
+            self._sync_thread.start()
+        self._sync_thread.join(SYNC_SECONDS)
 
-    def _tell(self) -> None:
-        for path in sorted(self._behind):
+    def _sync_all(self) -> None:
+        for path in sorted(self._unsynced):
             if self._sync(path):
-                self._behind.discard(path)
+                self._unsynced.discard(path)
 
     def _sync(self, path: Path) -> bool:
         if importlib.util.find_spec("mlflow") is None:
-            if not self._told:
+            if not self._outage_logged:
                 console.print("MLflow: not installed here; `echo-lm track` replays the files elsewhere")
-            self._told.add(path)
+            self._outage_logged.add(path)
             return True
         from ..tracking.mlflow import Tracker
 
-        # A new one asks MLflow what it has: the run may have been started anew, or tracked by somebody else.
-        sent = Tracker(path, self.uri, outage_told=path in self._told).sync()
-        (self._told.discard if sent else self._told.add)(path)
+        # A new tracker reads MLflow's state: the run may have been restarted, or tracked by another process.
+        sent = Tracker(path, self.uri, outage_logged=path in self._outage_logged).sync()
+        (self._outage_logged.discard if sent else self._outage_logged.add)(path)
         return sent
 
 
 def evaluate_missing(
     pattern: str, suites: list[str] | None, device: str, pool: Pool, on_poll: Callable[[], None] = lambda: None
 ) -> None:
-    """Do every missing job of the matching runs, as they appear; returns when none is left, or only given-up ones."""
+    """Run every missing job of the matching runs, also new ones; returns when all are done or failed for good."""
     scheduler = Scheduler(partial(_due, pattern, suites, device), pool)
     while scheduler.poll():
         on_poll()
         time.sleep(POLL_SECONDS)
-    for name, reason in scheduler.given_up().items():
+    for name, reason in scheduler.failures().items():
         console.print(f"evaluation {name} failed: {reason}")
 
 
@@ -137,10 +137,10 @@ def _due(pattern: str, suites: list[str] | None, device: str) -> list[Evaluation
     jobs = []
     for run in _runs(pattern):
         try:
-            found = missing_jobs(run, run.load_config(), suites)
-        except UserError:  # a run that is being set up, or is not ours to mend: the others go on
+            missing = missing_jobs(run, run.load_config(), suites)
+        except UserError:  # a run that is being set up, or is damaged: the others go on
             continue
-        jobs += [replace(job, device=device) for job in found]
+        jobs += [replace(job, device=device) for job in missing]
     return jobs
 
 
@@ -157,15 +157,15 @@ def _round_on_ray(
     with ray_cluster(address):
         import ray
 
-        me, looked = ray.get_runtime_context().get_node_id(), time.time()
+        node_id, checked_at = ray.get_runtime_context().get_node_id(), time.time()
 
         def check() -> None:
-            """A head that was started again at the same address knows nothing of us, and Ray does not tell."""
-            nonlocal looked
+            """Exit if the head was restarted at the same address: it does not list this node, and Ray reports nothing."""
+            nonlocal checked_at
             heartbeat.value = time.time()
-            if time.time() - looked > LOOK_SECONDS:
-                looked = time.time()
-                if me not in [node["NodeID"] for node in ray.nodes() if node["Alive"]]:
-                    os._exit(1)  # a clean shutdown would wait for the dead
+            if time.time() - checked_at > CHECK_SECONDS:
+                checked_at = time.time()
+                if node_id not in [node["NodeID"] for node in ray.nodes() if node["Alive"]]:
+                    os._exit(1)  # a clean shutdown would wait for the dead cluster
 
         evaluate_missing(pattern, suites, device, RayPool(parallel, gpus=gpus), check)

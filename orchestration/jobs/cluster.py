@@ -1,7 +1,7 @@
-"""A Ray cluster for the length of a command: the existing one at an address, or a local one that ends with it.
+"""A Ray cluster for the duration of a command: an existing one at an address, or a local one that ends with the command.
 
-A local one listens on loopback only. Both want Ray's token (`RAY_AUTH_MODE=token`): whoever reaches a cluster without one can
-run code on it.
+A local cluster listens on loopback only. Both require Ray's token (`RAY_AUTH_MODE=token`): anyone who reaches a cluster without
+one can run code on it.
 """
 
 import os
@@ -23,24 +23,24 @@ OBJECT_STORE_BYTES = 256 * 2**20
 TOKEN = Path(".ray") / "auth_token"  # in the user's home, where Ray looks for it
 
 
-class ClusterAway(UserError):
-    """An existing cluster cannot be connected to: it may be starting, or be gone."""
+class ClusterUnavailable(UserError):
+    """No connection to an existing cluster: it may be starting, or have ended."""
 
 
 @contextmanager
 def ray_cluster(address: str | None = None) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start one on loopback that dies with this process.
+    """Context connected to the cluster at `address`, or to a new one on loopback that ends with this process.
 
     Raises:
-        ClusterAway: no cluster answers at `address`.
-        UserError: it has another token.
+        ClusterUnavailable: no cluster answers at `address`.
+        UserError: the cluster requires another token.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address is None:
-        # Else Ray takes the machine's outer address even where it is given loopback. Read when it is imported.
+        # Otherwise Ray uses the machine's outer address even if told to use loopback. Read when Ray is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         make_token()
     import ray
@@ -66,10 +66,10 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
             f"the Ray cluster at {address} wants another token ({first_line(error)}): copy ~/{TOKEN} of its head to this "
             "machine, or set RAY_AUTH_MODE=disabled if it was started so"
         ) from error
-    except Exception as error:  # a head that is just starting, or dying, answers in many ways
+    except Exception as error:  # a head that is starting or ending raises many kinds of errors
         if address is None:
             raise
-        raise ClusterAway(
+        raise ClusterUnavailable(
             f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
         ) from error
     try:
@@ -79,7 +79,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 
 
 def make_token() -> None:
-    """A token of this user for Ray, if there is none; readable by nobody else, which Ray's own would be."""
+    """Create this user's authentication token for Ray unless there is one; readable only by the user, unlike Ray's own."""
     if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
     path = Path.home() / TOKEN

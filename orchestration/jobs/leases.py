@@ -1,9 +1,9 @@
-"""Leases: who is working on what, as files with a heartbeat. No server, nothing but a folder that all workers share.
+"""Leases: exclusive claims on work, as files with a heartbeat in a folder that all workers share.
 
 A lease is a small JSON file that its holder touches every few seconds. It is free again when the holder releases it, when
-the holder's process is seen to be dead (same machine), or when the heartbeat has been silent for too long (any machine).
-Work under a lease should still end in a rename to its final name: a holder that slept through its own expiry and one that
-took over then write the same file twice, and nothing is torn.
+the holder's process is dead (same machine), or when the heartbeat has been silent for too long (any machine). Work under a
+lease should still end in a rename to its final name: a holder that was suspended beyond its expiry and its successor then write
+the same whole file twice.
 """
 
 import json
@@ -25,22 +25,22 @@ EXPIRY_SECONDS = 60.0
 
 
 class Lease:
-    """A claim that is held. Use it as a context manager: it is released, and its heartbeat stops, when the block ends."""
+    """A held lease. As a context manager it is released, and its heartbeat stops, when the block ends."""
 
     def __init__(self, path: Path, owner: str, heartbeat_seconds: float):
         self.path, self.owner = path, owner
         self._stopped = threading.Event()
         self._lost = False
-        self._thread = threading.Thread(target=self._record, args=(heartbeat_seconds,), daemon=True)
+        self._thread = threading.Thread(target=self._renew, args=(heartbeat_seconds,), daemon=True)
         self._thread.start()
 
     @property
     def lost(self) -> bool:
-        """Whether somebody else took over, because this process was silent for too long."""
+        """Whether another process took over, because this one was silent for too long."""
         return self._lost
 
     def release(self) -> None:
-        """Give it up. Does nothing if it was lost or released before."""
+        """Release the lease; does nothing if it was lost or released before."""
         self._stopped.set()
         self._thread.join()
         with _guard(self.path):
@@ -53,7 +53,7 @@ class Lease:
     def __exit__(self, *exception: object) -> None:
         self.release()
 
-    def _record(self, seconds: float) -> None:
+    def _renew(self, seconds: float) -> None:
         while not self._stopped.wait(seconds):
             try:
                 with _guard(self.path):
@@ -62,18 +62,18 @@ class Lease:
                         return
                     os.utime(self.path)
             except OSError:
-                continue  # a shared disk that is away for a moment; the next beat may come through
+                continue  # a shared disk that is briefly unavailable; the next heartbeat may succeed
 
 
 def claim(
     path: Path | str, *, expiry_seconds: float = EXPIRY_SECONDS, heartbeat_seconds: float = HEARTBEAT_SECONDS
 ) -> Lease | None:
-    """Take the lease at `path`, or None while somebody else holds it.
+    """Take the lease at `path`; None while another process holds it.
 
     Args:
         path: of the lease's file, conventionally `<what>.lease` beside the result; its folder is made.
-        expiry_seconds: silence after which a holder counts as dead. All who claim one path should agree on it.
-        heartbeat_seconds: between two signs of life; well below the expiry.
+        expiry_seconds: silence after which a holder counts as dead. The same for all that claim one path.
+        heartbeat_seconds: between two heartbeats; well below the expiry.
 
     Raises:
         OSError: the folder cannot be written.
@@ -81,15 +81,15 @@ def claim(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _guard(path):
-        if _alive(path, expiry_seconds):
+        if _is_held(path, expiry_seconds):
             return None
         owner = uuid.uuid4().hex
-        me = psutil.Process()
+        process = psutil.Process()
         record = {
             "owner": owner,
             "machine": _machine(),
-            "pid": me.pid,
-            "born": me.create_time(),
+            "pid": process.pid,
+            "born": process.create_time(),
             "claimed": time.time(),
         }
         write_json(path, record)
@@ -97,16 +97,16 @@ def claim(
 
 
 def holder(path: Path | str, *, expiry_seconds: float = EXPIRY_SECONDS) -> dict[str, Any] | None:
-    """Who holds the lease at `path` (`owner`, `machine`, `pid`, `claimed` in unix seconds), or None if it is free."""
+    """The holder of the lease at `path` (`owner`, `machine`, `pid`, `claimed` in unix seconds), or None if it is free."""
     path = Path(path)
-    return _read(path) if _alive(path, expiry_seconds) else None
+    return _read(path) if _is_held(path, expiry_seconds) else None
 
 
-def _alive(path: Path, expiry_seconds: float) -> bool:
+def _is_held(path: Path, expiry_seconds: float) -> bool:
     record = _read(path)
     if record is None:
         return False
-    if record["machine"] == _machine() and not _runs(record["pid"], record["born"]):
+    if record["machine"] == _machine() and not _is_running(record["pid"], record["born"]):
         return False
     try:
         return _file_system_time(path.parent) - path.stat().st_mtime < expiry_seconds
@@ -114,8 +114,8 @@ def _alive(path: Path, expiry_seconds: float) -> bool:
         return False
 
 
-def _runs(pid: int, born: float) -> bool:
-    """Whether the process that had this id at that time still runs; ids are given out again."""
+def _is_running(pid: int, born: float) -> bool:
+    """Whether the process with this id and creation time still runs; ids are reused."""
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -124,13 +124,13 @@ def _runs(pid: int, born: float) -> bool:
 
 
 def _machine() -> str:
-    """This host's name and its space of process ids: containers may share the first, never the second."""
+    """This host's name and its namespace of process ids: containers may share the first, never the second."""
     space = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}/{os.readlink(space) if space.exists() else ''}"
 
 
 def _file_system_time(folder: Path) -> float:
-    """Now, by the clock that stamps files there: hosts that share a disk need not agree on the time."""
+    """The current time by the file system's clock in `folder`: hosts that share a disk may differ in theirs."""
     probe = folder / f".clock.{uuid.uuid4().hex}"
     probe.touch()
     try:
@@ -140,7 +140,7 @@ def _file_system_time(folder: Path) -> float:
 
 
 def _guard(path: Path) -> FileLock:
-    """Serialises the looks at a folder's leases; the system frees it when a process dies inside."""
+    """The lock on a folder's leases; the system releases it when its process dies."""
     return FileLock(path.parent / ".leases.lock")
 
 

@@ -1,4 +1,4 @@
-"""A scheduler that keeps a pool of workers busy with the jobs that are due."""
+"""A scheduler that fills a pool of workers with the jobs that are due."""
 
 import time
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 ATTEMPTS = 3
-# A job that somebody else holds is looked at again after so long.
+# A job that another process holds is tried again after so long.
 HELD_SECONDS = 5.0
 
 
 class Job(Protocol):
-    """Work that ends in one file: complete when `output` exists."""
+    """A unit of work with one output file; complete when `output` exists."""
 
     output: Path
 
@@ -19,62 +19,62 @@ class Job(Protocol):
     def name(self) -> str: ...
 
     def obsolete(self) -> bool:
-        """Whether what it works on was removed meanwhile: its failure then counts for nothing."""
+        """Whether the input of the job was removed meanwhile; its failure is then ignored."""
         ...
 
     def record_success(self, node: str, seconds: float) -> None: ...
 
     def record_failure(self, message: str) -> None:
-        """Called once, when the job has failed `ATTEMPTS` times."""
+        """Record a failure for good; called once, after `ATTEMPTS` failed attempts."""
         ...
 
 
 class Pool(Protocol):
-    """Where jobs run. `done` never blocks; what it returns was submitted before and is forgotten after."""
+    """Workers that run jobs. `collect_ended` never blocks and returns each submitted job once."""
 
     size: int
 
     def submit(self, job: Job) -> None: ...
 
-    def done(self) -> list[tuple[Job, str | None, str | None]]:
-        """Ended jobs, the node that did the work (None: held by another), and what went wrong."""
+    def collect_ended(self) -> list[tuple[Job, str | None, str | None]]:
+        """Jobs that ended since the last call, each with the node that did it (None: held by another process) and its error."""
         ...
 
 
 class Scheduler:
-    """Keeps a pool busy with the jobs that are due. Call `poll` now and then; it never blocks."""
+    """Fills a pool with the jobs that are due. Call `poll` repeatedly; it never blocks."""
 
     def __init__(self, due: Callable[[], list[Job]], pool: Pool):
         self._due, self._pool = due, pool
-        self._flying: dict[Path, tuple[Job, float]] = {}
-        self._failures: dict[Path, list[str]] = {}
-        self._held: dict[Path, float] = {}
+        self._running: dict[Path, tuple[Job, float]] = {}
+        self._errors: dict[Path, list[str]] = {}
+        self._retry_times: dict[Path, float] = {}
 
     def poll(self) -> int:
-        """Collect what ended, start what is due; returns the number of jobs still to be done, given-up ones left out."""
-        for job, node, error in self._pool.done():
-            started = self._flying.pop(job.output, (job, 0.0))[1]
+        """Collect ended jobs and start due ones; returns the number of unfinished jobs, without those that failed for good."""
+        for job, node, error in self._pool.collect_ended():
+            started = self._running.pop(job.output, (job, 0.0))[1]
             if error is not None and not job.obsolete():
-                self._failures.setdefault(job.output, []).append(error)
-                if len(self._failures[job.output]) == ATTEMPTS:
+                self._errors.setdefault(job.output, []).append(error)
+                if len(self._errors[job.output]) == ATTEMPTS:
                     job.record_failure(error)
             elif node is not None:
                 job.record_success(node, time.monotonic() - started)
             else:
-                self._held[job.output] = time.monotonic() + HELD_SECONDS
-        due = [job for job in self._due() if len(self._failures.get(job.output, ())) < ATTEMPTS]
+                self._retry_times[job.output] = time.monotonic() + HELD_SECONDS
+        due = [job for job in self._due() if len(self._errors.get(job.output, ())) < ATTEMPTS]
         for job in due:
-            if len(self._flying) >= self._pool.size:
+            if len(self._running) >= self._pool.size:
                 break
-            if job.output not in self._flying and time.monotonic() >= self._held.get(job.output, 0):
-                self._flying[job.output] = job, time.monotonic()
+            if job.output not in self._running and time.monotonic() >= self._retry_times.get(job.output, 0):
+                self._running[job.output] = job, time.monotonic()
                 self._pool.submit(job)
         return len(due)
 
-    def given_up(self) -> dict[str, str]:
-        """`step_x/suite` -> last error of the jobs that failed for good."""
+    def failures(self) -> dict[str, str]:
+        """Last error of the jobs that failed for good, by `step_x/suite`."""
         return {
             f"{output.parent.name}/{output.stem}": errors[-1]
-            for output, errors in self._failures.items()
+            for output, errors in self._errors.items()
             if len(errors) >= ATTEMPTS
         }

@@ -1,4 +1,4 @@
-"""Fill GPUs with recall sweeps: jobs from a file, a few processes on each GPU, until they are done or the time is.
+"""Run recall sweeps on GPUs: jobs from a file, several processes on each GPU, until all are done or the time is up.
 
     python -m echo_lm.orchestration.jobs.sweep_queue jobs.txt --seconds 560 --workers 2 --out results
 
@@ -7,9 +7,9 @@ A line of the file is one job, the arguments of `python -m echo_lm.evals.sweeps.
     write-cost --arms in-task-hard-0.1
     mqar50m --arms echo --part 0/8 --together 1
 
-Runs that the folder `sweeps` (or `--results`) holds are not repeated. Each job writes a folder of its own; at the end
-`NAME.json` in `--out` holds what was there and what is new, to be put in the place of the old one. A job that is cut off loses
-the group of runs it is at, so none begins with less than `--least` seconds left.
+Runs in the folder `sweeps` (or `--results`) are not repeated. Each job writes a folder of its own; at the end `NAME.json` in
+`--out` holds old and new runs, to replace the old file. A job that is cut off loses its current group of runs, so none begins
+with less than `--least` seconds left.
 On a bare GPU machine: `docker/offline/sweep_on_gpu.sh`.
 """
 
@@ -36,7 +36,7 @@ SECONDS_TO_SAVE = 10
 
 @dataclass
 class Job:
-    """A line of the file: the sweep's name, the arguments, and where its process writes."""
+    """A line of the job file: the sweep's name, the arguments, and the folder that its process writes."""
 
     sweep: str
     arguments: list[str]
@@ -45,7 +45,7 @@ class Job:
     process: subprocess.Popen | None = None
 
     def start(self, gpu: int | None, seconds: float, results: Path = RESULTS) -> None:
-        """Begin, on no GPU where there is none; runs that are in `results` are not repeated."""
+        """Start the job's process on `gpu`, or on the CPU if None; runs in `results` are not repeated."""
         self.folder.mkdir(parents=True)
         for path in result_files(results, self.sweep):
             shutil.copy(path, self.folder)
@@ -57,13 +57,13 @@ class Job:
         with (self.folder / "log").open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def say(self) -> None:
-        """What its process printed, but for progress."""
+    def print_output(self) -> None:
+        """Print the output of the job's process without progress lines; after a failure its last lines."""
         lines = (self.folder / "log").read_text().splitlines()
-        told = [line for line in lines if not line.startswith("  ")]
+        shown = [line for line in lines if not line.startswith("  ")]
         if self.process.returncode:
-            told = lines[-15:]
-        print(f"{' '.join(self.arguments)}: exit code {self.process.returncode}", *told, sep="\n  ", flush=True)
+            shown = lines[-15:]
+        print(f"{' '.join(self.arguments)}: exit code {self.process.returncode}", *shown, sep="\n  ", flush=True)
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def queue_parser() -> argparse.ArgumentParser:
-    """What the command line takes."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", type=Path)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="then what still runs has been stopped")
@@ -88,7 +88,7 @@ def queue_parser() -> argparse.ArgumentParser:
 
 
 def run_queue(options: argparse.Namespace) -> int:
-    """Work through the jobs and join what they found; the exit code.
+    """Run the jobs and join their results; returns the exit code.
 
     Raises:
         UserError: an argument, the file or a job in it is wrong; nothing has begun then.
@@ -98,7 +98,7 @@ def run_queue(options: argparse.Namespace) -> int:
     if options.out.is_dir() and any(options.out.iterdir()):
         raise UserError(f"--out {options.out} is not empty: name another folder")
     jobs = read_jobs(options.jobs, options.out / "jobs")
-    failed = work(jobs, options)
+    failed = run_jobs(jobs, options)
     for name in dict.fromkeys(job.sweep for job in jobs):
         folders = [options.results, *(job.folder for job in jobs if job.sweep == name)]
         runs = read_runs([path for folder in folders for path in result_files(folder, name)])
@@ -119,7 +119,7 @@ def read_jobs(path: Path, folder: Path) -> list[Job]:
             if arguments := shlex.split(line):
                 sweep = load_sweep(Path(arguments[0]))
                 check(sweep, sweep_parser().parse_args(arguments))
-                runs_of(sweep)  # refuses arms that no model can be made of
+                runs_of(sweep)  # refuses arms whose model is invalid
                 jobs.append(Job(sweep.name, arguments, folder / str(number)))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
@@ -130,21 +130,21 @@ def read_jobs(path: Path, folder: Path) -> list[Job]:
     return jobs
 
 
-def work(jobs: list[Job], options: argparse.Namespace) -> int:
-    """Start jobs in order wherever a place is free; the number of those that did not end well."""
+def run_jobs(jobs: list[Job], options: argparse.Namespace) -> int:
+    """Run jobs in order, each on a free slot; returns the number of jobs that failed, were stopped or never began."""
     end = time.monotonic() + options.seconds - SECONDS_TO_SAVE
-    places = list(range(torch.cuda.device_count())) * options.workers or [None]
+    free_slots = list(range(torch.cuda.device_count())) * options.workers or [None]
     waiting, running, failed = list(jobs), [], 0
     try:
         while running or (waiting and end - time.monotonic() > options.least):
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
-                places.append(job.gpu)
+                free_slots.append(job.gpu)
                 failed += job.process.returncode != 0
-                job.say()
-            while waiting and places and end - time.monotonic() > options.least:
+                job.print_output()
+            while waiting and free_slots and end - time.monotonic() > options.least:
                 job = waiting.pop(0)
-                job.start(places.pop(0), end - time.monotonic(), options.results)
+                job.start(free_slots.pop(0), end - time.monotonic(), options.results)
                 running.append(job)
             if time.monotonic() > end:
                 print(f"time is up: {len(running)} jobs are stopped", flush=True)
@@ -155,7 +155,7 @@ def work(jobs: list[Job], options: argparse.Namespace) -> int:
             job.process.terminate()
         for job in running:
             job.process.wait()
-            job.say()
+            job.print_output()
     if waiting:
         print(f"{len(waiting)} jobs never began", flush=True)
     return failed + len(running) + len(waiting)

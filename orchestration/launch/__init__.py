@@ -1,4 +1,4 @@
-"""How a run is started and kept going: in plain processes, on Ray under a supervisor, or as a Ray job.
+"""Starting a run and restarting it after failures: in plain processes, on Ray under a supervisor, or as a Ray job.
 
 Read `target.py`, `train.py` (plain processes), `run.py` and `supervisor.py` (outside Ray), `driver.py` (inside),
 `submit.py`.

@@ -1,4 +1,4 @@
-"""The work of one run on a Ray cluster: data, training workers, evaluations beside it, MLflow. Finished stages are skipped."""
+"""The driver of one run on a Ray cluster: data, training workers, evaluations, MLflow. Finished stages are skipped."""
 
 import threading
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from ..ray_train.trainer import train_worker_group
 from ..tracking.mlflow import Tracker
 
 POLL_SECONDS = 1.0
-TRACK_SECONDS = 10.0  # MLflow is told in batches: it shares the cores with the training
+TRACK_SECONDS = 10.0  # MLflow is updated in batches: it shares the cores with the training
 
 
-def drive(
+def run_on_cluster(
     config: RunConfig,
     runs: Path,
     data: Path,
@@ -35,7 +35,7 @@ def drive(
     trust: bool,
     on_cluster: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """Take a run to the end of its training and evaluations.
+    """Prepare the data, train and evaluate a run to its end on a Ray cluster.
 
     Args:
         on_cluster: a context that is entered while this process is connected to a cluster.
@@ -53,7 +53,7 @@ def drive(
 
 
 def _train_and_evaluate(run: RunFolder, config: RunConfig, tracking_uri: str | None) -> None:
-    """Train in one thread; in this one schedule evaluations, feed MLflow and show progress until all of it is done."""
+    """Train in one thread; in this one schedule evaluations, update MLflow and show progress until all of them are done."""
     evaluation = config.evaluation
     pool = RayPool(evaluation.parallel, cpus=evaluation.cpus, gpus=evaluation.gpus)
     scheduler = Scheduler(lambda: _due(run, config), pool)
@@ -66,18 +66,18 @@ def _train_and_evaluate(run: RunFolder, config: RunConfig, tracking_uri: str | N
         progress.update()
     if training and training.error:
         raise training.error
-    left = len(missing_jobs(run, config))
-    if left:
-        with stage("evaluations still running", total=left, unit="suites") as evaluations:
+    remaining = len(missing_jobs(run, config))
+    if remaining:
+        with stage("evaluations still running", total=remaining, unit="suites") as evaluations:
             waiting = threading.Event()
             while scheduler.poll():
-                evaluations.update(left - len(missing_jobs(run, config)))
+                evaluations.update(remaining - len(missing_jobs(run, config)))
                 waiting.wait(POLL_SECONDS)
-            evaluations.update(left - len(missing_jobs(run, config)))
-    failed = scheduler.given_up()
-    if failed:
-        name, reason = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} evaluations of {run.path} failed, first {name}: {reason}")
+            evaluations.update(remaining - len(missing_jobs(run, config)))
+    failures = scheduler.failures()
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise UserError(f"{len(failures)} evaluations of {run.path} failed, first {name}: {reason}")
 
 
 def _due(run: RunFolder, config: RunConfig) -> list[EvaluationJob]:
@@ -86,21 +86,21 @@ def _due(run: RunFolder, config: RunConfig) -> list[EvaluationJob]:
 
 
 class _Tracking:
-    """Feeds MLflow from a thread while the context lasts: a server that is down may take a minute to say so."""
+    """Context that updates MLflow from a thread, since calls to a server that is down may take a minute to fail."""
 
     def __init__(self, tracker: Tracker):
-        self._tracker, self._over = tracker, threading.Event()
+        self._tracker, self._stopped = tracker, threading.Event()
 
     def __enter__(self) -> None:
         threading.Thread(target=self._loop, daemon=True).start()
 
     def __exit__(self, *exception: object) -> None:
-        self._over.set()
+        self._stopped.set()
 
     def _loop(self) -> None:
-        while not self._over.is_set():
+        while not self._stopped.is_set():
             self._tracker.sync()
-            self._over.wait(TRACK_SECONDS)
+            self._stopped.wait(TRACK_SECONDS)
 
 
 class _Thread(threading.Thread):

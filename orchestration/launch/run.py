@@ -1,6 +1,6 @@
-"""`echo-lm run`: one run from raw text to its report, by a process that is started again whatever dies.
+"""`echo-lm run`: one run from raw text to its report, by a driver process that is restarted after failures.
 
-What reads this starts in a moment and stays small: torch, Ray and MLflow are loaded by the process that does the work.
+The supervising process starts quickly and stays small: only the driver imports torch, Ray and MLflow.
 """
 
 import sys
@@ -13,7 +13,7 @@ from ...pipeline.run.folder import RunFolder
 from ..evaluation.jobs import missing_jobs
 from ..preparation.prepare import dataset_is_complete
 from ..progress.bars import console
-from .supervisor import answers, supervise
+from .supervisor import is_reachable, supervise
 
 
 def run_pipeline(
@@ -25,9 +25,9 @@ def run_pipeline(
     *,
     trust: bool = False,
 ) -> RunFolder:
-    """Take a recipe from raw text to its report; run again, it goes on where it stopped or does nothing.
+    """Run the pipeline of a recipe from raw text to its report; resumes an interrupted run and skips a complete one.
 
-    A supervisor: the work is done by a process that it starts again when that, or its Ray cluster, dies.
+    This process only supervises: a driver process does the work, and is restarted when it or its Ray cluster dies.
 
     Args:
         address: of an existing Ray cluster; one of its own on loopback if None.
@@ -41,7 +41,7 @@ def run_pipeline(
     run.check(config, trust=trust)
     with run.lock():
         if not _complete(run, config, data):
-            if address and not answers(address):
+            if address and not is_reachable(address):
                 raise UserError(
                     f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
                 )
@@ -49,7 +49,7 @@ def run_pipeline(
             supervise(
                 run,
                 config,
-                _drive,
+                _run_on_cluster,
                 (config, runs, data, address, tracking_uri, trust),
                 address=address,
                 progress=lambda: (_latest(run), len(list(run.evals.glob("*/*.json"))), _count(dataset)),
@@ -68,11 +68,11 @@ def run_pipeline(
     return run
 
 
-def _drive(*arguments: Any, **context: Any) -> None:
-    """`driver.drive`, imported where it runs."""
-    from .driver import drive
+def _run_on_cluster(*arguments: Any, **context: Any) -> None:
+    """Call `driver.run_on_cluster`, imported in the driver's process."""
+    from .driver import run_on_cluster
 
-    drive(*arguments, **context)
+    run_on_cluster(*arguments, **context)
 
 
 def _latest(run: RunFolder) -> str:
@@ -84,10 +84,10 @@ def _count(folder: Path) -> int:
 
 
 def _complete(run: RunFolder, config: RunConfig, data: Path) -> bool:
-    """Whether every stage of exactly this run is done, so that no cluster need start."""
+    """Whether every stage of this run is complete, so that no cluster needs to start."""
     if not run.finished():
         return False
-    done = dataset_is_complete(config.data, data) and not missing_jobs(run, config)
-    if done:
+    complete = dataset_is_complete(config.data, data) and not missing_jobs(run, config)
+    if complete:
         console.print(f"{run.path}: data, training and evaluations are complete; nothing to do")
-    return done
+    return complete

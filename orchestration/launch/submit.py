@@ -31,14 +31,14 @@ def submit_run(
     Raises:
         UserError: a mistake in the recipe, no job server at `address`, or a job that failed while followed.
     """
-    # A mistake is told here and now, not in a log on the cluster.
+    # Mistakes in the recipe are reported here, not in a log on the cluster.
     config, runs = resolve_target(target, overrides, runs)
     job = f"{config.name}-{uuid.uuid4().hex[:8]}"
-    where = Path(target).resolve() if Path(target).exists() else target
+    recipe = Path(target).resolve() if Path(target).exists() else target
     options = ["--address", "auto", "--runs", str(runs.resolve()), "--data", str(data.resolve())]
     options += ["--tracking-uri", tracking_uri] if tracking_uri else []
     options += ["--trust"] if trust else []
-    command = shlex.join(["echo-lm", "run", str(where), *overrides, *options])
+    command = shlex.join(["echo-lm", "run", str(recipe), *overrides, *options])
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -55,7 +55,7 @@ def submit_run(
         f"echo-lm status {runs / config.name}   (or: ray job logs {job} --address {address} --follow)", markup=False
     )
     if follow:
-        with ThreadPoolExecutor(1) as thread:  # a loop may be running in ours already, in a notebook say
+        with ThreadPoolExecutor(1) as thread:  # this thread may run an event loop already, as in a notebook
             thread.submit(asyncio.run, _show(client, job)).result()
         status = client.get_job_status(job)
         if status != JobStatus.SUCCEEDED:

@@ -1,8 +1,8 @@
-"""Outside Ray: keeps a pipeline's process going until the run is complete.
+"""The supervisor of a run: a process outside Ray that restarts the driver until the run is complete.
 
-The pipeline runs in a process of its own, the driver, which Ray takes with it when a cluster dies. It is started again from the
-run's files when it dies, falls silent, or loses its cluster; a cluster of its own comes back with it, an existing one is waited
-for. A user's mistake ends both, in one line.
+The driver, which runs the pipeline, is a process of its own, since Ray ends it when a cluster dies. It is restarted from the run's
+files when it dies, falls silent, or loses its cluster; a local cluster restarts with it, an existing one is waited for. A
+`UserError` of the driver ends both processes.
 """
 
 import multiprocessing
@@ -24,108 +24,108 @@ from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.supervision import record_event
-from ..jobs.cluster import ClusterAway
+from ..jobs.cluster import ClusterUnavailable
 from ..progress.bars import console
 
 POLL_SECONDS = 0.5
-# A driver that could not ask its cluster for so long is ended; the first answer may take longer than later ones.
+# A driver without contact to its cluster for so long is killed; the first contact may take longer than later ones.
 SILENT_SECONDS, CONNECT_SECONDS = 30.0, 300.0
-LOOK_SECONDS, MISSED_LOOKS = 1.0, 3  # at the port of the cluster's head
-LEAVE_SECONDS = 20.0  # that an interrupted driver has to put its cluster away
+CHECK_SECONDS, MISSED_CHECKS = 1.0, 3  # of the port of the cluster's head
+EXIT_SECONDS = 20.0  # for an interrupted driver to shut its cluster down
 CLUSTER_LOST = 76  # exit code of a driver
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-Drive = Callable[..., None]
+DriverFunction = Callable[..., None]
 
 
 @dataclass
 class Attempt:
-    """How a driver ended: `lost` is None if its work is done."""
+    """The outcome of a driver: `failure` is None if its work is complete, `component` what failed, "driver" or "head"."""
 
-    lost: str | None = None
-    what: str = "driver"
+    failure: str | None = None
+    component: str = "driver"
     trace: str = ""
 
 
 def supervise(
     run: RunFolder,
     config: RunConfig,
-    drive: Drive,
+    function: DriverFunction,
     arguments: tuple,
     *,
     address: str | None,
     progress: Callable[[], Any],
 ) -> None:
-    """Run `drive(*arguments, on_cluster)` in a process until it returns, starting it again whenever it is lost.
+    """Run `function(*arguments, on_cluster)` in a driver process until it returns; restart it after failures.
 
     Args:
-        drive: enters the context `on_cluster()` while it is connected to a cluster.
-        address: `host:port` of an existing cluster; None if the driver makes one of its own.
-        progress: a value that changes when the run gets on.
+        function: enters the context `on_cluster()` while it is connected to a cluster.
+        address: `host:port` of an existing cluster; None if the driver starts its own.
+        progress: returns a value that changes with the run's progress.
 
     Raises:
-        UserError: the driver's own; or it was lost more than `run.max_restarts` times in a row without getting on.
+        UserError: the driver's own, or it failed more than `run.max_restarts` times in a row without progress.
     """
-    number, in_vain, before, away_since = 0, 0, progress(), None
+    attempts, failures_in_a_row, last_progress, unreachable_since = 0, 0, progress(), None
     reason = "start"
     while True:
-        number += 1
-        driver = _Driver(drive, arguments)
-        record_event(run, "attempt", number=number, reason=reason, pid=driver.pid)
+        attempts += 1
+        driver = _Driver(function, arguments)
+        record_event(run, "attempt", number=attempts, reason=reason, pid=driver.pid)
         attempt = driver.watch()
-        if attempt.lost is None:
+        if attempt.failure is None:
             return
-        reason, name = attempt.lost, address or socket.gethostname()
-        record_event(run, "lost", what=attempt.what, name=name, message=attempt.lost)
-        console.print(f"{run.path}: {attempt.lost}; starting again from its files", markup=False)
-        now = progress()
-        if now != before:
-            before, in_vain, away_since = now, 0, None
-        if attempt.what == "head" and address:  # as often as it takes, but not for ever
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > config.run.cluster_wait_seconds:
-                raise UserError(_given_up(run, attempt))
+        reason, name = attempt.failure, address or socket.gethostname()
+        record_event(run, "lost", what=attempt.component, name=name, message=attempt.failure)
+        console.print(f"{run.path}: {attempt.failure}; starting again from its files", markup=False)
+        current_progress = progress()
+        if current_progress != last_progress:
+            last_progress, failures_in_a_row, unreachable_since = current_progress, 0, None
+        if attempt.component == "head" and address:  # without a limit of restarts, but of time
+            unreachable_since = unreachable_since or time.monotonic()
+            if time.monotonic() - unreachable_since > config.run.cluster_wait_seconds:
+                raise UserError(_give_up_message(run, attempt))
             time.sleep(FIRST_PAUSE)
             wait_for_cluster(address, config.run.cluster_wait_seconds)
             continue
-        in_vain += 1
-        if in_vain > config.run.max_restarts:
-            raise UserError(_given_up(run, attempt))
-        if in_vain > 1:
-            time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (in_vain - 2)))
+        failures_in_a_row += 1
+        if failures_in_a_row > config.run.max_restarts:
+            raise UserError(_give_up_message(run, attempt))
+        if failures_in_a_row > 1:
+            time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures_in_a_row - 2)))
 
 
-def _given_up(run: RunFolder, attempt: Attempt) -> str:
+def _give_up_message(run: RunFolder, attempt: Attempt) -> str:
     trace = f"\n{attempt.trace}" if attempt.trace else ""
     return (
-        f"{run.path} was started again and again without getting on (last: {attempt.lost}); what it made is kept, "
+        f"{run.path} was started again and again without getting on (last: {attempt.failure}); what it made is kept, "
         f"the same command goes on from it{trace}"
     )
 
 
 def wait_for_cluster(address: str, seconds: float) -> None:
-    """Return when something answers at `address`.
+    """Wait until the cluster's port at `address` is open.
 
     Raises:
-        UserError: nothing did for so long.
+        UserError: it stays closed for `seconds`.
     """
-    if answers(address):
+    if is_reachable(address):
         return
     console.print(f"waiting up to {seconds / 60:.0f} min for the Ray cluster at {address}")
     waiting = Retrying(
-        retry=retry_if_result(lambda there: not there),
+        retry=retry_if_result(lambda reachable: not reachable),
         wait=wait_exponential(multiplier=0.5, max=10),
         stop=stop_after_delay(seconds),
         retry_error_callback=lambda state: False,
     )
-    if not waiting(answers, address):
+    if not waiting(is_reachable, address):
         raise UserError(
             f"no Ray cluster answers at {address} for {seconds:.0f} s (run.cluster_wait_seconds): start one with "
             "`ray start --head`, then run the same command again"
         )
 
 
-def answers(address: str) -> bool:
-    """Whether a port is open at `host:port`; an address of another form cannot be asked and counts as open."""
+def is_reachable(address: str) -> bool:
+    """Whether the port at `host:port` is open; an address of another form cannot be checked and counts as open."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return True
@@ -137,33 +137,35 @@ def answers(address: str) -> bool:
 
 
 class _Driver:
-    """One process of the pipeline."""
+    """One driver process, watched by the supervisor."""
 
-    def __init__(self, drive: Drive, arguments: tuple):
+    def __init__(self, function: DriverFunction, arguments: tuple):
         context = multiprocessing.get_context("spawn")  # Ray and torch have threads, which do not survive a fork
-        self._record = context.Value("d", 0.0)
-        self._ours, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_drive, args=(drive, arguments, self._record, theirs), name="driver")
+        self._heartbeat = context.Value("d", 0.0)
+        self._receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=_run_driver, args=(function, arguments, self._heartbeat, sender), name="driver"
+        )
         self._process.start()
         self.pid = self._process.pid
-        theirs.close()
+        sender.close()
 
     def watch(self) -> Attempt:
-        """Wait until it ends, or end it.
+        """Wait until the driver ends; kill it if it falls silent.
 
         Raises:
-            UserError: the driver's.
+            UserError: raised by the driver.
         """
         started = time.time()
         try:
             while self._process.is_alive():
                 self._process.join(POLL_SECONDS)
-                heartbeat = self._record.value
+                heartbeat = self._heartbeat.value
                 silent = time.time() - (heartbeat or started)
                 if silent > (SILENT_SECONDS if heartbeat else CONNECT_SECONDS):
                     return Attempt(f"the driver was silent for {silent:.0f} s")
         except KeyboardInterrupt:
-            self._process.join(LEAVE_SECONDS)  # the terminal interrupted it too
+            self._process.join(EXIT_SECONDS)  # the terminal interrupted the driver too
             raise
         finally:
             if self._process.is_alive():
@@ -173,7 +175,7 @@ class _Driver:
 
     def _outcome(self) -> Attempt:
         try:
-            kind, message, trace = self._ours.recv()
+            kind, message, trace = self._receiver.recv()
         except EOFError:  # killed, or ended by Ray's own code
             code = self._process.exitcode or 0
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
@@ -189,8 +191,8 @@ class _Driver:
         return Attempt(f"the driver failed ({message})", trace=trace)
 
 
-def _drive(drive: Drive, arguments: tuple, heartbeat: Synchronized, connection: Connection) -> None:
-    """In the driver's process: ends with its supervisor, and tells it what came out."""
+def _run_driver(function: DriverFunction, arguments: tuple, heartbeat: Synchronized, connection: Connection) -> None:
+    """Run `function` in the driver's process, which ends with its supervisor, and send the outcome."""
 
     def end_with_parent() -> None:
         parent = multiprocessing.parent_process()
@@ -200,10 +202,10 @@ def _drive(drive: Drive, arguments: tuple, heartbeat: Synchronized, connection: 
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     outcome: tuple[Any, ...] = ("done", "", "")
-    pulse = _Pulse(heartbeat)
+    driver_heartbeat = _DriverHeartbeat(heartbeat)
     try:
-        drive(*arguments, on_cluster=pulse.on_cluster)
-    except ClusterAway as error:
+        function(*arguments, on_cluster=driver_heartbeat.on_cluster)
+    except ClusterUnavailable as error:
         outcome = ("away", str(error), "")
     except UserError as error:
         outcome = ("user", str(error), "")
@@ -215,17 +217,17 @@ def _drive(drive: Drive, arguments: tuple, heartbeat: Synchronized, connection: 
     connection.send(outcome)
 
 
-class _Pulse(threading.Thread):
-    """Beats from the first connection to a cluster on; while there is one, only as long as its head answers and knows us."""
+class _DriverHeartbeat(threading.Thread):
+    """Heartbeat of the driver from its first connection to a cluster on; stops the driver when the cluster's head is lost."""
 
     def __init__(self, heartbeat: Synchronized):
-        super().__init__(daemon=True, name="pulse")
-        self._value, self._asks = heartbeat, threading.Lock()
+        super().__init__(daemon=True, name="driver-heartbeat")
+        self._value, self._cluster_lock = heartbeat, threading.Lock()
         self._node = self._head = ""
 
     @contextmanager
     def on_cluster(self) -> Iterator[None]:
-        """To be entered right after the connection, and left before it is closed."""
+        """Context from right after the connection to a cluster until before its end."""
         import ray
 
         context = ray.get_runtime_context()
@@ -233,7 +235,7 @@ class _Pulse(threading.Thread):
         if not self.is_alive():
             self.start()
         yield
-        with self._asks:
+        with self._cluster_lock:
             self._node = ""
 
     def run(self) -> None:
@@ -241,13 +243,13 @@ class _Pulse(threading.Thread):
 
         missed = 0
         while True:
-            with self._asks:
+            with self._cluster_lock:
                 if self._node:
-                    missed = 0 if answers(self._head) else missed + 1
-                    if missed >= MISSED_LOOKS:
-                        os._exit(CLUSTER_LOST)  # a clean shutdown would wait for the dead
-                    # A head that was started again at the same address knows nothing of us, and Ray does not tell.
+                    missed = 0 if is_reachable(self._head) else missed + 1
+                    if missed >= MISSED_CHECKS:
+                        os._exit(CLUSTER_LOST)  # a clean shutdown would wait for the dead cluster
+                    # A head that was restarted at the same address does not list this node, and Ray reports nothing.
                     if not missed and self._node not in [node["NodeID"] for node in ray.nodes() if node["Alive"]]:
                         os._exit(CLUSTER_LOST)
             self._value.value = time.time()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)

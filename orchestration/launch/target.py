@@ -1,4 +1,4 @@
-"""What the first argument of a command means: a recipe to start, or a run folder to go on with."""
+"""Resolution of a command's first argument: a recipe to start, or a run folder to resume."""
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tupl
     return parse_config(apply_overrides(stored, overrides or [], target), target), run.path.parent
 
 
-def data_root(target: str, given: Path | None) -> Path:
-    """The folder of the datasets: the one that is given, else that of the run in `target`, else `data`."""
-    if given is not None:
-        return given
+def data_root(target: str, data: Path | None) -> Path:
+    """The folder of the datasets: `data` if not None, else that of the run in `target`, else `./data`."""
+    if data is not None:
+        return data
     run = RunFolder(target)
     return run.data_folder().parent if run.data_file.is_file() else Path("data")

@@ -1,4 +1,4 @@
-"""`echo-lm train`: a run in plain processes. Must load neither ray nor mlflow."""
+"""`echo-lm train`: a run in plain processes. Must import neither ray nor mlflow."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ..progress.training import TrainingProgress
 
 
 def train_run(config: RunConfig, runs: Path, data: Path, *, trust: bool = False) -> None:
-    """Prepare the data if need be, train to the end, write the report.
+    """Prepare the data unless it is complete, train to the end, write the report.
 
     Raises:
         UserError: bad input, a folder or port in use, no disk space, or a worker group that kept dying.

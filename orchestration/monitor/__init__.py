@@ -1,4 +1,4 @@
-"""What a run is doing, read from its files: the state and the summary that `echo-lm status` and the dashboard show.
+"""The state and the summary of a run, read from its files, as `echo-lm status` and the dashboard show them.
 
 Read `state.py`, `summary.py`, `status.py`, then `cached_files.py`.
 """

@@ -1,4 +1,4 @@
-"""Files that others write, read again only when they changed. A damaged or half-written one is None, never an error."""
+"""Cached reading of files that other processes write; a damaged or half-written file is None, never an error."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TAIL_BYTES = 1 << 12
 
 
 def stamp(path: Path | str) -> Stamp:
-    """Time of the last change (ns) and size (bytes) of a file or folder; None if it is not there."""
+    """Time of the last change (ns) and size (bytes) of a file or folder; None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -28,33 +28,33 @@ def stamp(path: Path | str) -> Stamp:
 
 
 class Cache(Generic[T]):
-    """What `parse` makes of a file's bytes, kept until the file changes; the oldest entries go when there are too many."""
+    """Parsed files, cached until they change; at most `most` entries, of which the oldest is dropped first."""
 
     def __init__(self, parse: Callable[[bytes], T], most: int = 20_000):
         self._parse, self._most = parse, most
-        self._kept: dict[Path, tuple[Stamp, T | None]] = {}
+        self._entries: dict[Path, tuple[Stamp, T | None]] = {}
 
     def get(self, path: Path) -> T | None:
         """The parsed file; None if it is missing, unreadable or damaged."""
-        now = stamp(path)
-        kept = self._kept.get(path)
-        if kept is not None and kept[0] == now:
-            return kept[1]
+        current_stamp = stamp(path)
+        cached = self._entries.get(path)
+        if cached is not None and cached[0] == current_stamp:
+            return cached[1]
         try:
-            value = None if now is None else self._parse(path.read_bytes())
+            value = None if current_stamp is None else self._parse(path.read_bytes())
         except (OSError, ValueError, yaml.YAMLError):
             value = None
-        if len(self._kept) >= self._most:
-            self._kept.pop(next(iter(self._kept)), None)
-        self._kept[path] = (now, value)
+        if len(self._entries) >= self._most:
+            self._entries.pop(next(iter(self._entries)), None)
+        self._entries[path] = (current_stamp, value)
         return value
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:
-    """A JSON object.
+    """Parse a JSON object.
 
     Raises:
-        ValueError: something else.
+        ValueError: not a JSON object.
     """
     value = json.loads(data)
     if not isinstance(value, dict):
@@ -63,10 +63,10 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
 
 
 def parse_yaml_mapping(data: bytes) -> dict[str, Any]:
-    """A YAML mapping.
+    """Parse a YAML mapping.
 
     Raises:
-        ValueError, yaml.YAMLError: something else.
+        ValueError, yaml.YAMLError: not a YAML mapping.
     """
     value = yaml.load(data, Loader=YamlLoader)
     if not isinstance(value, dict):
@@ -75,15 +75,15 @@ def parse_yaml_mapping(data: bytes) -> dict[str, Any]:
 
 
 def parse_events(data: bytes) -> list[dict[str, Any]]:
-    """The events of a log; a torn last line and damaged lines are left out."""
+    """Parse the events of a log; a torn last line and damaged lines are omitted."""
     lines = data[: data.rfind(b"\n") + 1].splitlines()
     return [event for event in map(_event, lines) if event is not None]
 
 
 def last_events(path: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-    """The events at the end of a log, oldest first: as many as it takes until `enough` says so, or all of them.
+    """The last events of a log, oldest first: as many as `enough` requires, or all of them.
 
-    A torn last line and damaged lines are left out. A missing log has none.
+    A torn last line and damaged lines are omitted. A missing log has no events.
     """
     try:
         with open(path, "rb") as file:
@@ -93,7 +93,7 @@ def last_events(path: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> l
                 begin = max(0, size - length)
                 file.seek(begin)
                 data = file.read(size - begin)
-                # The first line is whole only at the file's start.
+                # The first line may be torn unless it is at the file's start.
                 events = parse_events(data if begin == 0 else data[data.find(b"\n") + 1 :])
                 if begin == 0 or enough(events):
                     return events

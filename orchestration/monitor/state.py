@@ -1,10 +1,10 @@
-"""In what state a run is, by what its files say."""
+"""The state of a run, derived from its files."""
 
 from typing import Any
 
-# Every process of a worker group renews its file in `heartbeats/` about once a second; silent for so long, it is dead.
+# Every process of a worker group renews its file in `heartbeats/` about once a second; after so long a silence it is dead.
 HEARTBEAT_SILENT_SECONDS = 30.0
-# Without such files, the log must tell: silence of so long, and of so many of its own steps.
+# Without heartbeats, a run is dead after a silence of its log of so long, and of so many times the duration of its steps.
 SILENT_SECONDS, SILENT_STEPS = 120.0, 10.0
 ORDER = ("running", "crashed", "stopped", "waiting", "finished")
 
@@ -18,20 +18,20 @@ def run_state(
     heartbeat: float | None,
     now: float,
 ) -> str:
-    """One of `ORDER`.
+    """The state of a run, one of `ORDER`.
 
     - finished: training reached its horizon;
-    - stopped: it left cleanly before, at a signal or at `run.stop_step`;
-    - crashed: it left an error, or it is silent for so long that it must be dead;
-    - waiting: set up, nothing trained yet;
+    - stopped: it ended cleanly before, at a signal or at `run.stop_step`;
+    - crashed: it recorded an error, or it has been silent for too long;
+    - waiting: set up, not trained yet;
     - running: anything else.
 
     Args:
-        events: the last ones of its log, oldest first.
-        finished: whether `finished.json` is there.
-        error: whether `error.json` is there and newer than the last event.
+        events: the last events of its log, oldest first.
+        finished: whether `finished.json` exists.
+        error: whether `error.json` exists and is newer than the last event.
         reached_stop: whether its last complete checkpoint is that of `run.stop_step`.
-        beat: last sign of life of its processes in unix seconds, if they leave any.
+        heartbeat: last heartbeat of its processes in unix seconds; None without any.
         now: unix seconds.
     """
     if finished:
@@ -50,7 +50,7 @@ def run_state(
 
 
 def silence_seconds(events: list[dict[str, Any]]) -> float:
-    """How long a run without heartbeats may say nothing before it counts as dead."""
+    """Seconds without an event after which a run without heartbeats counts as dead."""
     times = [event["time"] for event in events if event["kind"] == "step"]
     pace = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     return max(SILENT_SECONDS, SILENT_STEPS * pace)

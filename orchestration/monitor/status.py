@@ -26,18 +26,18 @@ def find_runs(paths: list[Path], runs: Path) -> list[RunFolder]:
     Raises:
         UserError: a path is no run folder, or there are none.
     """
-    found = [RunFolder(path) for path in paths] or [
+    folders = [RunFolder(path) for path in paths] or [
         RunFolder(file.parent) for file in sorted(runs.glob("*/config.yaml"))
     ]
-    for run in found:
+    for run in folders:
         run.load_config()
-    if not found:
+    if not folders:
         raise UserError(f"there are no runs below {runs}: start one with `echo-lm run quickstart`, or name --runs")
-    return found
+    return folders
 
 
 def status_table(runs: list[RunFolder]) -> Group:
-    """What `echo-lm status` prints: a table of the runs, and a line for each of their newest troubles."""
+    """The output of `echo-lm status`: a table of the runs, and a line for each of their newest troubles."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("run", "state", "step", "loss", "tokens/s", "MFU", "ETA", "checkpoint", "evaluations", "nodes")
     for title in titles:
@@ -45,26 +45,28 @@ def status_table(runs: list[RunFolder]) -> Group:
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
     trouble = []
     for run in runs:
-        s = read_run(run.path).summary(time.time())
-        failed = f", {s.failed} failed" if s.failed else ""
+        summary = read_run(run.path).summary(time.time())
+        failed = f", {summary.failed} failed" if summary.failed else ""
         table.add_row(
-            s.name,
-            s.state,
-            f"{s.step}/{s.steps}",
-            "-" if s.loss is None else f"{s.loss:.3f}",
-            "-" if s.tokens_per_second is None else f"{s.tokens_per_second:,.0f}",
-            "-" if s.mfu is None else f"{s.mfu:.1%}",
-            "-" if s.eta_seconds is None else f"{s.eta_seconds / 60:.1f} min",
-            "-" if s.checkpoint is None else str(s.checkpoint),
-            f"{s.done}/{s.done + s.pending + s.failed}{failed}",
-            _nodes(s.nodes),
+            summary.name,
+            summary.state,
+            f"{summary.step}/{summary.steps}",
+            "-" if summary.loss is None else f"{summary.loss:.3f}",
+            "-" if summary.tokens_per_second is None else f"{summary.tokens_per_second:,.0f}",
+            "-" if summary.mfu is None else f"{summary.mfu:.1%}",
+            "-" if summary.eta_seconds is None else f"{summary.eta_seconds / 60:.1f} min",
+            "-" if summary.checkpoint is None else str(summary.checkpoint),
+            f"{summary.done}/{summary.done + summary.pending + summary.failed}{failed}",
+            _nodes(summary.nodes),
         )
-        trouble += [Text(f"{s.name}: {line}", style="dim") for line in (*newest_trouble(run), s.problem) if line]
+        trouble += [
+            Text(f"{summary.name}: {line}", style="dim") for line in (*newest_trouble(run), summary.problem) if line
+        ]
     return Group(table, *trouble)
 
 
 def watch(paths: list[Path], runs: Path) -> None:
-    """Show the table until interrupted, as the files say at each moment; in a file or a pipe a table every so often."""
+    """Show the table, updated from the files, until interrupted; outside a terminal print it every `WATCH_SECONDS`."""
     with contextlib.suppress(KeyboardInterrupt):
         if not console.is_terminal:
             while True:
@@ -77,18 +79,21 @@ def watch(paths: list[Path], runs: Path) -> None:
 
 
 def _nodes(nodes: tuple[tuple[str, int], ...]) -> str:
-    """`node-a, node-b x4`, or how many, if they are many."""
+    """The nodes as text, `node-a, node-b x4`; above four nodes only their number."""
     if len(nodes) > 4:
         return f"{len(nodes)} ({sum(workers for _, workers in nodes)} workers)"
     return ", ".join(name if workers == 1 else f"{name} x{workers}" for name, workers in nodes) or "-"
 
 
 def newest_trouble(run: RunFolder) -> list[str]:
-    """A line for each of the newest events that say what went wrong, oldest first."""
+    """A line for each of the newest events in `TROUBLE`, oldest first."""
     lines = []
     for event in [event for event in read_events(run.events_file) if event["kind"] in TROUBLE][-SHOWN_TROUBLE:]:
-        when = time.strftime("%d %b %H:%M:%S", time.localtime(event["time"]))
-        what = {"lost": f"lost a {event.get('what')}", "evaluation_failed": f"evaluation {event.get('suite')} given up"}
-        said = event.get("message") or event.get("reason") or ""
-        lines.append(f"{when} {what.get(event['kind'], event['kind'])}: {said}")
+        timestamp = time.strftime("%d %b %H:%M:%S", time.localtime(event["time"]))
+        labels = {
+            "lost": f"lost a {event.get('what')}",
+            "evaluation_failed": f"evaluation {event.get('suite')} given up",
+        }
+        message = event.get("message") or event.get("reason") or ""
+        lines.append(f"{timestamp} {labels.get(event['kind'], event['kind'])}: {message}")
     return lines

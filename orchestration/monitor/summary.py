@@ -1,4 +1,4 @@
-"""A run in one row, for `echo-lm status` and the dashboard: read from its folder alone, as cheaply as can be."""
+"""The summary of a run in one row, for `echo-lm status` and the dashboard, read cheaply from its folder."""
 
 import os
 from collections import Counter
@@ -28,7 +28,7 @@ from .cached_files import Cache, Stamp, last_events, parse_events, parse_json_ob
 from .state import HEARTBEAT_SILENT_SECONDS, run_state
 
 CHECKPOINT_PREFIX = "step_"
-# How many steps the end of a log must hold: enough to know the pace.
+# Steps to read from the end of a log: enough for their mean duration.
 PACE_STEPS = 3
 
 read_config = Cache(parse_yaml_mapping).get
@@ -38,16 +38,16 @@ read_log = Cache(parse_events).get
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One row of a table of runs. What a file does not say is None.
+    """One row of a table of runs; values that the files lack are None.
 
     Attributes:
         name: of the folder.
         state: see `state.run_state`.
-        step, steps: done, and the horizon.
+        step, steps: last step done, and the horizon.
         loss: nats per masked token at the last step.
-        eta_seconds: of the training, at the speed of the last step; None unless it runs.
+        eta_seconds: remaining training time at the speed of the last step; None unless it runs.
         checkpoint: step of the last complete checkpoint; `checkpoint_time` in unix seconds.
-        done, pending, failed: evaluations.
+        done, pending, failed: numbers of evaluations.
         nodes: name of each node that trains it now, with the number of its workers, by name.
         updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
@@ -74,11 +74,11 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
-class RunReading:
-    """A run's files as they were; the summary follows from it and the time.
+class RunSnapshot:
+    """The contents of a run's files at one moment; together with the time they determine the summary.
 
     Attributes:
-        beats: of each rank that left a sign of life its node and the time of the sign, in unix seconds.
+        heartbeats: node and time (unix seconds) of each rank's last heartbeat.
     """
 
     name: str
@@ -90,11 +90,11 @@ class RunReading:
     heartbeats: list[tuple[str, float]]
     done: int
     failed: int
-    wanted: int
+    due: int
     updated: float
 
     def summary(self, now: float) -> RunSummary:
-        """The row at a time (unix seconds)."""
+        """The summary at time `now` (unix seconds)."""
         if not self.config:
             return RunSummary(self.name, "crashed", problem="config.yaml is damaged", updated=self.updated)
         last = next((event for event in reversed(self.events) if event["kind"] == "step"), {})
@@ -124,7 +124,7 @@ class RunReading:
             checkpoint=checkpoint,
             checkpoint_time=checkpoint_time,
             done=self.done,
-            pending=self.wanted - self.done - self.failed,
+            pending=self.due - self.done - self.failed,
             failed=self.failed,
             nodes=tuple(
                 sorted(Counter(node for node, time in self.heartbeats if now - time < HEARTBEAT_SILENT_SECONDS).items())
@@ -135,7 +135,7 @@ class RunReading:
 
 
 def signature(folder: Path) -> tuple[Stamp, ...]:
-    """Changes whenever anything that `read_run` reads does."""
+    """Stamps of all files that `read_run` reads; they change when any of them does."""
     files = (
         CONFIG,
         EVENTS,
@@ -151,39 +151,39 @@ def signature(folder: Path) -> tuple[Stamp, ...]:
     return (*(stamp(f"{place}/{name}") for name in files), *results)
 
 
-def read_run(folder: Path) -> RunReading:
-    """Read what a run's row needs; missing files are as if empty."""
+def read_run(folder: Path) -> RunSnapshot:
+    """Read the files that a run's summary needs; missing files count as empty."""
     config = read_config(folder / CONFIG) or {}
     events = last_events(folder / EVENTS, _enough)
-    last_time = events[-1]["time"] if events else 0.0
+    last_event_time = events[-1]["time"] if events else 0.0
     error = stamp(folder / ERROR)
-    message = None
-    if error is not None and error[0] / 1e9 >= last_time:
-        message = str((read_record(folder / ERROR) or {}).get("message", "see error.json"))
+    error_message = None
+    if error is not None and error[0] / 1e9 >= last_event_time:
+        error_message = str((read_record(folder / ERROR) or {}).get("message", "see error.json"))
     checkpoints = complete_steps(folder)
-    wanted = wanted_results(config, [step for step, _ in checkpoints])
-    there = {name for entry in _entries(folder / EVALS) for name in _names(entry)}
-    done = [name for name in wanted if f"{name}.json" in there]
-    failed = [name for name in failures(folder) if name in wanted and name not in done]
+    due = due_results(config, [step for step, _ in checkpoints])
+    result_files = {name for entry in _entries(folder / EVALS) for name in _names(entry)}
+    done = [name for name in due if f"{name}.json" in result_files]
+    failed = [name for name in failures(folder) if name in due and name not in done]
     finished = (folder / FINISHED).is_file()
     config_stamp = stamp(folder / CONFIG)
-    return RunReading(
+    return RunSnapshot(
         name=folder.name,
         config=config,
         events=events,
         finished=finished,
-        error=message,
+        error=error_message,
         checkpoints=checkpoints,
         heartbeats=[] if finished else heartbeats(folder),
         done=len(done),
         failed=len(failed),
-        wanted=len(wanted),
-        updated=last_time or (config_stamp[0] / 1e9 if config_stamp else 0.0),
+        due=len(due),
+        updated=last_event_time or (config_stamp[0] / 1e9 if config_stamp else 0.0),
     )
 
 
 def section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section of a stored configuration; empty if it is not one."""
+    """A section of a stored configuration; empty if it is no mapping."""
     value = config.get(name)
     return value if isinstance(value, dict) else {}
 
@@ -204,37 +204,37 @@ def _entries(folder: Path | str) -> list[str]:
 
 def complete_steps(folder: Path) -> list[tuple[int, float]]:
     """Step and time (unix seconds) of the complete checkpoints, oldest first."""
-    found = []
+    steps = []
     for entry in _entries(folder / CHECKPOINTS):
         number = os.path.basename(entry).removeprefix(CHECKPOINT_PREFIX)
         complete = stamp(f"{entry}/{COMPLETE}")
         if complete and number.isdigit():
-            found.append((int(number), complete[0] / 1e9))
-    return sorted(found)
+            steps.append((int(number), complete[0] / 1e9))
+    return sorted(steps)
 
 
 def heartbeats(folder: Path) -> list[tuple[str, float]]:
-    """Node and time (unix seconds, by the clock of the file system) of the last sign of life of every rank."""
+    """Node and time (unix seconds, by the file system's clock) of every rank's last heartbeat."""
     run = RunFolder(folder)
     stamps = ((heartbeat.node, stamp(heartbeat_file(run, heartbeat.rank))) for heartbeat in read_heartbeats(run))
     return [(node, written[0] / 1e9) for node, written in stamps if written]
 
 
 def failures(folder: Path) -> dict[str, str]:
-    """Message of every evaluation that was given up, by `step_00000100/language`; it may have been done since."""
-    given_up = (event for event in read_log(folder / SUPERVISION) or () if event["kind"] == "evaluation_failed")
-    return {f"{checkpoint_name(e.get('step', 0))}/{e.get('suite')}": str(e.get("message", "")) for e in given_up}
+    """Message of every evaluation that failed for good, by `step_00000100/language`; it may have been done since."""
+    failed = (event for event in read_log(folder / SUPERVISION) or () if event["kind"] == "evaluation_failed")
+    return {f"{checkpoint_name(e.get('step', 0))}/{e.get('suite')}": str(e.get("message", "")) for e in failed}
 
 
-def wanted_results(config: dict[str, Any], steps: list[int]) -> list[str]:
-    """`step_00000100/language` of every evaluation that the checkpoints call for."""
+def due_results(config: dict[str, Any], steps: list[int]) -> list[str]:
+    """Names (`step_00000100/language`) of all evaluations that are due at the checkpoints `steps`."""
     suites = dict.fromkeys(suite_name(name) for name in section(config, "evaluation").get("suites") or ())
     due = [step for step in steps if is_due(config, step)]
     return [f"{checkpoint_name(step)}/{suite}" for step in due for suite in suites]
 
 
 def is_due(config: dict[str, Any], step: int) -> bool:
-    """`evaluation_jobs.is_due` of a stored configuration."""
+    """Whether an evaluation of `step` is due by a stored configuration, as `evaluation_jobs.is_due`."""
     train, evaluation = section(config, "train"), section(config, "evaluation")
     try:
         return evaluation_jobs.is_due(
@@ -251,15 +251,15 @@ def is_due(config: dict[str, Any], step: int) -> bool:
 
 @lru_cache(maxsize=256)
 def suite_name(name: str) -> str:
-    """The name that a suite's results carry: that of the file for one given by path."""
+    """The name of a suite in its results; for a suite given by path, the name in its file."""
     try:
         return load_suite(name).name
-    except UserError:  # a file that is gone, or of another machine
+    except UserError:  # a file that was removed, or is on another machine
         return Path(name).stem
 
 
 def _names(folder: str) -> list[str]:
-    """`step_00000100/language.json` of the files in `.../step_00000100`."""
+    """Names (`step_00000100/language.json`) of the files in `.../step_00000100`."""
     try:
         return [f"{os.path.basename(folder)}/{name}" for name in os.listdir(folder)]
     except OSError:

@@ -1,4 +1,4 @@
-"""`echo-lm data show`: a prepared dataset as a reader meets it, with a figure of the lengths of its documents."""
+"""`echo-lm data show`: decoded documents of a prepared dataset, its mixture, and a figure of document lengths."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def show(config: RunConfig, folder: Path, documents: int, source: str | None, sp
             console.print(
                 f"{BORDER}\n{split}, {name}, document {i} of {stream.num_documents:,}: {len(tokens):,} tokens"
             )
-            # The separator is decoded too: it is what the model sees at the border.
+            # The separator is decoded too, as the model sees it at the border.
             text = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
             if len(text) > SHOWN_CHARACTERS:
                 half = SHOWN_CHARACTERS // 2
@@ -43,18 +43,18 @@ def show(config: RunConfig, folder: Path, documents: int, source: str | None, sp
 
 
 def draw_lengths(dataset: Dataset) -> Path:
-    """A figure of how long the training documents of each source are, in the dataset's folder; returns its path."""
+    """Draw the lengths of each source's training documents in the dataset's folder; returns the figure's path."""
     path = dataset.folder / FIGURE_FILE
     lengths = {
         record.name: np.diff(dataset.split("train", record.name).document_offsets)
         for record in dataset.manifest.sources
     }
-    longest = max(int(of_source.max()) for of_source in lengths.values())
+    longest = max(int(source_lengths.max()) for source_lengths in lengths.values())
     edges = np.geomspace(1, longest + 1, 60)
     with figure(path, "Document lengths", "tokens of a document", "share of the source's tokens") as axes:
-        for i, (name, of_source) in enumerate(lengths.items()):
-            # By tokens, not by documents: what a model sees of long and short ones. Twenty sources need two strokes.
-            shares, _ = np.histogram(of_source, edges, weights=of_source / of_source.sum())
+        for i, (name, source_lengths) in enumerate(lengths.items()):
+            # Weighted by tokens, as a model sees long and short documents. Twenty sources need several line styles.
+            shares, _ = np.histogram(source_lengths, edges, weights=source_lengths / source_lengths.sum())
             style = ("-", "--", ":")[i // len(PALETTE) % 3]
             axes.plot(edges[:-1], shares, linestyle=style, color=PALETTE[i % len(PALETTE)], label=name)
         axes.set_xscale("log")

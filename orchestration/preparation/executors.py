@@ -1,7 +1,7 @@
 """Executors for units of work: Ray Data on a cluster or this machine, or plain processes where Ray is not installed.
 
-A unit reads its own slice and writes its own files; what travels is what it is to do and what it wrote, a few kilobytes
-each way. So no text ever lies in the object store, and memory is bounded by what one unit holds, times the cores.
+A unit reads its own slice and writes its own files; only its description and its result, a few kilobytes each, are sent between
+processes. No text enters the object store, and memory is bounded by one unit's memory times the number of cores.
 """
 
 import logging
@@ -18,35 +18,35 @@ from typing import Any
 from ...models.common.errors import UserError
 from ..progress.bars import console
 
-MAX_RETRIES = 3  # of a unit whose worker or node died
+MAX_RETRIES = 3  # of a unit after its worker or node died
 
 
 def ray_data_map(function: Callable[[Any], Any], units: Iterable[Any], workers: int | None = None) -> Iterator[Any]:
-    """Run `function` on every unit as a Ray Data stream, one core each; results come as they are done.
+    """Run `function` on every unit as a Ray Data stream, one core each; yields results as they complete, in any order.
 
-    Ray Data starts tasks as cores and memory allow (its backpressure), and runs those again whose worker or node died.
-    The order of results is not kept: a unit's files have its number in their names, so it leaves no trace.
+    Ray Data starts tasks as cores and memory allow (its backpressure), and repeats those whose worker or node died. A unit's
+    files have its number in their names, so the order of results does not matter.
 
     Args:
-        function: what a task does.
-        units: a block of one row each; they and the results pickle.
+        function: the work of a task.
+        units: a block of one row each; units and results must pickle.
         workers: tasks at once; as many as the cluster has cores if None.
 
     Raises:
-        UserError: the function's own, as it was; or a unit's worker died again and again.
+        UserError: raised by the function, unwrapped; or a unit's worker died `MAX_RETRIES + 1` times.
     """
     import ray.data
     from ray.exceptions import OutOfMemoryError, WorkerCrashedError
     from ray.util.annotations import RayDeprecationWarning
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # progress and mistakes are shown by us
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # progress and errors are shown by Echo-LM
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     with warnings.catch_warnings():
-        # Without it Ray Data would try for ever; 2.60 warns about the keyword and has no other.
+        # Without `max_retries` Ray Data retries without end; 2.60 warns about the keyword and has no other.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         dataset = dataset.map(
             partial(_run, function),
@@ -74,7 +74,7 @@ def ray_data_map(function: Callable[[Any], Any], units: Iterable[Any], workers: 
 
 
 def _run(function: Callable[[Any], Any], row: dict[str, bytes]) -> dict[str, Any]:
-    """A user's mistake travels as a value: as an exception it would arrive wrapped, with its traceback on the screen."""
+    """Run `function` in a task; a `UserError` is returned as a value, since Ray would wrap and print an exception."""
     import ray
 
     try:
@@ -85,12 +85,12 @@ def _run(function: Callable[[Any], Any], row: dict[str, bytes]) -> dict[str, Any
 
 
 def process_map(function: Callable[[Any], Any], units: Iterable[Any], workers: int | None = None) -> Iterator[Any]:
-    """Run `function` on every unit in processes of this machine, one a core; results come as they are done."""
+    """Run `function` on every unit in processes of this machine, one per core; yields results as they complete."""
     units = list(units)
     if not units:
         return
     # Threads of this process (progress, torch) make a fork unsafe.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=min(len(units), workers or os.cpu_count() or 1), mp_context=context) as pool:
-        for done in as_completed([pool.submit(function, unit) for unit in units]):
-            yield done.result()
+        for future in as_completed([pool.submit(function, unit) for unit in units]):
+            yield future.result()

@@ -1,4 +1,4 @@
-"""What a recipe makes of its dataset, printed before it trains: tokens of each source, and how often a source is repeated."""
+"""The mixture of a recipe, printed before training: tokens of each source, and how often a source is repeated."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ..progress.bars import console
 
 
 def print_mixture(config: RunConfig, folder: Path) -> None:
-    """What the run takes from each source: tokens, percent, and how often it repeats the source's text.
+    """Print the run's tokens from each source, their percentage, and how often the run repeats the source.
 
     Raises:
         UserError: the mixture does not fit the dataset.

@@ -1,6 +1,6 @@
 """Data preparation with progress, on Ray Data or on this machine's processes.
 
-What prepares is imported where it is needed: a GPU machine that was brought a finished dataset may lack its libraries.
+Preparation code is imported only when needed: a GPU machine with a finished dataset may lack its libraries.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ STAGES = {"sources": "sources", "clean": "slices", "tokenizer": "tokenizers", "t
 
 
 def dataset_is_complete(config: DatasetConfig, root: Path) -> bool:
-    """Whether exactly this dataset lies below `root`, finished."""
+    """Whether the dataset of `config` lies below `root`, complete."""
     folder = root / config.name
     return (folder / MANIFEST_FILE).is_file() and read_manifest(folder).config == config
 
@@ -48,10 +48,10 @@ def prepare_dataset(config: DatasetConfig, root: Path, map_units: "MapUnits | No
 
 
 def prepare_on_ray(config: DatasetConfig, root: Path, workers: int | None, address: str | None) -> Path:
-    """The same on a Ray cluster: the one at `address`, or one of its own on this machine.
+    """Prepare the dataset on the Ray cluster at `address`, or on a local one; see `prepare_dataset`.
 
     Raises:
-        UserError: as above, or no cluster answers.
+        UserError: as `prepare_dataset`, or no cluster answers.
     """
     from ..jobs.cluster import ray_cluster
     from .executors import ray_data_map
@@ -63,28 +63,28 @@ def prepare_on_ray(config: DatasetConfig, root: Path, workers: int | None, addre
 
 
 def ray_is_installed() -> bool:
-    """Whether the extra `cluster` is there."""
+    """Whether Ray (the extra `cluster`) is installed."""
     return importlib.util.find_spec("ray") is not None
 
 
 def _print_outcome(folder: Path) -> None:
-    """What was read, left out and written, a line for each source; then what was quarantined, a line for each."""
+    """Print a line for each source (documents written and excluded), for each overlap, and for each quarantined document."""
     from ...data_prep.preparing.prepare import OVERLAP_FILE
     from ...data_prep.preparing.reading import Fault
 
     manifest = read_manifest(folder)
     for source in manifest.sources:
-        left_out = {
+        excluded = {
             "filtered": source.filtered,
             "duplicates": source.duplicates,
             "near-duplicates": source.near_duplicates,
             "overlapping": source.overlapping,
             "quarantined": source.quarantined,
         }
-        without = ", ".join(f"{count:,} {name}" for name, count in left_out.items() if count)
+        exclusions = ", ".join(f"{count:,} {name}" for name, count in excluded.items() if count)
         console.print(
             f"{source.name}: {source.documents:,} documents, {source.tokens:,} tokens, {source.bytes:,} bytes"
-            + (f" (left out: {without})" if without else "")
+            + (f" (left out: {exclusions})" if exclusions else "")
         )
     for overlap in manifest.overlaps:
         console.print(
@@ -100,7 +100,7 @@ def _print_outcome(folder: Path) -> None:
 
 
 class _StageProgress:
-    """Turns `on_progress(stage, done, total)` into one progress display after another."""
+    """Progress displays of successive stages, from calls of `on_progress(stage, done, total)`."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# In a file or a pipe nothing is cut at the 80 columns that rich would assume.
+# In a file or a pipe lines are not cut at the 80 columns that rich would assume.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 
 
 class Stage:
-    """One long step with a known total: call `update` with what is done."""
+    """The progress of one long stage with a known total."""
 
     def __init__(self, title: str, total: int, unit: str, done: int, bar: Progress | None, every_seconds: float):
         self._title, self._total, self._unit, self._bar = title, total, unit, bar
@@ -22,7 +22,7 @@ class Stage:
         self._task = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Report that `done` of the total are done; `note` is shown behind it (for example the loss)."""
+        """Show that `done` of the total are done, followed by `note` (for example the loss)."""
         self._total = total or self._total
         if self._bar:
             self._bar.update(self._task, completed=done, note=note, total=self._total)
@@ -34,14 +34,14 @@ class Stage:
         rate = (done - self._first) / max(now - self._started, 1e-9)
         pace = ""
         if rate > 0:
-            left = f", {(self._total - done) / rate:.0f} s left" if done < self._total else ""
-            pace = f" ({rate:.3g}/s{left})"
+            remaining = f", {(self._total - done) / rate:.0f} s left" if done < self._total else ""
+            pace = f" ({rate:.3g}/s{remaining})"
         console.print(f"{self._title}: {done}/{self._total} {self._unit}{pace} {note}".rstrip())
 
 
 @contextmanager
 def stage(title: str, total: int, unit: str, done: int = 0, every_seconds: float = 10) -> Iterator[Stage]:
-    """A progress display for one long step; `done` is what an earlier attempt had finished."""
+    """Context with the progress display of one long stage, of which `done` was finished by an earlier attempt."""
     if console.is_terminal:
         columns = [
             TextColumn("[bold]{task.description}"),

@@ -1,4 +1,4 @@
-"""Progress of a training run as its events tell it: the same display whoever runs the processes."""
+"""Progress of a training run from its events, independent of the launcher."""
 
 import threading
 from contextlib import ExitStack
@@ -10,12 +10,12 @@ from .bars import Stage, stage
 
 
 class TrainingProgress:
-    """Follows `events.jsonl` while a run trains. Use as a context; call `update`, or `follow` to have a thread do it."""
+    """Shows the progress of a run from `events.jsonl`. Use as a context; call `update`, or `follow` to update from a thread."""
 
     def __init__(self, run: RunFolder, config: RunConfig):
         self._last = min(config.train.steps, config.run.stop_step or config.train.steps)
         self._tail = EventTail(run.events_file)
-        self._tail.read()  # what earlier attempts did is not news
+        self._tail.read()  # skips the events of earlier attempts
         self._stack = ExitStack()
         self._stage: Stage | None = None
         self._stopped = threading.Event()
@@ -42,7 +42,7 @@ class TrainingProgress:
         self._thread.start()
 
     def update(self) -> None:
-        """Read the events that are new and show where the run is."""
+        """Read the new events and show the current step."""
         for event in self._tail.read():
             if event["kind"] == "start":
                 self._show(event["step"], f"started on {event['world_size']} worker(s), {event['device']}")

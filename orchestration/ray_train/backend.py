@@ -1,4 +1,4 @@
-"""Ray Train's backend of our worker groups: torch's process group, with names, interfaces and checks before it. Loads Ray."""
+"""The Ray Train backend of worker groups: node names, network interfaces and checks, then torch's process group. Imports Ray."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from .preflight import CALL_SECONDS, WorkerGroup, check_all_reduce, check_nodes
 
 @dataclass
 class WorkerGroupConfig(TorchConfig):
-    """`TorchConfig` for the run at `run_path`, a model of so many parameters."""
+    """`TorchConfig` of a worker group for the run at `run_path`, whose model has `parameters` parameters."""
 
     run_path: str = ""
     parameters: int = 0
@@ -32,7 +32,7 @@ class WorkerGroupConfig(TorchConfig):
 
 
 class WorkerGroupBackend(_TorchBackend):
-    """Runs in Ray Train's controller each time a worker group has been placed, before any of it trains."""
+    """Sets a worker group up, in Ray Train's controller, each time it was placed and before it trains."""
 
     def on_start(self, worker_group: Any, backend_config: WorkerGroupConfig) -> None:
         run = RunFolder(backend_config.run_path)
@@ -41,7 +41,7 @@ class WorkerGroupBackend(_TorchBackend):
         start_worker_group(run, token)
         try:
             places = zip(group.nodes, group.addresses, strict=True)
-            group.run(node_checks.settle, [(node, token, address) for node, address in places])
+            group.run(node_checks.set_worker_environment, [(node, token, address) for node, address in places])
             check_nodes(group, run.path, backend_config.parameters, backend_config.backend == "nccl")
             super().on_start(worker_group, backend_config)
             check_all_reduce(group)
@@ -50,18 +50,21 @@ class WorkerGroupBackend(_TorchBackend):
             raise
 
     def on_shutdown(self, worker_group: Any, backend_config: WorkerGroupConfig) -> None:
-        """Do nothing: `train` takes its process group down, and failed workers are killed. Ray would wait for hung ones."""
+        """Do nothing: `train` destroys its process group, and failed workers are killed. Ray would wait for hung ones."""
 
 
 def worker_group_of(worker_group: Any) -> WorkerGroup:
-    """The worker group of Ray Train's worker group; ranks are by node already, within a node by GPU."""
+    """Wrap Ray Train's worker group for the preflight; Ray numbers ranks by node, within a node by GPU."""
     names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
     workers = worker_group.get_workers()
     nodes = [names.get(worker.metadata.node_id) or worker.metadata.node_ip for worker in workers]
     addresses = [worker.metadata.node_ip for worker in workers]
 
     def run(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
-        calls = [worker.execute_async(function, *given) for worker, given in zip(workers, arguments, strict=True)]
+        calls = [
+            worker.execute_async(function, *rank_arguments)
+            for worker, rank_arguments in zip(workers, arguments, strict=True)
+        ]
         results = []
         for rank, call in enumerate(calls):
             where = f"node {nodes[rank]} (rank {rank})"
@@ -69,7 +72,7 @@ def worker_group_of(worker_group: Any) -> WorkerGroup:
                 results.append(ray.get(call, timeout=CALL_SECONDS))
             except GetTimeoutError as error:
                 raise UserError(f"{where} does not answer {function.__name__} in {CALL_SECONDS:.0f} s") from error
-            except RayTaskError as error:  # a worker that died is another error, and the worker group is placed again
+            except RayTaskError as error:  # a dead worker raises another error, and the worker group is placed again
                 raise UserError(f"{where} cannot run Echo-LM: {first_line(error.cause)}") from error
         return results
 

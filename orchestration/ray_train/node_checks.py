@@ -1,6 +1,6 @@
-"""What every worker checks of its node before a worker group's first step. Each function runs in the worker's process.
+"""Checks of a node before a worker group's first step; each function runs in a worker's process.
 
-They return what they found as plain values: `preflight.py` compares it and names the node that fails.
+They return plain values, which `preflight.py` compares to name the node that fails.
 """
 
 import hashlib
@@ -19,28 +19,28 @@ from ...pipeline.monitoring.node import NODE_VARIABLE
 COMPARED = ("torch", "deepspeed", "numpy", "safetensors", "ray")
 PACKAGES = ("kernels", "models", "data_prep", "evals", "pipeline", "orchestration")
 CONNECT_SECONDS = 10.0
-SEEN_SECONDS = 30.0  # a shared file system may show a new file late
+VISIBLE_SECONDS = 30.0  # a shared file system may show a new file late
 PROBE = 512  # side of the matrices that a GPU multiplies
 
 
-def settle(node: str, group: str, address: str) -> str | None:
-    """Take the node's name and the worker group's token, and choose the network interface that carries the node's address.
+def set_worker_environment(node: str, group: str, address: str) -> str | None:
+    """Set the environment variables of a worker: the node's name, the worker group's token, and the network interface.
 
     Returns:
-        the interface's name, or None if the choice was made already or no interface has that address.
+        the name of the interface for gloo; None if none is set and no interface has the address `address`.
     """
     from ...pipeline.monitoring.heartbeat import WORKER_GROUP_VARIABLE
 
     os.environ |= {NODE_VARIABLE: node, WORKER_GROUP_VARIABLE: group}
-    chosen = interface_of(address)
+    interface = interface_of(address)
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if chosen:
-            os.environ.setdefault(variable, chosen)
+        if interface:
+            os.environ.setdefault(variable, interface)
     return os.environ.get("GLOO_SOCKET_IFNAME")
 
 
 def interface_of(address: str) -> str | None:
-    """The interface that has the IP address `address`. Left to themselves gloo and NCCL may take one that others cannot reach."""
+    """The network interface with the IP address `address`; by default gloo and NCCL may use one that other nodes cannot reach."""
     import psutil
 
     for name, addresses in psutil.net_if_addrs().items():
@@ -50,18 +50,18 @@ def interface_of(address: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions that must agree between workers, and a hash of our own source, which a version number does not tell apart."""
-    found = {"echo-lm source": source_hash()}
+    """Package versions that must agree between workers, and a hash of Echo-LM's source."""
+    package_versions = {"echo-lm source": source_hash()}
     for package in COMPARED:
         try:
-            found[package] = metadata.version(package)
+            package_versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            package_versions[package] = "missing"
+    return package_versions
 
 
 def source_hash(root: Path = Path(__file__).parents[2]) -> str:
-    """Of our Python files, in an installation below `root`; 12 hexadecimal digits."""
+    """Hash of Echo-LM's Python files in an installation below `root`; 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
@@ -71,16 +71,16 @@ def source_hash(root: Path = Path(__file__).parents[2]) -> str:
 
 
 def free_bytes(run_path: str) -> dict[str, int]:
-    """Free bytes where the run is written, and where Ray keeps its session."""
-    found = {}
+    """Free bytes on the disks of the run folder and of Ray's session, by path."""
+    free = {}
     for path in (run_path, tempfile.gettempdir()):
         if Path(path).is_dir():
-            found[path] = shutil.disk_usage(path).free
-    return found
+            free[path] = shutil.disk_usage(path).free
+    return free
 
 
-def leave_mark(run_path: str, mark: str) -> str | None:
-    """Write a file of that name into the run folder; what went wrong, or None."""
+def write_mark(run_path: str, mark: str) -> str | None:
+    """Write the file `mark` into the run folder; returns the error, or None."""
     try:
         write_text(Path(run_path) / mark, mark)
     except Exception as error:
@@ -89,12 +89,12 @@ def leave_mark(run_path: str, mark: str) -> str | None:
 
 
 def missing_marks(run_path: str, marks: list[str]) -> list[str]:
-    """Those of the marks that this node does not see within `SEEN_SECONDS`."""
-    deadline = time.monotonic() + SEEN_SECONDS
+    """The marks that this node does not see within `VISIBLE_SECONDS`."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
     missing = list(marks)
     while True:
         missing = [mark for mark in missing if not _holds(Path(run_path) / mark, mark)]
-        if not missing or time.monotonic() > deadline:  # looked at once at least, however late that was
+        if not missing or time.monotonic() > deadline:  # checked once at least, however late
             return missing
         time.sleep(0.2)
 
@@ -107,13 +107,13 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def listen(address: str) -> int:
-    """Open a port at `address` that answers for a minute; its number."""
+    """Open a port at `address` that accepts connections for a minute; returns its number."""
     import threading
 
     server = socket.create_server((address, 0), backlog=1024)
     server.settimeout(60)
 
-    def answer() -> None:
+    def accept_all() -> None:
         with server:
             try:
                 while True:
@@ -122,12 +122,12 @@ def listen(address: str) -> int:
             except OSError:
                 return
 
-    threading.Thread(target=answer, daemon=True).start()
+    threading.Thread(target=accept_all, daemon=True).start()
     return server.getsockname()[1]
 
 
-def unreachable(peers: list[tuple[str, int]]) -> list[str]:
-    """Those of the addresses and ports that this node cannot connect to, each with the reason."""
+def unreachable_peers(peers: list[tuple[str, int]]) -> list[str]:
+    """The peers (address, port) that this node cannot connect to, each with the reason."""
     failed = []
     for address, port in peers:
         try:
@@ -138,7 +138,7 @@ def unreachable(peers: list[tuple[str, int]]) -> list[str]:
 
 
 def gpu_fault() -> str | None:
-    """What is wrong with this worker's GPU: wrong products, or memory that others hold. None if nothing is."""
+    """The fault of this worker's GPU: wrong products, or memory in use by others; None if it has none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -156,7 +156,7 @@ def gpu_fault() -> str | None:
 
 
 def all_reduce_fault() -> str | None:
-    """All workers add up a vector in which each knows one number; what is wrong with the sum, or None."""
+    """All-reduce a vector with one known number per rank; returns the fault of the sum, or None."""
     import torch
     import torch.distributed as dist
 
@@ -165,6 +165,6 @@ def all_reduce_fault() -> str | None:
     vector = torch.zeros(world, dtype=torch.float64, device=device)
     vector[rank] = rank + 1
     dist.all_reduce(vector)
-    got: list[Any] = vector.tolist()
-    wrong = [other for other in range(world) if got[other] != other + 1]
+    sums: list[Any] = vector.tolist()
+    wrong = [other for other in range(world) if sums[other] != other + 1]
     return f"an all-reduce lost the numbers of ranks {wrong}" if wrong else None

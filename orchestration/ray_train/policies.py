@@ -1,4 +1,4 @@
-"""Ray Train's policies for worker groups that fail, hang or could be larger, with our bounds and messages. Loads Ray."""
+"""Ray Train policies for worker groups: restarts after failures, hang detection, elastic size. Imports Ray."""
 
 import time
 from collections.abc import Collection
@@ -29,7 +29,7 @@ SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
 
 
 class WorkerGroupTrainer(TorchTrainer):
-    """`TorchTrainer` with policies of ours in the place of those that it would make."""
+    """`TorchTrainer` with the given failure and scaling policies instead of the default ones."""
 
     def __init__(self, *arguments: Any, failure_policy: FailurePolicy, scaling_policy: Any = None, **options: Any):
         super().__init__(*arguments, **options)
@@ -38,7 +38,7 @@ class WorkerGroupTrainer(TorchTrainer):
             self._policies["scaling_policy"] = scaling_policy
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without the one for Ray datasets, which we have none of: its actor is a process of its own."""
+        """The default callbacks without the one for Ray datasets, which are not used here and would cost a process."""
         return [entry for entry in super()._create_default_callbacks() if not isinstance(entry, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
@@ -46,11 +46,11 @@ class WorkerGroupTrainer(TorchTrainer):
 
 
 class Hang(Exception):
-    """A worker group that makes no step. Raised in the controller, where every error goes to the failure policy."""
+    """A worker group hangs. Raised in the controller, where every error goes to the failure policy."""
 
 
 class HangCallback(WorkerGroupCallback):
-    """Looks at the heartbeats whenever Ray Train polls its workers."""
+    """Detects hangs from the heartbeats whenever Ray Train polls its workers."""
 
     def __init__(self, run: RunFolder, hang_seconds: float):
         self._run, self._seconds = run, hang_seconds
@@ -79,8 +79,8 @@ class HangCallback(WorkerGroupCallback):
 class RestartPolicy(FailurePolicy):
     """Restart until `max_restarts` consecutive failures without a new checkpoint.
 
-    The pause before a restart grows from one second to a minute. A worker group that cannot be placed, because a node is away,
-    is tried for `wait_seconds`. An error that the user caused ends the run at once.
+    The pause before a restart grows from one second to a minute. A worker group that cannot be placed, because a node is down,
+    is retried for `wait_seconds`. A `UserError` ends the run at once.
     """
 
     def __init__(self, failure_config: Any, run: RunFolder, max_restarts: int, wait_seconds: float):
@@ -99,7 +99,7 @@ class RestartPolicy(FailurePolicy):
             return FailureDecision.RETRY if waited < self._wait else FailureDecision.RAISE
         self._no_room_since = None
         heartbeats = read_heartbeats(self._run)
-        silent = self._silent_ranks(heartbeats) if may_hide_deaths(training_failed_error, heartbeats) else set()
+        silent = self._silent_ranks(heartbeats) if may_hide_dead_workers(training_failed_error, heartbeats) else set()
         alive = {node["NodeName"] for node in ray.nodes() if node["Alive"]}
         for what, name, message in worker_failures(training_failed_error, heartbeats, alive, silent):
             record_event(self._run, "lost", what=what, name=name, message=message)
@@ -120,15 +120,15 @@ class RestartPolicy(FailurePolicy):
 
 
 class GrowAtCheckpoints(ElasticScalingPolicy):
-    """Ray Train's elasticity, in numbers of workers that the batch can be dealt out to.
+    """Elastic scaling of Ray Train, limited to numbers of workers that divide the batch.
 
-    After a failure it takes what is left. It grows again right after the next checkpoint, so that next to nothing is trained twice.
+    After a failure it uses the remaining nodes. It grows right after the next checkpoint, so that few steps are repeated.
     """
 
     def __init__(self, scaling_config: Any, run: RunFolder, counts: list[int]):
         super().__init__(scaling_config)
         self._run, self._counts = run, counts
-        self._wanted: ResizeDecision | None = None
+        self._pending_resize: ResizeDecision | None = None
         self._checkpoint = ""
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
@@ -141,17 +141,17 @@ class GrowAtCheckpoints(ElasticScalingPolicy):
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision):
             if decision.num_workers <= worker_group_state.num_workers:
-                self._wanted = None  # resources went while their workers live: a failure will say so
-            elif self._wanted is None:
-                self._wanted, self._checkpoint = decision, _latest(self._run)
-        if self._wanted is None or _latest(self._run) == self._checkpoint:
+                self._pending_resize = None  # resources are gone, their workers still live: left to the failure policy
+            elif self._pending_resize is None:
+                self._pending_resize, self._checkpoint = decision, _latest(self._run)
+        if self._pending_resize is None or _latest(self._run) == self._checkpoint:
             return NoopDecision()
-        wanted, self._wanted = self._wanted, None
-        return wanted
+        resize, self._pending_resize = self._pending_resize, None
+        return resize
 
 
-def may_hide_deaths(error: TrainingFailedError, heartbeats: list[HeartbeatRecord]) -> bool:
-    """Whether only some workers failed and another may be dead: they lose the connection to it before Ray notices."""
+def may_hide_dead_workers(error: TrainingFailedError, heartbeats: list[HeartbeatRecord]) -> bool:
+    """Whether a worker beyond the failed ones may be dead: its peers lose the connection before Ray notices."""
     if not isinstance(error, WorkerGroupError) or any(map(_death, error.worker_failures.values())):
         return False
     return any(heartbeat.rank not in error.worker_failures for heartbeat in heartbeats)
@@ -160,14 +160,14 @@ def may_hide_deaths(error: TrainingFailedError, heartbeats: list[HeartbeatRecord
 def worker_failures(
     error: TrainingFailedError, heartbeats: list[HeartbeatRecord], alive: set[str], silent: Collection[int] = ()
 ) -> list[tuple[str, str, str]]:
-    """The nodes and workers that failed, as (what, name of the node, message); "node", or "worker" where its node lives.
+    """The nodes and workers that failed, as ("node" or "worker", name of the node, message).
 
-    Workers that only lost the connection to a dead one are left out, unless there is no other.
+    Workers that only lost the connection to a dead one are omitted, unless there is no other.
 
     Args:
-        beats: the last of the worker group that failed.
+        heartbeats: the last ones of the worker group that failed.
         alive: names of the nodes that the cluster has now.
-        silent: ranks without a heartbeat since; those that failed have ended and are silent anyway.
+        silent: ranks without a heartbeat since the failure; ranks that failed have ended and are silent anyway.
     """
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, Hang):
         return []  # HangCallback has recorded it
@@ -183,15 +183,15 @@ def worker_failures(
             dead.append(("node", node, f"{where}: the node died"))
         elif rank not in failures:
             dead.append(("worker", node, f"{where} fell silent"))
-        elif how := _death(failures[rank]):
-            dead.append(("worker", node, f"{where} {how}"))
+        elif death := _death(failures[rank]):
+            dead.append(("worker", node, f"{where} {death}"))
         else:
             others.append(("worker", node, f"{where}: {_line(_cause(failures[rank]))}"))
     return dead or others
 
 
 def _death(failure: BaseException) -> str | None:
-    """How a worker is known to be gone; None if it only failed."""
+    """The evidence that a worker is dead; None if it only failed."""
     if isinstance(failure, WorkerHealthCheckTimeoutError):
         return "does not answer"
     return "died" if isinstance(_cause(failure), RayActorError) else None

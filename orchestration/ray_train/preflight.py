@@ -19,7 +19,7 @@ Call = Callable[..., list[Any]]
 
 
 class WorkerGroup:
-    """The workers of a worker group as their preflight sees them: `run(function, arguments of each rank)` returns by rank.
+    """The workers of a worker group, for the preflight: `run(function, arguments of each rank)` returns results by rank.
 
     Attributes:
         nodes, addresses: name and IP address of the node of each rank.
@@ -30,20 +30,20 @@ class WorkerGroup:
         self._run = run
 
     def run(self, function: Callable[..., Any], arguments: Sequence[tuple] | None = None) -> list[Any]:
-        """What `function` returned on each rank; called with no arguments unless given."""
+        """Call `function` on each rank, by default without arguments; returns the results by rank."""
         return self._run(function, arguments or [()] * len(self.nodes))
 
     def name(self, rank: int) -> str:
-        """How a message calls a rank."""
+        """The name of a rank in messages."""
         return f"node {self.nodes[rank]} (rank {rank})"
 
     def first_ranks(self) -> list[int]:
-        """One rank of every node."""
+        """The first rank of every node."""
         return [self.nodes.index(node) for node in dict.fromkeys(self.nodes)]
 
 
 def check_nodes(group: WorkerGroup, run_path: Path, parameters: int, gpus: bool) -> None:
-    """Everything that can be checked before the workers form a process group.
+    """Check everything that needs no process group.
 
     Raises:
         UserError: versions that differ, a disk that is full, storage that is not shared, a port that is closed, a GPU that fails.
@@ -59,7 +59,7 @@ def check_nodes(group: WorkerGroup, run_path: Path, parameters: int, gpus: bool)
 
 
 def check_all_reduce(group: WorkerGroup) -> None:
-    """The first collective of the process group, with a known result.
+    """Check the first collective of the process group, which has a known result.
 
     Raises:
         UserError: a rank got another result.
@@ -70,20 +70,20 @@ def check_all_reduce(group: WorkerGroup) -> None:
 
 
 def compare_versions(group: WorkerGroup) -> None:
-    wanted = node_checks.versions()
-    for rank, found in enumerate(group.run(node_checks.versions)):
-        for what, version in wanted.items():
-            if found.get(what) != version:
+    expected = node_checks.versions()
+    for rank, versions in enumerate(group.run(node_checks.versions)):
+        for package, version in expected.items():
+            if versions.get(package) != version:
                 raise UserError(
-                    f"{group.name(rank)} has {what} {found.get(what)}, this machine has {version}: "
+                    f"{group.name(rank)} has {package} {versions.get(package)}, this machine has {version}: "
                     "install the same on every node"
                 )
 
 
 def check_disks(group: WorkerGroup, run_path: Path, parameters: int) -> None:
     needed = CHECKPOINT_BYTES * parameters
-    for rank, found in enumerate(group.run(node_checks.free_bytes, [(str(run_path),)] * len(group.nodes))):
-        for path, free in found.items():
+    for rank, free_by_path in enumerate(group.run(node_checks.free_bytes, [(str(run_path),)] * len(group.nodes))):
+        for path, free in free_by_path.items():
             least = needed if path == str(run_path) else LOCAL_FREE_BYTES
             if free < least:
                 raise UserError(
@@ -92,41 +92,41 @@ def check_disks(group: WorkerGroup, run_path: Path, parameters: int) -> None:
 
 
 def check_shared_storage(group: WorkerGroup, run_path: Path) -> None:
-    """Every worker sees a file that this machine writes into the run folder; this machine sees one of every worker."""
+    """Check that every worker sees a file of this machine in the run folder, and this machine a file of every worker."""
     folder, token = str(run_path), uuid.uuid4().hex[:12]
-    ours, theirs = f".preflight.{token}", [f".preflight.{token}.{rank}" for rank in range(len(group.nodes))]
-    apart = f"does not share {folder} with this machine: name --runs and --data on storage that all nodes mount"
+    own_mark, worker_marks = f".preflight.{token}", [f".preflight.{token}.{rank}" for rank in range(len(group.nodes))]
+    not_shared = f"does not share {folder} with this machine: name --runs and --data on storage that all nodes mount"
     try:
-        if fault := node_checks.leave_mark(folder, ours):
+        if fault := node_checks.write_mark(folder, own_mark):
             raise UserError(f"{folder}: this machine {fault}")
-        for rank, missing in enumerate(group.run(node_checks.missing_marks, [(folder, [ours])] * len(group.nodes))):
+        for rank, missing in enumerate(group.run(node_checks.missing_marks, [(folder, [own_mark])] * len(group.nodes))):
             if missing:
-                raise UserError(f"{group.name(rank)} {apart}")
-        for rank, fault in enumerate(group.run(node_checks.leave_mark, [(folder, mark) for mark in theirs])):
+                raise UserError(f"{group.name(rank)} {not_shared}")
+        for rank, fault in enumerate(group.run(node_checks.write_mark, [(folder, mark) for mark in worker_marks])):
             if fault:
                 raise UserError(f"{group.name(rank)}: {folder} {fault}; it must be on storage that all nodes share")
-        if unseen := node_checks.missing_marks(folder, theirs):
-            raise UserError(f"{group.name(theirs.index(unseen[0]))} {apart}")
+        if unseen := node_checks.missing_marks(folder, worker_marks):
+            raise UserError(f"{group.name(worker_marks.index(unseen[0]))} {not_shared}")
     finally:
-        for mark in (ours, *theirs):
+        for mark in (own_mark, *worker_marks):
             (run_path / mark).unlink(missing_ok=True)
 
 
 def check_ports(group: WorkerGroup) -> None:
-    """Every node opens a port at the address that Ray knows it by; every node connects to all."""
-    first = group.first_ranks()
+    """Check that every node can connect to a port of every node, at the addresses that Ray uses."""
+    first_ranks = group.first_ranks()
     ports = group.run(node_checks.listen, [(address,) for address in group.addresses])
-    peers = [(group.addresses[rank], ports[rank]) for rank in first]
-    for rank, failed in enumerate(group.run(node_checks.unreachable, [(peers,)] * len(group.nodes))):
-        if failed:
+    peers = [(group.addresses[rank], ports[rank]) for rank in first_ranks]
+    for rank, failures in enumerate(group.run(node_checks.unreachable_peers, [(peers,)] * len(group.nodes))):
+        if failures:
             raise UserError(
-                f"{group.name(rank)} cannot connect to {failed[0]}: open all ports between the nodes, "
+                f"{group.name(rank)} cannot connect to {failures[0]}: open all ports between the nodes, "
                 "or start Ray with the --node-ip-address of a network they share"
             )
 
 
 def _gpu_faults(group: WorkerGroup) -> list[str | None]:
-    """What is left after `GPU_SECONDS`: a process that was replaced gives its memory back a moment later."""
+    """The GPU faults that persist for `GPU_SECONDS`: a replaced process frees its memory with a delay."""
     deadline = time.monotonic() + GPU_SECONDS
     while any(faults := group.run(node_checks.gpu_fault)) and time.monotonic() < deadline:
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""The training workers as Ray Train workers: placed together, started again together when one dies."""
+"""Training on Ray Train workers, which are placed together and restarted together when one dies."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from ...pipeline.run.folder import RunFolder
 
 # Seconds; Ray Train's own are 2 and 60. A worker group that a dead node leaves incomplete is placed again after the second.
 POLL_SECONDS, PLACE_SECONDS = 1.0, 30.0
-GROW_SECONDS = 10.0  # between looks whether an elastic worker group could be larger
+GROW_SECONDS = 10.0  # between checks whether an elastic worker group could be larger
 
 
 def train_worker_group(run: RunFolder, config: RunConfig) -> None:
@@ -23,7 +23,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
     `run.min_workers` on as many workers as there is room for.
 
     Raises:
-        UserError: what a worker recorded as such, too few GPUs, or a worker group that kept dying.
+        UserError: recorded by a worker, too few GPUs, or a worker group that kept dying.
     """
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
@@ -47,7 +47,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
         placement_strategy="PACK",
         elastic_resize_monitor_interval_s=GROW_SECONDS,
     )
-    failures = FailureConfig(max_failures=-1)  # Patience counts them
+    failures = FailureConfig(max_failures=-1)  # RestartPolicy counts them
     absolute = RunFolder(run.path.resolve())
     trainer = WorkerGroupTrainer(
         _train_worker,
@@ -57,7 +57,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
         ),
         scaling_config=scaling,
         run_config=RayRunConfig(
-            name=f"{config.name}-{time.time_ns()}",  # Ray would take a used name for a run to restore; ours resumes from files
+            name=f"{config.name}-{time.time_ns()}",  # Ray would restore a run of a used name; this one resumes from its own files
             storage_path=str(absolute.path / "ray"),
             failure_config=failures,
             callbacks=[HangCallback(absolute, config.run.hang_seconds)],
@@ -77,7 +77,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
 
 
 def worker_resources(config: RunConfig, cluster: dict[str, float]) -> tuple[dict[str, float], bool]:
-    """What a worker asks of Ray, and whether that is a GPU: one each, if the cluster has any and `run.device` allows.
+    """The Ray resources of a worker, and whether it uses a GPU: one each, if the cluster has any and `run.device` allows.
 
     Raises:
         UserError: fewer GPUs than workers.

@@ -1,4 +1,4 @@
-"""One cell of a study from start to end, in a process of its own: DeepSpeed trains once a process."""
+"""Running one cell of a study, in a process of its own since DeepSpeed trains only once per process."""
 
 import os
 import sys
@@ -17,11 +17,11 @@ from ..jobs.leases import claim
 from .plan import Plan, StudyCell
 from .results import collect, read_result, write_result
 
-TAKEN = 75  # exit code: another process holds the cell (EX_TEMPFAIL)
+HELD_ELSEWHERE = 75  # exit code: another process holds the cell (EX_TEMPFAIL)
 
 
 def run_cell(plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path, started: float) -> bool:
-    """Train the cell, evaluate its last checkpoint, write its record. Goes on where an earlier attempt stopped.
+    """Train the cell, evaluate its last checkpoint, write its record; resumes an earlier attempt.
 
     Args:
         folder: of the cell's run; its lease lies beside it.
@@ -40,7 +40,7 @@ def run_cell(plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, datas
     if lease is None:
         return False
     with lease:
-        if (done := read_result(result_file(folder))) is not None and done.identity == config.identity():
+        if (stored := read_result(result_file(folder))) is not None and stored.identity == config.identity():
             return True
         run.prepare(config, dataset)
         if not run.finished():
@@ -58,7 +58,7 @@ def run_cell(plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, datas
 
 
 def lease_path(folder: Path) -> Path:
-    """Of a cell: `leases/<cell>.lease` beside the folder of runs."""
+    """The lease file of a cell: `leases/<cell>.lease` beside the folder of runs."""
     return folder.parent.parent / "leases" / f"{folder.name}.lease"
 
 
@@ -70,16 +70,16 @@ def result_file(folder: Path) -> Path:
 def cell_process(
     plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path, started: float, gpu: int | None
 ) -> None:
-    """Target of a spawned process: `run_cell` with its output in `<cell>.log`, and an end when its parent ends.
+    """Target of a spawned process: `run_cell` with its output in `<cell>.log`; exits when its parent ends.
 
-    Exit code 0 if done, `TAKEN` if another process holds the cell; anything else is a failure, told by the log.
+    Exit code 0 if done, `HELD_ELSEWHERE` if another process holds the cell; any other code is a failure, see the log.
     """
     parent = os.getppid()
 
     def leave_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os._exit(1)  # a supervisor that was killed starts again and claims this cell anew
+        os._exit(1)  # a restarted supervisor claims this cell again
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
     log = open_log(folder)
@@ -87,7 +87,7 @@ def cell_process(
     os.dup2(log, 2)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus([gpu])
-    sys.exit(0 if run_cell(plan, cell, config, folder, dataset, started) else TAKEN)
+    sys.exit(0 if run_cell(plan, cell, config, folder, dataset, started) else HELD_ELSEWHERE)
 
 
 def open_log(folder: Path) -> int:
@@ -98,5 +98,5 @@ def open_log(folder: Path) -> int:
 
 
 def log_file(folder: Path) -> Path:
-    """Where the output of a cell's attempts lies: `logs/<cell>.log` beside the folder of runs."""
+    """The log of a cell's attempts: `logs/<cell>.log` beside the folder of runs."""
     return folder.parent.parent / "logs" / f"{folder.name}.log"

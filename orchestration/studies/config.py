@@ -1,4 +1,4 @@
-"""What a study asks: families, sizes, budgets, and the rules that turn a cell into a run. One YAML file, typed."""
+"""The typed configuration of a scaling study, one YAML file: families, sizes, budgets, and the rules for its runs."""
 
 import difflib
 from importlib import resources
@@ -19,12 +19,12 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class SizeConfig(Config):
-    """A rung of the ladder: a size of the presets, and fields of the model to change in every family.
+    """A size of the study: a size of the presets, and model fields to change in every family.
 
     Attributes:
-        preset: a size that the presets know ("1m"); the rung's own name if None.
+        preset: a size of the presets ("1m"); the size's own name if None.
         model: fields of `ModelConfig`; the width of the feed-forward is then matched again between families.
-        feedforward_width: of the first family, if `model` changes what it should be; the others follow.
+        feedforward_width: of the first family, where `model` calls for another; those of the others are matched to it.
     """
 
     preset: str | None = None
@@ -33,7 +33,7 @@ class SizeConfig(Config):
 
 
 class BudgetConfig(Config):
-    """How long every size trains; one of the three.
+    """Training budgets of every size, in one of three units.
 
     Attributes:
         tokens: a grid of training tokens.
@@ -54,7 +54,7 @@ class BudgetConfig(Config):
 
     @property
     def kind(self) -> Literal["tokens", "tokens_per_parameter", "flops"]:
-        """Which of the three it is."""
+        """The unit of the budgets."""
         return next(name for name in ("tokens", "tokens_per_parameter", "flops") if getattr(self, name))
 
     @property
@@ -64,11 +64,11 @@ class BudgetConfig(Config):
 
 
 class SweepConfig(Config):
-    """A small sweep that finds the learning rate: `factors` times the rule's, at some sizes, at one budget.
+    """A small sweep for the learning rate: `factors` times the rule's, at some sizes, at one budget.
 
     Attributes:
         sizes: where to sweep; at least two, for a rule across sizes.
-        factors: at least three, so that the best can lie inside.
+        factors: at least three, so that the best can be an inner one.
         budget: index of the budget that sweep cells train for, 0 is the smallest.
     """
 
@@ -95,7 +95,7 @@ class BatchConfig(Config):
 
 
 class TrainingConfig(Config):
-    """What all cells share; see `TrainSection` for the meaning of each."""
+    """Hyperparameters that all cells share; see `TrainSection` for their meaning."""
 
     sequence_length: int = Field(gt=0)
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="of the cell's tokens")
@@ -107,14 +107,14 @@ class TrainingConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Suites on the last checkpoint of every cell, and the metric that is the loss of the fits."""
+    """Suites evaluated on the last checkpoint of every cell, and the metric that the fits use as loss."""
 
     suites: tuple[str, ...] = Field(default=("language",), min_length=1)
     loss: str = "language/bits_per_byte"
 
 
 class HardwareConfig(Config):
-    """Where it runs, for predictions and packing. Changes nothing that is learned.
+    """The hardware of a study, for predictions and packing; it does not change the results.
 
     Attributes:
         device: "cpu" or "cuda".
@@ -122,7 +122,7 @@ class HardwareConfig(Config):
         processes_per_device: cells side by side on one device, at most: one number, or one a size. Memory may allow fewer.
         memory_gib: of one device.
         tflops: TFLOP/s that one process reaches, with `processes_per_device` of them running: one number, or one a
-            size. An assumption; `study status` and `study run --for` correct it by what was measured.
+            size. An assumption; `study status` and `study run --for` correct it by measured speeds.
         peak_tflops: of one device, for the MFU.
         cost_per_hour: of one device; any currency.
         startup_seconds: a cell's imports, compilation, evaluation and files.
@@ -147,7 +147,7 @@ class HardwareConfig(Config):
     @field_validator("tflops", "processes_per_device", mode="before")
     @classmethod
     def _each_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Of the two forms that pydantic would try, the one that is meant: what is wrong is told of it alone."""
+        """Check both forms, number or mapping, here: pydantic would report the errors of each alternative."""
         kind, what = (int, "a whole number") if info.field_name == "processes_per_device" else (float, "a number")
         for size, number in (value if isinstance(value, dict) else {"": value}).items():
             try:
@@ -172,7 +172,7 @@ class HardwareConfig(Config):
 
 
 class LimitConfig(Config):
-    """What makes a cell impossible, or not worth its cost."""
+    """Limits beyond which a cell or study is refused."""
 
     min_steps: int = Field(default=20, gt=0)
     max_epochs: Positive = 8.0
@@ -180,10 +180,10 @@ class LimitConfig(Config):
 
 
 class FitConfig(Config):
-    """How the cells become laws.
+    """Options of the fits.
 
     Attributes:
-        hold_out: sizes whose cells no fit sees and every fit predicts; the largest if None.
+        hold_out: sizes excluded from the fits and predicted by them; the last size if None.
         huber_delta: of the Huber loss on the log of the loss. Noise of seeds is about half a percent: beyond twice that
             a cell counts as an outlier. Chinchilla took 1e-3, which is nearly the sum of absolute residuals.
         bootstrap: resamples behind the intervals.
@@ -197,7 +197,7 @@ class FitConfig(Config):
 
 
 class StudyConfig(Config):
-    """Everything a study is. `docs/studies.md` is the tour."""
+    """The complete configuration of a study. See `docs/studies.md` for a tour."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     question: str
@@ -221,7 +221,7 @@ class StudyConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _sizes_by_name(cls, values: Any) -> Any:
-        """`sizes: [1m, 4m]` is short for rungs that the presets have."""
+        """`sizes: [1m, 4m]` is short for sizes of the presets."""
         if isinstance(values, dict) and isinstance(values.get("sizes"), list):
             values = values | {"sizes": {str(name): {} for name in values["sizes"]}}
         return values
@@ -245,7 +245,7 @@ class StudyConfig(Config):
 
     @property
     def held_out_sizes(self) -> tuple[str, ...]:
-        """Sizes that the fits do not see: as configured, else the last one; none where there is a single size."""
+        """Sizes excluded from the fits: as configured, else the last one; none if there is a single size."""
         if self.fit.hold_out is not None:
             return self.fit.hold_out
         return tuple(self.sizes)[-1:] if len(self.sizes) > 1 else ()
@@ -288,7 +288,7 @@ def load_study(study: str | Path) -> StudyConfig:
         raise UserError(f"{origin}: {describe_validation_error(error, StudyConfig)}") from error
 
 
-def _one_of(name: str, known: Any, what: str) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-        raise ValueError(f"no {what} is called {name!r}: did you mean {near[0]!r}?")
+def _one_of(name: str, names: Any, kind: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
+        raise ValueError(f"no {kind} is called {name!r}: did you mean {near[0]!r}?")

@@ -1,4 +1,4 @@
-"""Where the processes of cells run: on this machine's devices, or wherever Ray places them."""
+"""Executors of cells: processes on this machine's devices, or tasks placed by Ray."""
 
 import multiprocessing
 import os
@@ -11,13 +11,13 @@ from typing import Any, Protocol, Self
 from ...models.common.files import read_json
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
-from .cell import TAKEN, cell_process, log_file, open_log, run_cell
+from .cell import HELD_ELSEWHERE, cell_process, log_file, open_log, run_cell
 from .packing import Devices
 from .plan import Plan, StudyCell
 
 
 class Executor(Protocol):
-    """Runs cells; used as a context, whose end ends what still runs."""
+    """Runs cells. Use as a context, at whose end running cells are stopped."""
 
     def __enter__(self) -> Self: ...
 
@@ -30,13 +30,13 @@ class Executor(Protocol):
     def ended(self) -> list[tuple[str, str | None]]:
         """Names of the cells that ended since the last call, each with its error or None.
 
-        No error does not mean done: another process may hold the cell.
+        Without an error the cell need not be done: another process may hold it.
         """
         ...
 
 
 class ProcessExecutor:
-    """Spawned processes, packed on `count` devices (GPUs if `cuda`, else cores)."""
+    """Runs cells as spawned processes, packed on `count` devices (GPUs if `cuda`, else cores)."""
 
     def __init__(self, count: int, cuda: bool):
         self._devices, self._cuda = Devices(count), cuda
@@ -55,7 +55,7 @@ class ProcessExecutor:
 
     def start(self, plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path) -> bool:
         share = Fraction(1, cell.per_device)
-        device = self._devices.take(share)
+        device = self._devices.reserve(share)
         if device is None:
             return False
         arguments = (plan, cell, config, folder, dataset, time.time(), device if self._cuda else None)
@@ -65,19 +65,21 @@ class ProcessExecutor:
         return True
 
     def ended(self) -> list[tuple[str, str | None]]:
-        found = []
+        ended_cells = []
         for name, (process, device, share, folder) in list(self._running.items()):
             if process.is_alive():
                 continue
             process.join()
             del self._running[name]
-            self._devices.give_back(device, share)
-            found.append((name, None if process.exitcode in (0, TAKEN) else _reason(folder, process.exitcode)))
-        return found
+            self._devices.release(device, share)
+            ended_cells.append(
+                (name, None if process.exitcode in (0, HELD_ELSEWHERE) else _reason(folder, process.exitcode))
+            )
+        return ended_cells
 
 
 class RayExecutor:
-    """Ray tasks that ask for a share of a GPU, or for cores; Ray queues what does not fit. Needs a connected cluster."""
+    """Runs cells as Ray tasks with a share of a GPU, or with cores; Ray queues tasks that do not fit. Needs a connected cluster."""
 
     def __init__(self) -> None:
         self._running: dict[Any, tuple[str, Path]] = {}
@@ -112,19 +114,19 @@ class RayExecutor:
 
         if not self._running:
             return []
-        found = []
+        ended_cells = []
         for reference in ray.wait(list(self._running), num_returns=len(self._running), timeout=0)[0]:
             name, folder = self._running.pop(reference)
             try:
                 ray.get(reference)
-                found.append((name, None))
+                ended_cells.append((name, None))
             except ray.exceptions.RayError as error:
-                found.append((name, _reason(folder, None, str(error).strip().splitlines()[-1])))
-        return found
+                ended_cells.append((name, _reason(folder, None, str(error).strip().splitlines()[-1])))
+        return ended_cells
 
 
 def _ray_cell(plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, dataset: Path) -> None:
-    started = time.time()  # not when it was submitted: Ray queues
+    started = time.time()  # not when it was submitted, since Ray queues tasks
     log = open_log(folder)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -132,7 +134,7 @@ def _ray_cell(plan: Plan, cell: StudyCell, config: RunConfig, folder: Path, data
 
 
 def _reason(folder: Path, exitcode: int | None, message: str = "") -> str:
-    """Why a cell's process ended, in one line: what training recorded, else the last line of its log."""
+    """The reason why a cell's process failed, in one line: the recorded error, else the last line of its log."""
     recorded = RunFolder(folder).error_file
     if recorded.is_file():
         return read_json(recorded)["message"]

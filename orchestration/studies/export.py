@@ -1,4 +1,4 @@
-"""A study in one file, `study.json`: what is committed or sent, a cell a line. Enough to report, and to go on elsewhere."""
+"""Export of a study into one file, `study.json`, a cell per line: enough to report it, or to continue it elsewhere."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,13 @@ from .run import StudyFolder, failed_cells
 
 
 class ExportedStudy(Record):
-    """Attributes:
-    plan: the study and its cells.
-    learning_rate: None before the sweep is over.
-    failed: last error of the cells that failed for good.
-    results: of the cells that are done.
+    """The contents of `study.json`.
+
+    Attributes:
+        plan: the study and its cells.
+        learning_rate: the rule of the main cells; None before the sweep is finished.
+        failed: last error of the cells that failed for good.
+        results: of the finished cells.
     """
 
     plan: Plan
@@ -29,7 +31,7 @@ class ExportedStudy(Record):
 
 
 def export_study(folder: StudyFolder) -> Path:
-    """Write `study.json` beside the report."""
+    """Write `study.json` into the study's folder; returns its path."""
     plan = folder.load_plan()
     head = {
         "plan": plan.model_dump(mode="json"),
@@ -44,7 +46,7 @@ def export_study(folder: StudyFolder) -> Path:
 
 
 def import_study(path: Path, folder: StudyFolder) -> None:
-    """Put what `study.json` holds into a study's folder, where `study report` reports and `study run` goes on.
+    """Restore a study's folder from `study.json`, for `study report` and `study run`.
 
     Raises:
         UserError: the file holds no study, or another one.

@@ -1,4 +1,4 @@
-"""The learning rate across sizes: a rule that is given, or one that is fitted to a small sweep and stated."""
+"""The learning-rate rule across sizes: configured, or fitted to a small sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from .config import LearningRateConfig
 
 
 class FamilyRule(BaseModel):
-    """`value * (parameters / at_parameters) ** exponent`.
+    """The learning rate of a family, `value * (parameters / at_parameters) ** exponent`.
 
     Attributes:
-        best: what the sweep found, by size; empty where the rule was given.
-        at_edge: sizes whose best rate is the first or last one tried: the optimum may lie beyond.
+        best: the best learning rates of the sweep, by size; empty for a configured rule.
+        at_edge: sizes whose best rate is the lowest or highest of the sweep: the optimum may lie beyond.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,7 +28,7 @@ class FamilyRule(BaseModel):
 
 
 class LearningRateRule(BaseModel):
-    """The rule of every family."""
+    """The learning-rate rules of all families."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class LearningRateRule(BaseModel):
 
 
 def given_rule(config: LearningRateConfig, families: Sequence[str]) -> LearningRateRule:
-    """The rule of the study file, which a sweep multiplies by its factors."""
+    """The configured rule, which a sweep multiplies by its factors."""
     rule = FamilyRule(value=config.value, at_parameters=config.at_parameters, exponent=config.exponent)
     return LearningRateRule(families=dict.fromkeys(families, rule))
 
@@ -49,7 +49,7 @@ def given_rule(config: LearningRateConfig, families: Sequence[str]) -> LearningR
 def fitted_rule(
     config: LearningRateConfig, sweep: Mapping[str, Mapping[str, tuple[int, Mapping[float, float]]]]
 ) -> LearningRateRule:
-    """A power law through the best learning rates of a sweep.
+    """Fit a power law to the best learning rates of a sweep.
 
     The best of a size is the minimum of a parabola of the loss in the logarithm of the rate through the three points
     around the lowest one; at an edge it is the lowest point itself.

@@ -15,7 +15,7 @@ from .config import StudyConfig
 from .learning_rate import LearningRateRule
 from .packing import Job
 
-PROCESS_GIB = 1.0  # what a process holds before its model: libraries, and a CUDA context
+PROCESS_GIB = 1.0  # of a process without its model: libraries, and a CUDA context
 
 
 class Record(BaseModel):
@@ -32,14 +32,14 @@ class StudyCell(Record):
         budget: label of the budget; cells of one label are compared.
         factor: of the learning rate's rule, in a sweep cell.
         parameters: without embeddings; `total_parameters` with them.
-        tokens: trained on, whole steps.
+        tokens: training tokens, whole steps.
         flops: of the whole training.
         state_bytes: of one sequence at `fit.state_context` tokens.
         epochs: over the most repeated source; None before the data is prepared.
         memory_gib: estimate, of one process.
-        per_device: how many of its kind run side by side on a device.
+        per_device: cells of its kind side by side on a device.
         seconds: predicted, startup included.
-        held_out: no fit sees it.
+        held_out: excluded from the fits.
         model: fields of the model that differ from the preset.
     """
 
@@ -67,7 +67,7 @@ class StudyCell(Record):
 
 
 class Plan(Record):
-    """A study, its cells, and what they are predicted to take.
+    """A study with its cells and their predicted duration and cost.
 
     Attributes:
         vocab_size: of the tokenizer.
@@ -90,22 +90,22 @@ class Plan(Record):
 
     @property
     def flops(self) -> float:
-        """Of all cells."""
+        """Training FLOPs of all cells."""
         return sum(cell.flops for cell in self.cells)
 
     @property
     def tokens(self) -> int:
-        """Of all cells."""
+        """Training tokens of all cells."""
         return sum(cell.tokens for cell in self.cells)
 
 
 def jobs(cells: Iterable[StudyCell], seconds: Callable[[StudyCell], float] = attrgetter("seconds")) -> list[Job]:
-    """The cells as the packer sees them; `seconds` of a cell are the predicted ones if nothing better is known."""
+    """The cells as jobs to be packed; `seconds` returns a cell's duration, by default the predicted one."""
     return [Job(cell.name, seconds(cell), cell.per_device) for cell in cells]
 
 
 def cell_config(study: StudyConfig, cell: StudyCell, rule: LearningRateRule) -> RunConfig:
-    """The configuration of a cell's run: a pure function, so that a rerun finds the same run."""
+    """The configuration of a cell's run; a pure function, so that a restarted study resumes the same run."""
     train, hardware = study.train, study.hardware
     microbatch = microbatch_sequences(study, cell.batch_tokens)
     minutes = max(cell.seconds / 60, 1e-9)
@@ -153,12 +153,12 @@ def budget_names(study: StudyConfig) -> list[str]:
 
 
 def zero_stage(study: StudyConfig) -> int:
-    """On one device ZeRO shards nothing; its stage 1 keeps the fp32 master weights that bf16 needs."""
+    """The ZeRO stage of a cell: on one device nothing is sharded, but stage 1 keeps fp32 master weights for bf16."""
     return 1 if study.train.precision == "bf16" else 0
 
 
 def microbatch_sequences(study: StudyConfig, batch_tokens: int) -> int:
-    """Sequences of a forward pass: the batch, or the power of two that `hardware.microbatch_tokens` allows."""
+    """Sequences per forward pass: the batch, or the largest power of two within `hardware.microbatch_tokens`."""
     length = study.train.sequence_length
     allowed = max(1, (study.hardware.microbatch_tokens or batch_tokens) // length)
     return min(batch_tokens // length, 2 ** int(math.log2(allowed)))

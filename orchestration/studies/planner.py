@@ -1,4 +1,4 @@
-"""How a study becomes its plan: every cell with model, steps, memory and cost; cells that cannot run are refused."""
+"""Planning of a study: every cell with model, steps, memory and cost; impossible cells are refused."""
 
 import fnmatch
 import math
@@ -16,7 +16,7 @@ from .plan import PROCESS_GIB, Plan, StudyCell, budget_label, cells_of_kind, job
 
 
 def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
-    """Every cell of `study`, in the order of its file.
+    """Make the plan of `study`, with its cells in the order of its file.
 
     Args:
         dataset: the prepared data, for epochs; without it they are unknown.
@@ -49,7 +49,7 @@ def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
 
 
 class _Planner:
-    """Turns a study into cells; models are configured once a family and size."""
+    """Makes the cells of a study; models are configured once per family and size."""
 
     def __init__(self, study: StudyConfig, vocab_size: int, dataset: Dataset | None):
         self.study, self.vocab_size, self.dataset = study, vocab_size, dataset
@@ -82,13 +82,13 @@ class _Planner:
         length = study.train.sequence_length
         count = count_parameters(config)
         flops_per_token = training_flops(config, length)
-        wanted = {
+        budget_tokens = {
             "tokens": budget,
             "tokens_per_parameter": budget * count.non_embedding,
             "flops": budget / flops_per_token,
         }[study.budgets.kind]
-        batch_tokens = self._batch_tokens(wanted)
-        steps = max(1, round(wanted / batch_tokens))
+        batch_tokens = self._batch_tokens(budget_tokens)
+        steps = max(1, round(budget_tokens / batch_tokens))
         tokens = steps * batch_tokens
         label = budget_label(study.budgets.kind, budget)
         memory = self._memory_gib(config, batch_tokens)
@@ -117,15 +117,15 @@ class _Planner:
         )
 
     def _model(self, family: str, size: str) -> tuple[str, dict[str, Any], ModelConfig]:
-        """Preset, overrides and configuration; non-embedding parameters match those of the study's first family."""
+        """Preset, overrides and model configuration, with as many non-embedding parameters as the study's first family."""
         if (family, size) in self._models:
             return self._models[family, size]
-        rung = self.study.sizes[size]
-        name, first = f"{family}-{rung.preset or size}", self.study.families[0]
-        overrides = dict(rung.model)
-        if rung.feedforward_width and family == first:
-            overrides["feedforward"] = {"width": rung.feedforward_width}
-        elif (rung.model or rung.feedforward_width) and family != first:
+        size_config = self.study.sizes[size]
+        name, first = f"{family}-{size_config.preset or size}", self.study.families[0]
+        overrides = dict(size_config.model)
+        if size_config.feedforward_width and family == first:
+            overrides["feedforward"] = {"width": size_config.feedforward_width}
+        elif (size_config.model or size_config.feedforward_width) and family != first:
             target = count_parameters(self._model(first, size)[2]).non_embedding
             width = matching_width(preset(name, vocab_size=self.vocab_size, **overrides), target)
             if width < 8:
@@ -146,15 +146,16 @@ class _Planner:
         study = self.study
         sequences = microbatch_sequences(study, batch_tokens)
         width = 2 if study.train.precision == "bf16" else 4
-        kept = activation_bytes(config, sequences, study.train.sequence_length, bytes_per_number=width)
-        return PROCESS_GIB + (training_bytes_per_gpu(config, zero_stage=zero_stage(study), world_size=1) + kept) / GIB
+        activations = activation_bytes(config, sequences, study.train.sequence_length, bytes_per_number=width)
+        states = training_bytes_per_gpu(config, zero_stage=zero_stage(study), world_size=1)
+        return PROCESS_GIB + (states + activations) / GIB
 
     def _seconds(self, size: str, flops: float) -> float:
         hardware = self.study.hardware
         return hardware.startup_seconds + flops / (1e12 * hardware.tflops_of(size))
 
     def _epochs_of(self, batch_tokens: int, steps: int) -> float | None:
-        """Epochs over the source that repeats most."""
+        """Epochs over the most repeated source; None without data."""
         if self.dataset is None:
             return None
         if batch_tokens not in self._epochs:
@@ -171,24 +172,24 @@ class _Planner:
 
 
 def _refuse_impossible(study: StudyConfig, cells: list[StudyCell]) -> None:
-    """Raise for the first impossible cell, and say how many there are."""
-    findings = []
+    """Raise a `UserError` about the first impossible cell, with the number of others."""
+    problems = []
     for cell in cells:
         if cell.steps < study.limits.min_steps:
-            findings.append(
+            problems.append(
                 f"cell {cell.name}: {cell.steps} steps of {cell.batch_tokens:,} tokens are fewer than limits.min_steps="
                 f"{study.limits.min_steps}: a larger budget, a smaller batch.value, or exclude: [{cell.name}]"
             )
         elif cell.memory_gib > study.hardware.memory_gib:
-            findings.append(
+            problems.append(
                 f"cell {cell.name}: about {cell.memory_gib:.1f} GiB do not fit the {study.hardware.memory_gib:g} GiB of "
                 f"a device: lower hardware.microbatch_tokens, or exclude: [{cell.name}]"
             )
         elif cell.epochs is not None and cell.epochs > study.limits.max_epochs:
-            findings.append(
+            problems.append(
                 f"cell {cell.name}: {cell.tokens:,} tokens are {cell.epochs:.1f} epochs of {study.data.name}, more than "
                 f"limits.max_epochs={study.limits.max_epochs:g}: more text, a smaller budget, or exclude: [{cell.name}]"
             )
-    if findings:
-        others = f" (and {len(findings) - 1} more cells)" if len(findings) > 1 else ""
-        raise UserError(f"study {study.name}: {findings[0]}{others}")
+    if problems:
+        others = f" (and {len(problems) - 1} more cells)" if len(problems) > 1 else ""
+        raise UserError(f"study {study.name}: {problems[0]}{others}")

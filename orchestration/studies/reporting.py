@@ -1,4 +1,4 @@
-"""Fit and report of a study's folder: reads the cells, writes fit.json, report.md, report.html, figures and study.json."""
+"""Fit and report of a study's folder: from the cells' records to fit.json, the report, figures and study.json."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def write_fit(folder: StudyFolder) -> StudyFit:
 
 
 def fit_and_report(folder: StudyFolder) -> Path:
-    """Fit, report, and mirror in MLflow if it is installed. Returns the path of `report.md`."""
+    """Fit and report a study, and track it in MLflow if that is installed; returns the path of `report.md`."""
     plan = folder.load_plan()
     fit = write_fit(folder)
     rule = stored_rule(folder) if folder.rule_file.is_file() else None

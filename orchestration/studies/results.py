@@ -1,4 +1,4 @@
-"""What a finished cell measured: one typed record a cell, its completion file."""
+"""Results of finished cells: one typed record per cell, which is its completion file."""
 
 import math
 import os
@@ -35,7 +35,7 @@ class RecallRow(Record):
 
 
 class CellResult(Record):
-    """A finished cell.
+    """The result of a finished cell.
 
     Attributes:
         identity: of its run's configuration.
@@ -69,45 +69,45 @@ class CellResult(Record):
 
     @property
     def accuracy(self) -> float:
-        """Of recall: the mean over tasks of the mean over a task's rows; NaN without rows."""
+        """Recall accuracy, the mean over tasks of the mean over a task's rows; NaN without rows."""
         tasks = dict.fromkeys(row.task for row in self.recall)
-        of = [[row.correct / row.queries for row in self.recall if row.task == task] for task in tasks]
-        return statistics.mean(map(statistics.mean, of)) if of else math.nan
+        accuracies = [[row.correct / row.queries for row in self.recall if row.task == task] for task in tasks]
+        return statistics.mean(map(statistics.mean, accuracies)) if accuracies else math.nan
 
 
 class Pace:
-    """How long cells really take, by what finished ones took: start and evaluation, and how far their speed was from the study's.
+    """Predicts the duration of cells from finished ones: their fixed seconds, and their speed relative to `hardware.tflops`.
 
-    Of the same family, size and batch if any has finished, else of the same size and batch, of the same family and size, of the
-    size, of all; before any has, predictions stand. A cell among more than those that were measured is slower by as much; among
-    fewer it is not taken to be faster, for the host may set the pace.
+    It uses finished cells of the same family, size and batch if there are any, else of the same size and batch, the same family
+    and size, the same size, or all; without any, the plan's predictions. With more cells on a device than in the measured runs a
+    cell is assumed proportionally slower; with fewer it is not assumed faster, since the host may be the limit.
     """
 
     def __init__(self, study: StudyConfig, results: Iterable[CellResult]):
         self._study = study
-        self._fixed: dict[tuple[object, ...], list[float]] = {}  # seconds beside the steps, by what cells share
-        self._slower: dict[tuple[object, ...], list[float]] = {}  # than `hardware.tflops`
-        self._beside: dict[tuple[object, ...], int] = {}  # the most that shared a device, as planned
+        self._fixed: dict[tuple[object, ...], list[float]] = {}  # seconds besides the steps, by shared properties
+        self._slowdowns: dict[tuple[object, ...], list[float]] = {}  # factors relative to `hardware.tflops`
+        self._per_device: dict[tuple[object, ...], int] = {}  # largest planned number of cells per device
         for result in results:
             fixed = max(0.0, result.seconds - result.cell.tokens / result.tokens_per_second)
             for key in _pace_keys(result.cell):
                 self._fixed.setdefault(key, []).append(fixed)
-                self._slower.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
-                self._beside[key] = max(self._beside.get(key, 1), result.cell.per_device)
+                self._slowdowns.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
+                self._per_device[key] = max(self._per_device.get(key, 1), result.cell.per_device)
 
     def __call__(self, cell: StudyCell, done: float = 0.0) -> float:
-        """Seconds that the cell will take, where `done` of its training, 0 to 1, lies in a checkpoint."""
+        """Predicted seconds of the cell if the share `done` of its training, 0 to 1, is in a checkpoint."""
         hardware = self._study.hardware
         training = (1 - done) * cell.flops / (1e12 * hardware.tflops_of(cell.size))
         for key in _pace_keys(cell):
             if key in self._fixed:
-                crowding = max(1.0, cell.per_device / self._beside[key])
-                return statistics.mean(self._fixed[key]) + training * crowding * statistics.median(self._slower[key])
+                crowding = max(1.0, cell.per_device / self._per_device[key])
+                return statistics.mean(self._fixed[key]) + training * crowding * statistics.median(self._slowdowns[key])
         return hardware.startup_seconds + training
 
 
 def _pace_keys(cell: StudyCell) -> tuple[tuple[object, ...], ...]:
-    """What a cell's pace is known by, the closest first. Small batches cost what launching costs."""
+    """Keys of comparable cells, closest first. The batch counts since small ones are bound by kernel launches."""
     return (
         (cell.family, cell.size, cell.batch_tokens),
         (cell.size, cell.batch_tokens),
@@ -120,13 +120,13 @@ def _pace_keys(cell: StudyCell) -> tuple[tuple[object, ...], ...]:
 def collect(
     plan: Plan, cell: StudyCell, folder: Path, identity: str, learning_rate: float, started: float
 ) -> CellResult:
-    """Read what a cell's run left in its folder.
+    """Read the result of a cell from its run folder.
 
     Args:
         started: when the attempt that ends now began, before its imports (seconds since the epoch).
 
     Raises:
-        UserError: the run is not finished, or a suite did not measure what the study fits.
+        UserError: the run is not finished, or the suites lack the metric that the study fits.
     """
     run = RunFiles(folder)
     checkpoint, record = run.checkpoints[-1]
@@ -139,22 +139,22 @@ def collect(
         for before, after in zip(run.events, run.events[1:], strict=False)
         if after["kind"] != "start"
     )
-    seconds += max(0.0, run.starts[-1]["time"] - started)  # an attempt that only evaluated has no start behind its own
+    seconds += max(0.0, run.starts[-1]["time"] - started)  # negative if this attempt only evaluated
     for file in sorted(result_path(folder, checkpoint.name, "any").parent.glob("*.json")):
         result = read_json(file)
         metrics |= result["metrics"]
         rows += result["rows"]
         seconds += result["ended"] - result["started"]
-    wanted = plan.study.evaluation.loss
-    if wanted not in metrics:
-        have = ", ".join(sorted(metrics)[:6])
-        raise UserError(f"evaluation.loss={wanted!r} is not measured by the suites: they give {have} ...")
+    loss_metric = plan.study.evaluation.loss
+    if loss_metric not in metrics:
+        measured = ", ".join(sorted(metrics)[:6])
+        raise UserError(f"evaluation.loss={loss_metric!r} is not measured by the suites: they give {measured} ...")
     config = preset(cell.preset, vocab_size=plan.vocab_size, **cell.model)
     speeds = [event["tokens_per_second"] for event in run.steps]
     return CellResult(
         cell=cell,
         identity=identity,
-        loss=metrics[wanted],
+        loss=metrics[loss_metric],
         metrics=metrics,
         recall=tuple(
             RecallRow(
@@ -176,12 +176,12 @@ def collect(
 
 
 def write_result(path: Path, result: CellResult) -> None:
-    """Write a cell's record, completely or not at all."""
+    """Write a cell's record atomically."""
     write_json(path, result.model_dump(mode="json"))
 
 
 def read_result(path: Path) -> CellResult | None:
-    """The record at `path`; None if there is none.
+    """Read the record at `path`; None if there is none.
 
     Raises:
         UserError: it is not a record of this version.

@@ -1,6 +1,6 @@
-"""Run a study: claim its cells, keep the devices full, retry what fails, tell where it stands. Files hold the truth.
+"""Running a study: start its cells on free devices, retry failures, list remaining cells. All state is in files.
 
-Any number of supervisors, on any number of machines that share the folder, may run one study: a cell is claimed by a lease.
+Any number of supervisors, on any number of machines that share the folder, may run one study: each cell is claimed by a lease.
 """
 
 import math
@@ -32,7 +32,7 @@ from .planner import make_plan
 from .results import CellResult, Pace, read_result
 
 POLL_SECONDS = 0.5
-HOLDER_SECONDS = 5.0  # between two looks at a cell that somebody else holds
+HOLDER_SECONDS = 5.0  # between two checks of a cell that another process holds
 
 
 class StudyFolder:
@@ -50,7 +50,7 @@ class StudyFolder:
         return self.runs / cell.name
 
     def failure_file(self, cell: StudyCell) -> Path:
-        """Exists while the cell's last word is a failure."""
+        """The file of a cell whose last attempt failed for good."""
         return self.path / "failures" / f"{cell.name}.json"
 
     def load_plan(self) -> Plan:
@@ -69,12 +69,12 @@ class StudyFolder:
 
     def results(self, plan: Plan) -> list[CellResult]:
         """The records of the finished cells, in the plan's order."""
-        found = (read_result(result_file(self.run(cell))) for cell in plan.cells)
-        return [result for result in found if result is not None]
+        results = (read_result(result_file(self.run(cell))) for cell in plan.cells)
+        return [result for result in results if result is not None]
 
 
 def find_study(target: str, studies: Path) -> StudyFolder:
-    """The folder of a study that was started: given by its path, its name or its file.
+    """Find the folder of a study that was started, by its path, its name or its file.
 
     Raises:
         UserError: there is no such study.
@@ -90,7 +90,7 @@ def find_study(target: str, studies: Path) -> StudyFolder:
 
 
 def plan_study(study: StudyConfig, data: Path) -> Plan:
-    """The plan, with epochs if the data is prepared.
+    """Plan a study, with epochs if its data is prepared.
 
     Raises:
         UserError: an impossible cell, or a suite that does not exist.
@@ -110,11 +110,11 @@ def run_study(
     address: str | None = None,
     seconds: float | None = None,
 ) -> StudyFolder:
-    """Prepare the data and run every cell that has no record yet. Run again, it goes on where it stopped.
+    """Prepare the data and run every cell without a record; resumes an interrupted study.
 
     Args:
-        seconds: start no cell that would end later than that from now, by what finished cells took (`Pace`); what was not
-            started is left for the next time (`cells_left`). Not with Ray.
+        seconds: start no cell that is predicted to end later than that from now (`Pace`); the others remain for the next
+            call (`remaining_cells`). Not with Ray.
 
     Raises:
         UserError: bad input, a folder of another study, or cells that failed (`study.attempts` times, or less where no time
@@ -137,11 +137,11 @@ def run_study(
         with RayExecutor() if use_ray else ProcessExecutor(hardware.devices, hardware.device == "cuda") as executor:
             rule = given_rule(study.learning_rate, study.families)
             sweep = plan.of_kind("sweep")
-            if folder.rule_file.is_file():  # cells train by it: what failed must not change it any more
+            if folder.rule_file.is_file():  # cells were trained with it: failed sweep cells must not change it any more
                 failed = failed_cells(folder, sweep)
                 sweep = [cell for cell in sweep if cell.name not in failed]
             _run_cells(folder, plan, sweep, rule, dataset, executor, until)
-            if not any(cell.kind == "sweep" for cell in cells_left(folder, plan)):
+            if not any(cell.kind == "sweep" for cell in remaining_cells(folder, plan)):
                 swept = study.learning_rate.sweep is not None and folder.rule_file.is_file()
                 rule = stored_rule(folder) if swept else learning_rates(folder, plan)
                 if not folder.rule_file.is_file():
@@ -158,7 +158,7 @@ def run_study(
 
 
 def stored_rule(folder: StudyFolder) -> LearningRateRule:
-    """The rule that the main cells train by.
+    """The stored learning-rate rule of the main cells.
 
     Raises:
         UserError: the file was damaged.
@@ -170,7 +170,7 @@ def stored_rule(folder: StudyFolder) -> LearningRateRule:
 
 
 def learning_rates(folder: StudyFolder, plan: Plan) -> LearningRateRule:
-    """The rule of the main cells: the study's own, or what its finished sweep says.
+    """The learning-rate rule of the main cells: configured, or fitted to the finished sweep.
 
     Raises:
         UserError: the sweep has too few finished cells.
@@ -198,29 +198,30 @@ def _run_cells(
     executor: Executor,
     until: float,
 ) -> None:
-    """Run the cells that have no record and would end before `until` (monotonic seconds); those that fail leave a file."""
+    """Run the cells that have no record and would end before `until` (monotonic seconds); those that fail leave a failure file."""
     study = plan.study
-    of = {cell.name: cell for cell in cells}
+    by_name = {cell.name: cell for cell in cells}
     configs = {cell.name: cell_config(study, cell, rule) for cell in cells}
-    left = [job.name for job in longest_first(jobs(cells)) if not _is_done(folder, of[job.name], configs[job.name])]
+    names = [job.name for job in longest_first(jobs(cells))]
+    unfinished = [name for name in names if not _is_done(folder, by_name[name], configs[name])]
     errors: dict[str, list[str]] = {}
-    looked: dict[str, float] = {}
+    checked_at: dict[str, float] = {}
     running: set[str] = set()
-    if not left:
+    if not unfinished:
         return
-    with stage("cells", total=len(cells), unit="cells", done=len(cells) - len(left)) as progress:
-        waiting = list(left)
+    with stage("cells", total=len(cells), unit="cells", done=len(cells) - len(unfinished)) as progress:
+        waiting = list(unfinished)
         pace = Pace(study, folder.results(plan))
-        while running or any(_in_time(pace, of[name], folder, until) for name in waiting):
+        while running or any(_in_time(pace, by_name[name], folder, until) for name in waiting):
             for name in list(waiting):
-                if _is_done(folder, of[name], configs[name]):  # by another supervisor
+                if _is_done(folder, by_name[name], configs[name]):  # by another supervisor
                     waiting.remove(name)
                     continue
-                if _held_elsewhere(folder.run(of[name]), looked):
+                if _held_elsewhere(folder.run(by_name[name]), checked_at):
                     continue
-                if not _in_time(pace, of[name], folder, until):
+                if not _in_time(pace, by_name[name], folder, until):
                     continue
-                if not executor.start(plan, of[name], configs[name], folder.run(of[name]), dataset):
+                if not executor.start(plan, by_name[name], configs[name], folder.run(by_name[name]), dataset):
                     continue
                 waiting.remove(name)
                 running.add(name)
@@ -234,18 +235,18 @@ def _run_cells(
                     if len(errors[name]) < study.attempts:
                         waiting.append(name)
                     else:
-                        _write_failure(folder, of[name], errors[name])
-                elif not _is_done(folder, of[name], configs[name]):
-                    waiting.append(name)  # somebody else claimed it first
+                        _write_failure(folder, by_name[name], errors[name])
+                elif not _is_done(folder, by_name[name], configs[name]):
+                    waiting.append(name)  # another process claimed it first
                 else:
-                    folder.failure_file(of[name]).unlink(missing_ok=True)
+                    folder.failure_file(by_name[name]).unlink(missing_ok=True)
                     pace = Pace(study, folder.results(plan))
-            gone = sum(len(found) >= study.attempts for found in errors.values())
-            progress.update(len(cells) - len(waiting) - len(running) - gone, note=" ".join(sorted(running)))
+            failed = sum(len(cell_errors) >= study.attempts for cell_errors in errors.values())
+            progress.update(len(cells) - len(waiting) - len(running) - failed, note=" ".join(sorted(running)))
             time.sleep(POLL_SECONDS)
     for name in waiting:  # without time for another attempt
         if name in errors:
-            _write_failure(folder, of[name], errors[name])
+            _write_failure(folder, by_name[name], errors[name])
 
 
 def _write_failure(folder: StudyFolder, cell: StudyCell, errors: list[str]) -> None:
@@ -254,11 +255,11 @@ def _write_failure(folder: StudyFolder, cell: StudyCell, errors: list[str]) -> N
 
 def _in_time(pace: Pace, cell: StudyCell, folder: StudyFolder, until: float) -> bool:
     """Whether the cell, started now, would end before `until` (monotonic seconds)."""
-    return until == math.inf or time.monotonic() + pace(cell, _trained(folder, cell)) <= until
+    return until == math.inf or time.monotonic() + pace(cell, _trained_share(folder, cell)) <= until
 
 
-def _trained(folder: StudyFolder, cell: StudyCell) -> float:
-    """How much of the cell's training lies in its last checkpoint, 0 to 1."""
+def _trained_share(folder: StudyFolder, cell: StudyCell) -> float:
+    """The share of the cell's training in its last checkpoint, 0 to 1."""
     steps = [record["step"] for _, record in complete_checkpoints(folder.run(cell))]
     return max(steps, default=0) / cell.steps
 
@@ -267,7 +268,7 @@ def _is_done(folder: StudyFolder, cell: StudyCell, config: RunConfig) -> bool:
     """Whether the cell has its record.
 
     Raises:
-        UserError: it has one of another configuration.
+        UserError: the record is of another configuration.
     """
     result = read_result(result_file(folder.run(cell)))
     if result is None:
@@ -280,19 +281,19 @@ def _is_done(folder: StudyFolder, cell: StudyCell, config: RunConfig) -> bool:
     return True
 
 
-def _held_elsewhere(run: Path, looked: dict[str, float]) -> bool:
+def _held_elsewhere(run: Path, checked_at: dict[str, float]) -> bool:
     now = time.monotonic()
-    if now - looked.get(run.name, -HOLDER_SECONDS) < HOLDER_SECONDS:
+    if now - checked_at.get(run.name, -HOLDER_SECONDS) < HOLDER_SECONDS:
         return True
     if holder(lease_path(run)) is None:
-        looked.pop(run.name, None)
+        checked_at.pop(run.name, None)
         return False
-    looked[run.name] = now
+    checked_at[run.name] = now
     return True
 
 
 def _store_plan(folder: StudyFolder, plan: Plan) -> None:
-    """Write the plan; what a stored one says about cells must still hold, and none may vanish.
+    """Write the plan; the cells of a stored plan must be unchanged and must all be in the new one.
 
     Raises:
         UserError: the study in the folder is another one.
@@ -305,7 +306,8 @@ def _store_plan(folder: StudyFolder, plan: Plan) -> None:
                 raise UserError(
                     f"{folder.path} holds cell {name}, which the study no longer plans: put it back, or name the study anew"
                 )
-            ignore = {"seconds", "per_device", "memory_gib", "held_out", "epochs", "state_bytes"}  # how, not what
+            # These may change, since they do not affect the result of a cell.
+            ignore = {"seconds", "per_device", "memory_gib", "held_out", "epochs", "state_bytes"}
             difference = first_difference(
                 cell.model_dump(mode="json", exclude=ignore), new[name].model_dump(mode="json", exclude=ignore)
             )
@@ -318,26 +320,26 @@ def _store_plan(folder: StudyFolder, plan: Plan) -> None:
     write_json(folder.plan_file, plan.model_dump(mode="json"))
 
 
-def cells_left(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
+def remaining_cells(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
     """Cells that are neither done nor failed."""
-    done, failed = {result.cell.name for result in folder.results(plan)}, failed_cells(folder, plan.cells)
-    return [cell for cell in plan.cells if cell.name not in done and cell.name not in failed]
+    finished, failed = {result.cell.name for result in folder.results(plan)}, failed_cells(folder, plan.cells)
+    return [cell for cell in plan.cells if cell.name not in finished and cell.name not in failed]
 
 
-def describe_left(folder: StudyFolder, plan: Plan) -> str:
-    """What is left, and how much time would do, in a line; empty if nothing is."""
-    left = cells_left(folder, plan)
-    if not left:
+def describe_remaining(folder: StudyFolder, plan: Plan) -> str:
+    """A line with the number of remaining cells and their predicted minutes; empty if none remain."""
+    remaining = remaining_cells(folder, plan)
+    if not remaining:
         return ""
     pace = Pace(plan.study, folder.results(plan))
-    minutes = [pace(cell, _trained(folder, cell)) / 60 for cell in left]
+    minutes = [pace(cell, _trained_share(folder, cell)) / 60 for cell in remaining]
     return (
-        f"{len(left)} of {len(plan.cells)} cells are left, for lack of time or because somebody else has them: they take "
+        f"{len(remaining)} of {len(plan.cells)} cells are left, for lack of time or because somebody else has them: they take "
         f"about {min(minutes):.1f} to {max(minutes):.1f} minutes each; run it again"
     )
 
 
 def failed_cells(folder: StudyFolder, cells: Iterable[StudyCell]) -> dict[str, str]:
-    """Last error of the cells whose last word is a failure."""
+    """Last error of the cells that failed for good, by name."""
     files = {cell.name: folder.failure_file(cell) for cell in cells}
     return {name: read_json(file)["errors"][-1] for name, file in files.items() if file.is_file()}

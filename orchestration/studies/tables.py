@@ -1,4 +1,4 @@
-"""What `echo-lm study` prints: the plan, where the cells stand, the laws."""
+"""The tables of `echo-lm study`: the plan, the states of the cells, the laws."""
 
 import time
 
@@ -22,7 +22,7 @@ WATCH_SECONDS = 5.0
 
 
 def plan_table(plan: Plan) -> Table:
-    """One row a cell."""
+    """The table of a plan, a row per cell."""
     study = plan.study
     rule = given_rule(study.learning_rate, study.families)
     table = _table(("cell", "parameters", "tokens", "steps", "batch", "learning rate", "FLOPs", "epochs", "GiB", "min"))
@@ -45,7 +45,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def plan_summary(plan: Plan) -> str:
-    """The totals in a few lines."""
+    """The totals of a plan in a few lines."""
     study, hardware = plan.study, plan.study.hardware
     main, sweep = plan.of_kind("main"), plan.of_kind("sweep")
     swept = f" and {len(sweep)} of the learning-rate sweep" if sweep else ""
@@ -67,15 +67,15 @@ def plan_summary(plan: Plan) -> str:
 
 
 def watch_status(folder: StudyFolder, watch: bool) -> None:
-    """Print where the cells stand; with `watch`, until none is left but the failed."""
+    """Print the states of the cells; with `watch`, repeatedly until all are done or failed."""
     if not watch:
         console.print(status_view(folder)[0])
         return
-    view, left = status_view(folder)
+    view, remaining = status_view(folder)
     with Live(view, console=console, auto_refresh=False) as live:
-        while left:
+        while remaining:
             time.sleep(WATCH_SECONDS)
-            view, left = status_view(folder)
+            view, remaining = status_view(folder)
             live.update(view, refresh=True)
 
 
@@ -88,11 +88,11 @@ def status_view(folder: StudyFolder) -> tuple[Group, int]:
     states = {cell.name: _state(folder, cell, results, failed) for cell in plan.cells}
     for cell in plan.cells:
         table.add_row(cell.name, states[cell.name], *_progress(folder, cell, results.get(cell.name)))
-    left = [cell for cell in plan.cells if states[cell.name] not in ("done", "failed")]
+    remaining = [cell for cell in plan.cells if states[cell.name] not in ("done", "failed")]
     counts = ", ".join(f"{list(states.values()).count(s)} {s}" for s in ("done", "running", "waiting", "failed"))
-    lines = [f"{counts}; about {_hours_left(plan, left, results):.2f} h left if started anew"]
+    lines = [f"{counts}; about {_remaining_hours(plan, remaining, results):.2f} h left if started anew"]
     lines += [f"failed: {name}: {reason}" for name, reason in failed.items() if states[name] == "failed"]
-    return Group(table, "\n".join(lines)), len(left)
+    return Group(table, "\n".join(lines)), len(remaining)
 
 
 def laws_table(fit: StudyFit) -> Table:
@@ -108,7 +108,7 @@ def laws_table(fit: StudyFit) -> Table:
 
 
 def interval_text(interval: Interval) -> str:
-    """`0.348 (0.331 to 0.362)`."""
+    """An interval as text: `0.348 (0.331 to 0.362)`."""
     return f"{interval.value:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
@@ -121,24 +121,24 @@ def _state(folder: StudyFolder, cell: StudyCell, results: dict[str, CellResult],
 
 
 def _progress(folder: StudyFolder, cell: StudyCell, result: CellResult | None) -> tuple[str, str, str, str]:
-    """Step, loss, tokens/s and ETA as text; the loss of a finished cell is the one of the study."""
+    """Step, loss, tokens/s and ETA as text; the loss of a finished cell is the evaluated one."""
     if result is not None:
         return f"{cell.steps}/{cell.steps}", f"{result.loss:.4f}", f"{result.tokens_per_second:,.0f}", "-"
     run = RunFolder(folder.run(cell))
     if not run.exists():
         return f"0/{cell.steps}", "-", "-", "-"
-    now = read_run(run.path).summary(time.time())
+    summary = read_run(run.path).summary(time.time())
     return (
-        f"{now.step}/{cell.steps}",
-        "-" if now.loss is None else f"{now.loss:.3f} (training)",
-        "-" if now.tokens_per_second is None else f"{now.tokens_per_second:,.0f}",
-        "-" if now.eta_seconds is None else f"{now.eta_seconds / 60:.1f} min",
+        f"{summary.step}/{cell.steps}",
+        "-" if summary.loss is None else f"{summary.loss:.3f} (training)",
+        "-" if summary.tokens_per_second is None else f"{summary.tokens_per_second:,.0f}",
+        "-" if summary.eta_seconds is None else f"{summary.eta_seconds / 60:.1f} min",
     )
 
 
-def _hours_left(plan: Plan, left: list[StudyCell], results: dict[str, CellResult]) -> float:
-    """Predicted hours of what is left, corrected by what the finished cells took."""
-    return makespan(jobs(left, Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
+def _remaining_hours(plan: Plan, cells: list[StudyCell], results: dict[str, CellResult]) -> float:
+    """Predicted hours of the remaining cells, corrected by the durations of finished ones."""
+    return makespan(jobs(cells, Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
 
 
 def _table(titles: tuple[str, ...]) -> Table:

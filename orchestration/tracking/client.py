@@ -1,4 +1,4 @@
-"""Connecting to MLflow: where the record lies, the client, the experiment."""
+"""Connection to MLflow: tracking URI, client, experiment."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,12 @@ EXPERIMENT = "echo-lm"
 
 
 def default_tracking_uri(run_folder: Path) -> str:
-    """`mlflow.db` beside the folder that holds the runs."""
+    """The default tracking URI: `mlflow.db` beside the folder that holds the runs."""
     return f"sqlite:///{Path(run_folder).resolve().parent.parent / 'mlflow.db'}"
 
 
 def mlflow_client(uri: str) -> "MlflowClient":
-    # Read by MLflow when it is imported or calls: no telemetry, and an answer within seconds when the server is down.
+    # Read by MLflow at its import or at calls: no telemetry, and failure within seconds if the server is down.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -29,20 +29,20 @@ def mlflow_client(uri: str) -> "MlflowClient":
 
 
 def experiment_id(client: "MlflowClient", uri: str) -> str:
-    """The id of our experiment, made on the first call. Artifacts of a sqlite file lie beside it."""
+    """The id of Echo-LM's experiment, created on the first call; for a sqlite file, artifacts lie beside it."""
     from mlflow.exceptions import MlflowException
 
     prefix = "sqlite:///"
     artifacts = str(Path(uri.removeprefix(prefix)).parent / "mlflow-artifacts") if uri.startswith(prefix) else None
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
         try:
             return client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-        except MlflowException:  # another run made it since
-            found = client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
+        except MlflowException:  # another process made it since
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
                 raise
-    return found.experiment_id
+    return experiment.experiment_id
 
 
 def one_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The record of a run in MLflow, rebuilt from the run's files.
 
-The files are the truth; MLflow is a view of them. What MLflow already has is asked of MLflow itself, so a replay that
-was cut anywhere goes on where it stopped, and a second one sends nothing.
+The files are the truth; MLflow is a view of them. Sent values are read back from MLflow itself, so an interrupted replay
+resumes where it stopped, and a second one sends nothing.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from ...pipeline.run.events import EventTail
 from .client import default_tracking_uri, experiment_id, mlflow_client, one_line
 from .model_card import FILE as MODEL_CARD
 from .model_card import manifest_path, model_card
-from .points import Point, _evaluation_points, chunks, flatten
+from .points import Point, chunks, evaluation_points, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,14 +38,14 @@ EVALUATION_TAG = "echo_lm.evaluation"
 
 
 def run_identity(run_folder: Path) -> str:
-    """What makes this run the same one in MLflow: `run_id` of `environment.json`, or else the folder's name."""
+    """The identity of a run in MLflow: `run_id` of `environment.json`, else the folder's name."""
     environment = Path(run_folder) / ENVIRONMENT
     recorded = read_json(environment).get("run_id") if environment.exists() else None
     return recorded or Path(run_folder).resolve().name
 
 
 def track(run_folder: Path, tracking_uri: str | None = None) -> str:
-    """Replay a run into MLflow, finished or not. Doing it twice leaves one run and no value twice.
+    """Replay a run into MLflow, finished or not; a repetition adds nothing.
 
     Args:
         tracking_uri: a server, or a sqlite file; `mlflow.db` beside the folder of runs if None.
@@ -61,17 +61,16 @@ def track(run_folder: Path, tracking_uri: str | None = None) -> str:
         return tracker.send()
     except UserError:
         raise
-    except Exception as error:  # whatever sits below MLflow's client: HTTP, SQL, the file system
+    except Exception as error:  # any error below MLflow's client: HTTP, SQL, the file system
         raise UserError(
             f"MLflow at {tracker.uri} does not answer ({one_line(error)}): start it and run this again"
         ) from error
 
 
 class Tracker:
-    """Sends what is new in a run folder, again and again while the run goes on.
+    """Sends new events and files of a run folder to MLflow; called repeatedly while the run goes on.
 
-    A value is sent once. A step that a crash repeats has the same numbers, so the record is right whether the
-    repetition was seen in time or not.
+    A value is sent once. A step that is repeated after a crash has the same numbers, so either of its records is right.
     """
 
     def __init__(
@@ -80,20 +79,20 @@ class Tracker:
         tracking_uri: str | None = None,
         tags: dict[str, str] | None = None,
         *,
-        outage_told: bool = False,
+        outage_logged: bool = False,
     ):
-        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet. `tags` are set on a new run. An outage is
-        not logged if it was told already."""
+        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet. `tags` are set on a new run. With
+        `outage_logged` an outage is not logged again."""
         self.run_folder = Path(run_folder)
         if not (self.run_folder / CONFIG).is_file():
             raise UserError(f"{self.run_folder} is not a run folder: it holds no config.yaml")
         self.uri = tracking_uri or default_tracking_uri(self.run_folder)
         self._tags = tags or {}
-        self._down = outage_told
-        self._forget()
+        self._outage = outage_logged
+        self._reset()
 
     def sync(self) -> bool:
-        """Send what is new. True if MLflow now has everything that the folder holds.
+        """Send new events and files; True if MLflow now has everything in the folder.
 
         Never raises: training must not end because its record cannot be written. An outage is logged once, and the
         first call that succeeds after it catches up.
@@ -101,17 +100,17 @@ class Tracker:
         try:
             self.send()
         except Exception as error:
-            if not self._down:
+            if not self._outage:
                 logger.warning("MLflow at %s: %s; the run goes on, and this catches up", self.uri, one_line(error))
-            self._down = True
-            # A call that failed may have been carried out: what MLflow has is asked again.
-            self._forget()
+            self._outage = True
+            # A failed call may have had an effect: the state is read from MLflow again.
+            self._reset()
             return False
-        self._down = False
+        self._outage = False
         return True
 
     def send(self) -> str:
-        """Send what is new and return MLflow's id of the run; raises whatever goes wrong."""
+        """Send new events and files; returns MLflow's id of the run, and raises any error."""
         with FileLock(self.run_folder / ".tracking.lock"):
             client = self._client or mlflow_client(self.uri)
             self._client = client
@@ -121,24 +120,24 @@ class Tracker:
                 self._run_id = self._find_or_create(client, events)
                 self._send_parameters(client)
                 self._send_data(client)
-            self._send_points(client, [*self._event_points(events), *_evaluation_points(evaluations)])
+            self._send_points(client, [*self._event_points(events), *evaluation_points(evaluations)])
             finished = self._send_status(client, events)
             self._send_evaluations(client, evaluations)
             self._send_artifacts(client, evaluations)
             for pattern in ARTIFACTS:
                 self._send_artifacts(client, self._changed(pattern))
-            if finished:  # before that they grow all the time
+            if finished:  # until then they grow
                 self._send_artifacts(client, self._changed(EVENTS))
                 self._send_artifacts(client, self._changed(SUPERVISION))
                 self._register(client)
             return self._run_id
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
         self._tail = EventTail(self.run_folder / EVENTS)
         self._sent: dict[str, set[int]] = {}  # steps that MLflow has, by metric
-        self._children: dict[str, str] = {}  # ids of the runs of evaluations, by what they are of
+        self._children: dict[str, str] = {}  # ids of the evaluations' runs, by name
         self._uploaded: dict[Path, tuple[int, int]] = {}  # time of change and size, by file
         self._skipped = 0
         self._starts = 0
@@ -146,10 +145,10 @@ class Tracker:
     def _find_or_create(self, client: "MlflowClient", events: list[dict[str, Any]]) -> str:
         experiment = experiment_id(client, self.uri)
         identity = run_identity(self.run_folder)
-        # A deleted run is not found here, so deleting in the UI and tracking again builds it afresh.
-        found = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
-        if found:
-            return found[0].info.run_id
+        # A deleted run is not found: deleting in the UI and tracking again creates it anew.
+        runs = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+        if runs:
+            return runs[0].info.run_id
         started = events[0]["time"] if events else (self.run_folder / CONFIG).stat().st_mtime
         name = self.run_folder.resolve().name
         tags = {RUN_TAG: identity} | self._tags
@@ -157,37 +156,37 @@ class Tracker:
         return run.info.run_id
 
     def _send_parameters(self, client: "MlflowClient") -> None:
-        """Config and environment, flattened. MLflow never changes a parameter: a resumed run keeps its first ones."""
+        """Send config and environment, flattened; MLflow never changes a parameter, so a resumed run keeps its first ones."""
         from mlflow.entities import Param, RunTag
 
         config = yaml.safe_load((self.run_folder / CONFIG).read_text(encoding="utf-8")) or {}
         path = self.run_folder / ENVIRONMENT
         environment = read_json(path) if path.exists() else {}
         values = dict(flatten(config)) | {f"environment.{key}": value for key, value in flatten(environment)}
-        known = client.get_run(self._run_id).data.params
-        params = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in values.items() if key not in known]
-        for some in chunks(params, PARAMS_A_CALL):
-            client.log_batch(self._run_id, params=some)
+        sent = client.get_run(self._run_id).data.params
+        params = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in values.items() if key not in sent]
+        for chunk in chunks(params, PARAMS_A_CALL):
+            client.log_batch(self._run_id, params=chunk)
         if commit := environment.get("git_commit"):
             client.log_batch(self._run_id, tags=[RunTag("mlflow.source.git.commit", commit)])
 
     def _send_data(self, client: "MlflowClient") -> None:
-        """The manifest of the data: sources, licences, hashes; its own hash names the dataset."""
+        """Send the manifest of the data (sources, licences, hashes); its own hash is the dataset's digest."""
         from mlflow.entities import Dataset, DatasetInput
 
         path = manifest_path(self.run_folder)
         if path is None:
             return
         digest = sha256_file(path)[:12]
-        known = client.get_run(self._run_id).inputs.dataset_inputs
-        if not any(entry.dataset.digest == digest for entry in known):
+        inputs = client.get_run(self._run_id).inputs.dataset_inputs
+        if not any(entry.dataset.digest == digest for entry in inputs):
             source = json.dumps({"folder": str(path.parent)})
             dataset = Dataset(name=path.parent.name, digest=digest, source_type="local", source=source)
             client.log_inputs(self._run_id, [DatasetInput(dataset, [])])
             client.log_artifact(self._run_id, str(path), "data")
 
     def _send_evaluations(self, client: "MlflowClient", paths: Iterable[Path]) -> None:
-        """Each result as a run of its own below this one, with its values, its time and its file."""
+        """Send each evaluation result as a child run with its values, time and file."""
         from mlflow.entities import Metric
 
         paths = list(paths)
@@ -195,10 +194,10 @@ class Tracker:
             return
         experiment = experiment_id(client, self.uri)
         if not self._children:
-            found = client.search_runs(
+            runs = client.search_runs(
                 [experiment], filter_string=f"tags.`{PARENT_TAG}` = '{self._run_id}'", max_results=5000
             )
-            self._children = {run.data.tags.get(EVALUATION_TAG, ""): run.info.run_id for run in found}
+            self._children = {run.data.tags.get(EVALUATION_TAG, ""): run.info.run_id for run in runs}
         for path in paths:
             result, name = read_json(path), f"{path.parent.name}/{path.stem}"
             ended = int(result["ended"] * 1000)
@@ -208,26 +207,24 @@ class Tracker:
                 child = client.create_run(experiment, start_time=started, tags=tags, run_name=name)
                 self._children[name] = child.info.run_id
             child_id = self._children[name]
-            known = client.get_run(child_id).data.metrics
+            sent = client.get_run(child_id).data.metrics
             values = [
-                Metric(key, value, ended, result["step"])
-                for key, value in result["metrics"].items()
-                if key not in known
+                Metric(key, value, ended, result["step"]) for key, value in result["metrics"].items() if key not in sent
             ]
-            for some in chunks(values, METRICS_A_CALL):
-                client.log_batch(child_id, metrics=some)
+            for chunk in chunks(values, METRICS_A_CALL):
+                client.log_batch(child_id, metrics=chunk)
             client.log_artifact(child_id, str(path))
             client.set_terminated(child_id, "FINISHED", end_time=ended)
 
     def _register(self, client: "MlflowClient") -> None:
-        """The final weights with their model card, as a version of the registered model that is named like the run."""
+        """Register the final weights and their model card as a version of the registered model named like the run."""
         from mlflow.exceptions import MlflowException
 
         card = model_card(self.run_folder)
         if card is None:
             return
         path = self.run_folder / MODEL_CARD
-        if not path.is_file() or path.read_text(encoding="utf-8") != card:  # a finished run's files stay as they are
+        if not path.is_file() or path.read_text(encoding="utf-8") != card:  # an unchanged file is not rewritten
             write_text(path, card)
         self._send_artifacts(client, self._changed(MODEL_CARD))
         if client.search_model_versions(f"run_id='{self._run_id}'"):
@@ -235,7 +232,7 @@ class Tracker:
         folder, _ = list(complete_checkpoints(self.run_folder))[-1]
         client.log_artifacts(self._run_id, str(folder / MODEL), "model")
         name = self.run_folder.resolve().name
-        with contextlib.suppress(MlflowException):  # it has earlier versions
+        with contextlib.suppress(MlflowException):  # it exists already
             client.create_registered_model(name)
         source = f"{client.get_run(self._run_id).info.artifact_uri}/model"
         client.create_model_version(name, source=source, run_id=self._run_id, description=card)
@@ -269,11 +266,11 @@ class Tracker:
             if point.step not in self._sent[point.key]:
                 self._sent[point.key].add(point.step)
                 metrics.append(Metric(point.key, point.value, int(point.time * 1000), point.step))
-        for some in chunks(metrics, METRICS_A_CALL):
-            client.log_batch(self._run_id, metrics=some)
+        for chunk in chunks(metrics, METRICS_A_CALL):
+            client.log_batch(self._run_id, metrics=chunk)
 
     def _changed(self, pattern: str) -> dict[Path, tuple[int, int]]:
-        """Files that MLflow does not have as they are now, with their stamps."""
+        """Files that changed since they were sent to MLflow, with their stamps."""
         stamps = {path: _stamp(path) for path in sorted(self.run_folder.glob(pattern))}
         return {path: stamp for path, stamp in stamps.items() if self._uploaded.get(path) != stamp}
 
@@ -284,7 +281,7 @@ class Tracker:
             self._uploaded[path] = stamp
 
     def _send_status(self, client: "MlflowClient", events: list[dict[str, Any]]) -> bool:
-        """The run is over while its last word is `finish`; a `start` after it opens it again. True if it is over."""
+        """Send the run's status, finished or running, by its last `start` or `finish`; True if finished."""
         marks = [event for event in events if event["kind"] in ("start", "finish")]
         if not marks:
             return False

@@ -1,4 +1,4 @@
-"""The model card of a finished run: what was trained on what, how well it does, how to load it. From files alone."""
+"""The model card of a finished run, from its files: training, data, evaluations, how to load the model."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ FILE = "model_card.md"
 
 
 def model_card(run_folder: Path) -> str | None:
-    """Markdown, or None before the first complete checkpoint.
+    """The model card as Markdown; None before the first complete checkpoint.
 
     Raises:
         UserError: one of the run's files is corrupt.
@@ -73,7 +73,7 @@ def _manifest(run_folder: Path) -> dict[str, Any]:
 
 
 def manifest_path(run_folder: Path) -> Path | None:
-    """Where the manifest of the run's data lies, if it is still there."""
+    """The path of the manifest of the run's data; None if it does not exist."""
     data = run_folder / DATA
     path = run_folder / read_json(data)["folder"] / "manifest.json" if data.is_file() else None
     return path if path and path.is_file() else None

@@ -1,15 +1,12 @@
-"""What a run's files say as values of MLflow metrics."""
+"""Values of MLflow metrics and parameters from a run's files."""
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...models.common.files import read_json
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Point:
     step: int
 
 
-def _evaluation_points(paths: Iterable[Path]) -> Iterator[Point]:
+def evaluation_points(paths: Iterable[Path]) -> Iterator[Point]:
     for path in paths:
         result = read_json(path)
         for key, value in result["metrics"].items():
@@ -30,7 +27,7 @@ def _evaluation_points(paths: Iterable[Path]) -> Iterator[Point]:
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and plain values; a list is one value, written as JSON."""
+    """Flatten a mapping to dotted keys and plain values; a list becomes one value, as JSON."""
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, dict):

@@ -1,4 +1,4 @@
-"""Checkpoints that any topology can load: complete or absent, written beside the training.
+"""Checkpoints: loadable into any topology, complete or absent, written in the background while training goes on.
 
-Read `format.py` (files and names), `writer.py`, `reader.py`, then `zero_state.py` (where DeepSpeed keeps a parameter's state).
+Read `format.py` (files and names), `writer.py`, `reader.py`, then `zero_state.py` (DeepSpeed's layout of a parameter's state).
 """

@@ -1,10 +1,10 @@
-"""Checkpoints on disk: names, which one counts, checks, retention.
+"""The checkpoint format on disk: file names, the latest complete checkpoint, integrity checks, retention.
 
 A checkpoint is complete or absent: `writer.py` writes it into a hidden folder, hashes and flushes the files and
 renames the folder; only then does `latest` name it. A crash at any moment leaves the previous `latest` valid.
 
-`engine/` holds one file a rank: the fp32 weights and AdamW moments that the rank kept, each piece named by its parameter
-and its place in it (`zero_state.py`). That form knows no topology, so it loads into any number of ranks, any ZeRO stage
+`engine/` holds one file per rank: the rank's fp32 weights and AdamW moments, each fragment named by its parameter and its
+offset in it (`zero_state.py`). That form is independent of the topology, so it loads into any number of ranks, any ZeRO stage
 and any sequence parallelism, and bit for bit into the one that wrote it.
 """
 
@@ -22,7 +22,7 @@ FORMAT = 2  # of `engine/`
 
 
 def piece_name(name: str, start: int, kind: str) -> str:
-    """The key of a fragment in `engine/rank_*.safetensors`."""
+    """The key of a fragment in `engine/rank_*.safetensors`: parameter, offset and kind."""
     return f"{name}:{start}:{kind}"
 
 
@@ -31,8 +31,8 @@ def latest_checkpoint(run: RunFolder) -> Path | None:
 
     `latest` is written after the rename: a crash between the two leaves a newer complete folder, which counts.
     """
-    found = list(complete_checkpoints(run.path))
-    return found[-1][0] if found else None
+    checkpoints = list(complete_checkpoints(run.path))
+    return checkpoints[-1][0] if checkpoints else None
 
 
 def check_checkpoint(checkpoint: Path) -> None:
@@ -50,14 +50,14 @@ def check_checkpoint(checkpoint: Path) -> None:
     for name, expected in record["sha256"].items():
         path = checkpoint / name
         if not path.is_file() or sha256_file(path) != expected:
-            retired = not (checkpoint / ENGINE).exists()
-            what = "holds weights only (see run.keep_checkpoints)" if retired else f"is damaged: {path} is missing or "
-            what += "" if retired else f"damaged (sha256 is not {expected[:12]}...)"
-            raise UserError(f"{checkpoint} {what}: delete {checkpoint} to resume from the checkpoint before it")
+            fault = f"is damaged: {path} is missing or damaged (sha256 is not {expected[:12]}...)"
+            if not (checkpoint / ENGINE).exists():
+                fault = "holds weights only (see run.keep_checkpoints)"
+            raise UserError(f"{checkpoint} {fault}: delete {checkpoint} to resume from the checkpoint before it")
 
 
-def retire(run: RunFolder, config: RunConfig) -> None:
-    """Delete the engine state of checkpoints that the retention rule lets go; weights stay, so that evaluations can follow.
+def apply_retention(run: RunFolder, config: RunConfig) -> None:
+    """Delete the engine state of checkpoints beyond the retention rule; their weights stay, for later evaluations.
 
     The newest `run.keep_checkpoints` and those of every `run.keep_every` steps stay resumable; the newest always does.
     """

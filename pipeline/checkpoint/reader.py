@@ -1,4 +1,4 @@
-"""Loading a checkpoint of any topology into an engine of any other."""
+"""Loading a checkpoint written by any topology into an engine of any other."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -25,29 +25,29 @@ def load_checkpoint(engine: Any, checkpoint: Path) -> tuple[int, int]:
         UserError: the checkpoint lacks a parameter, or a part of one.
     """
     state = read_json(checkpoint / ENGINE / "state.json")
-    stored = _Stored(checkpoint / ENGINE)
-    mine: dict[str, list[Fragment]] = defaultdict(list)
+    stored = _StoredFragments(checkpoint / ENGINE)
+    own_fragments: dict[str, list[Fragment]] = defaultdict(list)
     for fragment in fragments(engine):
-        mine[fragment.name].append(fragment)
+        own_fragments[fragment.name].append(fragment)
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
         for kind in KINDS:
             size = getattr(parameter, "ds_numel", parameter.numel())
             whole = stored.read(name, kind, size)
-            for fragment in mine[name]:
+            for fragment in own_fragments[name]:
                 view = fragment.tensors[kind]
                 view.copy_(whole[fragment.start : fragment.start + len(view)])
             if kind == "weight":
-                # What the forward pass reads is apart from the fp32 weight, in ZeRO-3 in parts.
+                # The forward pass reads its own copy of the fp32 weight, which ZeRO-3 partitions.
                 with torch.no_grad(), gathered(engine, [parameter], write=True):
                     parameter.copy_(whole.view(parameter.shape))
     set_optimizer_steps(engine, state["optimizer_steps"])
     return state["step"], state["tokens"]
 
 
-class _Stored:
-    """The pieces of all ranks' files, by parameter and kind."""
+class _StoredFragments:
+    """The stored fragments in all ranks' files, by parameter and kind."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -59,7 +59,7 @@ class _Stored:
                 self._pieces[name, kind].append((int(start), file))
 
     def read(self, name: str, kind: str, size: int) -> Tensor:
-        """All `size` numbers of a parameter, in order."""
+        """The whole flattened parameter of `size` numbers, joined from its fragments."""
         pieces = sorted(self._pieces[name, kind], key=lambda piece: piece[0])
         parts, end = [], 0
         for start, file in pieces:

@@ -1,8 +1,8 @@
-"""Writing checkpoints beside the training.
+"""Writing checkpoints in the background, while training goes on.
 
-Training stands still while every rank copies what it keeps to CPU memory; a thread of each rank then writes its copy while
-the next steps train. The threads talk through files, not collectives: each leaves a record of what it wrote, and rank 0's
-waits for all records before it makes the checkpoint complete. A rank that lacks the memory for a copy writes at once.
+Training stalls while every rank copies its fragments to CPU memory; a thread of each rank then writes the copy during the next
+steps. The threads communicate through files, not collectives: each writes a record with the hashes of its files, and rank 0's
+thread waits for all records before it completes the checkpoint. A rank without the memory for a copy writes at once.
 """
 
 import json
@@ -27,15 +27,15 @@ from ..agreement import raise_together
 from ..config import RunConfig
 from ..quiet_deepspeed import gathered
 from ..run.folder import RunFolder
-from .format import FORMAT, piece_name, retire
+from .format import FORMAT, apply_retention, piece_name
 from .zero_state import fragments, optimizer_steps
 
-MEMORY_SHARE = 0.5  # of what is free may be taken for a copy
+MEMORY_SHARE = 0.5  # of the free memory that the copies of all ranks on a node may take
 POLL_SECONDS = 0.02
 
 
 class CheckpointRecord(NamedTuple):
-    """A checkpoint that became complete: `seconds` it took, in `stall_seconds` of which training stood still."""
+    """A completed checkpoint: `seconds` from begin to completion, `stall_seconds` of which training stood still."""
 
     step: int
     path: Path
@@ -43,14 +43,17 @@ class CheckpointRecord(NamedTuple):
     stall_seconds: float
 
 
-def record_of(partial: Path, rank: int) -> Path:
-    """Where a rank says that its part is written."""
+def rank_record_path(partial: Path, rank: int) -> Path:
+    """The file in which a rank records that its part of a checkpoint is written."""
     return partial / f"rank_{rank:05d}.json"
 
 
-def leave_record(partial: Path, rank: int, hashes: dict[str, str]) -> None:
-    """Say that a rank's part is written. Nothing may touch the folder after that: rank 0 completes it, under its final name."""
-    with write_aside(record_of(partial, rank), flush_folder=False) as aside:
+def write_rank_record(partial: Path, rank: int, hashes: dict[str, str]) -> None:
+    """Record that a rank's part is written, with the hashes of its files.
+
+    The rank must not touch the folder afterwards: rank 0 completes and renames it.
+    """
+    with write_aside(rank_record_path(partial, rank), flush_folder=False) as aside:
         aside.write_text(json.dumps(hashes), encoding="utf-8")
 
 
@@ -68,22 +71,22 @@ class CheckpointWriter:
     ):
         """
         Args:
-            step: that of the checkpoint that the engine holds already, 0 at the start.
-            replaced: whether another worker group trains the run by now: then nothing is made complete any more.
+            step: of the checkpoint that the engine was loaded from, 0 at the start.
+            replaced: returns whether another worker group has taken over the run; then no checkpoint is completed any more.
         """
         self._engine, self._run, self._config = engine, run, config
         self._replaced = replaced
         self._thread: threading.Thread | None = None
-        self._rank_written, self._given_up = threading.Event(), threading.Event()
+        self._rank_written, self._abandoned = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._completed: CheckpointRecord | None = None
         self._latest_step = step
 
     def begin(self, step: int, tokens: int) -> None:
-        """Take the state after `step` updates and start to write it; waits for the one before.
+        """Start to write the state after `step` updates; waits for the previous checkpoint first.
 
         Raises:
-            UserError: it does not fit on the disk, or the one before could not be written; what existed is untouched.
+            UserError: it does not fit on the disk, or the previous one could not be written; existing checkpoints are untouched.
         """
         self.finish()
         if step == self._latest_step:
@@ -94,13 +97,13 @@ class CheckpointWriter:
         error = None
         if dist.get_rank() == 0:
             try:
-                self._make_room(partial)
+                self._make_partial_folder(partial)
             except (OSError, UserError) as problem:
                 error = problem
         raise_together(error, self._engine.device)
         state = {"step": step, "tokens": tokens, "optimizer_steps": optimizer_steps(self._engine)}
-        beside = self._config.run.checkpoint_beside_training and self._fits_in_memory()
-        pieces = self._pieces(copy=beside)
+        in_background = self._config.run.checkpoint_beside_training and self._fits_in_memory()
+        pieces = self._pieces(copy=in_background)
         weights = self._weights()
 
         def write() -> None:
@@ -109,17 +112,19 @@ class CheckpointWriter:
                 self._rank_written.set()
                 if dist.get_rank() == 0 and self._complete(partial, final, state):
                     now = time.perf_counter()
-                    self._completed = CheckpointRecord(step, final, now - started, stalled if beside else now - started)
+                    self._completed = CheckpointRecord(
+                        step, final, now - started, stalled if in_background else now - started
+                    )
             except Exception as problem:  # raised by `finish`, on every rank
                 self._error = problem
                 self._rank_written.set()
 
         self._rank_written.clear()
-        self._given_up.clear()
+        self._abandoned.clear()
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
         stalled = time.perf_counter() - started
         self._thread.start()
-        if not beside:
+        if not in_background:
             self._rank_written.wait()
         if not self._config.run.checkpoint_beside_training:
             self.finish()
@@ -146,14 +151,14 @@ class CheckpointWriter:
         try:
             raise_together(self._error, self._engine.device)
         except UserError:
-            self._given_up.set()  # rank 0's thread may wait for a record that never comes
+            self._abandoned.set()  # rank 0's thread may be waiting for a record that will never be written
             raise
         self._thread.join()
         self._thread = None
         raise_together(self._error, self._engine.device)
 
-    def _make_room(self, partial: Path) -> None:
-        """An empty folder to write to, on a disk that has the space."""
+    def _make_partial_folder(self, partial: Path) -> None:
+        """Create the empty folder of a partial checkpoint, on a disk with enough free space."""
         for leftover in partial.parent.glob(".*.partial"):  # of a crash
             shutil.rmtree(leftover)
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +181,7 @@ class CheckpointWriter:
         return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
 
     def _pieces(self, *, copy: bool) -> dict[str, Tensor]:
-        """What this rank writes. ZeRO-0 keeps the same on every rank: rank 0 writes it."""
+        """The fragments that this rank writes, in CPU memory. Under ZeRO-0 all ranks hold the same: only rank 0 writes."""
         if self._engine.zero_optimization_stage() == 0 and dist.get_rank() > 0:
             return {}
         return {
@@ -186,7 +191,7 @@ class CheckpointWriter:
         }
 
     def _weights(self) -> dict[str, Tensor]:
-        """The model's weights in CPU memory of rank 0, gathered one parameter at a time; elsewhere nothing."""
+        """The model's weights, gathered one parameter at a time into CPU memory of rank 0; empty on other ranks."""
         weights = {}
         for name, parameter in self._engine.module.named_parameters():
             with gathered(self._engine, [parameter]):
@@ -195,7 +200,7 @@ class CheckpointWriter:
         return weights
 
     def _write_rank(self, partial: Path, pieces: dict[str, Tensor], weights: dict[str, Tensor], state: dict) -> None:
-        """This rank's file, on rank 0 the weights and the state too; then the record that rank 0's thread waits for."""
+        """Write this rank's fragments, on rank 0 also the weights and the state; then the record that rank 0's thread waits for."""
         rank = dist.get_rank()
         try:
             files = [partial / ENGINE / f"rank_{rank:05d}.safetensors"]
@@ -215,15 +220,15 @@ class CheckpointWriter:
                 f"{partial} could not be written ({problem}): the checkpoint before it is kept; "
                 "mend that (free space?) and run the same command again"
             ) from problem
-        leave_record(partial, rank, hashes)
+        write_rank_record(partial, rank, hashes)
 
     def _complete(self, partial: Path, final: Path, state: dict) -> bool:
-        """Wait for all ranks' records, then make the checkpoint complete; False if a rank failed."""
+        """Wait for all ranks' records, then complete the checkpoint; False if a rank failed."""
         hashes = {}
         for rank in range(dist.get_world_size()):
-            record = record_of(partial, rank)
+            record = rank_record_path(partial, rank)
             while not record.is_file():
-                if self._given_up.wait(POLL_SECONDS):
+                if self._abandoned.wait(POLL_SECONDS):
                     return False
             hashes |= read_json(record)
             record.unlink()
@@ -237,7 +242,7 @@ class CheckpointWriter:
         os.rename(partial, final)
         sync_folder(self._run.checkpoints)
         write_text(self._run.latest_file, final.name + "\n")
-        retire(self._run, self._config)
+        apply_retention(self._run, self._config)
         return True
 
 

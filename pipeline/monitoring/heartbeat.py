@@ -1,11 +1,11 @@
 """Heartbeats of the ranks of a worker group, as files: which process, on which node, at which step.
 
-Each rank has a file in `heartbeats/` of the run folder, which a thread of its own rewrites every second. A process that is
-stopped, or whose machine is gone, writes no more; one whose training thread is stuck goes on writing the same step.
+Each rank has a file in `heartbeats/` of the run folder, which a thread of the rank rewrites every second. A process that is
+stopped, or whose machine is down, writes no more; one whose training thread is stuck goes on writing the same step.
 
-The files also fence. A worker group is known by a token, and a process that finds another group's token in the folder ends
-itself: Ray or a partitioned network may leave the processes of an old group alive for minutes, and two groups must not write
-one run.
+The files also fence off old worker groups. A worker group is identified by a token, and a process that reads another group's
+token in the folder exits: Ray or a partitioned network may leave the processes of an old group alive for minutes, and two
+groups must not write one run.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class HeartbeatRecord:
 
 
 def start_worker_group(run: RunFolder, group: str) -> None:
-    """Make `group` the run's only worker group: processes of earlier ones end themselves, their heartbeats are removed."""
+    """Make `group` the run's only worker group: processes of earlier groups exit, and their heartbeats are removed."""
     write_text(run.worker_group_file, group + "\n")
     for path in run.heartbeats.glob("rank_*.json"):
         path.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ class Heartbeat:
         self._run, self._rank, self._world = run, rank, world
         self._group = os.environ.get(WORKER_GROUP_VARIABLE, "")
         self._step: int | None = None
-        self._training = threading.get_ident()
+        self._training_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
 
@@ -82,7 +82,7 @@ class Heartbeat:
         self._thread.join()
 
     def record_step(self, step: int) -> None:
-        """Called by the training thread after each step."""
+        """Report in the heartbeats that `step` is done; called by the training thread."""
         self._step = step
 
     def replaced(self) -> bool:
@@ -96,19 +96,19 @@ class Heartbeat:
         path = heartbeat_file(self._run, self._rank)
         while True:
             if self.replaced():
-                os._exit(FENCED)  # the training thread may be stuck in a collective: nothing gentler ends it
-            with contextlib.suppress(OSError):  # a shared disk that is away for a moment
+                os._exit(FENCED)  # a training thread stuck in a collective can be ended in no other way
+            with contextlib.suppress(OSError):  # a shared disk that is briefly unavailable
                 _write(path, self._record())
                 if (
                     self.replaced()
-                ):  # since the look above: the new group may have removed the old heartbeats before this one
-                    path.unlink(missing_ok=True)  # if it is one of the new group by now, the next follows
+                ):  # since the check above: the new group may have removed old heartbeats before this write
+                    path.unlink(missing_ok=True)  # a rank of the new group that wrote here meanwhile writes again
                     os._exit(FENCED)
             if self._stopped.wait(HEARTBEAT_SECONDS):
                 return
 
     def _record(self) -> HeartbeatRecord:
-        where = _innermost(sys._current_frames().get(self._training))
+        where = _innermost(sys._current_frames().get(self._training_thread))
         return HeartbeatRecord(
             self._group, self._rank, self._world, node_name(), os.getpid(), self._step, time.time(), where
         )
@@ -120,7 +120,7 @@ def heartbeat_file(run: RunFolder, rank: int) -> Path:
 
 
 def read_heartbeats(run: RunFolder) -> list[HeartbeatRecord]:
-    """The last heartbeat of every rank, by rank; none if nothing trains or ever did. Old spellings of keys are read."""
+    """The last heartbeat of every rank, by rank; empty if nothing was trained. Old spellings of keys are read."""
     heartbeats = []
     for path in sorted(run.heartbeats.glob("rank_*.json")):
         try:
@@ -140,7 +140,7 @@ def _innermost(frame: FrameType | None) -> str:
 
 
 def _write(path: Path, heartbeat: HeartbeatRecord) -> None:
-    """Written aside and renamed, but not flushed to the disk: a heartbeat that a power cut loses is of no use after it."""
+    """Write a heartbeat to a temporary file and rename it, without a flush: after a power cut heartbeats are useless."""
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(json.dumps(asdict(heartbeat)), encoding="utf-8")
     os.replace(aside, path)

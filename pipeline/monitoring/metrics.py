@@ -1,4 +1,4 @@
-"""What a step is measured by. Formulas here, names and units in `events.py`."""
+"""Metrics of a training step: speed, MFU, bits per byte, memory. Formulas here, names and units in `events.py`."""
 
 import math
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from ...models import ModelConfig
 from ...models.accounting import GIB, training_flops
 from ..config import RunConfig
 
-if TYPE_CHECKING:  # they bring a tokenizer, which benchmarks on a bare machine lack
+if TYPE_CHECKING:  # they import tokenizers, which benchmarks on a bare machine lack
     from ...data_prep.loading.dataset import Dataset
     from ...data_prep.loading.loader import BatchLoader
 
@@ -60,11 +60,11 @@ def bytes_per_token(dataset: "Dataset", shares: dict[str, float]) -> float:
     An average of the dataset: a step's bits per byte uses it for every batch, so that the curve is a rescaled loss.
     """
     total = sum(shares.values())
-    found = 0.0
+    mean = 0.0
     for name, share in shares.items():
         stream = dataset.split("train", name)
-        found += share / total * stream.text_bytes / stream.num_tokens
-    return found
+        mean += share / total * stream.text_bytes / stream.num_tokens
+    return mean
 
 
 def memory_gib(device: torch.device) -> float:
@@ -77,7 +77,7 @@ def memory_gib(device: torch.device) -> float:
 
 
 class Meter:
-    """What every step of a run is measured by."""
+    """Computes the metrics of each step of a run."""
 
     def __init__(self, config: RunConfig, dataset: "Dataset", loader: "BatchLoader", device: torch.device, world: int):
         self._train, self._device, self._world = config.train, device, world
@@ -88,11 +88,13 @@ class Meter:
 
     def measure(self, losses: dict[str, float | None], seconds: float) -> dict[str, float | None]:
         """`bits_per_byte`, `tokens_per_second`, `mfu` and `memory_gib` of a step that took `seconds`, data included."""
-        text, speed = losses.get("loss_text"), self._train.batch_tokens / seconds
-        known = text is not None and self._bytes_per_token is not None
+        text, tokens_per_second = losses.get("loss_text"), self._train.batch_tokens / seconds
+        has_text = text is not None and self._bytes_per_token is not None
         return {
-            "bits_per_byte": bits_per_byte(text, self._bytes_per_token) if known else None,
-            "tokens_per_second": speed,
-            "mfu": model_flops_utilization(self._model, self._train.sequence_length, speed, self._peak, self._world),
+            "bits_per_byte": bits_per_byte(text, self._bytes_per_token) if has_text else None,
+            "tokens_per_second": tokens_per_second,
+            "mfu": model_flops_utilization(
+                self._model, self._train.sequence_length, tokens_per_second, self._peak, self._world
+            ),
             "memory_gib": memory_gib(self._device),
         }

@@ -1,11 +1,11 @@
-"""What this machine is called."""
+"""The name of this machine."""
 
 import os
 import socket
 
-NODE_VARIABLE = "ECHO_LM_NODE"  # what a launcher that knows calls this machine
+NODE_VARIABLE = "ECHO_LM_NODE"  # set by a launcher that knows the machine's name in the cluster
 
 
 def node_name() -> str:
-    """What this machine is called in messages, events and heartbeats."""
+    """The name of this machine in messages, events and heartbeats."""
     return os.environ.get(NODE_VARIABLE) or socket.gethostname()

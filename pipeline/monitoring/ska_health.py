@@ -1,4 +1,4 @@
-"""SKA health while training: a look every so many steps, and a warning when a layer leaves its range."""
+"""SKA health during training: measured every `run.health_every` steps, with a warning when a layer leaves its range."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ..config import RunConfig
 from ..mesh import Mesh
 from ..quiet_deepspeed import gathered
 
-# What a layer that works shows; `None` is no bound. docs/training.md says what each warning means.
+# Ranges of a layer that works; `None` is no bound. docs/training.md explains each warning.
 HEALTHY = {
     "smallest_eigenvalue": (0.5, None),
     "sigma_max": (None, 1.0 + 1e-3),
@@ -22,20 +22,20 @@ HEALTHY = {
 
 
 def out_of_range(layer: LayerHealth) -> list[str]:
-    """What is wrong with a layer, one line each."""
-    found = []
+    """The measurements of a layer outside their `HEALTHY` range, a line each."""
+    problems = []
     for field, (low, high) in HEALTHY.items():
         value = getattr(layer, field)
         if math.isnan(value):
-            found.append(f"layer {layer.layer}: {field} is not a number")
+            problems.append(f"layer {layer.layer}: {field} is not a number")
         elif not ((low is None or value >= low) and (high is None or value <= high)):
             bound = f"below {low}" if low is not None and value < low else f"above {high}"
-            found.append(f"layer {layer.layer}: {field} is {value:.3g}, {bound}")
-    return found
+            problems.append(f"layer {layer.layer}: {field} is {value:.3g}, {bound}")
+    return problems
 
 
 class SKAHealthMonitor:
-    """Looks at the SKA layers every `run.health_every` steps; a model without any is never looked at."""
+    """Measures the SKA layers every `run.health_every` steps; never in a model without any."""
 
     def __init__(self, engine: Any, config: RunConfig):
         self._engine = engine
@@ -43,30 +43,32 @@ class SKAHealthMonitor:
         self._every = config.run.health_every if "ska" in model.layers else 0
 
     def due(self, step: int) -> bool:
-        """Whether `look` is to be called after `step` updates."""
+        """Whether `measure` is to be called after `step` updates."""
         return self._every > 0 and step % self._every == 0
 
-    def look(self, batch: Batch, mesh: Mesh, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Events `health` and `warning` of this moment, on rank 0; called by every rank together.
+    def measure(self, batch: Batch, mesh: Mesh, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the events `health` and `warning` of this step, on rank 0; called by every rank together.
 
-        Rank 0 looks at its own first rows. Under ZeRO-3 it makes a model of its own for the moment: the stage's hooks
-        would take the weights apart again between the layers.
+        Rank 0 measures on its own rows of the batch. Under ZeRO-3 it builds a temporary model: the stage's hooks would
+        partition the weights again between the layers.
         """
         module, sharded = self._engine.module, self._engine.zero_optimization_stage() == 3
-        first = mesh.rank == 0
+        on_rank_0 = mesh.rank == 0
         model = module
         if sharded:
             with gathered(self._engine, list(module.parameters())):
-                if first:
+                if on_rank_0:
                     parameter = next(module.parameters())
                     model = build_model(module.config, device=parameter.device).to(parameter.dtype)
                     model.load_state_dict(module.state_dict())
-        if first:
+        if on_rank_0:
             tokens = mesh.rows(batch).tokens.to(self._engine.device)
             try:
                 layers = ska_health(model, tokens)
-            except RuntimeError as error:  # no memory, or a decomposition that does not converge: a look ends no run
-                yield "warning", {"message": f"SKA could not be looked at: {first_line(error)}"}
+            except (
+                RuntimeError
+            ) as error:  # out of memory, or a decomposition that does not converge: must not end the run
+                yield "warning", {"message": f"SKA health could not be measured: {first_line(error)}"}
                 return
             yield "health", {"layers": [layer._asdict() for layer in layers]}
             for layer in layers:

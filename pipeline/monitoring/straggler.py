@@ -1,8 +1,8 @@
-"""Stragglers: ranks that compute much longer than the others, which then wait for them in every step.
+"""Detection of stragglers: ranks that compute much longer than the others, which wait for them in every step.
 
-All ranks end a step at the same time, so its duration shows no straggler. Compared is the time that a rank computes without
-waiting for others: making its batch, and the forward pass of its first micro-batch. Under ZeRO 3 and sequence parallelism the
-forward pass holds collectives; then the ranks of a group are slow together and the group is named, or under ZeRO 3 nobody.
+All ranks end a step at the same time, so its duration shows no straggler. The detector compares the time that each rank computes
+without waiting for others: loading its batch, and the forward pass of its first micro-batch. Under sequence parallelism and
+ZeRO 3 the forward pass contains collectives: then all ranks of a sequence group appear slow, or under ZeRO 3 no rank does.
 """
 
 import statistics
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 
 WINDOW = 20  # steps
-COST = 0.1  # a straggler is reported when it takes this share of the step from everybody
+COST = 0.1  # a straggler is reported if it delays the step by this share
 
 
 class Straggler(NamedTuple):
-    """A rank whose mean of a window is far above the median of all ranks' means; seconds a step."""
+    """A rank whose mean compute time over a window is far above the median rank's; seconds a step."""
 
     rank: int
     seconds: float
@@ -25,7 +25,7 @@ class Straggler(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds between `start` and `stop` on the device; `seconds` returns them when the device has come so far."""
+    """Seconds between `start` and `stop` on the device; read them with `seconds` after a synchronization."""
 
     def __init__(self, device: torch.device):
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else None
@@ -42,7 +42,7 @@ class Stopwatch:
         self._stopped = time.perf_counter()
 
     def seconds(self) -> float:
-        """Called after the device was waited for."""
+        """The measured seconds; call it after the device was synchronized."""
         if self._events:
             return self._events[0].elapsed_time(self._events[1]) / 1000
         return self._stopped - self._started
@@ -60,12 +60,12 @@ class StragglerDetector:
         self._window: deque[list[float]] = deque(maxlen=WINDOW)
         self._step_seconds: deque[float] = deque(maxlen=WINDOW)
 
-    def look(self, compute_seconds: list[float], step_seconds: float) -> list[Straggler]:
-        """The stragglers of the window that this step completes; none in between.
+    def record_step(self, compute_seconds: list[float], step_seconds: float) -> list[Straggler]:
+        """Record a step and return the stragglers of the window that it completes; empty for the other steps.
 
         Args:
             compute_seconds: seconds that each rank computed in the step, by rank.
-            step_seconds: how long the step took everybody.
+            step_seconds: duration of the step.
         """
         self._window.append(compute_seconds)
         self._step_seconds.append(step_seconds)

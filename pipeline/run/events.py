@@ -17,8 +17,8 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 - `stop`: `step`, `tokens`, `reason`; left before the end
 - `finish`: `step`, `tokens`
 
-Those who watch over a run write to a log of their own beside it (`supervision.jsonl`, one writer at a time as here); readers of a
-log get both. Its kinds:
+The processes that supervise a run write to a second log (`supervision.jsonl`, one writer at a time as here); readers of a run's
+events get both. Its kinds:
 
 - `attempt`: `number`, `reason`, `pid`; the pipeline's process (the driver) was started
 - `lost`: `what` (worker, node, head, driver), `name`, `message`; something died, and training is started again
@@ -43,9 +43,9 @@ SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed
 
 
 class EventLog:
-    """Appends events to a file; each is on its way to the disk when `write` returns.
+    """Appends events to a file; `write` flushes each to the operating system.
 
-    A last line that a crash tore is cut off, so that the new events start on a line of their own.
+    A torn last line, left by a crash, is cut off, so that new events start on a line of their own.
     """
 
     def __init__(self, path: Path):
@@ -59,7 +59,7 @@ class EventLog:
                 self._file.truncate(whole)
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one event. `time` is now unless given; numbers that JSON lacks (NaN, infinity) become null."""
+        """Append one event, with the current `time` by default; NaN and infinity, which JSON lacks, become null."""
         event = {"kind": kind, "time": time.time()} | fields
         line = json.dumps(_finite(event), allow_nan=False) + "\n"
         self._file.write(line.encode())
@@ -76,13 +76,13 @@ class EventLog:
 
 
 class EventTail:
-    """Reads a growing log, and what supervision wrote beside it: each `read` returns the events completed since the last."""
+    """Reads a growing log of events and its supervision log: each `read` returns the events completed since the last call."""
 
     def __init__(self, path: Path):
         self._files = [_Tail(Path(path)), _Tail(Path(path).with_name(SUPERVISION))]
 
     def read(self) -> list[dict[str, Any]]:
-        """The new events, each log's in its own order; none if there is no file yet.
+        """The new events, merged by time, each log in its own order; empty if there is no file yet.
 
         A last line without its newline waits for the next call.
 
@@ -93,7 +93,7 @@ class EventTail:
 
 
 class _Tail:
-    """One file of events."""
+    """Reads one growing file of events."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -133,7 +133,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def steps(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The `step` events by step, ascending. A step that was repeated after a crash counts as its last record says."""
+    """The `step` events by step, ascending; of a step that was repeated after a crash, the last record."""
     last = {event["step"]: event for event in events if event["kind"] == "step"}
     return [last[step] for step in sorted(last)]
 

@@ -81,10 +81,10 @@ class RunFolder:
         return (self.path / read_json(self.data_file)["folder"]).resolve()
 
     def check_owner(self, *, trust: bool = False) -> None:
-        """Check that the run is this user's own: going on with it reads the state that its owner wrote.
+        """Check that the run belongs to this user, since resuming reads files that its owner wrote.
 
         Raises:
-            UserError: it belongs to somebody else, and is not to be trusted.
+            UserError: it belongs to another user, and `trust` is not set.
         """
         for path in (self.config_file, self.checkpoints):
             if not trust and path.exists() and path.stat().st_uid != os.geteuid():
@@ -111,9 +111,9 @@ class RunFolder:
                     "choose another name (name=...) or go on with the stored configuration"
                 )
         elif self.path.is_dir():
-            # Of a crash before the configuration was written.
-            ours = {".lock", ".supervision.lock", SUPERVISION, self.data_file.name, self.environment_file.name}
-            if any(entry.name not in ours for entry in self.path.iterdir()):
+            # Left by a crash before the configuration was written.
+            own_files = {".lock", ".supervision.lock", SUPERVISION, self.data_file.name, self.environment_file.name}
+            if any(entry.name not in own_files for entry in self.path.iterdir()):
                 raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
 
     def prepare(self, config: RunConfig, dataset: Path, *, trust: bool = False) -> None:
@@ -150,13 +150,13 @@ class RunFolder:
             holder.release()
 
     def raise_recorded_error(self) -> None:
-        """Raise what a worker of the last attempt recorded as the user's error, if it did."""
+        """Raise the `UserError` that a worker of the last attempt recorded, if any."""
         if self.error_file.is_file():
             raise UserError(read_json(self.error_file)["message"])
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, git commit, hardware: what a reader needs to judge or repeat a run."""
+    """Versions, git commit and hardware, for judging or repeating a run."""
     versions = {}
     for package in RECORDED_PACKAGES:
         try:
@@ -173,7 +173,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _describe_hardware() -> str:
-    import torch  # seconds, for this alone
+    import torch  # takes seconds, so only here
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     gpus = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]

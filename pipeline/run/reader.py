@@ -1,4 +1,4 @@
-"""What a run folder holds, read once."""
+"""Reading a run folder as a whole."""
 
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from .events import read_events, steps
 
 
 class RunFiles:
-    """A run as its files tell it, finished or not.
+    """The contents of a run folder, finished or not, read once.
 
     Attributes:
         config, environment: contents of `config.yaml` and `environment.json`.
@@ -53,5 +53,5 @@ class RunFiles:
         return read_config(self.checkpoints[-1][0] / MODEL) if self.checkpoints else None
 
     def figure(self, name: str) -> Path:
-        """Where the figure of that name lies."""
+        """The path of the figure of that name."""
         return self.folder / "figures" / f"{name}.png"

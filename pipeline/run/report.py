@@ -1,6 +1,6 @@
-"""`report.md` and its figures: what a run was, what it learned and how it went, from the run's files alone.
+"""The report of a run, `report.md` with figures, from the run's files alone.
 
-Nothing here depends on when it is called: the same files give the same bytes.
+The same files give the same bytes, whenever it is written.
 """
 
 import statistics
@@ -22,7 +22,7 @@ CONTEXTS = [1 << power for power in range(10, 21, 2)]
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.md` and `figures/*.png` of a run, finished, still going or crashed.
+    """Write `report.md` and `figures/*.png` of a run, finished, running or crashed.
 
     Returns:
         the path of `report.md`.
@@ -57,7 +57,7 @@ def _headline(run: RunFiles) -> str:
     rows = [
         ("model", _model(run)),
         ("parameters", _parameters(run)),
-        ("data", _dig(run.config, "data.name", "dataset.name", "data", "dataset")),
+        ("data", _first_text(run.config, "data.name", "dataset.name", "data", "dataset")),
         ("tokens", f"{last['tokens']:,} in {last['step']:,} steps"),
         ("training time", _duration(_seconds_trained(run))),
         ("hardware", _hardware(run)),
@@ -129,8 +129,8 @@ def _training(run: RunFiles) -> str:
     speeds = [event["tokens_per_second"] for event in run.steps if event.get("tokens_per_second") is not None]
     stalls = [event["data_stall_seconds"] for event in run.steps if event.get("data_stall_seconds") is not None]
     last = run.steps[-1]
-    named = (("loss", "loss"), ("loss_text", "text"), ("loss_recall", "recall"))
-    losses = [f"{name} {last[key]:.4f}" for key, name in named if last.get(key) is not None]
+    loss_names = (("loss", "loss"), ("loss_text", "text"), ("loss_recall", "recall"))
+    losses = [f"{name} {last[key]:.4f}" for key, name in loss_names if last.get(key) is not None]
     lines = [f"Last step: {', '.join(losses)} nats per token." if losses else "The last step has no finite loss."]
     images = [_image(figures.loss_curve(run.figure("loss"), run.steps), "Training loss")]
     if speeds:
@@ -146,14 +146,14 @@ def _training(run: RunFiles) -> str:
 
 
 def _memory(run: RunFiles) -> str:
-    """State of one sequence while decoding, against the keys and values that attention would keep."""
+    """Decoding state of one sequence, compared with the keys and values that attention would keep."""
     config = run.model_config
     if config is None:
         return ""
     every = ("attention",) * len(config.layers)
     instead = tuple("attention" if kind == "ska" else kind for kind in config.layers)
     layouts = {"this model": config.layers, "attention instead of SKA": instead, "attention in every layer": every}
-    # Layouts that are the same as an earlier one would hide its curve.
+    # A layout equal to an earlier one would hide its curve.
     curves = {
         name: [state_bytes(config.model_copy(update={"layers": layers}), context) for context in CONTEXTS]
         for i, (name, layers) in enumerate(layouts.items())
@@ -203,8 +203,8 @@ def _restarts(run: RunFiles) -> str:
 
 
 def _seconds_trained(run: RunFiles) -> float:
-    """From each start to the last event of the training before the next one: the time that a run lay dead does not count,
-    nor that of evaluations after its end."""
+    """Seconds from each start to the last training event before the next start; downtime and evaluations after the end do not
+    count."""
     events = [event for event in run.events if event["kind"] not in SUPERVISION_KINDS]
     return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
 
@@ -212,7 +212,7 @@ def _seconds_trained(run: RunFiles) -> float:
 def _model(run: RunFiles) -> str:
     config = run.model_config
     if config is None:
-        return _dig(run.config, "model.name", "model.preset", "model")
+        return _first_text(run.config, "model.name", "model.preset", "model")
     layers = ", ".join(f"{config.layers.count(kind)} {kind}" for kind in dict.fromkeys(config.layers))
     return f"{config.name}: width {config.d_model}, {layers}, {config.feedforward.kind} feed-forward"
 
@@ -236,8 +236,8 @@ def _commit(run: RunFiles) -> str:
     return commit + (" (with uncommitted changes)" if commit and run.environment.get("git_dirty") else "")
 
 
-def _dig(config: dict[str, Any], *names: str) -> str:
-    """The first of the dotted names under which the config holds plain text."""
+def _first_text(config: dict[str, Any], *names: str) -> str:
+    """The text at the first of the dotted `names` that the config has; empty if none."""
     for name in names:
         value: Any = config
         for part in name.split("."):

@@ -1,4 +1,4 @@
-"""What those who watch over a run tell: `supervision.jsonl`, beside the run's own events and read together with them."""
+"""The supervision log of a run, `supervision.jsonl`: restarts, hangs and evaluations, read together with the run's events."""
 
 from typing import Any
 
@@ -10,6 +10,6 @@ from .folder import RunFolder
 
 
 def record_event(run: RunFolder, kind: str, **fields: Any) -> None:
-    """Append one event. Supervisor, driver and Ray's controller all write, on one machine: one at a time."""
+    """Append one event under a lock, since supervisor, driver and Ray's controller, on one machine, all write."""
     with FileLock(run.path / ".supervision.lock"), EventLog(run.path / SUPERVISION) as log:
         log.write(kind, **fields)

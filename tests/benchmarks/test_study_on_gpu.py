@@ -33,8 +33,8 @@ def test_an_archive_has_what_is_done_and_no_weights(tmp_path):
         unpack(tmp_path / "study-pocket.tar.xz", StudyFolder(tmp_path / "again" / "study-code-h100"))
     with tarfile.open(tmp_path / "study-pocket.tar.xz") as file:
         files = {entry.name for entry in file if entry.isfile()}
-    wanted = ("plan.json", "logs/done.log", "runs/done/cell.json", "runs/done/events.jsonl")
-    assert files == {f"study-pocket/{name}" for name in wanted}
+    expected = ("plan.json", "logs/done.log", "runs/done/cell.json", "runs/done/events.jsonl")
+    assert files == {f"study-pocket/{name}" for name in expected}
 
 
 def test_what_is_done_is_packed_while_others_run(tmp_path):

@@ -48,13 +48,13 @@ def parses(arguments: list[str]) -> None:
 
 def test_hadolint_has_nothing_to_say():
     assert len(DOCKERFILES) == 2
-    done = run(BIN / "hadolint", "-c", FOLDER / ".hadolint.yaml", *DOCKERFILES)
-    assert (done.returncode, done.stdout) == (0, "")
+    process = run(BIN / "hadolint", "-c", FOLDER / ".hadolint.yaml", *DOCKERFILES)
+    assert (process.returncode, process.stdout) == (0, "")
 
 
 def test_the_compose_file_follows_its_schema():
-    done = run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", FOLDER / "compose.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", FOLDER / "compose.yaml")
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_base_images_are_pinned():
@@ -81,10 +81,10 @@ def test_what_stays_up_has_a_health_check(services):
 @pytest.mark.parametrize("name", ["head", "worker", "mlflow"])
 def test_the_services_commands_know_their_options(services, name):
     command = services[name]["entrypoint"]
-    known = options_of(*[part for part in command if not part.startswith("-")])
+    options = options_of(*[part for part in command if not part.startswith("-")])
     for part in command:
         if part.startswith("--"):
-            assert part.partition("=")[0] in known, part
+            assert part.partition("=")[0] in options, part
 
 
 def test_the_services_echo_lm_commands_are_commands(services):
@@ -127,14 +127,14 @@ def test_the_scripts_are_bash():
 
 
 def test_a_gpu_install_without_a_toolkit_is_refused_in_one_line():
-    done = subprocess.run(
+    process = subprocess.run(
         ["/bin/bash", FOLDER / "install-gpu.sh", "/nowhere"],
         capture_output=True,
         text=True,
         env={"PATH": "/bin:/usr/bin"},
     )
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "nvcc is not here" in done.stderr
+    assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
+    assert "nvcc is not here" in process.stderr
 
 
 def test_the_images_get_all_that_is_installed_and_nothing_else():
@@ -150,11 +150,11 @@ def test_the_images_get_all_that_is_installed_and_nothing_else():
 @pytest.mark.slow
 def test_the_cpu_install_passes_in_a_fresh_environment(tmp_path):
     """What the CPU image does, in an environment of its own; it ends with check-install.sh. About 4 minutes, 3 GB."""
-    done = subprocess.run(
+    process = subprocess.run(
         [FOLDER / "install-cpu.sh", tmp_path / "environment"], capture_output=True, text=True, timeout=1500
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == f"{tmp_path / 'environment'}: complete"
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.splitlines()[-1] == f"{tmp_path / 'environment'}: complete"
 
 
 @pytest.mark.slow
@@ -166,8 +166,8 @@ def test_the_slurm_script_runs_a_recipe(tmp_path):
     try:
         (tmp_path / ".venv").symlink_to(BIN.parent)
         command = ["sbatch", "--wait", "--nodes=1", f"--output={tmp_path}/log", FOLDER / "slurm.sbatch", "smoke"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
-        assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
+        assert process.returncode == 0, process.stderr + (tmp_path / "log").read_text()
         assert json.loads((tmp_path / "runs/smoke/finished.json").read_text())["step"] == 30
         assert (tmp_path / "runs/smoke/report.md").is_file()
         assert not list(tmp_path.glob(".ray-token-*"))

@@ -50,10 +50,10 @@ def test_commands_were_found():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.note], ids=lambda command: command.name)
 def test_what_is_not_run_here_says_where_it_is_run_or_why_not(command):
     if command.note == "tested":
-        path, _, name = command.said.partition("::")
+        path, _, name = command.detail.partition("::")
         assert f"def {name}(" in (ROOT / path).read_text(), command
     else:
-        assert len(command.said.split()) >= 3, command
+        assert len(command.detail.split()) >= 3, command
 
 
 def test_the_other_commands_run(workspace, monkeypatch, capsys):
@@ -68,9 +68,9 @@ def test_the_other_commands_run(workspace, monkeypatch, capsys):
         for said, done in IN_WORKSPACE:
             text = text.replace(said, done)
         monkeypatch.setattr("sys.argv", shlex.split(text))
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        assert not left.value.code, f"{command.name}: {text}: {capsys.readouterr().err}"
+        assert not exit_info.value.code, f"{command.name}: {text}: {capsys.readouterr().err}"
         ran += 1
     assert ran >= 8
     assert read_json(workspace / "runs/mine/finished.json")["step"] == 20
@@ -86,18 +86,20 @@ def test_commands_are_understood(command):
 
 
 def test_commands_in_sentences_name_what_exists():
-    found = inline_commands()
-    assert len(found) > 20
-    for page, text in found:
+    inline = inline_commands()
+    assert len(inline) > 20
+    for page, text in inline:
         words = text.split()
-        known = typer.main.get_command(app)
+        command_object = typer.main.get_command(app)
         for word in words[1:]:
-            inner = getattr(known, "commands", {})
+            inner = getattr(command_object, "commands", {})
             if word not in inner:
                 break
-            known = inner[word]
-        assert known.name != "echo-lm", f"{page}: {text}"
-        options = {option for parameter in known.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            command_object = inner[word]
+        assert command_object.name != "echo-lm", f"{page}: {text}"
+        options = {
+            option for parameter in command_object.params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         for word in words:
             if word.startswith("--"):
                 assert word.partition("=")[0] in options | {"--help"}, f"{page}: {text}"

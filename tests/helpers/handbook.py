@@ -1,4 +1,4 @@
-"""The shell commands of the handbook, with what an HTML comment before their block says about them.
+"""The shell commands of the handbook, with the HTML comment before their block, which says how they are tested.
 
 - nothing: the test runs the command as it stands, in a workspace with a small trained run;
 - `<!-- tested: tests/...::name -->`: another test runs it, or the same with other words;
@@ -24,13 +24,13 @@ SHELLS = ("bash", "sh", "shell", "console")
 
 @dataclass(frozen=True)
 class Command:
-    """One line of a shell block; `note` is "tested", "not tested" or "", `said` what follows it."""
+    """One line of a shell block; `note` is "tested", "not tested" or "", `detail` the text after it."""
 
     page: str
     line: int
     text: str
     note: str
-    said: str
+    detail: str
 
     @property
     def name(self) -> str:
@@ -43,7 +43,7 @@ def commands() -> list[Command]:
 
 
 def _of_page(page: Path) -> list[Command]:
-    found, note = [], ("", "")
+    commands, note = [], ("", "")
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
         if token.type == "html_block":
             match = NOTE.search(token.content)
@@ -53,11 +53,11 @@ def _of_page(page: Path) -> list[Command]:
             for number, line in enumerate(token.content.splitlines()):
                 text = re.sub(r"\s+#\s.*", "", line).strip().replace(".venv/bin/", "")
                 if text:
-                    found.append(Command(str(page.relative_to(ROOT)), first + number, text, *note))
+                    commands.append(Command(str(page.relative_to(ROOT)), first + number, text, *note))
             note = ("", "")
         elif token.nesting <= 0 and token.type not in ("list_item_close", "bullet_list_close"):
             note = ("", "")
-    return found
+    return commands
 
 
 def _is_shell(language: str, content: str) -> bool:
@@ -67,8 +67,8 @@ def _is_shell(language: str, content: str) -> bool:
 
 def inline_commands() -> list[tuple[str, str]]:
     """Page and text of every `echo-lm ...` within a sentence or a table."""
-    found = []
+    commands = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        found += [(str(page.relative_to(ROOT)), match) for match in re.findall(r"`(echo-lm [a-z][^`]*)`", text)]
-    return found
+        commands += [(str(page.relative_to(ROOT)), match) for match in re.findall(r"`(echo-lm [a-z][^`]*)`", text)]
+    return commands

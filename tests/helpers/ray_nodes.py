@@ -150,8 +150,8 @@ def kill_tree(pid: int) -> None:
     """`kill -9` a process and all below it; Ray's workers are sessions of their own, so a group would not reach them."""
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
-        found = [root, *root.children(recursive=True)]
-        for process in found:
+        processes = [root, *root.children(recursive=True)]
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(found, timeout=10)
+        psutil.wait_procs(processes, timeout=10)

@@ -56,13 +56,13 @@ def test_zero_stages_divide_what_they_say():
 def test_activations_are_estimated_within_a_factor_of_two(name):
     config = preset(name, vocab_size=512)
     model = build_model(config)
-    kept = {}
+    storage_bytes = {}
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            storage_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     tokens = torch.zeros(2, 256, dtype=torch.int64)
@@ -70,7 +70,7 @@ def test_activations_are_estimated_within_a_factor_of_two(name):
         loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
     estimate = activation_bytes(config, 2, 256, bytes_per_number=4)
     assert loss.isfinite()
-    assert 0.5 <= sum(kept.values()) / estimate <= 2
+    assert 0.5 <= sum(storage_bytes.values()) / estimate <= 2
 
 
 def test_table_has_a_row_a_preset():

@@ -77,13 +77,13 @@ def test_ska_is_extended_after_steps(mode):
         torch.nn.init.normal_(weight, std=0.3, generator=generator)
     x = torch.randn(1, steps + 6, 32, dtype=torch.float64, generator=generator)
     with torch.no_grad():
-        wanted = mixer(x)[:, -1]
+        expected = mixer(x)[:, -1]
         cache = mixer.init_cache(1, x)
         for t in range(steps):
             _, cache = mixer.step(x[:, t], cache)
         _, cache = mixer.extend(x[:, steps:-1], cache, torch.ones(1, 5, dtype=torch.bool))
         y, _ = mixer.step(x[:, -1], cache)
-    torch.testing.assert_close(y, wanted, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(y, expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -96,9 +96,9 @@ def test_unequal_prompts_in_one_batch(name, random_model):
     for t in range(3):
         logits, cache = step(model, following[:, t], cache)
     for row, length in enumerate(lengths.tolist()):
-        alone = torch.cat((tokens[row, :length], following[row]))[None]
+        single = torch.cat((tokens[row, :length], following[row]))[None]
         with torch.no_grad():
-            want = model(alone)[0, -1]
+            want = model(single)[0, -1]
         assert (logits[row] - want).abs().max() <= 1e-8
 
 

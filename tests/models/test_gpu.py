@@ -39,8 +39,8 @@ def test_cuda_agrees_with_the_cpu_in_logits_and_every_gradient(name, borders):
         randomise(model)
         border = None if cu_seqlens is None else cu_seqlens.to(device)
         results.append(logits_and_gradients(model.to(device), tokens.to(device), border, weights.to(device)))
-    (expected, expected_gradients), (found, gradients) = results
-    assert (found - expected).norm() <= BOUND * expected.norm()
+    (expected, expected_gradients), (result, gradients) = results
+    assert (result - expected).norm() <= BOUND * expected.norm()
     for key, gradient in expected_gradients.items():
         assert gradient.norm() > 0, key
         assert (gradients[key] - gradient).norm() <= BOUND * gradient.norm(), key

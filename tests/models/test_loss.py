@@ -38,11 +38,11 @@ def test_in_parts_it_is_the_plain_loss_and_its_gradients(rows, z_loss):
 
 def test_no_more_logits_than_asked_for_exist_at_once(monkeypatch):
     x, weight, labels, mask = inputs()
-    seen = []
+    row_counts = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda a, b: seen.append(len(a)) or linear(a, b))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda a, b: row_counts.append(len(a)) or linear(a, b))
     projected_loss(x.requires_grad_(), weight, labels, mask, rows=10)[0].backward()
-    assert seen == [10, 10, 10, 7]
+    assert row_counts == [10, 10, 10, 7]
 
 
 def test_bf16_keeps_the_objective_in_fp32():

@@ -49,12 +49,12 @@ def test_a_mixer_from_a_file_decodes_what_it_computes_in_parallel(decaying_mean)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(50, (2, 9), generator=generator)
     with torch.no_grad():
-        wanted = model(tokens)
+        expected = model(tokens)
         logits, cache = prefill(model, tokens[:, :5])
-        torch.testing.assert_close(logits, wanted[:, 4])
+        torch.testing.assert_close(logits, expected[:, 4])
         for t in range(5, 9):
             logits, cache = step(model, tokens[:, t], cache)
-            torch.testing.assert_close(logits, wanted[:, t])
+            torch.testing.assert_close(logits, expected[:, t])
         documents = model(tokens, cu_seqlens=torch.tensor([0, 4, 9, 18]))
         torch.testing.assert_close(documents[0, 4:], model(tokens[:1, 4:])[0])
 

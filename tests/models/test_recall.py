@@ -21,9 +21,9 @@ def sample(rows, pairs, tool_trace, generator):
     keys = torch.rand(rows, 40, generator=generator).argsort(1)[:, :pairs]
     values = torch.randint(VALUE, NOISE, (rows, pairs), generator=generator)
     text = torch.randint(NOISE, SYS, (rows, LENGTH + 1), generator=generator)
-    asked = LENGTH + 1 - 3 * pairs
+    query_start = LENGTH + 1 - 3 * pairs
     if tool_trace:
-        slots = torch.rand(rows, asked // 4, generator=generator).argsort(1)[:, :pairs] * 4
+        slots = torch.rand(rows, query_start // 4, generator=generator).argsort(1)[:, :pairs] * 4
         unit = torch.stack((torch.full_like(keys, CALL), keys, torch.full_like(keys, RESULT), values), 2)
         text.scatter_(1, (slots[..., None] + torch.arange(4)).flatten(1), unit.flatten(1))
     else:
@@ -31,9 +31,9 @@ def sample(rows, pairs, tool_trace, generator):
         text[:, 1 : 1 + 2 * pairs] = torch.stack((keys, values), 2).flatten(1)
     order = torch.rand(rows, pairs, generator=generator).argsort(1)
     key, value = keys.gather(1, order), values.gather(1, order)
-    text[:, asked:] = torch.stack((torch.full_like(key, QUERY), key, value), 2).flatten(1)
+    text[:, query_start:] = torch.stack((torch.full_like(key, QUERY), key, value), 2).flatten(1)
     mask = torch.zeros(rows, LENGTH)
-    mask[:, asked + 1 :: 3] = 1
+    mask[:, query_start + 1 :: 3] = 1
     return text[:, :-1], text[:, 1:], mask
 
 
@@ -91,12 +91,12 @@ def test_echo_recalls_eight_pairs(echo):
 
 
 def test_without_ska_the_same_weights_do_not(echo):
-    kept = [block.mixer.out_proj.weight.clone() for block in echo.blocks if hasattr(block.mixer, "eta")]
+    weights_before = [block.mixer.out_proj.weight.clone() for block in echo.blocks if hasattr(block.mixer, "eta")]
     with torch.no_grad():
         for block in echo.blocks[1::2]:
             block.mixer.out_proj.weight.zero_()
         silent = accuracy(echo)
-        for block, weight in zip(echo.blocks[1::2], kept, strict=True):
+        for block, weight in zip(echo.blocks[1::2], weights_before, strict=True):
             block.mixer.out_proj.weight.copy_(weight)
     assert silent <= 0.5
 

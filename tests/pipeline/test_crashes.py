@@ -99,12 +99,12 @@ def kill_when_writing(run: RunFolder, step: int, delay: float) -> None:
 
 def workers() -> list[psutil.Process]:
     """The training processes that `launch` started."""
-    found = []
+    processes = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if any("spawn_main" in word for word in child.cmdline()):
-                found.append(child)
-    return found
+                processes.append(child)
+    return processes
 
 
 def kill_workers() -> None:
@@ -113,7 +113,7 @@ def kill_workers() -> None:
             worker.kill()
 
 
-def is_told_to_leave(worker: psutil.Process) -> bool:
+def has_pending_sigterm(worker: psutil.Process) -> bool:
     """Whether a SIGTERM waits for a process that is stopped."""
     pending = re.search(r"ShdPnd:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text())[1]
     return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
@@ -126,22 +126,22 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def check_after_crash(run: RunFolder, expected: torch.Tensor, beside: bool) -> None:
+def check_after_crash(run: RunFolder, expected: torch.Tensor, in_background: bool) -> None:
     """No checkpoint is damaged, no batch was skipped or doubled, no more was repeated than the rule allows."""
     assert torch.equal(losses(run), expected)
     assert (run.checkpoints / "latest").read_text().strip() == latest_checkpoint(run).name
     for checkpoint, _ in complete_checkpoints(run.path):
         check_checkpoint(checkpoint)
     assert not list(run.checkpoints.glob(".*.partial"))
-    reached = begun = 0
+    reached = last_begun = 0
     for event in read_events(run.events_file):
         if event["kind"] == "step":
             assert event["step"] == reached + 1, "steps follow each other"
             reached = event["step"]
-            begun = max(begun, reached // EVERY * EVERY)
+            last_begun = max(last_begun, reached // EVERY * EVERY)
         elif event["kind"] == "start":
-            # Beside the training one more checkpoint may have begun and not be complete.
-            oldest = reached - EVERY if not beside else begun - EVERY
+            # In the background one more checkpoint may have begun and not be complete.
+            oldest = reached - EVERY if not in_background else last_begun - EVERY
             assert oldest <= event["step"] <= reached
             reached = event["step"]
 
@@ -158,16 +158,16 @@ DIES_WHILE_WRITING = """
 """
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_kill_while_a_checkpoint_is_written(beside, undisturbed, tmp_path, data_root, smoke):
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_kill_while_a_checkpoint_is_written(in_background, undisturbed, tmp_path, data_root, smoke):
     """From inside: who looks on from outside may miss the moment."""
-    config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(beside).lower()}")
+    config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(in_background).lower()}")
     run = set_up(config, tmp_path / "run", data_root)
     assert alone(run, DIES_WHILE_WRITING).returncode == -signal.SIGKILL
     assert (run.checkpoints / ".step_00000020.partial").is_dir()
     launch(run, config)
     assert len(of_kind(run, "start")) == 2
-    check_after_crash(run, undisturbed, beside)
+    check_after_crash(run, undisturbed, in_background)
 
 
 @pytest.mark.slow
@@ -175,8 +175,8 @@ def test_a_kill_while_a_checkpoint_is_written(beside, undisturbed, tmp_path, dat
 def test_a_kill_at_a_random_moment(trial, undisturbed, tmp_path, data_root, smoke):
     """The long form: half of the trials while a checkpoint is written, half at any time after the first step."""
     generator = random.Random(trial)
-    beside = trial % 2 == 0
-    config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(beside).lower()}")
+    in_background = trial % 2 == 0
+    config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(in_background).lower()}")
     run = set_up(config, tmp_path / "run", data_root)
     if trial % 4 < 2:
         kill_when_writing(run, generator.choice([10, 20, 30]), generator.uniform(0, 0.05))
@@ -190,7 +190,7 @@ def test_a_kill_at_a_random_moment(trial, undisturbed, tmp_path, data_root, smok
 
         threading.Thread(target=watch, daemon=True).start()
     launch(run, config)
-    check_after_crash(run, undisturbed, beside)
+    check_after_crash(run, undisturbed, in_background)
 
 
 FULL_DISK = """
@@ -210,14 +210,14 @@ FULL_DISK = """
 
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written(undisturbed, tmp_path, data_root, smoke):
     run = set_up(smoke(*STEADY, "run.workers=1"), tmp_path / "run", data_root)
-    done = alone(run, FULL_DISK)
-    assert done.returncode != 0
+    process = alone(run, FULL_DISK)
+    assert process.returncode != 0
     with pytest.raises(UserError, match="could not be written .*the checkpoint before it is kept"):
         run.raise_recorded_error()
     assert latest_checkpoint(run).name == "step_00000010"
     check_checkpoint(latest_checkpoint(run))
     assert alone(run).returncode == 0
-    check_after_crash(run, undisturbed, beside=True)
+    check_after_crash(run, undisturbed, in_background=True)
 
 
 def test_sigterm_saves_and_leaves(undisturbed, tmp_path, data_root, smoke):
@@ -234,7 +234,7 @@ def test_sigterm_saves_and_leaves(undisturbed, tmp_path, data_root, smoke):
             worker.suspend()
         wait_for(lambda: all(worker.status() == psutil.STATUS_STOPPED for worker in stopped))
         os.kill(os.getpid(), signal.SIGTERM)
-        wait_for(lambda: all(map(is_told_to_leave, stopped)))
+        wait_for(lambda: all(map(has_pending_sigterm, stopped)))
         for worker in stopped:
             worker.resume()
 
@@ -254,9 +254,9 @@ NOT_FINITE = """
     import echo_lm.pipeline.update as update
     real, calls = update._losses, []
     def broken(engine, *arguments):
-        found, objective, opened = real(engine, *arguments)
+        nats, objective, gate_mean = real(engine, *arguments)
         calls.append(0)
-        return found, objective * (float("nan") if len(calls) in {bad} else 1.0), opened
+        return nats, objective * (float("nan") if len(calls) in {bad} else 1.0), gate_mean
     update._losses = broken
 """
 

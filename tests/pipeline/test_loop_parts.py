@@ -12,7 +12,7 @@ from echo_lm.models import LayerHealth, preset
 from echo_lm.models.accounting import training_flops
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.files import read_json, write_json
-from echo_lm.pipeline.checkpoint.writer import leave_record, record_of
+from echo_lm.pipeline.checkpoint.writer import rank_record_path, write_rank_record
 from echo_lm.pipeline.mesh import Mesh
 from echo_lm.pipeline.monitoring.metrics import bits_per_byte, model_flops_utilization, peak_flops
 from echo_lm.pipeline.monitoring.ska_health import SKAHealthMonitor, out_of_range
@@ -38,12 +38,12 @@ def test_open_gates_cost_nothing_in_the_first_half(smoke):
 
 
 def test_prefetch_gives_every_step_in_order_and_starts_over_where_asked():
-    made = []
-    with Prefetcher(lambda step: made.append(step) or step, 10, depth=3) as batches:
+    loaded_steps = []
+    with Prefetcher(lambda step: loaded_steps.append(step) or step, 10, depth=3) as batches:
         assert [batches.batch(step)[0] for step in (4, 5, 6)] == [4, 5, 6]
         assert [batches.batch(step)[0] for step in (2, 3)] == [2, 3]
         assert [batches.batch(step)[0] for step in (9,)] == [9]
-    assert max(made) == 9, "nothing is made beyond the end"
+    assert max(loaded_steps) == 9, "nothing is made beyond the end"
 
 
 def test_prefetch_works_ahead_and_measures_the_wait():
@@ -86,11 +86,11 @@ def test_a_look_that_fails_is_a_warning(monkeypatch):
     engine = SimpleNamespace(
         module=SimpleNamespace(config=preset("echo-1m")), zero_optimization_stage=lambda: 0, device="cpu"
     )
-    watch = SKAHealthMonitor(engine, SimpleNamespace(run=SimpleNamespace(health_every=10)))
-    assert [watch.due(step) for step in (9, 10)] == [False, True]
+    monitor = SKAHealthMonitor(engine, SimpleNamespace(run=SimpleNamespace(health_every=10)))
+    assert [monitor.due(step) for step in (9, 10)] == [False, True]
     mesh = SimpleNamespace(rank=0, rows=lambda batch: batch)
-    events = list(watch.look(SimpleNamespace(tokens=torch.zeros(1, 4)), mesh, 10))
-    assert events == [("warning", {"message": "SKA could not be looked at: CUDA out of memory."})]
+    events = list(monitor.measure(SimpleNamespace(tokens=torch.zeros(1, 4)), mesh, 10))
+    assert events == [("warning", {"message": "SKA health could not be measured: CUDA out of memory."})]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_a_ranks_record_is_the_last_that_it_does_to_a_checkpoint(tmp_path, monke
         partial.rename(final)
 
     monkeypatch.setattr(os, "replace", replace_and_complete)
-    leave_record(partial, 1, {"engine/rank_00001.safetensors": "ab"})
-    assert read_json(record_of(final, 1)) == {"engine/rank_00001.safetensors": "ab"}
+    write_rank_record(partial, 1, {"engine/rank_00001.safetensors": "ab"})
+    assert read_json(rank_record_path(final, 1)) == {"engine/rank_00001.safetensors": "ab"}
 
 
 def test_a_checkpoint_that_is_being_completed_is_not_complete(tmp_path):
@@ -130,7 +130,7 @@ def test_a_checkpoint_that_is_being_completed_is_not_complete(tmp_path):
 
 def test_code_without_its_history_is_told_its_commit(monkeypatch):
     monkeypatch.setenv("ECHO_LM_COMMIT", "abc1234-dirty")
-    found = describe_environment()
-    assert (found["git_commit"], found["git_dirty"]) == ("abc1234", True)
+    environment = describe_environment()
+    assert (environment["git_commit"], environment["git_dirty"]) == ("abc1234", True)
     monkeypatch.delenv("ECHO_LM_COMMIT")
     assert describe_environment()["git_commit"] != "abc1234"

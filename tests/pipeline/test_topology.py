@@ -48,15 +48,15 @@ def four(tmp_path_factory, data_root) -> dict[Case, Result]:
 
 @pytest.mark.parametrize("case", FOUR, ids=str)
 def test_any_topology_gives_the_same_losses_and_weights(case, one, four):
-    expected, found = one[case.model], four[case]
-    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-5, atol=0)
-    for ours, theirs in zip(found.metrics, expected.metrics, strict=True):
+    expected, result = one[case.model], four[case]
+    torch.testing.assert_close(result.losses, expected.losses, rtol=1e-5, atol=0)
+    for ours, theirs in zip(result.metrics, expected.metrics, strict=True):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)  # AdamW alone would not see its scale
         assert ours.keys() == theirs.keys()
         assert ours.get("gate_mean", 0) == pytest.approx(theirs.get("gate_mean", 0), rel=1e-4)
-    assert found.weights.keys() == expected.weights.keys()
+    assert result.weights.keys() == expected.weights.keys()
     for name, weight in expected.weights.items():
-        assert (found.weights[name] - weight).norm() <= 1e-4 * weight.norm(), name
+        assert (result.weights[name] - weight).norm() <= 1e-4 * weight.norm(), name
 
 
 def test_the_gate_penalty_acts_in_the_second_half(one):
@@ -74,40 +74,40 @@ def rank_gradients(stage: int, data: Path) -> dict[str, tuple[torch.Tensor, torc
     case = Case("echo", stage, overrides=("train.gradient_clipping=0",))
     config = case.config(dist.get_world_size())
     tokens = torch.randint(0, 64, (2, 32), generator=torch.Generator().manual_seed(0))
-    alone = randomized(config.model.resolve(64), seed=config.seed)
-    alone(tokens).square().mean().backward()
+    reference = randomized(config.model.resolve(64), seed=config.seed)
+    reference(tokens).square().mean().backward()
     engine = build_engine(config, 64, torch.device("cpu"), make_mesh(1))
     engine.backward((dist.get_rank() + 1) * engine(tokens).square().mean())
     engine.step()
     moments = collect(engine, "exp_avg")
     engine.destroy()
-    return {name: (moments[name], p.grad.flatten()) for name, p in alone.named_parameters() if p.requires_grad}
+    return {name: (moments[name], p.grad.flatten()) for name, p in reference.named_parameters() if p.requires_grad}
 
 
-def priced_gradient(overrides: tuple[str, ...], data: Path) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+def penalized_gradient(overrides: tuple[str, ...], data: Path) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     """AdamW's first moment after one step in which open gates cost 0.7 nats, and the gradient of that by hand."""
     case = Case("dear gate", 0, overrides=("train.gradient_clipping=0", *overrides))
     config = case.config(dist.get_world_size())
     dataset = Dataset.open(data / config.data.name)
     vocab_size = dataset.tokenizer().get_vocab_size()
     batch = make_loader(dataset, config).batch(0)
-    alone = randomized(config.model.resolve(vocab_size), seed=config.seed)
+    reference = randomized(config.model.resolve(vocab_size), seed=config.seed)
     borders = None if batch.whole_rows else batch.cu_seqlens
-    logits, gate_mean = alone(batch.tokens, cu_seqlens=borders, return_gate_mean=True)
+    logits, gate_mean = reference(batch.tokens, cu_seqlens=borders, return_gate_mean=True)
     nats, labels = language_model_loss(logits, batch.labels, batch.loss_mask)
     (nats / labels + 0.7 * gate_mean).backward()
     mesh = make_mesh(1)
     engine = build_engine(config, vocab_size, torch.device("cpu"), mesh)
-    found = update(engine, batch, 1e-4, config, mesh, flags=[], gate_penalty=0.7)
-    assert found.metrics["gate_mean"] == pytest.approx(gate_mean.item(), rel=1e-5)
+    result = update(engine, batch, 1e-4, config, mesh, flags=[], gate_penalty=0.7)
+    assert result.metrics["gate_mean"] == pytest.approx(gate_mean.item(), rel=1e-5)
     moments = collect(engine, "exp_avg")
     engine.destroy()
-    return [(name, moments[name], p.grad.flatten()) for name, p in alone.named_parameters() if p.requires_grad]
+    return [(name, moments[name], p.grad.flatten()) for name, p in reference.named_parameters() if p.requires_grad]
 
 
 def test_a_step_descends_on_the_loss_and_what_open_gates_cost(tmp_path, data_root):
-    for found in play([(), ("run.microbatch_sequences=1",)], 2, data_root, tmp_path, priced_gradient):
-        for name, moment, gradient in found:
+    for gradients in play([(), ("run.microbatch_sequences=1",)], 2, data_root, tmp_path, penalized_gradient):
+        for name, moment, gradient in gradients:
             torch.testing.assert_close(
                 moment, 0.1 * gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item() + 1e-9, msg=name
             )
@@ -115,19 +115,19 @@ def test_a_step_descends_on_the_loss_and_what_open_gates_cost(tmp_path, data_roo
 
 def test_the_world_mean_is_the_gradient_in_every_stage(tmp_path, data_root):
     """Gradients 1, 2, 3 and 4 have the mean 2.5, whatever DeepSpeed does with them in between."""
-    for stage, found in enumerate(play([0, 1, 2, 3], 4, data_root, tmp_path, rank_gradients)):
-        assert found
-        for name, (moment, gradient) in found.items():
+    for stage, gradients in enumerate(play([0, 1, 2, 3], 4, data_root, tmp_path, rank_gradients)):
+        assert gradients
+        for name, (moment, gradient) in gradients.items():
             torch.testing.assert_close(
                 moment, 0.1 * 2.5 * gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max(), msg=f"stage {stage} {name}"
             )
 
 
-class WrongGuesses(PredictedSizes):
-    """That tails begin at the twelfth of a segment's 32 tokens, whatever they do."""
+class WrongPredictions(PredictedSizes):
+    """Predict always that tails begin at the twelfth of a segment's 32 tokens."""
 
     def number(self, key, value, safe):
-        return super().number(key, value, lambda found: 12)
+        return super().number(key, value, lambda size: 12)
 
 
 def losses_with_predictions(predicted_sizes: type[PredictedSizes], data: Path) -> tuple[list[float], int, int]:
@@ -139,23 +139,25 @@ def losses_with_predictions(predicted_sizes: type[PredictedSizes], data: Path) -
     engine = build_engine(config, dataset.tokenizer().get_vocab_size(), torch.device("cpu"), mesh)
     runs = []
     engine.module.register_forward_pre_hook(lambda *_: runs.append(1))
-    found, messages = [], []
+    losses, messages = [], []
     old, ssd_sequence.LONG = ssd_sequence.LONG, 1
     all_gather = sequence.all_gather
     sequence.all_gather = lambda *arguments: messages.append(1) or all_gather(*arguments)
     for step in range(3):
         rate = learning_rate_at(step, config.train)
-        found.append(update(engine, loader.batch(step), rate, config, mesh, flags=[], gate_penalty=0.0).metrics["loss"])
+        losses.append(
+            update(engine, loader.batch(step), rate, config, mesh, flags=[], gate_penalty=0.0).metrics["loss"]
+        )
     ssd_sequence.LONG, sequence.all_gather = old, all_gather
     engine.destroy()
-    return found, len(runs), len(messages)
+    return losses, len(runs), len(messages)
 
 
 def test_a_wrong_guess_of_a_layer_is_made_good(tmp_path, data_root):
     """The second and third step run twice: in the first nothing was predicted. Each of the two layers sends one message forward and
     one backward, and none more for activation checkpointing."""
     (right, once, messages), (wrong, twice, more) = play(
-        [PredictedSizes, WrongGuesses], 2, data_root, tmp_path, losses_with_predictions
+        [PredictedSizes, WrongPredictions], 2, data_root, tmp_path, losses_with_predictions
     )
     assert wrong == pytest.approx(right, rel=1e-6)
     assert twice == once + 2

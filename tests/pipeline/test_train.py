@@ -127,8 +127,8 @@ def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, s
     run.prepare(config, data_root / config.data.name)
     code = "import shutil, sys; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)\n"
     code += "from echo_lm.pipeline.loop import train; train(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
+    process = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=120)
+    assert process.returncode != 0
     with pytest.raises(UserError, match="no space for a checkpoint .* MB are free"):
         run.raise_recorded_error()
     assert latest_checkpoint(run).name == "step_00000010"
@@ -180,9 +180,9 @@ def test_run_folder_in_use_is_refused(tmp_path):
 
 
 def test_port_in_use_is_refused(tmp_path, data_root, smoke):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
         config = smoke("run.workers=2", f"run.master_port={port}")
         run = set_up(config, tmp_path, data_root)
         with pytest.raises(UserError, match=f"port {port} .* is in use"):

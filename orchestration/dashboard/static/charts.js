@@ -95,25 +95,25 @@ function drawRun(curves) {
 }
 
 function drawHeldout(curves) {
-  const found = curves.heldout;
-  if (!found) return draw("heldout", []);
-  const ends = [Math.min(...found.step), Math.max(...found.step)];
+  const heldout = curves.heldout;
+  if (!heldout) return draw("heldout", []);
+  const ends = [Math.min(...heldout.step), Math.max(...heldout.step)];
   if (ends[0] === ends[1]) { ends[0] *= 0.9; ends[1] *= 1.1; }
   const baseline = (value, name, dash) => ({
     x: ends, y: [value, value], name: `${name} ${value.toFixed(2)}`, mode: "lines", line: { color: css("--muted"), width: 1.3, dash }, hoverinfo: "skip",
   });
   const traces = [{
-    x: found.step, y: found.value, name: "model", mode: "lines+markers", line: { color: palette()[0], width: 2 }, marker: { size: 7 },
+    x: heldout.step, y: heldout.value, name: "model", mode: "lines+markers", line: { color: palette()[0], width: 2 }, marker: { size: 7 },
     hovertemplate: "%{y:.4f} bits per byte<extra></extra>",
   }];
-  if (found.unigram != null) traces.push(baseline(found.unigram, "unigram", "dash"));
-  if (found.gzip != null) traces.push(baseline(found.gzip, "gzip -9", "dot"));
+  if (heldout.unigram != null) traces.push(baseline(heldout.unigram, "unigram", "dash"));
+  if (heldout.gzip != null) traces.push(baseline(heldout.gzip, "gzip -9", "dot"));
   draw("heldout", traces, { showlegend: true, yaxis: { rangemode: "tozero" } });
 }
 
 function drawRecall(curves) {
-  const select = document.getElementById("label"), found = curves.recall;
-  const labels = found.map((one) => one.label);
+  const select = document.getElementById("label"), charts = curves.recall;
+  const labels = charts.map((one) => one.label);
   if (select.dataset.labels !== labels.join("\n")) {
     const chosen = select.value;
     select.replaceChildren(...labels.map((label) => new Option(label, label)));
@@ -122,7 +122,7 @@ function drawRecall(curves) {
     select.hidden = labels.length < 2;
     select.onchange = () => drawRecall(lastCurves);
   }
-  const task = found.find((one) => one.label === select.value) ?? found[0];
+  const task = charts.find((one) => one.label === select.value) ?? charts[0];
   if (!task) return draw("recall", []);
   const all = task.checkpoints;
   const named = new Set([0, 0.25, 0.5, 0.75, 1].map((part) => Math.round(part * (all.length - 1))));
@@ -149,8 +149,8 @@ function drawRecall(curves) {
 function drawStudy(curves) {
   lastStudy = curves;
   const symbols = ["circle", "square", "diamond", "triangle-up", "x", "star"];
-  const traces = Object.entries(curves.families ?? {}).map(([family, found], i) => ({
-    x: found.flops, y: found.loss, text: found.name.map(plain), name: plain(family), mode: "markers",
+  const traces = Object.entries(curves.families ?? {}).map(([family, cells], i) => ({
+    x: cells.flops, y: cells.loss, text: cells.name.map(plain), name: plain(family), mode: "markers",
     marker: { color: palette()[i % palette().length], symbol: symbols[i % symbols.length], size: 9 },
     hovertemplate: "%{text}<br>%{y:.4f} at %{x:.3g} FLOPs<extra></extra>",
   }));

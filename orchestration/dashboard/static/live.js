@@ -59,7 +59,7 @@ function fromHtml(html) {
   return template.content.firstElementChild;
 }
 
-// ---- the table of runs: all rows are kept here, the first of those that are wanted are in the page
+// ---- the table of runs: holds all rows; the first of the matching ones are in the page
 
 const ORDER = ["running", "crashed", "stopped", "waiting", "finished"];
 
@@ -78,20 +78,20 @@ function runsPage(table) {
     if (column === null)
       return ORDER.indexOf(a.dataset.state) - ORDER.indexOf(b.dataset.state) || b.dataset.updated - a.dataset.updated;
     const x = value(a), y = value(b);
-    if (x === null || y === null) return (x === null) - (y === null); // what is not known stays below
+    if (x === null || y === null) return (x === null) - (y === null); // missing values last
     return (x < y ? -1 : x > y ? 1 : 0) * (descending ? -1 : 1);
   };
-  const wanted = (row, words) => {
+  const matches = (row, words) => {
     if (states.size > 0 && !states.has(row.dataset.state)) return false;
     const text = row.cells[0].textContent.toLowerCase();
     return words.every((word) => text.includes(word));
   };
   const show = () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const found = [...rows.values()].filter((row) => wanted(row, words)).sort(compare);
-    const shown = found.slice(0, limit);
+    const matching = [...rows.values()].filter((row) => matches(row, words)).sort(compare);
+    const shown = matching.slice(0, limit);
     if (body.rows.length !== shown.length || shown.some((row, i) => body.rows[i] !== row)) body.replaceChildren(...shown);
-    more.hidden = shown.length === found.length;
+    more.hidden = shown.length === matching.length;
     byId("shown").textContent = shown.length === rows.size ? "" : `${shown.length.toLocaleString("en")} of ${rows.size.toLocaleString("en")} runs shown`;
     for (const chip of counts.children) chip.setAttribute("aria-pressed", states.has(chip.dataset.state));
     showTimes(body);
@@ -122,13 +122,13 @@ function runsPage(table) {
     });
   }
   poll(async () => {
-    const found = await ask(`${table.dataset.live}?since=${version}`);
-    if (found.reload || (!body && Object.keys(found.rows).length)) return location.reload();
-    version = found.version;
-    if (!body || (!Object.keys(found.rows).length && !found.gone.length)) return;
-    for (const [name, html] of Object.entries(found.rows)) rows.set(name, fromHtml(html));
-    for (const name of found.gone) rows.delete(name);
-    counts.innerHTML = found.counts;
+    const changes = await ask(`${table.dataset.live}?since=${version}`);
+    if (changes.reload || (!body && Object.keys(changes.rows).length)) return location.reload();
+    version = changes.version;
+    if (!body || (!Object.keys(changes.rows).length && !changes.gone.length)) return;
+    for (const [name, html] of Object.entries(changes.rows)) rows.set(name, fromHtml(html));
+    for (const name of changes.gone) rows.delete(name);
+    counts.innerHTML = changes.counts;
     show();
   });
 }
@@ -138,9 +138,9 @@ function runsPage(table) {
 function runPage(page) {
   let version = "";
   poll(async () => {
-    const found = await ask(`${page.dataset.live}?since=${version}`);
-    if (found === null) return;
-    for (const [name, html] of Object.entries(found.parts)) {
+    const update = await ask(`${page.dataset.live}?since=${version}`);
+    if (update === null) return;
+    for (const [name, html] of Object.entries(update.parts)) {
       const part = page.querySelector(`[data-part="${name}"]`);
       // What a reader opened or closed stays so.
       const open = new Map([...part.querySelectorAll("details")].map((one, i) => [one.dataset.suite ?? i, one.open]));
@@ -148,8 +148,8 @@ function runPage(page) {
       if (version !== "")
         [...part.querySelectorAll("details")].forEach((one, i) => (one.open = open.get(one.dataset.suite ?? i) ?? one.open));
     }
-    version = found.version;
-    drawRun(found.curves);
+    version = update.version;
+    drawRun(update.curves);
   });
 }
 

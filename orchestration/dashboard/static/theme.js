@@ -1,7 +1,7 @@
 // Light or dark: as the system says, until the button says otherwise. Loaded before the page is drawn.
 "use strict";
-const kept = localStorage.getItem("theme");
-if (kept) document.documentElement.dataset.theme = kept;
+const storedTheme = localStorage.getItem("theme");
+if (storedTheme) document.documentElement.dataset.theme = storedTheme;
 
 function isDark() {
   const chosen = document.documentElement.dataset.theme;

@@ -1,4 +1,4 @@
-"""What the figures of a study show, by the names of their files, in the order of the report."""
+"""Captions of a study's figures, by file name, in the order of the report."""
 
 CAPTIONS = {
     "loss_against_compute": "Every cell; lines: the lowest loss that each fitted law gives over its sizes.",

@@ -25,7 +25,7 @@ class Interval(Record):
 
 
 class Residual(Record):
-    """log of measured over fitted loss of a cell that the fit saw."""
+    """log(measured loss / fitted loss) of a cell in the fit."""
 
     cell: str
     fitted: float
@@ -33,7 +33,7 @@ class Residual(Record):
 
 
 class LossLaw(Record):
-    """L(N, D) of one family; `scale` is the noise of a cell in log L, `note` why there is no law."""
+    """L(N, D) of one family; `scale` is the noise of a cell in log L, `note` the reason if there is no law."""
 
     family: str
     cells: int
@@ -56,12 +56,12 @@ class LossLaw(Record):
 
 
 class Prediction(Record):
-    """A held-out cell: predicted by the law that never saw its size, by a law through its budget's cells alone, and by "the
-    same as the next smaller size".
+    """Predictions of a held-out cell's loss: by the law fitted without its size, by a law of its budget's cells alone, and
+    naively, by the loss of the next smaller size.
 
     Attributes:
         error, one_budget_error, naive_error: relative to the measured loss.
-        one_budget: by E + A / N^alpha through the fitted cells of its family and budget; None with fewer than four sizes.
+        one_budget: predicted by E + A / N^alpha through the fitted cells of its family and budget; None with fewer than four sizes.
         naive: loss of the same family, budget and seeds at the largest fitted size; None if that cell is missing.
     """
 
@@ -77,7 +77,7 @@ class Prediction(Record):
 
 
 class IsoFlop(Record):
-    """The best size of a family at one training cost; `note` where the parabola has no bottom among the sizes."""
+    """The best size of a family at one training cost; `note` the reason if the parabola's minimum is not among the sizes."""
 
     family: str
     budget: str
@@ -92,7 +92,7 @@ class IsoFlop(Record):
 class RecallLaw(Record):
     """`recalled = 1 / (1 + c pairs^p length^q / state_bytes^s)` of one task at the largest budget; family "all" pools the arms.
 
-    `exponents` holds those of what varies: state_bytes (s), pairs (p), length (q).
+    `exponents` are those of the quantities that vary: state_bytes (s), pairs (p), length (q).
     """
 
     family: str
@@ -104,7 +104,7 @@ class RecallLaw(Record):
 
 
 class Comparison(Record):
-    """Two families at the largest compute that both laws saw: log ratio of their best losses there."""
+    """Two families compared at the largest compute that both laws cover: ratio of their best losses there."""
 
     first: str
     second: str
@@ -113,7 +113,7 @@ class Comparison(Record):
 
 
 class StudyFit(Record):
-    """Everything fitted, and what was not there to fit."""
+    """All fits of a study, and the missing cells."""
 
     version: int = 1
     study: str
@@ -131,9 +131,9 @@ class StudyFit(Record):
 
 
 def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
-    """Fit what the finished cells allow; whatever cannot be fitted says why.
+    """Fit all laws that the finished cells allow; the others carry a note with the reason.
 
-    The order of `results` does not matter, nor who measured them.
+    The result does not depend on the order of `results`.
     """
     study = plan.study
     by_name = {result.cell.name: result for result in results}
@@ -156,7 +156,7 @@ def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
         predictions=tuple(_predictions(plan, main, fits)),
         comparisons=tuple(_comparisons(study, main, fits)),
         isoflops=tuple(_isoflops(study, main)) if study.budgets.kind == "flops" else (),
-        # Of one budget: others say what training has not taught yet, not what a state can hold.
+        # Of the largest budget only: smaller ones are limited by training, not by the state.
         recall=tuple(_recall_laws(study, [r for r in main if r.cell.budget == budget_names(study)[-1]])),
     )
 
@@ -164,7 +164,7 @@ def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
 def frontier(parameters: np.ndarray, flops: np.ndarray, cells: Sequence[CellResult], n: np.ndarray) -> np.ndarray:
     """Lowest loss at each training cost over the sizes `n`, `[..., len(flops)]`.
 
-    No more tokens are spent than the largest budget of `cells`: the law is not asked beyond what it saw.
+    Tokens are limited to the largest budget of `cells`, so that the law is not extrapolated in D.
     """
     tokens = flops[:, None] / (flops_per_parameter(cells) * n[None, :])
     tokens = np.minimum(tokens, max(r.cell.tokens for r in cells))
@@ -173,12 +173,16 @@ def frontier(parameters: np.ndarray, flops: np.ndarray, cells: Sequence[CellResu
 
 
 def flops_per_parameter(results: Sequence[CellResult]) -> float:
-    """Mean FLOPs of a token for each non-embedding parameter; more than 6 where logits and mixers weigh."""
+    """Mean FLOPs of a token for each non-embedding parameter; above 6 by the cost of logits and mixers."""
     return float(np.mean([r.cell.flops / r.cell.tokens / r.cell.parameters for r in results]))
 
 
-def _law(study: StudyConfig, family: str, seen: Sequence[CellResult]) -> tuple[LossLaw, LossFit | None]:
-    n, d, loss = ([r.cell.parameters for r in seen], [r.cell.tokens for r in seen], [r.loss for r in seen])
+def _law(study: StudyConfig, family: str, fitted_cells: Sequence[CellResult]) -> tuple[LossLaw, LossFit | None]:
+    n, d, loss = (
+        [r.cell.parameters for r in fitted_cells],
+        [r.cell.tokens for r in fitted_cells],
+        [r.loss for r in fitted_cells],
+    )
     try:
         fit = fit_loss(
             # Budgets are compared by label: rounding to whole steps makes their tokens differ a little.
@@ -190,7 +194,7 @@ def _law(study: StudyConfig, family: str, seen: Sequence[CellResult]) -> tuple[L
             seed=_seed(study, family),
         )
     except ValueError as error:
-        return LossLaw(family=family, cells=len(seen), note=str(error)), None
+        return LossLaw(family=family, cells=len(fitted_cells), note=str(error)), None
     values = {}
     for i, name in enumerate(PARAMETERS):
         low, high = interval(fit, fit.resampled[:, i])
@@ -199,15 +203,15 @@ def _law(study: StudyConfig, family: str, seen: Sequence[CellResult]) -> tuple[L
         values[name] = Interval(value=value, low=low, high=high)
     residuals = tuple(
         Residual(cell=r.cell.name, fitted=float(np.exp(np.log(r.loss) - residual)), residual=float(residual))
-        for r, residual in zip(seen, fit.residuals, strict=True)
+        for r, residual in zip(fitted_cells, fit.residuals, strict=True)
     )
-    return LossLaw(family=family, cells=len(seen), scale=fit.scale, residuals=residuals, **values), fit
+    return LossLaw(family=family, cells=len(fitted_cells), scale=fit.scale, residuals=residuals, **values), fit
 
 
 def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit]) -> list[Prediction]:
     study = plan.study
     sizes = list(study.sizes)
-    found = []
+    predictions = []
     for result in main:
         cell = result.cell
         fit = fits.get(cell.family)
@@ -224,10 +228,10 @@ def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit
             and other.parameters < cell.parameters
         ]
         nearest = max((other.parameters for other in smaller), default=None)
-        wanted = {other.name for other in smaller if other.parameters == nearest}
-        naive = [r.loss for r in main if r.cell.name in wanted]
-        guess = float(np.mean(naive)) if naive else None
-        found.append(
+        nearest_names = {other.name for other in smaller if other.parameters == nearest}
+        naive_losses = [r.loss for r in main if r.cell.name in nearest_names]
+        naive_loss = float(np.mean(naive_losses)) if naive_losses else None
+        predictions.append(
             Prediction(
                 cell=cell.name,
                 family=cell.family,
@@ -236,35 +240,35 @@ def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit
                 error=value / result.loss - 1,
                 one_budget=one_budget,
                 one_budget_error=None if one_budget is None else one_budget / result.loss - 1,
-                naive=guess,
-                naive_error=None if guess is None else guess / result.loss - 1,
+                naive=naive_loss,
+                naive_error=None if naive_loss is None else naive_loss / result.loss - 1,
             )
         )
-    return sorted(found, key=lambda p: (p.family, sizes.index(_size_of(main, p.cell)), p.cell))
+    return sorted(predictions, key=lambda p: (p.family, sizes.index(_size_of(main, p.cell)), p.cell))
 
 
-def _by_one_budget(study: StudyConfig, of_budget: Sequence[CellResult], held_out: CellResult) -> float | None:
-    seen = [r for r in of_budget if r.cell.family == held_out.cell.family and not r.cell.held_out]
-    n = [r.cell.parameters for r in seen]
+def _by_one_budget(study: StudyConfig, budget_cells: Sequence[CellResult], held_out: CellResult) -> float | None:
+    fitted_cells = [r for r in budget_cells if r.cell.family == held_out.cell.family and not r.cell.held_out]
+    n = [r.cell.parameters for r in fitted_cells]
     if len(set(n)) < LEAST_SIZES:
         return None
-    parameters = fit_sizes(n, [r.loss for r in seen], delta=study.fit.huber_delta)
+    parameters = fit_sizes(n, [r.loss for r in fitted_cells], delta=study.fit.huber_delta)
     return float(predict(parameters, held_out.cell.parameters, held_out.cell.tokens))
 
 
 def _comparisons(study: StudyConfig, main: Sequence[CellResult], fits: dict[str, LossFit]) -> list[Comparison]:
-    """Every pair of families, at the largest compute that cells of both reached; held-out cells count there too."""
+    """Compare every pair of families at the largest compute that cells of both reached, held-out cells included."""
     pairs = []
     families = [family for family in study.families if family in fits]
-    of = {family: [r for r in main if r.cell.family == family] for family in families}
+    by_family = {family: [r for r in main if r.cell.family == family] for family in families}
     for i, first in enumerate(families):
         for second in families[i + 1 :]:
-            flops = min(max(r.cell.flops for r in of[family]) for family in (first, second))
+            flops = min(max(r.cell.flops for r in by_family[family]) for family in (first, second))
             best = {}
             for family in (first, second):
-                n = np.array(sorted({r.cell.parameters for r in of[family]}), dtype=float)
+                n = np.array(sorted({r.cell.parameters for r in by_family[family]}), dtype=float)
                 stack = np.vstack([fits[family].parameters, fits[family].resampled])
-                best[family] = frontier(stack, np.array([flops]), of[family], n)[:, 0]
+                best[family] = frontier(stack, np.array([flops]), by_family[family], n)[:, 0]
             ratio = best[first] / best[second]
             fit = min((fits[first], fits[second]), key=lambda fit: fit.degrees_of_freedom)
             low, high = interval(fit, ratio[1:])
@@ -275,7 +279,7 @@ def _comparisons(study: StudyConfig, main: Sequence[CellResult], fits: dict[str,
 
 
 def _isoflops(study: StudyConfig, main: Sequence[CellResult]) -> list[IsoFlop]:
-    found = []
+    isoflops = []
     for family in study.families:
         for budget in dict.fromkeys(r.cell.budget for r in main):
             cells = [r for r in main if (r.cell.family, r.cell.budget) == (family, budget)]
@@ -290,7 +294,7 @@ def _isoflops(study: StudyConfig, main: Sequence[CellResult]) -> list[IsoFlop]:
             scale = float(np.sqrt(((np.log(loss) - np.vander(np.log(n), 3) @ coefficients) ** 2).sum() / freedom))
             sizes = resample_minimum(n, loss, scale, bootstrap=study.fit.bootstrap, seed=_seed(study, family, budget))
             sizes = sizes[np.isfinite(sizes)]
-            found.append(
+            isoflops.append(
                 IsoFlop(
                     family=family,
                     budget=budget,
@@ -302,7 +306,7 @@ def _isoflops(study: StudyConfig, main: Sequence[CellResult]) -> list[IsoFlop]:
                     note="" if inside else "the lowest loss lies at an edge of the sizes",
                 )
             )
-    return found
+    return isoflops
 
 
 def _recall_laws(study: StudyConfig, main: Sequence[CellResult]) -> list[RecallLaw]:
@@ -337,5 +341,5 @@ def _size_of(main: Sequence[CellResult], name: str) -> str:
 
 
 def _seed(study: StudyConfig, *names: str) -> int:
-    """Private and stable: the same study gives the same intervals on every machine."""
+    """A seed from the study's name, so that a study has the same intervals on every machine."""
     return int.from_bytes(hashlib.sha256("/".join((study.name, *names)).encode()).digest()[:4], "big")

@@ -1,4 +1,4 @@
-"""IsoFLOP parabolas (Hoffmann et al. 2022, approach 2): at one training cost, which size has the lowest loss?"""
+"""IsoFLOP parabolas (Hoffmann et al. 2022, approach 2): the size with the lowest loss at one training cost."""
 
 import numpy as np
 
@@ -10,14 +10,14 @@ def fit_parabola(n: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def minimum(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Size and loss at the bottom of parabolas `[..., 3]`; NaN where one opens downwards."""
+    """Size and loss at the minimum of parabolas `[..., 3]`; NaN where one opens downwards."""
     a, b, c = np.moveaxis(np.asarray(coefficients), -1, 0)
     a = np.where(a > 0, a, np.nan)
     return np.exp(-b / (2 * a)), np.exp(c - b**2 / (4 * a))
 
 
 def resample_minimum(n: np.ndarray, loss: np.ndarray, scale: float, *, bootstrap: int, seed: int) -> np.ndarray:
-    """Sizes at the bottom, `[bootstrap]`, of parabolas through the fitted losses with noise of `scale` in log L."""
+    """Sizes at the minimum, `[bootstrap]`, of parabolas through the fitted losses with noise of `scale` in log L."""
     fitted = np.vander(np.log(n), 3) @ fit_parabola(n, loss)
     noise = np.random.default_rng(seed).normal(scale=scale, size=(bootstrap, len(n)))
     return minimum(fit_parabola(n, np.exp(fitted + noise)))[0]

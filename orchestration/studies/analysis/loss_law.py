@@ -1,4 +1,4 @@
-"""L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3), with intervals.
+"""The loss law L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3), with intervals.
 
 N: parameters without embeddings; D: training tokens; L: held-out loss. Fitted are log A, log B, log E, alpha and beta,
 by the Huber loss on log L from a grid of starts.
@@ -13,13 +13,13 @@ from scipy import stats
 
 from .solver import minimise
 
-# log A, log B, log E, alpha, beta. Exponents above 2.5 or a term that vanishes at every size are not told apart from others.
+# log A, log B, log E, alpha, beta. Exponents above 2.5, or terms that vanish at every size, cannot be identified.
 LOWER = np.array([-10.0, -10.0, -20.0, 0.0, 0.0])
 UPPER = np.array([60.0, 60.0, 5.0, 2.5, 2.5])
 NUM_PARAMETERS = 5
-LEAST_SIZES = 4  # of a law in N alone, which has three
-NO_TERM = -1000.0  # log A or log B of a term that is not there
-# Chinchilla's grid (§D.3), thinned: every start finds its basin, and 36 of them find the lowest.
+LEAST_SIZES = 4  # of a law in N alone, which has three parameters
+NO_TERM = -1000.0  # log A or log B of an absent term
+# Chinchilla's grid (§D.3), thinned: every start converges to a minimum, and 36 of them to the lowest.
 STARTS = list(itertools.product((1.0, 8.0), (1.0, 8.0), (-1.0, 0.5), (0.2, 0.5, 1.0), (0.2, 0.5, 1.0)))
 
 
@@ -29,7 +29,7 @@ class LossFit:
 
     Attributes:
         parameters: log A, log B, log E, alpha, beta.
-        resampled: `[resamples, 5]`, the same of every resample.
+        resampled: `[resamples, 5]`, the parameters of every resample.
         residuals: `[n]`, log of measured over fitted.
         scale: standard deviation of a cell's noise in log L, estimated with the degrees of freedom.
     """
@@ -57,7 +57,7 @@ def fit_loss(
     """Fit the law to cells and resample it.
 
     The bootstrap resamples residuals and keeps the design: with a few cells, drawing cells would leave sizes out. A
-    robust fit passes through some of its cells, so residuals are spread to the noise that the degrees of freedom tell.
+    robust fit passes through some of its cells, so residuals are rescaled to the noise estimated with the degrees of freedom.
 
     Args:
         n, d, loss: `[cells]`.
@@ -78,8 +78,8 @@ def fit_loss(
 
     starts = _starts(log_n, log_d, log_loss)
     solve = dict(delta=delta, lower=LOWER, upper=UPPER)
-    found, losses = minimise(model, log_loss, starts, **solve)
-    best = found[np.argmin(losses)]
+    solutions, losses = minimise(model, log_loss, starts, **solve)
+    best = solutions[np.argmin(losses)]
     predicted, jacobian = (values[0] for values in model(best[None]))
     residuals = log_loss - predicted
     freedom = len(log_loss) - NUM_PARAMETERS
@@ -96,7 +96,7 @@ def fit_loss(
 def fit_sizes(n: Sequence[float], loss: Sequence[float], *, delta: float) -> np.ndarray:
     """L(N) = E + A / N^alpha through the cells of one token budget, as parameters `[5]` of the whole law without its data term.
 
-    It takes no law in D for granted: where models learn to copy in the midst of the budgets, their loss follows none.
+    It assumes no law in D: where models learn to copy between two budgets, their loss follows none.
 
     Args:
         n, loss: `[cells]`.
@@ -116,16 +116,16 @@ def fit_sizes(n: Sequence[float], loss: Sequence[float], *, delta: float) -> np.
 
     lower, upper = LOWER.copy(), UPPER.copy()
     lower[1] = upper[1] = NO_TERM
-    found, losses = minimise(
+    solutions, losses = minimise(
         model, log_loss, _starts(log_n, no_tokens, log_loss), delta=delta, lower=lower, upper=upper
     )
-    return found[np.argmin(losses)]
+    return solutions[np.argmin(losses)]
 
 
 def interval(fit: LossFit, values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The expanded percentile interval of `values` over the resamples (Hesterberg 2015, §5.2).
 
-    With few degrees of freedom plain percentiles are too narrow: they are taken further out, as Student's t asks.
+    With few degrees of freedom plain percentiles are too narrow: the interval is expanded to the tails of Student's t.
     """
     tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, fit.degrees_of_freedom))
     low, high = np.quantile(values, [tail, 1 - tail])
@@ -133,13 +133,13 @@ def interval(fit: LossFit, values: np.ndarray, level: float = 0.95) -> tuple[flo
 
 
 def prediction_interval(fit: LossFit, n: float, d: float, *, seed: int) -> tuple[float, float]:
-    """Where a new cell's loss is expected, its own noise included."""
+    """The prediction interval of a new cell's loss, its own noise included."""
     noise = np.random.default_rng(seed).normal(scale=fit.scale, size=len(fit.resampled))
     return interval(fit, predict(fit.resampled, n, d) * np.exp(noise))
 
 
 def _starts(log_n: np.ndarray, log_d: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
-    """`STARTS` `[starts, 5]`, which are meant for N and D near 1, at this data: log A moves by alpha log N, log B by beta log D."""
+    """The `STARTS` `[starts, 5]`, given for N and D near 1, shifted to this data: log A by alpha log N, log B by beta log D."""
     starts = np.array(STARTS)
     starts[:, 0] = np.log(0.5) + starts[:, 3] * log_n.mean() + starts[:, 0] - 4
     starts[:, 1] = np.log(0.5) + starts[:, 4] * log_d.mean() + starts[:, 1] - 4

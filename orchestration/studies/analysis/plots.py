@@ -1,4 +1,4 @@
-"""The figures of a study, in the project's style: from records to PNG files, nothing measured here."""
+"""The figures of a study, in the project's style: from records to PNG files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ MARKERS = "osD^vP*X"
 
 
 def draw_all(folder: Path, plan: Plan, results: Sequence[CellResult], fit: StudyFit) -> dict[str, Path]:
-    """Every figure that the study has data for, by name."""
+    """Draw every figure that the study has data for; returns their paths by name."""
     main = [result for result in results if result.cell.kind == "main"]
     laws = any(law.E for law in fit.laws)
     has_recall = any(result.recall for result in main)
-    wanted: dict[str, tuple[bool, Callable[..., None]]] = {
+    figures: dict[str, tuple[bool, Callable[..., None]]] = {
         "loss_against_compute": (bool(main), _loss_against_compute),
         "arms": (bool(main), _arms),
         "isoflop": (bool(fit.isoflops) or laws, _isoflop),
@@ -34,22 +34,24 @@ def draw_all(folder: Path, plan: Plan, results: Sequence[CellResult], fit: Study
         "throughput": (bool(main), _throughput),
     }
     drawn = {}
-    for name, (there, draw) in wanted.items():
-        if there:
+    for name, (has_data, draw) in figures.items():
+        if has_data:
             drawn[name] = folder / f"{name}.png"
             draw(drawn[name], plan, main, fit)
     return drawn
 
 
 def _loss_against_compute(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
-    """Every cell, and the fitted frontier of each family over its sizes."""
+    """Draw every cell, and the fitted frontier of each family over its sizes."""
     with figure(path, "Loss against training compute", "training FLOPs", _loss_name(fit)) as axes:
         for color, family in _families(plan):
             cells = [r for r in main if r.cell.family == family]
-            for held in (False, True):
-                some = [r for r in cells if r.cell.held_out == held]
-                face = "none" if held else color
-                axes.scatter([r.cell.flops for r in some], [r.loss for r in some], 22, facecolor=face, edgecolor=color)
+            for held_out in (False, True):
+                group = [r for r in cells if r.cell.held_out == held_out]
+                face = "none" if held_out else color
+                axes.scatter(
+                    [r.cell.flops for r in group], [r.loss for r in group], 22, facecolor=face, edgecolor=color
+                )
             parameters = next(law for law in fit.laws if law.family == family).parameters()
             if parameters is not None and cells:
                 flops = np.geomspace(min(r.cell.flops for r in cells), max(r.cell.flops for r in cells), 60)
@@ -64,7 +66,7 @@ def _loss_against_compute(path: Path, plan: Plan, main: Sequence[CellResult], fi
 
 
 def _arms(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
-    """Loss against parameters, a line for each family and budget: the larger the budget, the darker."""
+    """Draw loss against parameters, a line for each family and budget: the larger the budget, the darker."""
     budgets = budget_names(plan.study)
     with figure(path, "Arms side by side", "parameters without embeddings", _loss_name(fit)) as axes:
         for color, family in _families(plan):
@@ -87,7 +89,7 @@ def _arms(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> 
 
 
 def _isoflop(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
-    """Parabolas through the cells of one cost; without such cells, slices of the laws at costs within the data."""
+    """Draw parabolas through the cells of equal cost; without such cells, slices of the laws at costs within the data."""
     measured = bool(fit.isoflops)
     title = "IsoFLOP curves" if measured else "IsoFLOP slices of the fitted laws"
     with figure(path, title, "parameters without embeddings", _loss_name(fit)) as axes:
@@ -125,26 +127,31 @@ def _residuals(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit
 
 
 def _extrapolation(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
-    """Held-out cells: prediction with its interval, that of the budget's own law, the naive guess; relative to the measured."""
+    """Draw the errors of held-out cells' predictions, relative to the measured loss: with interval, by one budget, naive."""
     colors = {family: color for color, family in _families(plan)}
     with figure(path, "Held-out cells: predicted against measured", "error of the prediction", "") as axes:
         axes.axvline(0, color=BASELINE, linestyle="--", linewidth=1)
-        for y, found in enumerate(reversed(fit.predictions)):
+        for y, prediction in enumerate(reversed(fit.predictions)):
             bounds = np.array(
-                [[found.predicted.value - found.predicted.low], [found.predicted.high - found.predicted.value]]
+                [
+                    [prediction.predicted.value - prediction.predicted.low],
+                    [prediction.predicted.high - prediction.predicted.value],
+                ]
             )
             axes.errorbar(
-                found.error,
+                prediction.error,
                 y,
-                xerr=np.maximum(bounds, 0) / found.measured,
-                color=colors[found.family],
+                xerr=np.maximum(bounds, 0) / prediction.measured,
+                color=colors[prediction.family],
                 marker="o",
                 capsize=3,
             )
-            for marker, error in (("+", found.one_budget_error), ("x", found.naive_error)):
+            for marker, error in (("+", prediction.one_budget_error), ("x", prediction.naive_error)):
                 if error is not None:
                     axes.plot(error, y, marker=marker, color="0.3")
-        axes.set_yticks(range(len(fit.predictions)), [found.cell for found in reversed(fit.predictions)], fontsize=8)
+        axes.set_yticks(
+            range(len(fit.predictions)), [prediction.cell for prediction in reversed(fit.predictions)], fontsize=8
+        )
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}%")
         guesses = {"+": "law of its budget alone", "x": "same as the next smaller size"}
@@ -153,7 +160,7 @@ def _extrapolation(path: Path, plan: Plan, main: Sequence[CellResult], fit: Stud
 
 
 def _recall_against_tokens(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) -> None:
-    """A line for each family and size: the larger the model, the darker."""
+    """Draw recall against training tokens, a line for each family and size: the larger the model, the darker."""
     sizes = list(plan.study.sizes)
     with figure(path, "Recall against training", "training tokens", "accuracy, mean of all tasks") as axes:
         for color, family in _families(plan):
@@ -192,7 +199,7 @@ def _recall(
     text: Callable[[float], str],
     base: int = 10,
 ) -> None:
-    """Accuracy against something of a cell's model."""
+    """Draw accuracy against a quantity `x` of a cell's model."""
     budgets = budget_names(plan.study)
     with figure(path, f"Recall against {x_name}", x_name, "accuracy, mean of all tasks") as axes:
         for color, family in _families(plan):
@@ -205,7 +212,7 @@ def _recall(
 
 
 def _accuracy_axis(axes: Axes, plan: Plan, main: Sequence[CellResult], marks: list[Line2D]) -> None:
-    """Accuracy from 0 to 1 with the line of chance, and the legend beside."""
+    """Set up the axis of accuracy from 0 to 1, with the line of chance and the legend."""
     axes.axhline(np.mean([row.chance for r in main for row in r.recall]), color=BASELINE, linestyle="--", linewidth=1)
     axes.set_ylim(-0.02, 1.03)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -236,6 +243,6 @@ def _loss_name(fit: StudyFit) -> str:
 
 
 def _plain_loss_axis(axes: Axes) -> None:
-    """Ticks of a short logarithmic axis as plain numbers."""
+    """Label the ticks of a short logarithmic axis with plain numbers."""
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}")

@@ -1,10 +1,10 @@
-"""Recall as a saturating power law of what a model can hold and what it is asked for.
+"""The recall law: recall as a saturating power law of state size, number of pairs and length.
 
     recalled = (accuracy - chance) / (1 - chance) = 1 / (1 + difficulty)
     difficulty = c * pairs^p * length^q / state_bytes^s
 
 It is a power law in the difficulty where recall is poor and saturates at 1 where the state is ample. A quantity that does
-not vary over the cells has no exponent of its own: it is part of c.
+not vary over the cells has no exponent: it is part of c.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ import numpy as np
 from ..results import RecallRow
 from .solver import minimise
 
-DELTA = 2.0  # standard errors of an accuracy: beyond, a cell counts as an outlier
+DELTA = 2.0  # of the Huber loss, in standard errors of an accuracy
 
 
 @dataclass(frozen=True)
 class RecallFit:
-    """log c and the exponents that the cells determine, with their resamples.
+    """A fitted recall law: log c and the identifiable exponents, with their resamples.
 
     Attributes:
         names: "log_c", and those of "state_bytes", "pairs", "length" that vary.
-        parameters: `[P]`; an exponent's sign is that of the text above: all are positive where more state helps and more
-            pairs and length hurt.
+        parameters: `[P]`; signs as in the module's formula: positive if more state helps, and if more pairs and length
+            hurt.
         resampled: `[resamples, P]`.
         predicted: `[cells]`, accuracies.
     """
@@ -47,7 +47,7 @@ def fit_recall(rows: Sequence[RecallRow], *, bootstrap: int, seed: int) -> Recal
     queries = np.array([row.queries for row in rows])
     error = np.sqrt(np.maximum(accuracy * (1 - accuracy), chance * (1 - chance) / 4) / queries)
     above = accuracy > chance + 3 * np.sqrt(chance * (1 - chance) / queries)
-    enough = max(3, len(rows) // 10)  # among many cells some lie above by luck
+    enough = max(3, len(rows) // 10)  # among many cells some are above chance by luck
     if above.sum() < enough:
         raise ValueError(f"{above.sum()} of {len(rows)} cells are above chance: {enough} at least")
     if (accuracy < 1).sum() < 3:
@@ -71,10 +71,10 @@ def fit_recall(rows: Sequence[RecallRow], *, bootstrap: int, seed: int) -> Recal
     starts = np.zeros((5, len(names)))
     starts[:, 0] = np.linspace(-4, 4, 5)
     solve = dict(delta=DELTA, lower=-30.0, upper=30.0)
-    found, losses = minimise(model, accuracy / error, starts, **solve)
-    best = found[np.argmin(losses)]
+    solutions, losses = minimise(model, accuracy / error, starts, **solve)
+    best = solutions[np.argmin(losses)]
     predicted = model(best[None])[0][0] * error
-    # Rows are drawn as weights of the same design: a row drawn twice weighs two.
+    # Resampling as weights: a row drawn twice has weight two.
     random = np.random.default_rng(seed)
     draws = random.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=bootstrap)
     resampled, _ = minimise(

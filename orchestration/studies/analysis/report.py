@@ -1,4 +1,4 @@
-"""`report.md`, `report.html` and figures of a study: the answer first, then what it rests on. Files in, files out."""
+"""The report of a study, `report.md` and `report.html` with figures: the answer first, then the evidence."""
 
 import base64
 import re
@@ -50,7 +50,7 @@ def write_report(
         _cells(plan, results),
         _figures(drawn, "throughput"),
         _rules(plan, rule),
-        _what_ran(plan, results),
+        _provenance(plan, results),
     ]
     text = "\n\n".join(section for section in sections if section) + "\n"
     report = folder / "report.md"
@@ -60,12 +60,12 @@ def write_report(
 
 
 def answer(study: StudyConfig, results: Sequence[CellResult], fit: StudyFit) -> list[str]:
-    """Three sentences: which family scales better in loss, in recall, and how sure that is."""
+    """The answer in three sentences: which family scales better in loss, in recall, and with what certainty."""
     return [_loss_sentence(study, fit), _recall_sentence(study, results), _certainty_sentence(fit)]
 
 
 def to_html(markdown: str, folder: Path, title: str) -> str:
-    """One page with its figures inside."""
+    """Render a report as one HTML page with embedded figures."""
     body = MarkdownIt().enable("table").render(markdown)
 
     def embed(match: re.Match[str]) -> str:
@@ -81,25 +81,22 @@ def _loss_sentence(study: StudyConfig, fit: StudyFit) -> str:
     name = fit.loss.rpartition("/")[2].replace("_", " ")
     if not fit.comparisons:
         fitted = [law.family for law in fit.laws if law.E]
-        what = f"only {fitted[0]} has" if len(fitted) == 1 else f"{len(fitted)} of {len(study.families)} families have"
-        return f"**Loss**: families cannot be compared by their laws, {what} one (see below)."
-    parts = "; ".join(_compared(found) for found in fit.comparisons)
+        reason = (
+            f"only {fitted[0]} has" if len(fitted) == 1 else f"{len(fitted)} of {len(study.families)} families have"
+        )
+        return f"**Loss**: families cannot be compared by their laws, {reason} one (see below)."
+    parts = "; ".join(_compared(comparison) for comparison in fit.comparisons)
     return f"**Loss** ({name}, the best over sizes by the fitted laws, at the largest cost that both reached): {parts}."
 
 
-def _compared(found: Comparison) -> str:
-    percent = [100 * (value - 1) for value in (found.ratio.value, found.ratio.low, found.ratio.high)]
-    if found.ratio.low <= 1 <= found.ratio.high:
-        return (
-            f"{found.first} and {found.second} are not told apart at {found.flops:.2g} FLOPs ({percent[0]:+.1f}%, 95% interval "
-            f"{percent[1]:+.1f} to {percent[2]:+.1f}%)"
-        )
-    better, worse = (found.first, found.second) if found.ratio.value < 1 else (found.second, found.first)
-    return (
-        f"{better} is lower than {worse} at {found.flops:.2g} FLOPs ({found.first} against {found.second}: "
-        f"{percent[0]:+.1f}%, 95% interval "
-        f"{percent[1]:+.1f} to {percent[2]:+.1f}%)"
-    )
+def _compared(comparison: Comparison) -> str:
+    first, second, ratio, cost = comparison.first, comparison.second, comparison.ratio, f"{comparison.flops:.2g} FLOPs"
+    percent, low, high = (f"{100 * (value - 1):+.1f}" for value in (ratio.value, ratio.low, ratio.high))
+    interval = f"{percent}%, 95% interval {low} to {high}%"
+    if ratio.low <= 1 <= ratio.high:
+        return f"{first} and {second} are not told apart at {cost} ({interval})"
+    better, worse = (first, second) if ratio.value < 1 else (second, first)
+    return f"{better} is lower than {worse} at {cost} ({first} against {second}: {interval})"
 
 
 def _recall_sentence(study: StudyConfig, results: Sequence[CellResult]) -> str:
@@ -107,21 +104,21 @@ def _recall_sentence(study: StudyConfig, results: Sequence[CellResult]) -> str:
     if not measured:
         return "**Recall**: not measured in this study."
     budget = budget_names(study)[-1]
-    most = [r for r in measured if r.cell.budget == budget]
-    have = {size: {r.cell.family for r in most if r.cell.size == size} for size in study.sizes}
-    if not any(have.values()):
+    at_largest_budget = [r for r in measured if r.cell.budget == budget]
+    families_by_size = {size: {r.cell.family for r in at_largest_budget if r.cell.size == size} for size in study.sizes}
+    if not any(families_by_size.values()):
         return f"**Recall**: no cell with {budget} is finished."
-    fullest = max(len(families) for families in have.values())
-    size = [size for size, families in have.items() if len(families) == fullest][-1]
+    fullest = max(len(families) for families in families_by_size.values())
+    size = [size for size, families in families_by_size.items() if len(families) == fullest][-1]
     parts = []
     for family in study.families:
-        cells = [r for r in most if (r.cell.family, r.cell.size) == (family, size)]
+        cells = [r for r in at_largest_budget if (r.cell.family, r.cell.size) == (family, size)]
         if cells:
             recalled = np.mean([r.accuracy for r in cells])
             parts.append(f"{family} {recalled:.1%} with {cells[0].cell.state_bytes / 2**20:.2f} MiB of state")
         else:
             parts.append(f"{family} is not finished")
-    chance = np.mean([row.chance for r in most for row in r.recall])
+    chance = np.mean([row.chance for r in at_largest_budget for row in r.recall])
     return (
         f"**Recall** (mean of the tasks, size {size}, trained on {budget}; state of a sequence of "
         f"{study.fit.state_context:,} tokens): {', '.join(parts)}; chance is {chance:.1%}."
@@ -131,20 +128,20 @@ def _recall_sentence(study: StudyConfig, results: Sequence[CellResult]) -> str:
 def _certainty_sentence(fit: StudyFit) -> str:
     if not fit.predictions:
         return "**How sure**: nothing was held out, so nothing was predicted; take the laws as descriptions."
-    errors = np.abs([found.error for found in fit.predictions])
-    rivals = [
-        ("laws through the cells of one budget are", [found.one_budget_error for found in fit.predictions]),
-        ('"same as the next smaller size" is', [found.naive_error for found in fit.predictions]),
+    errors = np.abs([prediction.error for prediction in fit.predictions])
+    alternatives = [
+        ("laws through the cells of one budget are", [prediction.one_budget_error for prediction in fit.predictions]),
+        ('"same as the next smaller size" is', [prediction.naive_error for prediction in fit.predictions]),
     ]
-    inside = sum(found.predicted.low <= found.measured <= found.predicted.high for found in fit.predictions)
-    beside = ""
-    for name, found in rivals:
-        known = np.abs([error for error in found if error is not None])
-        if len(known):
-            beside += f"; {name} off by {known.mean():.2%} and {known.max():.2%}"
+    inside = sum(p.predicted.low <= p.measured <= p.predicted.high for p in fit.predictions)
+    comparisons = ""
+    for name, alternative_errors in alternatives:
+        relative_errors = np.abs([error for error in alternative_errors if error is not None])
+        if len(relative_errors):
+            comparisons += f"; {name} off by {relative_errors.mean():.2%} and {relative_errors.max():.2%}"
     return (
         f"**How sure**: the laws predict the {len(errors)} cells that they never saw with a mean error of {errors.mean():.2%}, "
-        f"{errors.max():.2%} at most{beside}; {inside} of {len(errors)} lie in their 95% prediction interval."
+        f"{errors.max():.2%} at most{comparisons}; {inside} of {len(errors)} lie in their 95% prediction interval."
     )
 
 
@@ -194,22 +191,22 @@ def _extrapolation(fit: StudyFit, drawn: dict[str, Path]) -> str:
         return ""
     rows = [
         (
-            found.cell,
-            f"{found.measured:.4f}",
-            f"{found.predicted.value:.4f} ({found.predicted.low:.4f} to {found.predicted.high:.4f})",
-            f"**{found.error:+.2%}**",
-            "-" if found.one_budget is None else f"{found.one_budget:.4f}",
-            "-" if found.one_budget_error is None else f"{found.one_budget_error:+.2%}",
-            "-" if found.naive is None else f"{found.naive:.4f}",
-            "-" if found.naive_error is None else f"{found.naive_error:+.2%}",
+            prediction.cell,
+            f"{prediction.measured:.4f}",
+            f"{prediction.predicted.value:.4f} ({prediction.predicted.low:.4f} to {prediction.predicted.high:.4f})",
+            f"**{prediction.error:+.2%}**",
+            "-" if prediction.one_budget is None else f"{prediction.one_budget:.4f}",
+            "-" if prediction.one_budget_error is None else f"{prediction.one_budget_error:+.2%}",
+            "-" if prediction.naive is None else f"{prediction.naive:.4f}",
+            "-" if prediction.naive_error is None else f"{prediction.naive_error:+.2%}",
         )
-        for found in fit.predictions
+        for prediction in fit.predictions
     ]
     header = ("held-out cell", "measured", "predicted", "error", "law of its budget", "its error")
     header += ("same as next smaller size", "its error")
     sizes = ", ".join(fit.held_out_sizes)
-    said = f"No cell of size {sizes} entered a fit. Law of its budget: E + A / N^alpha through the cells of the same budget."
-    return f"## Extrapolation\n\n{said}\n\n{_table(header, rows)}\n\n" + _figures(drawn, "extrapolation")
+    text = f"No cell of size {sizes} entered a fit. Law of its budget: E + A / N^alpha through the cells of the same budget."
+    return f"## Extrapolation\n\n{text}\n\n{_table(header, rows)}\n\n" + _figures(drawn, "extrapolation")
 
 
 def _recall(fit: StudyFit, drawn: dict[str, Path]) -> str:
@@ -293,7 +290,7 @@ def _rules(plan: Plan, rule: LearningRateRule | None) -> str:
     return "\n".join(lines)
 
 
-def _what_ran(plan: Plan, results: Sequence[CellResult]) -> str:
+def _provenance(plan: Plan, results: Sequence[CellResult]) -> str:
     hours = sum(r.seconds for r in results) / 3600
     predicted = sum(r.cell.seconds for r in results) / 3600
     hardware = plan.study.hardware
@@ -314,8 +311,8 @@ def _what_ran(plan: Plan, results: Sequence[CellResult]) -> str:
 
 
 def _figures(drawn: dict[str, Path], *names: str) -> str:
-    there = [name for name in names if name in drawn]
-    return "\n\n".join(f"![{CAPTIONS[name]}](figures/{name}.png)\n*{CAPTIONS[name]}*" for name in there)
+    available = [name for name in names if name in drawn]
+    return "\n\n".join(f"![{CAPTIONS[name]}](figures/{name}.png)\n*{CAPTIONS[name]}*" for name in available)
 
 
 def _text(interval: Interval) -> str:

@@ -1,6 +1,6 @@
-"""Robust least squares, many problems at once: what makes many starts and bootstrap intervals cheap.
+"""Robust least squares for many problems at once, which makes many starts and bootstrap intervals cheap.
 
-Levenberg-Marquardt on the Huber loss, by reweighting (Holland and Welsch 1977): a residual beyond `delta` weighs
+Levenberg-Marquardt on the Huber loss, by reweighting (Holland and Welsch 1977): a residual beyond `delta` has weight
 `delta / |r|`. scipy's `least_squares(loss="huber")` reaches the same minima one problem at a time (a test compares them).
 """
 
@@ -58,21 +58,21 @@ def minimise(
         normal = np.einsum("bnp,bn,bnq->bpq", jacobian, pull, jacobian, optimize=True)
         diagonal = np.einsum("bpp->bp", normal)
         scale = damping[:, None] * (diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300)
-        # A parameter that stands at a bound and is pushed against it does not move, nor does it bend the others' step.
+        # A parameter at a bound with a gradient beyond it stays fixed and does not affect the other parameters' step.
         free = ~(((parameters <= lower) & (gradient > 0)) | ((parameters >= upper) & (gradient < 0)))
-        both = free[:, :, None] & free[:, None, :]
-        system = np.where(both, normal, 0.0) + np.eye(size) * np.where(free, scale, 1.0)[:, :, None]
+        free_pairs = free[:, :, None] & free[:, None, :]
+        system = np.where(free_pairs, normal, 0.0) + np.eye(size) * np.where(free, scale, 1.0)[:, :, None]
         step = np.linalg.solve(system, np.where(free, -gradient, 0.0)[:, :, None])[:, :, 0]
-        tried = np.clip(parameters + step, lower, upper)
-        tried_predicted, tried_jacobian = model(tried)
-        tried_losses = (weights * huber(tried_predicted - target, delta)).sum(axis=1)
-        better = active & (tried_losses < losses)
-        small = losses - tried_losses <= tolerance * losses
-        parameters = np.where(better[:, None], tried, parameters)
-        predicted = np.where(better[:, None], tried_predicted, predicted)
-        jacobian = np.where(better[:, None, None], tried_jacobian, jacobian)
-        active &= ~((better & small) | (~better & (damping > 1e12)))
-        losses = np.where(better, tried_losses, losses)
+        trial = np.clip(parameters + step, lower, upper)
+        trial_predicted, trial_jacobian = model(trial)
+        trial_losses = (weights * huber(trial_predicted - target, delta)).sum(axis=1)
+        better = active & (trial_losses < losses)
+        converged = losses - trial_losses <= tolerance * losses
+        parameters = np.where(better[:, None], trial, parameters)
+        predicted = np.where(better[:, None], trial_predicted, predicted)
+        jacobian = np.where(better[:, None, None], trial_jacobian, jacobian)
+        active &= ~((better & converged) | (~better & (damping > 1e12)))
+        losses = np.where(better, trial_losses, losses)
         damping = np.where(better, np.maximum(damping / 5, 1e-14), damping * 4)
         if not active.any():
             break

@@ -26,9 +26,9 @@ def test_reading_crosses_shards(dataset: Dataset, data: st.DataObject) -> None:
     assert len(stream.shards) > 4
     start = data.draw(st.integers(0, len(tokens)))
     stop = data.draw(st.integers(start, len(tokens)))
-    found = stream.read(start, stop)
-    assert found.dtype == np.int64
-    assert np.array_equal(found, tokens[start:stop])
+    read_tokens = stream.read(start, stop)
+    assert read_tokens.dtype == np.int64
+    assert np.array_equal(read_tokens, tokens[start:stop])
     # A document starts at 0 and after every separator.
     starts = np.append(0, np.flatnonzero(tokens == 0) + 1)
     expected = starts[(starts >= start) & (starts < min(stop, len(tokens)))]

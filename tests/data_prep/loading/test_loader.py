@@ -134,14 +134,14 @@ def test_text_rows_are_the_documents(dataset: Dataset) -> None:
     rows = TextRows(dataset, TEXT, sequence_length=100, seed=0)
     assert rows.windows == [(len(flat) - 1) // 100]
     texts = "".join(tokenizer.decode(document[:-1]) for document in documents)
-    seen = set()
+    shown_windows = set()
     for index in range(rows.windows[0]):
         row = rows[index]
         starts = [
             w for w in range(rows.windows[0]) if [t for _, t in flat[w * 100 : w * 100 + 100]] == row.tokens.tolist()
         ]
         assert len(starts) == 1
-        seen.add(starts[0])
+        shown_windows.add(starts[0])
         window = flat[starts[0] * 100 : starts[0] * 100 + 101]
         assert row.labels.tolist() == [token for _, token in window[1:]]
         same = [window[t][0] == window[t + 1][0] for t in range(100)]
@@ -151,7 +151,7 @@ def test_text_rows_are_the_documents(dataset: Dataset) -> None:
         for a, b in zip(row.borders, [*row.borders[1:], 100], strict=True):
             piece = tokenizer.decode(row.tokens[a:b].tolist())
             assert piece.strip("\ufffd") in texts
-    assert seen == set(range(rows.windows[0])), "an epoch shows every window once"
+    assert shown_windows == set(range(rows.windows[0])), "an epoch shows every window once"
     assert any((rows[i].loss_mask == 0).any() for i in range(10))
 
 
@@ -169,7 +169,7 @@ def test_whole_documents_are_cut_only_where_they_are_longer_than_a_row(dataset: 
     documents = [tuple(stream.document(i).tolist()) for i in range(stream.num_documents)]
     assert min(map(len, documents)) < 60 < max(map(len, documents))
     rows = TextRows(dataset, MixtureConfig(recall=None, documents="whole"), sequence_length=length, seed=0)
-    found: Counter[tuple[int, ...]] = Counter()
+    piece_counts: Counter[tuple[int, ...]] = Counter()
     for index in range(rows.windows[0]):
         row = rows[index]
         counted = row.loss_mask == 1
@@ -179,7 +179,7 @@ def test_whole_documents_are_cut_only_where_they_are_longer_than_a_row(dataset: 
             if set(piece) == {0}:  # what is left of the row, or the separator alone of a document that fills rows
                 assert not counted[a:b].any()
                 continue
-            found[piece] += 1
+            piece_counts[piece] += 1
             assert counted[a : b - 1].all()
             assert counted[b - 1] == (piece[-1] != 0), (
                 "a separator predicts nothing, the end of a piece what comes next"
@@ -189,7 +189,7 @@ def test_whole_documents_are_cut_only_where_they_are_longer_than_a_row(dataset: 
                     d[i : i + length + 1] for d in documents for i in range(len(d))
                 }
     cut = [document[i : i + length] for document in documents for i in range(0, len(document), length)]
-    assert found == Counter(piece for piece in cut if piece != (0,)), "an epoch shows every document once"
+    assert piece_counts == Counter(piece for piece in cut if piece != (0,)), "an epoch shows every document once"
     assert sum(map(len, documents)) / (rows.windows[0] * length) > 0.9, "rows are nearly full"
 
 
@@ -231,41 +231,43 @@ def test_weights_decide_the_share_of_each_source(two_sources: Dataset) -> None:
 
 def test_describe_counts_what_batches_hold(two_sources: Dataset) -> None:
     steps = 2 * CYCLE // 4
-    found = {
+    uses = {
         use.name: use
         for use in loader(two_sources, MixtureConfig(recall=RECALL, text_weights={"words": 1, "more": 3})).describe(
             steps
         )
     }
-    assert set(found) == {"words", "more", "recall"}
-    assert found["recall"].share == 0.5
-    assert found["recall"].epochs is None
-    assert found["recall"].tokens == steps * 4 * 100
-    assert found["more"].share == 0.375
-    assert found["more"].tokens == steps * 4 * 100 * 3 // 4
+    assert set(uses) == {"words", "more", "recall"}
+    assert uses["recall"].share == 0.5
+    assert uses["recall"].epochs is None
+    assert uses["recall"].tokens == steps * 4 * 100
+    assert uses["more"].share == 0.375
+    assert uses["more"].tokens == steps * 4 * 100 * 3 // 4
     windows = (two_sources.split("train", "more").num_tokens - 1) // 100
-    assert found["more"].epochs == pytest.approx(steps * 4 * 0.75 / windows)
+    assert uses["more"].epochs == pytest.approx(steps * 4 * 0.75 / windows)
 
 
 def test_recall_rows_hold_whole_sequences_in_reserved_tokens(dataset: Dataset) -> None:
-    found = loader(dataset)
+    recall_loader = loader(dataset)
     vocabulary = RecallVocabulary(2)
-    assert found.vocabulary == vocabulary
+    assert recall_loader.vocabulary == vocabulary
     tasks = Counter()
     for step in range(30):
-        batch = found.batch(step)
+        batch = recall_loader.batch(step)
         for row in torch.nonzero(batch.is_recall).flatten().tolist():
             part = batch.row_range(row, row + 1)
             tokens, borders = part.tokens[0], part.cu_seqlens.tolist()
             assert tokens.min() >= 2
             assert tokens.max() < 130
             assert borders in ([0, 40, 80, 100], [0, 48, 96, 100])
-            asked = torch.nonzero(part.loss_mask[0]).flatten()
-            assert all(int(tokens[i]) in vocabulary.keys and int(part.labels[0, i]) in vocabulary.values for i in asked)
-            counts = np.histogram(asked, borders)[0]
+            labelled = torch.nonzero(part.loss_mask[0]).flatten()
+            assert all(
+                int(tokens[i]) in vocabulary.keys and int(part.labels[0, i]) in vocabulary.values for i in labelled
+            )
+            counts = np.histogram(labelled, borders)[0]
             assert counts[0] == counts[1] in (1, 4)
             assert counts[2] == 0
-            assert {borders[1] - 1, borders[2] - 1} <= set(asked.tolist()), "sequences fill their length"
+            assert {borders[1] - 1, borders[2] - 1} <= set(labelled.tolist()), "sequences fill their length"
             has = set(tokens.tolist())
             kinds = {vocabulary.system: "sysprompt", vocabulary.call: "tooltrace", vocabulary.query: "niah"}
             tasks[next((name for marker, name in kinds.items() if marker in has), "mqar")] += 1

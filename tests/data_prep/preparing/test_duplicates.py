@@ -97,9 +97,9 @@ def test_overlaps_of_13_words_are_found_and_those_of_12_are_not(tmp_path: Path) 
         while True:
             start = generator.randint(0, 50 - count)
             stolen = ", ".join(text.split()[start : start + count]).upper()
-            found = " ".join([*make_words(generator, 20), stolen + ".", *make_words(generator, 20)])
-            if not heldout(found):
-                return found
+            document = " ".join([*make_words(generator, 20), stolen + ".", *make_words(generator, 20)])
+            if not heldout(document):
+                return document
 
     planted = [plant(text, 13) for text in secret[:10]]
     of_evaluation = [plant(text, 13) for text in evaluation]
@@ -111,8 +111,8 @@ def test_overlaps_of_13_words_are_found_and_those_of_12_are_not(tmp_path: Path) 
         overlap = OverlapConfig(evaluation=(source,), action=action)
         folders[action] = prepare(config_of(path, name=action, overlap=overlap, unit_bytes=9_000), tmp_path)
     report = json.loads((folders["report"] / "overlap.json").read_text())
-    found = {entry["against"]: entry["documents"] for entry in report["overlaps"]}
-    assert found == {"heldout": 10, "exam": 10}
+    documents_by_origin = {entry["against"]: entry["documents"] for entry in report["overlaps"]}
+    assert documents_by_origin == {"heldout": 10, "exam": 10}
     stolen = {
         word for entry in report["overlaps"] for example in entry["examples"] for word in example["words"].split()
     }

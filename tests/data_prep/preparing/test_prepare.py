@@ -16,28 +16,30 @@ from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfi
 from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.data_prep.preparing.documents import document_hash, draw, is_heldout, normalise
 from echo_lm.data_prep.preparing.prepare import prepare
-from echo_lm.data_prep.preparing.shards import Unit, UnitRecord, tokenize_unit
+from echo_lm.data_prep.preparing.shards import TokenizingUnit, UnitRecord, tokenize_unit
 from echo_lm.data_prep.preparing.summary import token_dtype_for
 from echo_lm.data_prep.preparing.tokenizer import END_OF_TEXT
 from tests.helpers.corpus import AWKWARD, jsonl_config, tree, write_documents
 
 
-def counting(done: list[int], stop_after: int | None = None) -> Callable[..., Iterator[UnitRecord]]:
+def counting(tokenized: list[int], stop_after: int | None = None) -> Callable[..., Iterator[UnitRecord]]:
     """An executor that notes which units it was given to tokenize, through pickle as a cluster would, and may die."""
 
-    def map_units(function: Callable[[Unit], UnitRecord], units: list[Unit]) -> Iterator[UnitRecord]:
+    def map_units(
+        function: Callable[[TokenizingUnit], UnitRecord], units: list[TokenizingUnit]
+    ) -> Iterator[UnitRecord]:
         for unit in units:
             if function is tokenize_unit:
-                if len(done) == stop_after:
+                if len(tokenized) == stop_after:
                     raise KeyboardInterrupt
-                done.append(unit.index)
+                tokenized.append(unit.index)
             sent, sent_unit = pickle.loads(pickle.dumps((function, unit)))
             yield pickle.loads(pickle.dumps(sent(sent_unit)))
 
     return map_units
 
 
-def backwards(function: Callable[[Unit], UnitRecord], units: list[Unit]) -> list[UnitRecord]:
+def backwards(function: Callable[[TokenizingUnit], UnitRecord], units: list[TokenizingUnit]) -> list[UnitRecord]:
     return [function(unit) for unit in reversed(units)]
 
 
@@ -55,19 +57,19 @@ def test_every_document_arrives_once_normalised_and_on_its_side(tmp_path: Path) 
     for split, documents in expected.items():
         stream = dataset.split(split)
         assert len(stream.shards) > 2, "more than one unit and shard, or the order is not tested"
-        found = [stream.document(i) for i in range(stream.num_documents)]
-        assert [tokenizer.decode(ids[:-1].tolist()) for ids in found] == documents
-        assert all(ids[-1] == separator and separator not in ids[:-1] for ids in found)
+        encoded = [stream.document(i) for i in range(stream.num_documents)]
+        assert [tokenizer.decode(ids[:-1].tolist()) for ids in encoded] == documents
+        assert all(ids[-1] == separator and separator not in ids[:-1] for ids in encoded)
         assert stream.text_bytes == sum(len(text.encode()) for text in documents)
     record = dataset.manifest.sources[0]
     assert (record.documents, record.bytes) == (len(texts), sum(len(normalise(text).encode()) for text in texts))
 
 
 def test_units_in_any_order_give_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
-    done: list[int] = []
-    first = prepare(jsonl_config(corpus), tmp_path / "a", map_units=counting(done))
+    tokenized: list[int] = []
+    first = prepare(jsonl_config(corpus), tmp_path / "a", map_units=counting(tokenized))
     second = prepare(jsonl_config(corpus), tmp_path / "b", map_units=backwards)
-    assert len(done) >= 4
+    assert len(tokenized) >= 4
     assert tree(first) == tree(second)
 
 
@@ -87,12 +89,12 @@ def test_an_interrupted_run_goes_on_with_the_missing_units(corpus: Path, tmp_pat
     assert tree(resumed) == tree(undisturbed)
 
 
-@pytest.mark.parametrize("gone", ["train-00001-000.bin", "train-00001-000.docs.npy"])
-def test_a_finished_unit_whose_shard_is_gone_is_done_again(corpus: Path, tmp_path: Path, gone: str) -> None:
+@pytest.mark.parametrize("deleted", ["train-00001-000.bin", "train-00001-000.docs.npy"])
+def test_a_finished_unit_whose_shard_is_gone_is_done_again(corpus: Path, tmp_path: Path, deleted: str) -> None:
     undisturbed = prepare(jsonl_config(corpus), tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
         prepare(jsonl_config(corpus), tmp_path / "b", map_units=counting([], 2))
-    (tmp_path / "b/corpus" / gone).unlink()
+    (tmp_path / "b/corpus" / deleted).unlink()
     after: list[int] = []
     resumed = prepare(jsonl_config(corpus), tmp_path / "b", map_units=counting(after))
     assert after[0] == 1
@@ -110,10 +112,10 @@ import time
 from pathlib import Path
 from echo_lm.data_prep.config import DatasetConfig
 from echo_lm.data_prep.preparing.prepare import prepare
-from echo_lm.data_prep.preparing.shards import Unit
+from echo_lm.data_prep.preparing.shards import TokenizingUnit
 def slow(function, units):
     for unit in units:
-        if isinstance(unit, Unit) and unit.index == 2:
+        if isinstance(unit, TokenizingUnit) and unit.index == 2:
             Path({str(tmp_path / "halfway")!r}).touch()
             time.sleep(600)
         yield function(unit)
@@ -132,9 +134,9 @@ prepare(config, Path({str(tmp_path / "b")!r}), map_units=slow)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    done: list[int] = []
-    resumed = prepare(config, tmp_path / "b", map_units=counting(done))
-    assert done[0] == 2
+    tokenized: list[int] = []
+    resumed = prepare(config, tmp_path / "b", map_units=counting(tokenized))
+    assert tokenized[0] == 2
     assert tree(resumed) == tree(undisturbed)
 
 
@@ -173,16 +175,16 @@ def test_only_what_readers_need_is_left(corpus: Path, tmp_path: Path) -> None:
 def test_the_split_of_a_document_outlives_new_sources_and_orders(corpus: Path, tmp_path: Path) -> None:
     write_documents(tmp_path / "more.jsonl", 100, seed=2, awkward=[])
     more = SourceConfig(kind="jsonl", name="more", paths=(str(tmp_path / "more.jsonl"),))
-    alone = jsonl_config(corpus)
-    both = jsonl_config(corpus, name="both", sources=(more, *alone.sources))
+    single = jsonl_config(corpus)
+    both = jsonl_config(corpus, name="both", sources=(more, *single.sources))
 
     def heldout(config: DatasetConfig) -> list[str]:
         dataset = Dataset.open(prepare(config, tmp_path / "data"))
         stream, tokenizer = dataset.split("heldout", "words"), dataset.tokenizer()
         return [tokenizer.decode(stream.document(i).tolist()) for i in range(stream.num_documents)]
 
-    assert len(heldout(alone)) > 10
-    assert heldout(alone) == heldout(both)
+    assert len(heldout(single)) > 10
+    assert heldout(single) == heldout(both)
 
 
 def test_a_seed_chooses_another_split() -> None:
@@ -201,11 +203,11 @@ def test_limits_count_documents_across_units(corpus: Path, tmp_path: Path) -> No
 
 
 def test_progress_is_reported_from_start_to_end(corpus: Path, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    prepare(jsonl_config(corpus), tmp_path, on_progress=lambda *report: seen.append(report))
-    stages = [stage for stage, _, _ in seen]
+    reports: list[tuple[str, int, int]] = []
+    prepare(jsonl_config(corpus), tmp_path, on_progress=lambda *report: reports.append(report))
+    stages = [stage for stage, _, _ in reports]
     assert sorted(set(stages), key=stages.index) == ["sources", "clean", "tokenizer", "tokenize"]
-    units = [(done, total) for stage, done, total in seen if stage == "tokenize"]
+    units = [(done, total) for stage, done, total in reports if stage == "tokenize"]
     assert units == [(i, units[0][1]) for i in range(units[0][1] + 1)]
 
 

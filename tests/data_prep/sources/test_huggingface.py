@@ -76,11 +76,11 @@ def test_the_whole_mirror_with_the_recipes_filters(mirror: tuple[Path, list[dict
     expected = [row["text"] for row in rows if row["language"] == "en" and row["int_score"] >= 3]
     assert 200 < len(expected) < 500
     tokenizer = dataset.tokenizer()
-    found = []
+    rows = []
     for split in ("train", "heldout"):
         stream = dataset.split(split)
-        found += [tokenizer.decode(stream.document(i)[:-1].tolist()) for i in range(stream.num_documents)]
-    assert sorted(found) == sorted(expected)
+        rows += [tokenizer.decode(stream.document(i)[:-1].tolist()) for i in range(stream.num_documents)]
+    assert sorted(rows) == sorted(expected)
     record = dataset.manifest.sources[0]
     assert (record.records, record.filtered) == (ROWS, ROWS - len(expected))
     assert record.licence == "odc-by"

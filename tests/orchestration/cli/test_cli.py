@@ -21,8 +21,8 @@ def echo_lm(monkeypatch, capsys, tmp_path):
         code = 0
         try:
             main()
-        except SystemExit as left:
-            code = int(left.code or 0)
+        except SystemExit as exit_error:
+            code = int(exit_error.code or 0)
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -40,22 +40,22 @@ def browser():
     """A headless Chromium of the system: `make test` installs one, or ECHO_LM_CHROMIUM names it."""
     from playwright.sync_api import sync_playwright
 
-    found = os.environ.get("ECHO_LM_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
-    assert found, "no Chromium here: run `make chromium`, or name one in ECHO_LM_CHROMIUM"
+    executable = os.environ.get("ECHO_LM_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    assert executable, "no Chromium here: run `make chromium`, or name one in ECHO_LM_CHROMIUM"
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
 def page(browser):
     """A page of its own; errors and warnings of its scripts, and requests that leave the machine, fail the test."""
     context = browser.new_context(viewport={"width": 1320, "height": 900})
-    opened, wrong = context.new_page(), []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    opened.on("request", lambda request: wrong.append(request.url) if "//127.0.0.1:" not in request.url else None)
-    yield opened
+    page, problems = context.new_page(), []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("request", lambda request: problems.append(request.url) if "//127.0.0.1:" not in request.url else None)
+    yield page
     context.close()
-    assert not [line for line in wrong if not line.startswith("blob:")]
+    assert not [line for line in problems if not line.startswith("blob:")]

@@ -56,8 +56,8 @@ def test_the_row_of_a_run_equals_its_files(page, address, place, name, state, ev
     assert row.locator(".steps").inner_text().split("/")[1].strip() == str(STEPS)
     assert row.locator(".loss").inner_text() == f"{last['loss']:.3f}"
     assert row.locator(".rate").inner_text() == f"{last['tokens_per_second']:,.0f}"
-    left = round((STEPS - last["step"]) * 512 / last["tokens_per_second"])
-    assert row.locator(".eta").inner_text() == (f"{left} s" if state == "running" else "–")
+    seconds_left = round((STEPS - last["step"]) * 512 / last["tokens_per_second"])
+    assert row.locator(".eta").inner_text() == (f"{seconds_left} s" if state == "running" else "–")
     newest = max(path.parent.name for path in place[1][name].glob("checkpoints/*/complete.json"))
     assert row.locator(".checkpoint").inner_text().split("\n")[0] == str(int(newest.removeprefix("step_")))
     assert row.locator(".evaluations span").inner_text() == evaluations
@@ -77,7 +77,7 @@ def test_the_page_of_a_run_equals_its_files(page, address, place, name, state, r
     folder, last = place[1][name], last_step(place[1][name])
     page.goto(f"{address}/runs/{name}")
     page.wait_for_selector("#pulse:not(.lost):not([hidden])")
-    shown = {one.get_attribute("data-value"): one.inner_text() for one in page.locator("[data-value]").all()}
+    texts = {one.get_attribute("data-value"): one.inner_text() for one in page.locator("[data-value]").all()}
     heldout = [r for r in results(folder) if r["suite"] == "language"][-1]["metrics"]["language/bits_per_byte"]
     expected = {
         "loss": f"{last['loss']:.3f}",
@@ -95,7 +95,7 @@ def test_the_page_of_a_run_equals_its_files(page, address, place, name, state, r
         "done": counts[0],
         "wanted": counts[1],
     }
-    assert {key: shown[key] for key in expected} == expected
+    assert {key: texts[key] for key in expected} == expected
     assert page.locator("h1 ~ .badge").inner_text() == state
     assert page.locator("#step").inner_text() == str(last["step"])
 
@@ -115,9 +115,9 @@ def test_the_curves_equal_the_files(page, address, place, name):
     curves = {key: (drawn[key][at], key) for key, at in fields.items()}
     curves |= {"loss_text": (drawn["loss"][0], "loss_text"), "loss_recall": (drawn["loss"][2], "loss_recall")}
     for key, (trace, event_field) in curves.items():
-        known = [event for event in measured if event[event_field] is not None]
-        assert trace["x"] == [event["step"] for event in known], key
-        assert trace["y"] == pytest.approx([event[event_field] for event in known], rel=1e-12), key
+        with_value = [event for event in measured if event[event_field] is not None]
+        assert trace["x"] == [event["step"] for event in with_value], key
+        assert trace["y"] == pytest.approx([event[event_field] for event in with_value], rel=1e-12), key
     language = [result for result in results(folder) if result["suite"] == "language"]
     assert drawn["heldout"][0]["x"] == [result["step"] for result in language]
     assert drawn["heldout"][0]["y"] == [result["metrics"]["language/bits_per_byte"] for result in language]
@@ -132,10 +132,10 @@ def test_the_tables_of_results_equal_the_files(page, address, place):
     last = results(place[1]["done"])[-1]
     assert last["suite"] == "recall-quick"
     for row in last["rows"]:
-        shown = page.locator(f'tr[data-label="{row["label"]}"][data-length="{row["length"]}"] td').all_inner_texts()
+        texts = page.locator(f'tr[data-label="{row["label"]}"][data-length="{row["length"]}"] td').all_inner_texts()
         expected = [row["label"], str(row["pairs"]), f"{row['length']:,}", "1,000", f"{row['accuracy']:.1%}"]
         expected += ["", f"{row['low']:.1%} to {row['high']:.1%}", f"{row['chance']:.1%}"]
-        assert [text.strip() for text in shown] == expected
+        assert [text.strip() for text in texts] == expected
     cells = page.locator("#evaluations tr[data-step='40'] td").all_inner_texts()
     mean = sum(row["accuracy"] for row in last["rows"]) / len(last["rows"])
     assert cells == ["2.200 bits/byte", f"{mean:.1%} recalled"]
@@ -171,8 +171,8 @@ def test_an_evaluation_that_is_worked_on_is_shown_so(page, address):
 
 def test_a_study_equals_its_files(page, address):
     page.goto(f"{address}/studies/mine")
-    shown = {one.get_attribute("data-value"): one.inner_text() for one in page.locator("[data-value]").all()}
-    assert shown == {"done": "1", "running": "0", "waiting": "1", "failed": "1"}
+    texts = {one.get_attribute("data-value"): one.inner_text() for one in page.locator("[data-value]").all()}
+    assert texts == {"done": "1", "running": "0", "waiting": "1", "failed": "1"}
     rows = {one.get_attribute("data-name"): one for one in page.locator("#cells tbody tr").all()}
     assert rows["echo-60k-s0"].locator(".loss").inner_text() == "3.2164"
     assert rows["echo-200k-s0"].locator(".problem").inner_text() == "ran out of memory"

@@ -14,7 +14,7 @@ import pytest
 
 from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.dashboard import table as table_module
-from echo_lm.orchestration.dashboard.history import thinned
+from echo_lm.orchestration.dashboard.history import thin_curve
 from echo_lm.orchestration.dashboard.server import allowed_hosts
 from echo_lm.orchestration.dashboard.server import serve as serve_forever
 from echo_lm.orchestration.dashboard.table import RunTable
@@ -160,18 +160,18 @@ def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     read = []
     real = table_module.read_run
     monkeypatch.setattr(table_module, "read_run", lambda folder: read.append(folder.name) or real(folder))
-    monkeypatch.setattr(table_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(table_module, "REFRESH_SECONDS", 0.0)
     write_finished(tmp_path, "one")
     two = write_running(tmp_path, "two", step=5)
-    found = RunTable(tmp_path)
-    version, rows = found.rows()
+    table = RunTable(tmp_path)
+    version, rows = table.rows()
     assert ([row.name for row in rows], sorted(read)) == (["two", "one"], ["one", "two"])
     with open(two / "events.jsonl", "a") as file:
         file.write(json.dumps(step_event(6, time.time())) + "\n")
-    changes = found.changes(version)
-    assert (read[2:], [row.step for row in changes.changed], changes.gone) == (["two"], [6], [])
+    changes = table.changes(version)
+    assert (read[2:], [row.step for row in changes.changed], changes.removed) == (["two"], [6], [])
     (tmp_path / "one/config.yaml").unlink()
-    assert found.changes(changes.version).gone == ["one"]
+    assert table.changes(changes.version).removed == ["one"]
 
 
 @pytest.mark.parametrize(
@@ -210,10 +210,10 @@ def test_slow_steps_may_be_silent_for_longer():
 def test_a_thinned_curve_keeps_its_peaks_and_its_end():
     values = np.sin(np.arange(100_000) / 700)
     values[54_321], values[77_777] = 9.0, -9.0
-    kept = thinned(values, 1500)
-    assert len(kept) <= 1500
-    assert {54_321, 77_777, 99_999} <= set(kept.tolist())
-    assert thinned(values[:1500], 1500).tolist() == list(range(1500))
+    indices = thin_curve(values, 1500)
+    assert len(indices) <= 1500
+    assert {54_321, 77_777, 99_999} <= set(indices.tolist())
+    assert thin_curve(values[:1500], 1500).tolist() == list(range(1500))
 
 
 def test_a_thousand_runs_load_in_two_seconds(browser, serve, tmp_path):
@@ -246,10 +246,10 @@ def test_a_thousand_runs_load_in_two_seconds(browser, serve, tmp_path):
 
 
 def test_a_taken_port_and_a_foreign_address_are_one_line(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1 port {port}") as error:
             serve_forever(tmp_path, tmp_path, port=port)
         assert "\n" not in str(error.value)

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from echo_lm.models import build_model, save_pretrained
 from echo_lm.models.common.files import write_json
 from echo_lm.orchestration.evaluation import watcher as watch
-from echo_lm.orchestration.evaluation.jobs import missing_jobs, run_job, wanted_jobs
+from echo_lm.orchestration.evaluation.jobs import due_jobs, missing_jobs, run_job
 from echo_lm.orchestration.evaluation.pools import ProcessPool
 from echo_lm.orchestration.evaluation.watcher import Watcher, evaluate_missing
 from echo_lm.orchestration.jobs.leases import claim, holder
@@ -69,21 +69,21 @@ def results(run: RunFolder) -> dict[str, int]:
     return {f"{path.parent.name}/{path.stem}": path.stat().st_mtime_ns for path in run.evals.glob("*/*.json")}
 
 
-def wait_for(what, seconds: float = 300.0):
+def wait_for(condition, seconds: float = 300.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := what():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.02)
     pytest.fail("waited in vain")
 
 
 def holder_of_some_lease(run: RunFolder):
-    return next((found for path in run.evals.glob("*/*.lease") if (found := holder(path))), None)
+    return next((lease_holder for path in run.evals.glob("*/*.lease") if (lease_holder := holder(path))), None)
 
 
 def test_a_watcher_evaluates_runs_it_did_not_start_once(run, monkeypatch):
-    monkeypatch.setattr(watch, "TELL_SECONDS", 500)  # MLflow may take half a minute to make its database
+    monkeypatch.setattr(watch, "SYNC_SECONDS", 500)  # MLflow may take half a minute to make its database
     watcher = Watcher(f"{run.path.parent}/*", parallel=2, tracking_uri=f"sqlite:///{run.path.parent}/m.db")
     assert watcher.round()
     before = results(run)
@@ -118,8 +118,8 @@ def test_what_mlflow_lacks_is_told_once(run, monkeypatch, caplog, capsys):
 
 def metric_history(uri: str, key: str) -> list[tuple[int, float]]:
     client = MlflowClient(uri)
-    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    (record,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]  # the others are evaluations
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (record,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]  # the others are evaluations
     return sorted((point.step, point.value) for point in client.get_metric_history(record.info.run_id, key))
 
 
@@ -127,9 +127,9 @@ def test_a_killed_process_of_a_job_is_replaced(run, suites):
     killed = []
 
     def kill() -> None:
-        found = wait_for(lambda: holder_of_some_lease(run))
-        os.kill(found["pid"], signal.SIGKILL)
-        killed.append(found["pid"])
+        lease_holder = wait_for(lambda: holder_of_some_lease(run))
+        os.kill(lease_holder["pid"], signal.SIGKILL)
+        killed.append(lease_holder["pid"])
 
     threading.Thread(target=kill, daemon=True).start()
     evaluate_missing(str(run.path), [str(suites["long"])], "cpu", ProcessPool(1))
@@ -169,7 +169,7 @@ class FullPool:
     def submit(self, job):
         self.submitted.append(job)
 
-    def done(self):
+    def collect_ended(self):
         return []
 
 
@@ -188,9 +188,9 @@ def test_every_so_many_tokens(run, smoke):
         folder = run.checkpoints / f"step_{step:08d}"
         write_json(folder / "complete.json", {"step": step, "tokens": step * 512})
     config = smoke("run.checkpoint_every=1", "evaluation.every_tokens=3584", "evaluation.suites=[language]")
-    assert [job.step for job in wanted_jobs(run, config)] == [7, 14, 21, 28, 30]
+    assert [job.step for job in due_jobs(run, config)] == [7, 14, 21, 28, 30]
     config = smoke("run.checkpoint_every=4", "evaluation.every=2", "evaluation.suites=[language]")
-    assert [job.step for job in wanted_jobs(run, config)] == [8, 16, 24, 30]
+    assert [job.step for job in due_jobs(run, config)] == [8, 16, 24, 30]
 
 
 class Head:
@@ -210,19 +210,19 @@ class Head:
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
 
-        def answers() -> bool:
-            with socket.socket() as there:
-                return there.connect_ex(("127.0.0.1", self.port)) == 0
+        def is_reachable() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-        wait_for(answers)
+        wait_for(is_reachable)
 
     def kill(self) -> None:
         """Everything of this head at once, as when its machine dies."""
         import psutil
 
-        found = [psutil.Process(self.process.pid)]
-        found += found[0].children(recursive=True)
-        for process in found:
+        processes = [psutil.Process(self.process.pid)]
+        processes += processes[0].children(recursive=True)
+        for process in processes:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
@@ -251,7 +251,7 @@ def test_a_scheduled_suite_survives_its_worker_ray_and_mlflow(run, suites, monke
         thread.start()
         first = wait_for(lambda: holder_of_some_lease(run))
         os.kill(first["pid"], signal.SIGKILL)
-        wait_for(lambda: (found := holder_of_some_lease(run)) and found["pid"] != first["pid"])
+        wait_for(lambda: (lease_holder := holder_of_some_lease(run)) and lease_holder["pid"] != first["pid"])
         assert not results(run), "the suite must still be running when the head dies"
         head.kill()
         head.start()

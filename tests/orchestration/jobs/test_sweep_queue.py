@@ -1,4 +1,4 @@
-"""Queues of recall sweeps: jobs shared out, stopped in time, refused before they begin."""
+"""Queues of recall sweeps: jobs distributed, stopped in time, refused before they begin."""
 
 import json
 import subprocess
@@ -24,10 +24,10 @@ def test_a_queue_shares_out_jobs_and_joins_what_they_found(tmp_path):
     sweep = sweep_file(tmp_path)
     jobs = tmp_path / "jobs.txt"
     jobs.write_text(f"{sweep} --arms one\n\n{sweep} --arms two --part 1/2\n")
-    done = queue(jobs, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "tiny.json").read_text())["runs"]
-    assert Counter(run["arm"] for run in found) == {"one": 4, "two": 2}
+    process = queue(jobs, "--out", tmp_path / "out")
+    assert process.returncode == 0, process.stderr
+    runs = json.loads((tmp_path / "out" / "tiny.json").read_text())["runs"]
+    assert Counter(run["arm"] for run in runs) == {"one": 4, "two": 2}
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_a_queue_ends_in_time_and_keeps_what_is_finished(tmp_path):
     quick, slow = sweep_file(tmp_path, name="quick"), sweep_file(tmp_path, name="slow", training=slow)
     jobs = tmp_path / "jobs.txt"
     jobs.write_text("".join(f"{sweep} --arms one\n" for sweep in (quick, slow, quick)))
-    done = queue(jobs, "--out", tmp_path / "out", "--seconds", 40, "--least", 5)
-    assert done.returncode == 1
-    assert "time is up: 1 jobs are stopped\n" in done.stdout
-    assert "1 jobs never began" in done.stdout
+    process = queue(jobs, "--out", tmp_path / "out", "--seconds", 40, "--least", 5)
+    assert process.returncode == 1
+    assert "time is up: 1 jobs are stopped\n" in process.stdout
+    assert "1 jobs never began" in process.stdout
     assert len(json.loads((tmp_path / "out" / "quick.json").read_text())["runs"]) == 4
     assert json.loads((tmp_path / "out" / "slow.json").read_text())["runs"] == []
 

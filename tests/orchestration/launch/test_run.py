@@ -59,10 +59,10 @@ def test_workers_and_driver_are_restarted_and_end_with_the_undisturbed_loss(dist
     assert starts == [0, 40, 80], "the kills must have come between two checkpoints"
     assert [event["what"] for event in events if event["kind"] == "lost"] == ["worker", "driver"]
     config = load_config("smoke", OVERRIDES)
-    alone = RunFolder(tmp_path / "alone")
-    alone.prepare(config, root / "data" / config.data.name)
-    launch(alone, config)
-    curves = [[event["loss"] for event in steps(read_events(r.events_file))] for r in (run, alone)]
+    reference = RunFolder(tmp_path / "alone")
+    reference.prepare(config, root / "data" / config.data.name)
+    launch(reference, config)
+    curves = [[event["loss"] for event in steps(read_events(r.events_file))] for r in (run, reference)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
@@ -81,16 +81,16 @@ def test_mlflow_mirrors_the_files(disturbed):
     _, run, _ = disturbed
     tracker = Tracker(run.path)
     client = MlflowClient(tracker.uri)
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    runs = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    tracked_runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    runs = [run for run in tracked_runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(runs) == 1
-    assert sorted(run.info.run_name for run in found) == [
+    assert sorted(run.info.run_name for run in tracked_runs) == [
         "smoke",
         *(f"step_{step:08d}/language" for step in (40, 80, 120)),
     ]
     history = client.get_metric_history(runs[0].info.run_id, "train/loss")
-    wanted = {event["step"]: event["loss"] for event in steps(read_events(run.events_file))}
-    assert {point.step: point.value for point in history} == pytest.approx(wanted)
+    expected = {event["step"]: event["loss"] for event in steps(read_events(run.events_file))}
+    assert {point.step: point.value for point in history} == pytest.approx(expected)
     assert "report.md" in {artifact.path for artifact in client.list_artifacts(runs[0].info.run_id)}
 
 
@@ -105,6 +105,6 @@ def test_running_again_does_nothing_twice(disturbed, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
     run_pipeline(config, root / "runs", root / "data")
     assert "nothing to do" in capsys.readouterr().out
-    kept = {path for path in before if path.parent.name != "figures" and path.name not in ("report.md", ".lock")}
-    assert {path: path.stat().st_mtime_ns for path in kept} == {path: before[path] for path in kept}
+    unchanged = {path for path in before if path.parent.name != "figures" and path.name not in ("report.md", ".lock")}
+    assert {path: path.stat().st_mtime_ns for path in unchanged} == {path: before[path] for path in unchanged}
     assert {path for path in run.path.rglob("*") if path.is_file()} == set(before)

@@ -45,11 +45,11 @@ LOCAL_CLUSTER = textwrap.dedent("""
 def test_a_cluster_of_ours_listens_on_loopback_and_wants_the_token(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     environment["HOME"] = str(tmp_path)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LOCAL_CLUSTER], env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "0o600"
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split()[-1] == "0o600"
 
 
 def test_a_run_of_another_user_is_refused_without_trust(tmp_path, smoke, data_root, monkeypatch):

@@ -1,4 +1,4 @@
-"""The supervisor outside Ray: what it starts again, what it does not, and what it says."""
+"""The supervisor outside Ray: which failures it restarts, which it raises, and its messages."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from echo_lm.models.common.errors import UserError
-from echo_lm.orchestration.jobs.cluster import ClusterAway
+from echo_lm.orchestration.jobs.cluster import ClusterUnavailable
 from echo_lm.orchestration.launch import supervisor
 from echo_lm.orchestration.launch.supervisor import supervise, wait_for_cluster
 from echo_lm.pipeline.run.events import read_events
@@ -22,17 +22,17 @@ def run(tmp_path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
-def start(run: RunFolder, config, drive, asked=lambda: None) -> None:
-    """`asked` is called whenever the supervisor asks how far the run is: at the start, and after each loss was told."""
+def start(run: RunFolder, config, function, on_progress=lambda: None) -> None:
+    """`on_progress` is called whenever the supervisor reads the progress: at the start, and after each recorded failure."""
 
     def progress() -> int:
-        asked()
+        on_progress()
         return len(list(run.path.glob("done-*")))
 
-    supervise(run, config, drive, (str(run.path),), address=None, progress=progress)
+    supervise(run, config, function, (str(run.path),), address=None, progress=progress)
 
 
-def told(run: RunFolder) -> list[tuple[str, str]]:
+def recorded(run: RunFolder) -> list[tuple[str, str]]:
     events = read_events(run.events_file)
     return [(event["kind"], event.get("message") or event["reason"]) for event in events]
 
@@ -53,14 +53,14 @@ def test_a_driver_that_dies_or_falls_silent_is_started_again(run, smoke, monkeyp
         monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 1)
 
     def be_patient_with_the_third() -> None:
-        if [kind for kind, _ in told(run)].count("lost") == 2:
+        if [kind for kind, _ in recorded(run)].count("lost") == 2:
             monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 600)
 
     threading.Thread(target=be_impatient_with_the_second, daemon=True).start()
-    start(run, smoke("run.max_restarts=1"), dies_twice, asked=be_patient_with_the_third)
-    kinds = [kind for kind, _ in told(run)]
+    start(run, smoke("run.max_restarts=1"), dies_twice, on_progress=be_patient_with_the_third)
+    kinds = [kind for kind, _ in recorded(run)]
     assert kinds == ["attempt", "lost", "attempt", "lost", "attempt"]
-    messages = [message for kind, message in told(run) if kind == "lost"]
+    messages = [message for kind, message in recorded(run) if kind == "lost"]
     assert "killed by signal 9" in messages[0]
     assert "silent" in messages[1]
 
@@ -79,7 +79,7 @@ def test_a_driver_that_gets_nowhere_is_given_up_with_its_trace(run, smoke):
 def finds_no_cluster(folder: str, on_cluster) -> None:
     Path(folder, f"tried-{len(list(Path(folder).glob('tried-*')))}").touch()
     if len(list(Path(folder).glob("tried-*"))) < 3:
-        raise ClusterAway("no Ray cluster answers")
+        raise ClusterUnavailable("no Ray cluster answers")
 
 
 def test_a_cluster_that_is_starting_is_tried_again_more_often_than_restarts_are_allowed(run, smoke):
@@ -90,14 +90,14 @@ def test_a_cluster_that_is_starting_is_tried_again_more_often_than_restarts_are_
     assert [event["what"] for event in read_events(run.events_file) if event["kind"] == "lost"] == ["head"] * 2
 
 
-def is_told_off(folder: str, on_cluster) -> None:
+def refuses(folder: str, on_cluster) -> None:
     raise UserError("no such suite")
 
 
 def test_a_users_mistake_ends_it_at_once(run, smoke):
     with pytest.raises(UserError, match=r"^no such suite$"):
-        start(run, smoke(), is_told_off)
-    assert [kind for kind, _ in told(run)] == ["attempt"]
+        start(run, smoke(), refuses)
+    assert [kind for kind, _ in recorded(run)] == ["attempt"]
 
 
 def test_a_cluster_that_is_away_is_waited_for_and_not_for_ever():

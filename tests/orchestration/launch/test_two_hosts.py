@@ -36,12 +36,12 @@ def finished(tmp_path_factory):
             command += ["--runs", str(root / "runs"), "--data", str(root / "data")]
             wait_for_nodes(a, head, 2)
             environment = os.environ | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+            process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
         finally:
             for node in nodes:
                 node.stop()
-    assert done.returncode == 0, done.stdout + done.stderr
-    return RunFolder(root / "runs" / "smoke"), done.stdout, root
+    assert process.returncode == 0, process.stdout + process.stderr
+    return RunFolder(root / "runs" / "smoke"), process.stdout, root
 
 
 def test_a_worker_was_on_each_host(finished):
@@ -68,10 +68,10 @@ def test_both_hosts_evaluated(finished):
 def test_the_curve_is_that_of_one_host(finished, tmp_path):
     run, _, root = finished
     config = load_config("smoke", OVERRIDES)
-    alone = RunFolder(tmp_path / "alone")
-    alone.prepare(config, root / "data" / config.data.name)
-    launch(alone, config)
-    curves = [[event["loss"] for event in steps(read_events(r.events_file))] for r in (run, alone)]
+    reference = RunFolder(tmp_path / "alone")
+    reference.prepare(config, root / "data" / config.data.name)
+    launch(reference, config)
+    curves = [[event["loss"] for event in steps(read_events(r.events_file))] for r in (run, reference)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
@@ -93,12 +93,12 @@ def test_a_host_without_the_shared_folder_is_named_before_anything_trains(tmp_pa
             command = [*a.prefix, *ECHO_LM, "run", "smoke", *OVERRIDES, "--address", head]
             command += ["--runs", str(runs), "--data", str(tmp_path / "data")]
             environment = os.environ | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+            process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
         finally:
             for node in nodes:
                 node.stop()
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("echo-lm:")]
+    assert process.returncode == 2
+    (line,) = [line for line in process.stderr.splitlines() if line.startswith("echo-lm:")]
     assert re.search(r"node host-b \(rank [01]\) does not share", line)
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in process.stderr
     assert not steps(read_events(runs / "smoke" / "events.jsonl"))

@@ -42,12 +42,12 @@ def run(tmp_path, smoke, data_root) -> RunFolder:
 
 
 def test_everything_is_read_from_the_files(run):
-    found = read_run(run.path).summary(time.time())
-    assert (found.state, found.step, found.steps) == ("running", 20, 30)
-    assert found.mfu == 0.41
-    assert found.eta_seconds == pytest.approx(10 * 512 / 1024)
-    assert (found.done, found.pending, found.failed, found.checkpoint) == (1, 2, 1, 20)
-    assert found.nodes == (("node-a", 2),), "the beat of node-c is old"
+    summary = read_run(run.path).summary(time.time())
+    assert (summary.state, summary.step, summary.steps) == ("running", 20, 30)
+    assert summary.mfu == 0.41
+    assert summary.eta_seconds == pytest.approx(10 * 512 / 1024)
+    assert (summary.done, summary.pending, summary.failed, summary.checkpoint) == (1, 2, 1, 20)
+    assert summary.nodes == (("node-a", 2),), "the beat of node-c is old"
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(status_table([run]))
     text = console.export_text()

@@ -115,14 +115,14 @@ def test_a_killed_driver_and_worker(config: DatasetConfig, expected: dict[str, b
     assert wait_for(process, lambda: work_files(folder, "clean-*.json") >= 5 and kill_worker(process))
     assert wait_for(process, lambda: work_files(folder, "tokens-*.json") >= 5)
     kill_driver(process)
-    done = {path: path.stat().st_mtime_ns for path in (folder / "work").glob("tokens-*.json")}
-    assert 5 <= len(done) < 60, "the kill must come in the middle"
+    finished = {path: path.stat().st_mtime_ns for path in (folder / "work").glob("tokens-*.json")}
+    assert 5 <= len(finished) < 60, "the kill must come in the middle"
     assert not (folder / "manifest.json").exists()
     process = start(config, tmp_path)
-    assert wait_for(process, lambda: work_files(folder, "tokens-*.json") > len(done))
-    kept = {path: path.stat().st_mtime_ns for path in done if path.exists()}
+    assert wait_for(process, lambda: work_files(folder, "tokens-*.json") > len(finished))
+    unchanged = {path: path.stat().st_mtime_ns for path in finished if path.exists()}
     assert process.wait(timeout=DEADLINE) == 0
-    assert kept.items() <= done.items(), "finished slices are not done again"
+    assert unchanged.items() <= finished.items(), "finished slices are not done again"
     assert tree(folder) == expected
 
 
@@ -207,7 +207,7 @@ def _load_nothing(folder: Path) -> None:
 def test_twenty_random_moments(cluster, config: DatasetConfig, expected: dict[str, bytes], tmp_path: Path) -> None:
     """The driver, a worker or a node, at a moment of the work that is drawn: so many slices, then a fraction of a second."""
     generator = random.Random(20)
-    seen = {"driver": 0, "worker": 0, "node": 0}
+    kills = {"driver": 0, "worker": 0, "node": 0}
     for trial in range(20):
         kind = ("driver", "worker", "node")[trial % 3]
         root = tmp_path / str(trial)
@@ -220,19 +220,19 @@ def test_twenty_random_moments(cluster, config: DatasetConfig, expected: dict[st
 
         if kind == "node":
             prepare_while_a_node_dies(cluster, config, root / "data", moment)
-            seen[kind] += 1
+            kills[kind] += 1
         else:
             process = start(config, root)
             if wait_for(process, moment):
                 time.sleep(pause)
                 if kind == "worker":
-                    seen[kind] += wait_for(process, lambda process=process: kill_worker(process))
+                    kills[kind] += wait_for(process, lambda process=process: kill_worker(process))
                 else:
-                    seen[kind] += process.poll() is None
+                    kills[kind] += process.poll() is None
                     kill_driver(process)
             process.wait(timeout=DEADLINE)
             run_through(config, root)
         assert tree(folder) == expected, f"trial {trial}: {kind} at {stage} {slices}"
-    assert seen["driver"] >= 5, seen
-    assert seen["worker"] >= 4, seen
-    assert seen["node"] >= 6, seen
+    assert kills["driver"] >= 5, kills
+    assert kills["worker"] >= 4, kills
+    assert kills["node"] >= 6, kills

@@ -57,11 +57,11 @@ def test_four_three_four_is_one_curve(tmp_path):
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         wait_for(process, lambda: last_step(run) >= 30)
-        lost = next(node for node in nodes if node.name == read_heartbeats(run)[-1].node)
-        lost.kill(back=False)
+        lost_node = next(node for node in nodes if node.name == read_heartbeats(run)[-1].node)
+        lost_node.kill(back=False)
         killed_at = last_step(run)
         wait_for(process, lambda: worlds(run)[-1] == 3 and last_step(run) > killed_at)
-        lost.come_back()
+        lost_node.come_back()
         wait_for(process, lambda: worlds(run)[-1] == 4 and len(worlds(run)) > 2)
         assert process.wait(timeout=600) == 0
     finally:
@@ -69,21 +69,21 @@ def test_four_three_four_is_one_curve(tmp_path):
         for node in nodes:
             node.stop()
     events = read_events(run.events_file)
-    assert [event for event in events if event["kind"] == "lost" and event["name"] == lost.name]
+    assert [event for event in events if event["kind"] == "lost" and event["name"] == lost_node.name]
     starts = [event for event in events if event["kind"] == "start"]
     assert starts[0]["world_size"] == starts[-1]["world_size"] == 4
     assert [event["world_size"] for event in starts if event["world_size"] != 4] == [3]
-    made = [event["step"] for event in events if event["kind"] == "step"]
+    trained_steps = [event["step"] for event in events if event["kind"] == "step"]
     grown = next(number for number, event in enumerate(events) if event is starts[-1])
     before = [event["step"] for event in events[:grown] if event["kind"] == "step"][-1]
     assert before - starts[-1]["step"] < 20, "it grew right after a checkpoint, not in the middle between two"
     assert all(event["tokens"] == 768 * event["step"] for event in events if event["kind"] == "step")
-    alone = RunFolder(tmp_path / "alone")
+    reference = RunFolder(tmp_path / "alone")
     plain = load_config("smoke", [*OVERRIDES, "run.workers=1", "run.min_workers=1"])
-    alone.prepare(plain, tmp_path / "data" / config.data.name)
-    launch(alone, plain)
-    curves = [[event["loss"] for event in steps(read_events(r.events_file))] for r in (run, alone)]
-    assert len(curves[0]) == STEPS <= len(made)
+    reference.prepare(plain, tmp_path / "data" / config.data.name)
+    launch(reference, plain)
+    curves = [[event["loss"] for event in steps(read_events(r.events_file))] for r in (run, reference)]
+    assert len(curves[0]) == STEPS <= len(trained_steps)
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 

@@ -22,7 +22,7 @@ from echo_lm.orchestration.ray_train.policies import (
     GrowAtCheckpoints,
     Hang,
     RestartPolicy,
-    may_hide_deaths,
+    may_hide_dead_workers,
     worker_failures,
 )
 from echo_lm.pipeline.monitoring.heartbeat import HeartbeatRecord
@@ -47,9 +47,9 @@ def test_the_dead_are_named_and_those_who_lost_their_connection_are_not():
     assert worker_failures(only, BEATS, alive - {"node-2"}, {2}) == [
         ("node", "node-2", "rank 2 on node-2: the node died")
     ]
-    assert may_hide_deaths(only, BEATS)
-    assert not may_hide_deaths(error, BEATS), "one is known to be dead"
-    assert not may_hide_deaths(WorkerGroupError("", dict.fromkeys(range(3), RESET)), BEATS), (
+    assert may_hide_dead_workers(only, BEATS)
+    assert not may_hide_dead_workers(error, BEATS), "one is known to be dead"
+    assert not may_hide_dead_workers(WorkerGroupError("", dict.fromkeys(range(3), RESET)), BEATS), (
         "all have told what they know"
     )
     assert worker_failures(ControllerError(Hang("rank 1 on node-1")), BEATS, alive) == [], (
@@ -88,8 +88,8 @@ def test_who_fell_silent_is_told_when_the_others_fail_before_ray_knows_of_a_deat
     monkeypatch.setattr(policies, "time", clock)
     RestartPolicy(FailureConfig(), run, max_restarts=5, wait_seconds=60).make_decision(WorkerGroupError("", {0: RESET}))
     assert slept == [policies.SILENT_SECONDS]
-    (lost,) = read_events(run.events_file)
-    assert (lost["what"], lost["name"]) == ("node", "node-1"), "the cluster has node-0 alone"
+    (event,) = read_events(run.events_file)
+    assert (event["what"], event["name"]) == ("node", "node-1"), "the cluster has node-0 alone"
 
 
 def test_a_users_mistake_is_not_tried_again(run):

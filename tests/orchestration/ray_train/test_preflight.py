@@ -18,8 +18,8 @@ def group(nodes: str = "abc", **faults) -> WorkerGroup:
     def run(function, arguments):
         last = len(arguments) - 1
         return [
-            faults[function.__name__](*given) if rank == last and function.__name__ in faults else function(*given)
-            for rank, given in enumerate(arguments)
+            faults[function.__name__](*values) if rank == last and function.__name__ in faults else function(*values)
+            for rank, values in enumerate(arguments)
         ]
 
     return WorkerGroup([f"node-{node}" for node in nodes], ["127.0.0.1"] * len(nodes), run)
@@ -56,14 +56,14 @@ def test_a_full_disk_is_named_before_a_checkpoint_is_lost_to_it(tmp_path):
 
 @pytest.mark.parametrize("nodes", ["abc", "ab"])
 @pytest.mark.parametrize(
-    "apart", [("leave_mark", "missing_marks"), ("leave_mark",)], ids=["another folder", "writes are lost"]
+    "apart", [("write_mark", "missing_marks"), ("write_mark",)], ids=["another folder", "writes are lost"]
 )
 def test_storage_that_is_not_shared_is_named(tmp_path, monkeypatch, nodes, apart):
     """The last node has a folder of its own under the same name; or sees ours, but what it writes stays with it."""
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     run.mkdir()
     elsewhere.mkdir()
-    monkeypatch.setattr(node_checks, "SEEN_SECONDS", 0.3)
+    monkeypatch.setattr(node_checks, "VISIBLE_SECONDS", 0.3)
     local = {name: partial(redirected, getattr(node_checks, name), elsewhere) for name in apart}
     with pytest.raises(UserError, match=rf"node node-{nodes[-1]} \(rank {len(nodes) - 1}\) does not share") as raised:
         check_nodes(group(nodes, **local), run, 1000, gpus=False)
@@ -77,7 +77,7 @@ def redirected(function, folder, run_path, *arguments):
 
 def test_the_node_that_is_apart_is_named_whatever_its_rank(tmp_path, monkeypatch):
     """This machine's folder is the run's: of two nodes, the one that does not see it is wrong, be it rank 0."""
-    monkeypatch.setattr(node_checks, "SEEN_SECONDS", 0.3)
+    monkeypatch.setattr(node_checks, "VISIBLE_SECONDS", 0.3)
     sound = group("ab")
 
     def run(function, arguments):
@@ -90,7 +90,7 @@ def test_the_node_that_is_apart_is_named_whatever_its_rank(tmp_path, monkeypatch
 
 
 def test_a_closed_port_is_named(tmp_path):
-    closed = group(unreachable=lambda peers: node_checks.unreachable([("127.0.0.1", 1)]))
+    closed = group(unreachable_peers=lambda peers: node_checks.unreachable_peers([("127.0.0.1", 1)]))
     with pytest.raises(UserError, match=r"node-c \(rank 2\) cannot connect to 127\.0\.0\.1 \(Connection refused\)"):
         check_nodes(closed, tmp_path, 1000, gpus=False)
 

@@ -19,9 +19,9 @@ N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(44e6, 16e9, 8), np.geo
 def test_noise_free_losses_give_the_published_constants(published):
     truth, law = published
     fit = fit_loss(N, D, law(N, D), delta=1e-2, bootstrap=100, seed=0)
-    found = dict(zip(("A", "B", "E"), np.exp(fit.parameters[:3]), strict=True))
-    found |= {"alpha": fit.parameters[3], "beta": fit.parameters[4]}
-    assert found == pytest.approx(truth, rel=1e-3)
+    fitted = dict(zip(("A", "B", "E"), np.exp(fit.parameters[:3]), strict=True))
+    fitted |= {"alpha": fit.parameters[3], "beta": fit.parameters[4]}
+    assert fitted == pytest.approx(truth, rel=1e-3)
 
 
 def coverage(published, replications: int, bootstrap: int) -> np.ndarray:
@@ -70,9 +70,9 @@ def test_the_batched_solver_agrees_with_scipy():
         decay = np.exp(-p[:, 1:] * x)
         return p[:, :1] * decay, np.stack([decay, -p[:, :1] * x * decay], axis=2)
 
-    found, losses = minimise(model, target, np.ones((2, 2)), delta=0.1)
+    solutions, losses = minimise(model, target, np.ones((2, 2)), delta=0.1)
     for problem in range(2):
-        wanted = least_squares(
+        expected = least_squares(
             lambda p, y=target[problem]: p[0] * np.exp(-p[1] * x) - y,
             [1, 1],
             loss="huber",
@@ -80,8 +80,8 @@ def test_the_batched_solver_agrees_with_scipy():
             xtol=1e-14,
             ftol=1e-14,
         )
-        assert found[problem] == pytest.approx(wanted.x, rel=1e-4)
-        assert losses[problem] == pytest.approx(huber(wanted.fun, 0.1).sum(), rel=1e-6)
+        assert solutions[problem] == pytest.approx(expected.x, rel=1e-4)
+        assert losses[problem] == pytest.approx(huber(expected.fun, 0.1).sum(), rel=1e-6)
 
 
 def test_the_bottom_of_an_isoflop_parabola():
@@ -131,9 +131,9 @@ def test_a_study_by_the_published_law_is_predicted_better_than_by_the_naive_gues
     assert fit.missing == ()
     assert [law.cells for law in fit.laws] == [12, 12], "no held-out cell enters a fit"
     assert len(fit.predictions) == 6
-    assert all("50m" in found.cell for found in fit.predictions)
-    assert max(abs(found.error) for found in fit.predictions) < 0.015
-    assert all(abs(found.error) < abs(found.naive_error) for found in fit.predictions)
+    assert all("50m" in prediction.cell for prediction in fit.predictions)
+    assert max(abs(prediction.error) for prediction in fit.predictions) < 0.015
+    assert all(abs(prediction.error) < abs(prediction.naive_error) for prediction in fit.predictions)
     measured = {result.cell.name: result.loss for result in results}
     first = fit.predictions[0]
     assert first.naive == measured[first.cell.replace("50m", "25m")]
@@ -158,10 +158,10 @@ def test_a_law_of_one_budget_predicts_where_no_law_in_tokens_holds(study, record
         for r in records(plan, noise=0.0)
     ]
     predictions = fit_study(plan, results).predictions
-    assert max(abs(found.one_budget_error) for found in predictions) < 0.005
-    assert max(abs(found.error) for found in predictions) > 0.015
+    assert max(abs(prediction.one_budget_error) for prediction in predictions) < 0.005
+    assert max(abs(prediction.error) for prediction in predictions) > 0.015
     fewer = [r for r in results if r.cell.name != "echo-4m-90M-s0"]
-    of_cell = {found.cell: found.one_budget for found in fit_study(plan, fewer).predictions}
+    of_cell = {prediction.cell: prediction.one_budget for prediction in fit_study(plan, fewer).predictions}
     assert of_cell["echo-50m-90M-s0"] is None, "three sizes do not tell three parameters"
     assert of_cell["transformer-50m-90M-s0"] is not None
 
@@ -226,8 +226,8 @@ def test_the_report_sets_three_predictions_side_by_side(study, records, tmp_path
     header, short, whole = rows["held-out cell"], rows["echo-50m-90M-s0"], rows["transformer-50m-90M-s0"]
     at = header.index("law of its budget")
     assert short[at : at + 2] == ["-", "-"]
-    (found,) = (p for p in fit.predictions if p.cell == "transformer-50m-90M-s0")
-    assert whole[at : at + 2] == [f"{found.one_budget:.4f}", f"{found.one_budget_error:+.2%}"]
+    (prediction,) = (p for p in fit.predictions if p.cell == "transformer-50m-90M-s0")
+    assert whole[at : at + 2] == [f"{prediction.one_budget:.4f}", f"{prediction.one_budget_error:+.2%}"]
     errors = np.abs([p.one_budget_error for p in fit.predictions if p.one_budget_error is not None])
     assert len(errors) == len(fit.predictions) - 1
     assert f"laws through the cells of one budget are off by {errors.mean():.2%} and {errors.max():.2%}" in text
@@ -238,10 +238,10 @@ def test_the_naive_guess_is_the_next_smaller_size_of_the_plan_or_nothing(study, 
     plan = make_plan(study(fit={"bootstrap": 100}))
     results = records(plan, noise=0.005)
     by_name = {r.cell.name: r.loss for r in results}
-    guesses = {found.cell: found.naive for found in fit_study(plan, results).predictions}
+    guesses = {prediction.cell: prediction.naive for prediction in fit_study(plan, results).predictions}
     assert guesses["echo-50m-90M-s0"] == by_name["echo-25m-90M-s0"]
     fewer = [r for r in results if r.cell.name != "echo-25m-90M-s0"]
-    guesses = {found.cell: found.naive for found in fit_study(plan, fewer).predictions}
+    guesses = {prediction.cell: prediction.naive for prediction in fit_study(plan, fewer).predictions}
     assert guesses["echo-50m-90M-s0"] is None
     assert guesses["transformer-50m-90M-s0"] == by_name["transformer-25m-90M-s0"]
 
@@ -250,7 +250,7 @@ def with_recall(results, correct):
     """`correct(cell)` of 1,000 questions at each of two lengths, of two tasks, one of which has another row that all fail."""
 
     def rows(cell):
-        asked = [
+        counts = [
             ("niah", 64, correct(cell)),
             ("niah", 256, correct(cell)),
             ("mqar", 64, correct(cell)),
@@ -260,7 +260,7 @@ def with_recall(results, correct):
             RecallRow(
                 task=t, label=t, pairs=8, length=n, queries=1000, correct=c, chance=0.03, state_bytes=cell.state_bytes
             )
-            for t, n, c in asked
+            for t, n, c in counts
         )
 
     return [r.model_copy(update={"recall": rows(r.cell)}) for r in results]

@@ -105,9 +105,9 @@ def test_longest_first_on_two_devices_by_hand():
     assert makespan(thirds, 1) == 10
     assert makespan([*thirds[:3], Job("whole", 6, 1)], 1) == 11
     devices = Devices(2)
-    assert [devices.take(Fraction(1, 2)) for _ in range(5)] == [0, 1, 0, 1, None]
-    devices.give_back(1, Fraction(1, 2))
-    assert devices.take(Fraction(1, 2)) == 1
+    assert [devices.reserve(Fraction(1, 2)) for _ in range(5)] == [0, 1, 0, 1, None]
+    devices.release(1, Fraction(1, 2))
+    assert devices.reserve(Fraction(1, 2)) == 1
 
 
 def test_cells_side_by_side_by_size(study):
@@ -139,7 +139,7 @@ def test_what_finished_cells_took_says_what_others_take(study, record):
     plan = make_plan(study())
     cells = {cell.name: cell for cell in plan.cells}
 
-    def taken(name, slower):
+    def finished(name, slower):
         cell = cells[name]
         speed = cell.tokens * 1e12 / (slower * cell.flops)
         return record(cell, 2.0).model_copy(
@@ -150,25 +150,25 @@ def test_what_finished_cells_took_says_what_others_take(study, record):
         return cell.flops / 1e12
 
     assert Pace(plan.study, [])(cells["echo-4m-10M-s0"]) == pytest.approx(cells["echo-4m-10M-s0"].seconds)
-    pace = Pace(plan.study, [taken("echo-1m-10M-s0", 2), taken("echo-4m-10M-s0", 3)])
+    pace = Pace(plan.study, [finished("echo-1m-10M-s0", 2), finished("echo-4m-10M-s0", 3)])
     longer, rival, largest = (cells[name] for name in ("echo-1m-30M-s0", "transformer-1m-10M-s0", "echo-50m-10M-s0"))
     assert pace(longer) == pytest.approx(10 + 2 * training(longer)), "its family and size"
     assert pace(rival) == pytest.approx(10 + 2 * training(rival)), "its size"
     assert pace(largest) == pytest.approx(10 + 2.5 * training(largest)), "all"
     assert pace(longer, done=0.75) == pytest.approx(10 + 0.5 * training(longer)), "a checkpoint counts"
-    alone, shared = longer.model_copy(update={"per_device": 1}), longer.model_copy(update={"per_device": 2})
+    single, shared = longer.model_copy(update={"per_device": 1}), longer.model_copy(update={"per_device": 2})
     cells["of two"] = cells["echo-1m-10M-s0"].model_copy(update={"per_device": 2})
     among_four = longer.model_copy(update={"per_device": 4})
-    pace = Pace(plan.study, [taken("of two", 3)])
+    pace = Pace(plan.study, [finished("of two", 3)])
     assert pace(shared) == pytest.approx(10 + 3 * training(longer))
     assert pace(among_four) == pytest.approx(10 + 6 * training(longer)), "twice as many on the device"
-    assert pace(alone) == pytest.approx(10 + 3 * training(longer)), "nobody has seen that it is faster alone"
+    assert pace(single) == pytest.approx(10 + 3 * training(longer)), "nobody has seen that it is faster alone"
     cells["large batch"] = cells["echo-1m-10M-s0"].model_copy(update={"batch_tokens": 65536})
-    pace = Pace(plan.study, [taken("echo-1m-10M-s0", 3), taken("large batch", 1)])
+    pace = Pace(plan.study, [finished("echo-1m-10M-s0", 3), finished("large batch", 1)])
     large = longer.model_copy(update={"batch_tokens": 65536})
     assert (pace(longer), pace(large)) == pytest.approx((10 + 3 * training(longer), 10 + training(longer))), "its batch"
     faster = study(hardware={"memory_gib": 80, "tflops": 4})
-    assert Pace(faster, [taken("echo-1m-10M-s0", 2)])(longer) == pytest.approx(10 + 2 * training(longer))
+    assert Pace(faster, [finished("echo-1m-10M-s0", 2)])(longer) == pytest.approx(10 + 2 * training(longer))
 
 
 def test_models_of_a_cell_are_valid(study):

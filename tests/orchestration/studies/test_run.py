@@ -20,7 +20,7 @@ from echo_lm.orchestration.studies.executors import _reason
 from echo_lm.orchestration.studies.export import export_study, import_study
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.reporting import fit_and_report
-from echo_lm.orchestration.studies.run import StudyFolder, cells_left, failed_cells, find_study, run_study
+from echo_lm.orchestration.studies.run import StudyFolder, failed_cells, find_study, remaining_cells, run_study
 from echo_lm.orchestration.studies.tables import status_view
 from echo_lm.orchestration.studies.tracking import track_study
 from echo_lm.pipeline.run.events import read_events
@@ -81,8 +81,8 @@ def test_killed_and_run_again_it_has_the_numbers_of_a_study_on_ray(study, study_
     os.kill(cell, signal.SIGCONT)
     assert not result_file(slow).exists(), "the kill must come before the end"
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert process.returncode == 0, process.stderr
     assert losses(folder) == pytest.approx(losses(whole), rel=1e-6)
     starts = [event["step"] for event in read_events(slow / "events.jsonl") if event["kind"] == "start"]
     assert len(starts) == 2
@@ -187,17 +187,17 @@ def test_with_little_time_the_cells_that_fit_are_run_and_the_others_left(study, 
         executor = Scripted({"8.192k": [None], "32.768k": [None]}, record)
         monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
         folder = run_study(toy, tmp_path, data, seconds=seconds)
-        left.append([cell.name for cell in cells_left(folder, folder.load_plan())])
+        remaining.append([cell.name for cell in remaining_cells(folder, folder.load_plan())])
         return executor.started
 
-    left: list[list[str]] = []
+    remaining: list[list[str]] = []
     short, long = "transformer-xs-8.192k-s0", "transformer-xs-32.768k-s0"
     predicted = {cell.name: cell.seconds for cell in make_plan(toy, Dataset.open(data / toy.data.name)).cells}
     assert predicted[short] < 5 < predicted[long] < 15
     assert run_for(5) == [short]
     assert run_for(15) == []
     assert run_for(None) == [long]
-    assert left == [[long], [long], []]
+    assert remaining == [[long], [long], []]
     with pytest.raises(UserError, match="--for needs the processes of this machine"):
         run_study(toy, tmp_path, data, use_ray=True, seconds=5)
 
@@ -220,12 +220,12 @@ def test_the_command_says_what_is_left_and_what_failed(study_file, record, data,
     long = "transformer-xs-32.768k-s0"
 
     def run_for(limit: str) -> str:
-        done = CliRunner().invoke(app, [*command, limit])
-        assert done.exception is None or isinstance(done.exception, UserError), done.exception
-        return " ".join(f"{done.output} {done.exception or ''}".split())
+        result = CliRunner().invoke(app, [*command, limit])
+        assert result.exception is None or isinstance(result.exception, UserError), result.exception
+        return " ".join(f"{result.output} {result.exception or ''}".split())
 
-    said = run_for("5s")
-    assert "1 of 2 cells are left" in said
+    output = run_for("5s")
+    assert "1 of 2 cells are left" in output
     assert not (tmp_path / "toy" / "report.md").exists()
     assert f"1 of 2 cells failed, first {long}: out of luck" in run_for("200s")
     assert executor.started == ["transformer-xs-8.192k-s0", long]
@@ -244,7 +244,7 @@ def test_a_sweep_that_was_not_finished_in_time_sets_no_rate(study, record, data,
     folder = run_study(study(**TINY | {"sizes": sizes, "learning_rate": rule}), tmp_path, data, seconds=0.5)
     assert executor.started == []
     assert not folder.rule_file.exists()
-    assert len(cells_left(folder, folder.load_plan())) == 10
+    assert len(remaining_cells(folder, folder.load_plan())) == 10
 
 
 def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data, tmp_path, monkeypatch):

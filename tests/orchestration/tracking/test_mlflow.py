@@ -69,8 +69,8 @@ def client(folder: Path):
 
 
 def everything(folder: Path) -> list:
-    there = client(folder)
-    return there.search_runs([experiment.experiment_id for experiment in there.search_experiments()])
+    mlflow = client(folder)
+    return mlflow.search_runs([experiment.experiment_id for experiment in mlflow.search_experiments()])
 
 
 def all_runs(folder: Path) -> list:
@@ -157,22 +157,22 @@ def test_data_model_card_and_final_weights_are_registered_once(run_folder, smoke
     checkpoint = run_folder / "checkpoints" / "step_00000020"
     save_pretrained(build_model(config.model.resolve(vocab_size=512), seed=0), checkpoint / "model")
     write_json(checkpoint / "complete.json", {"step": 20, "tokens": 1280})
-    there = client(run_folder)
+    mlflow = client(run_folder)
     run = track(run_folder)
-    assert there.search_model_versions(f"run_id='{run}'") == [], "it has not finished"
+    assert mlflow.search_model_versions(f"run_id='{run}'") == [], "it has not finished"
     with EventLog(run_folder / "events.jsonl") as log:
         log.write("finish", time=START + 130, step=20, tokens=1280)
     for _ in range(2):
         assert track(run_folder) == run
-        (version,) = there.search_model_versions(f"run_id='{run}'")
+        (version,) = mlflow.search_model_versions(f"run_id='{run}'")
         assert version.name == "small"
         assert "python-stdlib" in version.description
         assert "recall/sysprompt-4/length-64 | 0.75" in version.description
-        weights = {Path(file.path).name for file in there.list_artifacts(run, "model")}
+        weights = {Path(file.path).name for file in mlflow.list_artifacts(run, "model")}
         assert {"model.safetensors", "config.json"} <= weights
-        (data,) = there.get_run(run).inputs.dataset_inputs
+        (data,) = mlflow.get_run(run).inputs.dataset_inputs
         assert data.dataset.name == config.data.name
-        assert [file.path for file in there.list_artifacts(run, "data")] == ["data/manifest.json"]
+        assert [file.path for file in mlflow.list_artifacts(run, "data")] == ["data/manifest.json"]
 
 
 def test_finish_ends_the_run_and_a_start_opens_it_again(run_folder):
@@ -205,8 +205,8 @@ def test_an_outage_is_logged_once_and_caught_up(run_folder, caplog):
         fresh = Tracker(run_folder)
         assert not fresh.sync()
         assert not fresh.sync()
-    ours = [record for record in caplog.records if record.name == "echo_lm.orchestration.tracking.mlflow"]
-    assert len(ours) == 1
+    own = [record for record in caplog.records if record.name == "echo_lm.orchestration.tracking.mlflow"]
+    assert len(own) == 1
     database.rmdir()
     shutil.move(away, database)
     assert fresh.sync()

@@ -46,8 +46,8 @@ def test_a_rank_that_beats_but_is_stuck_outside_of_a_collective_is_named():
     watch = HangDetector(10)
     for second in range(11):
         heartbeats = [heartbeat(0, 5, second), heartbeat(1, 5, second, "lib/pathlib.py:1 read")]
-        found = watch.hung_ranks(heartbeats, now=second)
-    assert [b.rank for b in found] == [1]
+        hung = watch.hung_ranks(heartbeats, now=second)
+    assert [b.rank for b in hung] == [1]
 
 
 def test_workers_that_move_or_have_not_begun_are_left_alone():
@@ -83,10 +83,10 @@ def test_heartbeats_are_written_and_replaced_workers_end_themselves(tmp_path):
         [sys.executable, "-c", code], env=os.environ | {"ECHO_LM_WORKER_GROUP": "first", "ECHO_LM_NODE": "node-b"}
     )
     try:
-        while not any(found.step == 7 for found in read_heartbeats(run)):
+        while not any(record.step == 7 for record in read_heartbeats(run)):
             assert process.poll() is None
-        (found,) = read_heartbeats(run)
-        assert (found.rank, found.node, found.pid) == (3, "node-b", process.pid)
+        (record,) = read_heartbeats(run)
+        assert (record.rank, record.node, record.pid) == (3, "node-b", process.pid)
         assert not Heartbeat(run, 0, 1).replaced(), "a process outside of any worker group is nobody's to replace"
         start_worker_group(run, "second")
         assert process.wait(timeout=60) == FENCED
@@ -111,27 +111,29 @@ def test_a_heartbeat_that_is_written_while_its_workers_are_replaced_does_not_sta
         with heartbeat.Heartbeat(run, rank=3, world=4):
             time.sleep(120)
     """)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"ECHO_LM_WORKER_GROUP": "first"},
         capture_output=True,
         timeout=300,
     )
-    assert (done.returncode, done.stdout) == (FENCED, b"written\n")
+    assert (process.returncode, process.stdout) == (FENCED, b"written\n")
     assert read_heartbeats(RunFolder(tmp_path)) == []
 
 
 def test_a_straggler_is_named_once_a_window_and_noise_is_not():
-    watch = StragglerDetector(2.0)
+    detector = StragglerDetector(2.0)
     even = [[0.10, 0.11, 0.09, 0.10]] * WINDOW
-    assert [found for busy in even for found in watch.look(busy, 0.5)] == []
+    assert [straggler for compute_seconds in even for straggler in detector.record_step(compute_seconds, 0.5)] == []
     slow = [[0.10, 0.11, 0.40, 0.10]] * WINDOW
-    (found,) = [found for busy in slow for found in watch.look(busy, 0.8)]
-    assert found.rank == 2
-    assert found.seconds == pytest.approx(0.4)
+    (straggler,) = [straggler for compute_seconds in slow for straggler in detector.record_step(compute_seconds, 0.8)]
+    assert straggler.rank == 2
+    assert straggler.seconds == pytest.approx(0.4)
     cheap = [[0.001, 0.001, 0.005, 0.001]] * WINDOW  # five times as long, and nobody waits for it
-    assert [found for busy in cheap for found in watch.look(busy, 0.5)] == []
-    assert [found for busy in slow for found in StragglerDetector(0).look(busy, 0.8)] == []
+    assert [straggler for compute_seconds in cheap for straggler in detector.record_step(compute_seconds, 0.5)] == []
+    assert [
+        straggler for compute_seconds in slow for straggler in StragglerDetector(0).record_step(compute_seconds, 0.8)
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -166,12 +168,12 @@ def find_stragglers(case: Case, data) -> list:
     engine = build_engine(config, dataset.tokenizer().get_vocab_size(), torch.device("cpu"), mesh)
     if mesh.rank == 1:
         engine.module.register_forward_pre_hook(lambda *_: time.sleep(0.2))
-    compute_timer, detector, compute_seconds, found = Stopwatch(engine.device), StragglerDetector(2.0), 0.0, []
+    compute_timer, detector, compute_seconds, stragglers = Stopwatch(engine.device), StragglerDetector(2.0), 0.0, []
     for step in range(WINDOW + 1):
         started = time.perf_counter()
         compute_timer.start()
         shared = dict(compute_seconds=compute_seconds, compute_timer=compute_timer)
-        done = update(
+        result = update(
             engine,
             loader.batch(step),
             1e-4,
@@ -183,13 +185,13 @@ def find_stragglers(case: Case, data) -> list:
         )
         compute_seconds = compute_timer.seconds()
         if step:  # the first number arrives with the second step
-            found += detector.look(done.compute_seconds, time.perf_counter() - started)
+            stragglers += detector.record_step(result.compute_seconds, time.perf_counter() - started)
     engine.destroy()
-    return found
+    return stragglers
 
 
 def test_a_slow_rank_of_real_workers_is_named(data_root, tmp_path):
     """All ranks end their steps together, so only what each does alone tells it."""
-    (found,) = play([Case("echo", 2)], 2, data_root, tmp_path, find_stragglers)
-    assert [straggler.rank for straggler in found] == [1]
-    assert found[0].seconds > 0.2
+    (stragglers,) = play([Case("echo", 2)], 2, data_root, tmp_path, find_stragglers)
+    assert [straggler.rank for straggler in stragglers] == [1]
+    assert stragglers[0].seconds > 0.2

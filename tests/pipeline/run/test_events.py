@@ -59,5 +59,5 @@ def test_a_tail_returns_every_event_once(tmp_path):
 
 def test_the_last_record_of_a_step_counts():
     events = [{"kind": "step", "step": step, "loss": loss} for step, loss in ((1, 3.0), (2, 2.0), (3, 9.0), (2, 2.1))]
-    found = steps([{"kind": "start", "step": 0}, *events])
-    assert [(event["step"], event["loss"]) for event in found] == [(1, 3.0), (2, 2.1), (3, 9.0)]
+    records = steps([{"kind": "start", "step": 0}, *events])
+    assert [(event["step"], event["loss"]) for event in records] == [(1, 3.0), (2, 2.1), (3, 9.0)]
