@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..monitor.cached_files import Stamp, stamp
+from ..monitor.cached_files import Stamp
 from ..monitor.state import ORDER
 from ..monitor.summary import RunSnapshot, RunSummary, read_run, signature, subfolders
 
@@ -103,8 +103,3 @@ class RunTable:
             del self._cache[name]
             self._removed[name] = self._version = version
         self._refreshed_at = time.monotonic()
-
-
-def is_folder_of_runs(folder: Path) -> bool:
-    """Whether `folder` exists; it may be empty."""
-    return stamp(folder) is not None and folder.is_dir()
