@@ -169,7 +169,7 @@ def check_ill_conditioned(mode, dtype, keys, sizes, *, heads, batch, device="cpu
     assert_as_good(errors(found, wanted), errors(naive, wanted), FLOOR[dtype])
 
 
-def test_weighing_under_the_interpreter_equals_pytorch():
+def test_normalize_and_gate_under_the_interpreter_equals_pytorch():
     done = interpreted(
         """
 import torch
@@ -214,7 +214,7 @@ def test_what_the_kernels_do_not_take_is_said():
             assert "CUDA" in why_not_fused(*tensors, **(options | change))
 
 
-def test_weigh_does_not_touch_what_has_no_gate():
+def test_normalize_and_gate_leaves_values_without_a_gate_as_they_are():
     packed = torch.randn(1, 3, 2 * (8 + 8 + 4))
     packed[..., 16:32] = 2 * packed[..., :16]
     unit, z, w = normalize_and_gate(packed, None, heads=2, rank=8, width=4)
@@ -342,7 +342,7 @@ def test_a_hundred_thousand_near_duplicates_on_a_gpu(mode, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["none", "sqrt-sigmoid", "hard"])
 @pytest.mark.parametrize("dtype", BOUND)
-def test_weighing_on_a_gpu_equals_float64(dtype, kind):
+def test_normalize_and_gate_on_a_gpu_equals_float64(dtype, kind):
     heads, rank, width = 3, 48, 64
     generator = torch.Generator().manual_seed(0)
 
