@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from .common.config import Config
 from .common.errors import UserError
@@ -135,10 +135,16 @@ class ModelConfig(Config):
     tie_embeddings: bool = True
     allow_edge_ska: bool = False
 
+    @field_validator("layers", "mixers")
+    @classmethod
+    def _check_kinds(cls, kinds: Any) -> Any:
+        for kind in kinds:
+            check_kind(kind)
+        return kinds
+
     @model_validator(mode="after")
     def _check(self):
         for kind in dict.fromkeys((*self.layers, *self.mixers)):
-            check_kind(kind)
             if self.section(kind) is None:
                 raise ValueError(f"layers use {kind!r}, but the section {kind!r} is missing")
         if self.ska and self.d_model % self.ska.num_heads:

@@ -1,5 +1,6 @@
 """The interface of sequence mixers: computation and costs. A new mixer is a subclass in a file of its own (docs/extending.md)."""
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,7 +12,7 @@ from ..config import ModelConfig
 from .registry import SegmentMessage
 
 
-class SequenceMixer(nn.Module):
+class SequenceMixer(nn.Module, ABC):
     """A layer `[B, T, d_model]` -> `[B, T, d_model]` that mixes along T, causally, with its costs as closed forms.
 
     Attributes:
@@ -27,74 +28,74 @@ class SequenceMixer(nn.Module):
     # --- Costs of one layer, as functions of the model's config. A multiply-add counts as 2 FLOPs. ---
 
     @staticmethod
+    @abstractmethod
     def num_parameters(config: ModelConfig) -> int:
         """Parameters of the layer."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def mixing_flops(config: ModelConfig, length: int) -> float:
         """Forward FLOPs a token over rows of `length` tokens, the products with the layer's matrices left out."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def mixing_decode_flops(config: ModelConfig, context: int) -> float:
         """FLOPs of decoding one token after `context` tokens, the products with the layer's matrices left out."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
         """Bytes that one sequence carries from token to token after `context` tokens: those of the results of `init_cache` and
         `extend`. `bytes_per_number` is that of the weights."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
         """Messages of sequence parallelism for segments of `length` tokens of `batch` rows.
 
         Raises:
             UserError: the mixer cannot be trained on segments.
         """
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def kept_numbers(config: ModelConfig) -> int:
         """Numbers per token that the layer keeps for its backward pass."""
-        raise NotImplementedError
 
     # --- Building ---
 
     @classmethod
+    @abstractmethod
     def build(cls, config: ModelConfig) -> Self:
         """A layer for a model of that config, its parameters not yet initialised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def initialize(self, generator: torch.Generator) -> None:
         """Give every parameter its initial value, drawing from `generator` alone."""
-        raise NotImplementedError
 
     # --- The layer: one function, in parallel, from a cache, and token by token ---
 
+    @abstractmethod
     def forward(
         self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None, **inputs: Tensor
     ) -> Tensor:
         """All tokens at once; `inputs` are those that the class lists in `inputs`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def init_cache(self, batch: int, like: Tensor) -> Any:
         """The state of empty rows; `like` gives dtype and device."""
-        raise NotImplementedError
 
     def random_cache(self, batch: int, like: Tensor, context: int) -> Any:
         """A state of the size that `context` tokens leave, for timing; its numbers are not those of any text."""
         return self.init_cache(batch, like)
 
+    @abstractmethod
     def extend(self, x: Tensor, cache: Any, real: Tensor, **inputs: Tensor) -> tuple[Tensor, Any]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, x: Tensor, cache: Any, **inputs: Tensor) -> tuple[Tensor, Any]:
         """One token, `[B, d_model]`."""
-        raise NotImplementedError
 
     # --- What only some mixers have ---
 
