@@ -235,4 +235,4 @@ def test_hashes_are_unchanged(folder, kind):
 def test_published_recall_rows_belong_to_runs_of_their_sweep(path):
     """The raw rows behind `docs/results` were measured under ids that the sweeps of today still have."""
     stored = {run["id"] for run in entry_points.read(path)["runs"]}
-    assert stored <= entry_points.recall_run_ids(entry_points.RECALL_SWEEPS / f"{path.stem}.yaml")
+    assert stored <= entry_points.recall_run_ids(entry_points.RECALL_SWEEPS / f"{path.name.split('.')[0]}.yaml")
