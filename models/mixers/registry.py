@@ -37,11 +37,12 @@ def register(kind: str) -> Callable[[Class], Class]:
     """
 
     def add(mixer: Class) -> Class:
-        registered = _CLASSES.get(kind)
-        if registered is not None and (registered.__module__, registered.__qualname__) != (
-            mixer.__module__,
-            mixer.__qualname__,
-        ):
+        # The modules of built-in mixers load late: their names are taken before they are registered.
+        built_in = f"{__package__}.{BUILT_IN[kind]}" if kind in BUILT_IN else None
+        if built_in is not None and mixer.__module__ != built_in:
+            raise ValueError(f"mixer kind {kind!r} is taken by {built_in}")
+        registered = _CLASSES.get(kind, mixer)
+        if (registered.__module__, registered.__qualname__) != (mixer.__module__, mixer.__qualname__):
             raise ValueError(f"mixer kind {kind!r} is taken by {registered.__module__}.{registered.__qualname__}")
         mixer.kind = kind
         _CLASSES[kind] = mixer

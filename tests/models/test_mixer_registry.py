@@ -84,6 +84,14 @@ def test_a_name_is_taken_once(decaying_mean):
         registry.register("decaying-mean")(type("Other", (), {}))
 
 
+@pytest.mark.parametrize("kind", registry.BUILT_IN)
+def test_the_name_of_a_built_in_mixer_is_taken_before_it_is_loaded(kind, monkeypatch):
+    monkeypatch.setattr(registry, "_CLASSES", {})
+    with pytest.raises(ValueError, match=rf"mixer kind '{kind}' is taken by echo_lm\.models\.mixers\.{kind}"):
+        registry.register(kind)(type("Other", (), {}))
+    assert registry._CLASSES == {}
+
+
 def test_configs_without_other_mixers_are_stored_as_before():
     """The section `mixers` came later: it must not change the identity of older configs."""
     assert "mixers" not in preset("echo-1m").model_dump(mode="json")
