@@ -218,7 +218,7 @@ def test_seeds_depend_on_every_part() -> None:
         ({"queries": 0}, "0 queries of 4 pairs"),
         ({"depth": 0.5}, "has no option 'depth': it has decoys"),
         ({"task": "niah", "depth": 1.5}, "depth is 1.5"),
-        ({"task": "niah", "haystack": "grass"}, "choose one of seen, unseen, decoys, text"),
+        ({"task": "niah", "haystack": "grass"}, "choose one of seen, unseen, new, decoys, text"),
         ({"task": "niah", "haystack": "text"}, "needs text"),
         ({"task": "multihop", "pairs": 21}, "42 distinct keys"),
         ({"task": "multihop", "hops": 0}, "at least one link"),
