@@ -18,9 +18,9 @@ def draw_noise(ids: range, shape: tuple[int, int], generator: np.random.Generato
     """Noise tokens of `shape` `[N, L]`, int64, from `ids`.
 
     Args:
-        kind: "uniform" (independent tokens), "zipf" (a few are frequent, most are rare), "runs" (tokens repeat), "phrases" (a phrase of
-            2 to 16 tokens over and over), "few" (1 to 8 tokens), "many" (each sequence is one of these), or "walk" (neighbouring
-            ids follow one another), which is in no training mix and stays for noise that was never seen.
+        kind: "uniform" (independent tokens), "zipf" (a few are frequent, most are rare), "runs" (tokens repeat), "phrases" (a
+            phrase of 2 to 16 tokens over and over), "few" (1 to 8 tokens), "many" (each sequence is one of these), or "walk"
+            (neighbouring ids follow one another), which is in no training mix and stays for noise that was never seen.
 
     Raises:
         UserError: no such kind.

@@ -1,7 +1,7 @@
 """NIAH: needles `k v` in a haystack, then questions `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
 
-Haystacks: noise that training shows ("seen"), noise that it never shows ("unseen"), noise that the choice of a model never saw either
-("new"; see `RecallVocabulary`), pairs `k' v'` of other keys that
+Haystacks: noise that training shows ("seen"), noise that it never shows ("unseen"), noise that no choice of a model saw
+either ("new"; see `RecallVocabulary`), pairs `k' v'` of other keys that
 are never queried and fill the state ("decoys"), and real text in which only needles and questions are reserved tokens ("text").
 """
 
@@ -56,8 +56,8 @@ def generate(
         depth: where the needles lie, side by side, as a share of the hay before them: 0 at the start, 1 right before
             the questions. None scatters them.
         haystack: one of `HAYSTACKS`.
-        mentions: keys of needles in the hay without their value, as a share of the hay; see `scatter_with_mentions`. Not with a depth,
-            nor among decoys.
+        mentions: keys of needles in the hay without their value, as a share of the hay; see `scatter_with_mentions`. Not
+            with a depth, nor among decoys.
         noise: the kind of "seen", "unseen" and "new" hay; see `draw_noise`.
         text: token ids `[n]` for the haystack "text". Each sequence takes them from a random place on, and from the
             beginning again where they end.
