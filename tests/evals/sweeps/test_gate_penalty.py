@@ -65,3 +65,20 @@ def test_a_recorded_step_has_the_gate_penalty_of_an_eager_one():
         trainer.run()
         losses[device] = trainer.losses.cpu()
     torch.testing.assert_close(losses["cuda"], losses["cpu"], rtol=1e-3, atol=1e-3)
+
+
+def test_it_grows_between_two_shares_of_the_steps():
+    training = RecallTraining(
+        steps=10, gate_penalty=4.0, gate_penalty_from=0.2, gate_penalty_full=0.6, lengths=(32,), pairs=(1,)
+    )
+    trainer = RecallTrainer(small_model(), training, RecallVocabulary())
+    found = []
+    for _ in range(10):
+        found.append(float(trainer._gate_penalty_now()))
+        trainer.advance()
+    assert found == pytest.approx([0, 0, 1, 2, 3, 4, 4, 4, 4, 4])
+
+
+def test_a_penalty_that_ends_before_it_begins_is_refused():
+    with pytest.raises(ValueError, match="from 0.5 to 0.4 of the steps"):
+        RecallTraining(gate_penalty=1.0, gate_penalty_full=0.4)
