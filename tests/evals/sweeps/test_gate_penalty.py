@@ -55,11 +55,27 @@ def test_a_model_without_gates_is_refused():
 
 
 @pytest.mark.gpu
-def test_a_recorded_step_has_the_gate_penalty_of_an_eager_one():
+@pytest.mark.parametrize(
+    "ska",
+    [
+        {},
+        {
+            "value_lag": False,
+            "gate_input": "token",
+            "gate_scale": "table",
+            "gate_window": 2,
+            "key_shift": 1,
+            "context_heads": 1,
+        },
+        {"value_lag": False, "power": 2, "blend": True, "key_shift": 1, "value_shift": 1},
+    ],
+    ids=["lagged", "pairs", "late blend"],
+)
+def test_a_recorded_step_has_the_gate_penalty_of_an_eager_one(ska):
     """On a GPU the step is a CUDA graph; its cost grows all the same."""
     losses = {}
     for device in ("cpu", "cuda"):
-        model = small_model().to(device)
+        model = small_model(**ska).to(device)
         training = RecallTraining(steps=12, lengths=(32,), pairs=(1,), batch_sequences=4, gate_penalty=10.0)
         trainer = RecallTrainer(model, training, RecallVocabulary(), seed=0, device=device)
         trainer.run()
