@@ -34,7 +34,16 @@ class SKAConfig(Config):
             0, 1), which can be exactly zero.
         gate_input: what the write gate sees: "hidden", the layer's input with all its context, or "token", the token's
             embedding at unit RMS alone: then what is written does not depend on where it stands.
+        gate_scale: of the embeddings that a token gate sees: "token", each at unit RMS, or "table", all divided by the RMS of the
+            whole table, so that tokens which training never shows stay small and leave the gate to its bias.
+        gate_window: with `gate_input` "token", how many tokens the gate sees: the present one and those before.
+        context_heads: with `gate_input` "token", how many heads, the last ones, have a gate that sees "hidden" all the same.
+        key_shift, value_shift: write the key, the value of so many positions before the token whose gate decides. With a key shift
+            of 1 and K = 0 the token after a key decides whether the two are bound; with both at 1 and a window, a token is
+            written once it is known what follows it.
         power: K, the number of filter steps.
+        blend: read a mixture of the powers 0 to K, whose shares the layer's input sets for each token and head, instead of K
+            alone.
         value_lag: bind a value to the key before it.
         gamma: s, the factor of each filter step; learned ones stay in (1, 1.5).
         eta: factor of the output.
@@ -43,7 +52,7 @@ class SKAConfig(Config):
         allow_future_leak: take "sequence-max" although a token then sees later ones.
     """
 
-    added = ("gate_input",)
+    added = ("gate_input", "gate_scale", "gate_window", "context_heads", "key_shift", "value_shift", "blend")
 
     num_heads: Positive
     rank: Positive
@@ -51,7 +60,13 @@ class SKAConfig(Config):
     normalization: Literal["l2", "sequence-max", "none"] = "l2"
     write_gate: Literal["none", "sqrt-sigmoid", "hard"] = "hard"
     gate_input: Literal["hidden", "token"] = "hidden"
+    gate_scale: Literal["token", "table"] = "token"
+    gate_window: Annotated[int, Field(ge=1, le=4)] = 1
+    context_heads: Annotated[int, Field(ge=0)] = 0
+    key_shift: Annotated[int, Field(ge=0, le=4)] = 0
+    value_shift: Annotated[int, Field(ge=0, le=4)] = 0
     power: Annotated[int, Field(ge=0)] = 1
+    blend: bool = False
     value_lag: bool = False
     gamma: float = 1.0
     learn_gamma: bool = False
@@ -60,6 +75,11 @@ class SKAConfig(Config):
     ridge: Annotated[float, Field(gt=0)] = 1e-3
     chunk_size: Positive | None = None
     allow_future_leak: bool = False
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the layer takes keys, values or tokens of earlier positions beside the sums."""
+        return bool(self.key_shift or self.value_shift or self.gate_window > 1)
 
     @property
     def grid(self) -> int:
@@ -78,6 +98,17 @@ class SKAConfig(Config):
             raise ValueError(
                 'ska.gate_input "token" needs a write gate: set ska.write_gate to "hard" or "sqrt-sigmoid"'
             )
+        for name in ("gate_scale", "gate_window", "context_heads"):
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if changed and self.gate_input != "token":
+                raise ValueError(f'ska.{name} is of gates that see tokens: set ska.gate_input to "token"')
+        if self.context_heads >= self.num_heads:
+            raise ValueError(
+                f"ska.context_heads={self.context_heads} must be below ska.num_heads={self.num_heads}: for all heads set "
+                'ska.gate_input to "hidden"'
+            )
+        if self.blend and self.power == 0:
+            raise ValueError("ska.blend mixes the powers 0 to ska.power: set ska.power to 1 or more")
         return self
 
 

@@ -71,11 +71,15 @@ class CellTraining(Config):
 
 
 class VocabularySizes(Config):
-    """How many keys, values and noise tokens there are; a third of the noise is never shown in training."""
+    """How many keys, values and noise tokens there are; a third of the noise is never shown in training, and `num_new_noise`
+    are for haystacks that no choice was made by."""
+
+    added = ("num_new_noise",)
 
     num_keys: int = Field(default=RecallVocabulary.num_keys, gt=0)
     num_values: int = Field(default=RecallVocabulary.num_values, gt=1)
     num_noise: int = Field(default=RecallVocabulary.num_noise, ge=RecallVocabulary.UNSEEN_NOISE_SHARE)
+    num_new_noise: int = Field(default=RecallVocabulary.num_new_noise, ge=0)
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ...data_prep.recall import MIXES
 from ...models.common.config import Config, PositiveInts
 
 
@@ -13,6 +14,8 @@ class RecallTraining(Config):
 
     Attributes:
         tasks: in equal parts in every batch; options: of each, by its name.
+        mix: a named mix of tasks with their options (`data_prep/recall/mixes.py`), its parts in equal shares, instead of
+            `tasks` and `options`.
         batch_tokens: as many whole sequences a step as fit, at least one, instead of `batch_sequences`.
         lengths: tokens of a sequence, one after the other step by step; pairs: likewise.
         tokens: the training ends before the step that would take it beyond.
@@ -25,16 +28,20 @@ class RecallTraining(Config):
             sequence is new, so this says what an evaluation would. `cooldown` steps follow, as far as steps and tokens
             go, in which the rate falls to zero: what full steps are still off by.
         gate_penalty: nats for write gates that are open at every position, added to the loss: nothing in the first half of the
-            steps, as a model must learn to write first, then growing to this at the last; in a curriculum nothing at the
-            first length, all of it after. See `SKA.gate_mean`.
+            steps (`gate_penalty_from`), as a model must learn to write first, then growing to this at the last; in a curriculum
+            nothing at the first length, all of it after. See `SKA.gate_mean`.
+        gate_penalty_from: the share of the steps without a gate penalty.
+        gate_penalty_full: the share of the steps at which it is full-grown; what follows has all of it.
     """
 
     added = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "gate_penalty")
+    added += ("mix", "gate_penalty_from", "gate_penalty_full")
     renamed = "recall_training"
 
     steps: int = Field(default=500, gt=0)
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("sysprompt", "tooltrace")
     options: dict[str, dict[str, Any]] = Field(default={})
+    mix: str | None = None
     batch_sequences: int = Field(default=32, gt=0)
     batch_tokens: int | None = Field(default=None, gt=0)
     lengths: PositiveInts = (64,)
@@ -48,9 +55,28 @@ class RecallTraining(Config):
     stop_at: float | None = Field(default=None, gt=0, le=1)
     cooldown: int = Field(default=0, ge=0)
     gate_penalty: float = Field(default=0.0, ge=0)
+    gate_penalty_from: float = Field(default=0.5, ge=0, lt=1)
+    gate_penalty_full: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _check(self):
+        if self.mix is not None and self.mix not in MIXES:
+            raise ValueError(f"mix is {self.mix!r}: choose one of {', '.join(MIXES)}")
+        if (
+            self.mix is not None
+            and {"tasks", "options"} & self.model_fields_set
+            and (self.tasks, self.options)
+            != (
+                type(self).model_fields["tasks"].default,
+                {},
+            )
+        ):
+            raise ValueError("mix brings its tasks and their options: leave out `tasks` and `options`")
+        if self.gate_penalty_full <= self.gate_penalty_from:
+            raise ValueError(
+                f"gate_penalty grows from {self.gate_penalty_from} to {self.gate_penalty_full} of the steps: the second is the "
+                "larger"
+            )
         if self.gate_penalty and self.lengthen_at is None:
             for name in ("stop_at", "tokens"):
                 if getattr(self, name) is not None:
@@ -68,6 +94,13 @@ class RecallTraining(Config):
         if self.cooldown and self.stop_at is None:
             raise ValueError("cooldown follows where the training stops: it needs `stop_at`")
         return self
+
+    @property
+    def parts(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """The tasks of a batch with their options, in equal shares."""
+        if self.mix is not None:
+            return MIXES[self.mix]
+        return tuple((task, self.options.get(task, {})) for task in self.tasks)
 
     def batch_at(self, length: int) -> int:
         """Sequences of a step."""
