@@ -68,7 +68,7 @@ class Suite(Config):
     def sha256(self) -> str:
         """Identity of what is measured: everything but the description, and the contents of the files it names."""
         # Without defaults, so that a field that is added later leaves the identity of older suites as it was.
-        values = self.identity_dump(exclude={"description", "protocols"}, exclude_defaults=True)
+        values = self.identity_dump(exclude={"description", "protocols"}, defaults=False)
         known = all_protocols()
         return sha256_json(values | {name: known[name].identify(config) for name, config in self.protocols.items()})
 

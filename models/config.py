@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .common.config import Config
 from .common.errors import UserError
@@ -166,7 +166,7 @@ class ModelConfig(Config):
             )
         return self
 
-    def section(self, kind: str) -> BaseModel | None:
+    def section(self, kind: str) -> Config | None:
         """The section of a kind of mixer, typed; None where it is missing.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..data_prep.config import DatasetConfig, MixtureConfig
 from ..models import ModelConfig, preset
@@ -25,10 +25,8 @@ from ..models.common.validation import describe_validation_error, first_line
 IDENTITY_SECTIONS = ("seed", "data", "mixture", "model", "train")
 
 
-class ModelSection(BaseModel):
+class ModelSection(Config, extra="allow"):
     """A preset by name; every other key overrides a field of its `ModelConfig`. The vocabulary comes from the tokenizer."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     preset: str
 

@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+
+from .config import Record
 
 
-def describe_validation_error(error: ValidationError, schema: type[BaseModel]) -> str:
+def describe_validation_error(error: ValidationError, schema: type[Record]) -> str:
     """Describe a pydantic error in one line, with the nearest valid key for an unknown one."""
     # A misspelt key is also reported as missing: the misspelling is the one to report.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
@@ -26,7 +28,7 @@ def describe_validation_error(error: ValidationError, schema: type[BaseModel]) -
     return f"{where}={first['input']!r} is wrong: {first['msg'].lower()}{others}"
 
 
-def _schema_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+def _schema_at(schema: type[Record], location: tuple[int | str, ...]) -> type[Record]:
     """The pydantic class that the keys at `location` belong to."""
     for part in location:
         field = schema.model_fields.get(str(part))
@@ -38,8 +40,8 @@ def _schema_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type
     return schema
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> list[type[Record]]:
+    if isinstance(annotation, type) and issubclass(annotation, Record):
         return [annotation]
     return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]
 
