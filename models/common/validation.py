@@ -1,12 +1,14 @@
 """One-line messages about invalid configurations."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
 from .config import Record
+from .errors import UserError
 
 
 def describe_validation_error(error: ValidationError, schema: type[Record]) -> str:
@@ -68,3 +70,19 @@ def first_difference(old: Any, new: Any, field: str = "") -> tuple[str, Any, Any
         return None if old == new else (field, old, new)
     differences = (first_difference(a, b, name) for name, a, b in pairs)
     return next((difference for difference in differences if difference), None)
+
+
+def refuse_resolvers(value: Any, origin: str) -> None:
+    """Refuse OmegaConf resolvers such as `${oc.env:...}`, which run code; references such as `${train.steps}` are allowed.
+
+    Raises:
+        UserError: a string calls a resolver of OmegaConf, whether built in or registered by some library.
+    """
+    if isinstance(value, dict):
+        for item in value.values():
+            refuse_resolvers(item, origin)
+    elif isinstance(value, list):
+        for item in value:
+            refuse_resolvers(item, origin)
+    elif isinstance(value, str) and re.search(r"\$\{[^}]*:", value):
+        raise UserError(f"{origin}: {value!r} calls a resolver, which a configuration may not: write the value itself")
