@@ -29,41 +29,41 @@ Normalisation = Literal["nfc", "nfkc", "none"]
 
 
 class SourceConfig(Config):
-    """A source of documents, with its filters and limits.
-
-    Attributes:
-        kind: "text" (a document per file), "jsonl" (one per line) or "parquet" (one per row) for local files, plain or with
-            `.gz` or `.zst`; "huggingface" for a dataset of the hub; the other kinds have fixed origins.
-        name: of the source in shards, manifest and mixture; the kind if None.
-        paths: files, folders or glob patterns (`**` is recursive), for the local kinds only.
-        dataset: name on the hub, or a local folder of the same layout, for "huggingface" only; with `subset`, `split`
-            and `revision` (a commit or tag; None takes the newest, which is recorded).
-        text_column: the key or column that holds the text.
-        fallback: the kind to use when this one cannot be fetched, e.g. without network.
-        normalisation: of Unicode; NFC changes no meaning, NFKC also folds ligatures and widths.
-        min_characters, max_characters: other documents are filtered out.
-        keep: permitted values of a column, e.g. `{language: [en]}`; other documents are filtered out.
-        at_least: smallest value of a numeric column, e.g. `{int_score: 4}`.
-        limit_documents: use only the first `limit_documents` that pass these filters, duplicates included.
-        limit_tokens: stop after the document with which the source, both splits together, reaches this number of tokens.
-    """
+    """A source of documents, with its filters and limits."""
 
     kind: SourceKind
+    """Form or origin: "text" (a document per file), "jsonl" (one per line) or "parquet" (one per row) for local files, plain or
+    with `.gz` or `.zst`; "huggingface" for a dataset of the hub; the other kinds have fixed origins."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the source in shards, manifest and mixture; the kind if null."""
     paths: tuple[str, ...] = ()
+    """Files, folders or glob patterns (`**` is recursive); for the local kinds only."""
     dataset: str | None = None
+    """Name on the hub, or a local folder of the same layout; for "huggingface" only."""
     subset: str | None = None
+    """Subset of the hub's dataset; its default one if null."""
     split: str = "train"
+    """Split of the hub's dataset."""
     revision: str | None = None
+    """Commit or tag of the hub's dataset; null takes the newest, which is recorded."""
     text_column: str = "text"
+    """The key or column that holds the text."""
     fallback: Literal["python-stdlib"] | None = None
+    """The kind to use when this one cannot be fetched, for example without network."""
     normalisation: Normalisation = "nfc"
+    """Normalisation of Unicode: "nfc" changes no meaning, "nfkc" also folds ligatures and widths."""
     min_characters: int = Field(default=1, ge=1)
+    """Shorter documents are filtered out."""
     max_characters: int | None = Field(default=None, ge=1)
+    """Longer documents are filtered out; no limit if null."""
     keep: dict[str, tuple[str | int, ...]] = Field(default={})
+    """Permitted values of columns, such as `{language: [en]}`; other documents are filtered out."""
     at_least: dict[str, float] = Field(default={})
+    """Smallest values of numeric columns, such as `{int_score: 4}`; documents below are filtered out."""
     limit_documents: int | None = Field(default=None, ge=1)
+    """Use only so many of the first documents that pass the filters, duplicates included."""
     limit_tokens: int | None = Field(default=None, ge=1)
+    """Stop after the document with which the source, both splits together, reaches this number of tokens."""
 
     @property
     def label(self) -> str:
@@ -83,77 +83,68 @@ class SourceConfig(Config):
 
 
 class TokenizerConfig(Config):
-    """The tokenizer: a byte-level BPE trained on the dataset's training documents, or an existing one.
-
-    Attributes:
-        vocab_size: of a trained one, all ids together: 256 bytes, 130 special tokens, merges.
-        train_bytes: approximate size of the training text, a sample by document hash if there is more.
-        load: a `tokenizer.json`, the folder of one, or a name on the Hugging Face hub; None trains one. Missing
-            special tokens are appended to its vocabulary.
-        special_tokens: additional ones, e.g. of a chat format; the same strings in documents are encoded as plain text.
-    """
+    """The tokenizer: a byte-level BPE trained on the dataset's training documents, or an existing one."""
 
     vocab_size: int = Field(default=4096, ge=SMALLEST_VOCABULARY)
+    """Size of a trained vocabulary, all ids together: 256 bytes, 130 special tokens, merges."""
     train_bytes: int = Field(default=10_000_000, ge=1)
+    """Approximate size of the text that the tokenizer is trained on: a sample by document hash if there is more."""
     load: str | None = None
+    """A `tokenizer.json`, the folder of one, or a name on the Hugging Face hub; null trains one. Missing special tokens are
+    appended to its vocabulary."""
     special_tokens: tuple[str, ...] = ()
+    """Additional special tokens, such as those of a chat format; the same strings in documents are encoded as plain text."""
 
 
 class NearDuplicateConfig(Config):
-    """Removal of near-duplicates of earlier documents, by MinHash over word n-grams ("runs").
-
-    Attributes:
-        threshold: estimated Jaccard similarity of two documents' sets of runs from which they count as duplicates.
-        words: length of a run.
-        permutations: of MinHash; the estimate's standard error is at most `0.5 / sqrt(permutations)`.
-    """
+    """Removal of near-duplicates of earlier documents, by MinHash over word n-grams ("runs")."""
 
     threshold: float = Field(default=0.8, ge=0.5, le=1)
+    """Estimated Jaccard similarity of two documents' sets of runs from which they count as duplicates."""
     words: int = Field(default=5, ge=1)
+    """Words of a run."""
     permutations: int = Field(default=256, ge=32, multiple_of=8)
+    """Permutations of MinHash; the estimate's standard error is at most `0.5 / sqrt(permutations)`."""
 
 
 class OverlapConfig(Config):
-    """The check for word n-grams ("runs") shared by training documents and the held-out split or evaluation sets.
-
-    Attributes:
-        words: length of a run; 13 as in GPT-3 (Brown et al. 2020, appendix C).
-        evaluation: sources that training must not overlap; read like any source, but never trained on.
-        action: "report" counts the overlapping training documents, "drop" also excludes them.
-    """
+    """The check for word n-grams ("runs") shared by training documents and the held-out split or evaluation sets."""
 
     words: int = Field(default=13, ge=2)
+    """Words of a run; 13 as in GPT-3 (Brown et al. 2020, appendix C)."""
     evaluation: tuple[SourceConfig, ...] = ()
+    """Sources that training must not overlap; read like any source, but never trained on."""
     action: Literal["report", "drop"] = "report"
+    """Overlapping training documents are counted ("report"), or also excluded ("drop")."""
 
 
 class DatasetConfig(Config):
-    """The configuration of a dataset, prepared in `data/<name>/`.
-
-    Attributes:
-        heldout_fraction: share of the documents in the held-out split, chosen by document hash.
-        exact_duplicates: "drop" keeps the first of documents that are equal after normalisation.
-        near_duplicates: None keeps them.
-        overlap: None skips the check.
-        max_bad_share: share of a source's documents, or of the bytes in files lost whole, that may be unreadable.
-        max_document_bytes: longer documents count as unreadable, since the tokenizer's memory grows with their length.
-        unit_bytes: input bytes of one unit of work, which a worker processes and an interruption loses.
-        shard_tokens: a unit with more tokens writes several shards.
-        seed: of the choice of held-out documents and of the tokenizer's training text.
-    """
+    """The configuration of a dataset, prepared in `data/<name>/`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the dataset, and of its folder below the folder of datasets."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    """Where the documents come from."""
     tokenizer: TokenizerConfig = TokenizerConfig()
+    """The tokenizer of the dataset."""
     heldout_fraction: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the documents in the held-out split, chosen by document hash."""
     exact_duplicates: Literal["drop", "keep"] = "drop"
+    """Of documents that are equal after normalisation, keep only the first ("drop") or all ("keep")."""
     near_duplicates: NearDuplicateConfig | None = None
+    """Removal of near-duplicates; null keeps them."""
     overlap: OverlapConfig | None = OverlapConfig()
+    """The check for text shared with held-out or evaluation documents; null skips it."""
     max_bad_share: float = Field(default=0.001, ge=0, le=1)
+    """Share of a source's documents, or of the bytes in files lost whole, that may be unreadable before the preparation fails."""
     max_document_bytes: int = Field(default=10_000_000, ge=1)
+    """Longer documents count as unreadable, since the tokenizer's memory grows with their length."""
     unit_bytes: int = Field(default=2_000_000, ge=1)
+    """Input bytes of one unit of work, which a worker processes and an interruption loses."""
     shard_tokens: int = Field(default=50_000_000, ge=1)
+    """A unit with more tokens writes several shards."""
     seed: int = 0
+    """Seed of the choice of held-out documents and of the tokenizer's training text."""
 
     @property
     def evaluation_sources(self) -> tuple[SourceConfig, ...]:
@@ -170,21 +161,18 @@ class DatasetConfig(Config):
 
 
 class RecallMixtureConfig(Config):
-    """The recall rows of a batch; each draws a task, a length and a number of pairs, uniformly.
-
-    Attributes:
-        share: share of a batch's rows; 1 trains on recall alone.
-        tasks: names of recall tasks.
-        lengths: tokens of a recall sequence.
-        pairs: key-value pairs in a sequence; all of them are queried.
-        loss_weight: of a recall label relative to a text label, of which a row has many more.
-    """
+    """The recall rows of a batch; each draws a task, a length and a number of pairs, uniformly."""
 
     share: float = Field(default=0.5, gt=0, le=1)
+    """Share of a batch's rows that are recall sequences; 1 trains on recall alone."""
     tasks: tuple[str, ...] = Field(default=("sysprompt", "tooltrace"), min_length=1)
+    """Names of recall tasks, drawn from uniformly."""
     lengths: tuple[int, ...] = Field(default=(64,), min_length=1)
+    """Lengths of a recall sequence in tokens, drawn from uniformly."""
     pairs: tuple[int, ...] = Field(default=(1, 2, 3, 4, 6, 8), min_length=1)
+    """Numbers of key-value pairs in a sequence, drawn from uniformly; all pairs are queried."""
     loss_weight: float = Field(default=1.0, gt=0)
+    """Weight of a recall label relative to a text label, of which a row has many more."""
 
     @field_validator("tasks")
     @classmethod
@@ -213,18 +201,15 @@ class RecallMixtureConfig(Config):
 
 
 class MixtureConfig(Config):
-    """The mixture of rows in a training batch.
-
-    Attributes:
-        recall: the recall part; None trains on text alone.
-        text_weights: share of the text rows by source name; empty takes every source in proportion to its tokens.
-        documents: "cut" treats text as one stream, whose rows may begin and end inside documents; "whole" packs documents
-            into rows and cuts only those longer than a row.
-    """
+    """The mixture of rows in a training batch."""
 
     recall: RecallMixtureConfig | None = RecallMixtureConfig()
+    """The recall rows of a batch; null trains on text alone."""
     text_weights: dict[str, float] = Field(default={})
+    """Share of the text rows by source name; empty takes every source in proportion to its tokens."""
     documents: Literal["cut", "whole"] = "cut"
+    """How documents fill rows: "cut" treats text as one stream, whose rows may begin and end inside documents; "whole" packs
+    documents into rows and cuts only those longer than a row."""
 
     @field_validator("text_weights")
     @classmethod

@@ -22,19 +22,19 @@ class Suite(Config):
 
     In a YAML file the protocols stand beside the other keys (`language: {...}`); in Python they are one argument:
     `Suite(name="mine", protocols={"language": LanguageConfig(...)})`.
-
-    Attributes:
-        batch_tokens: bounds the tokens of one forward pass, and with it the memory.
-        adapt: how a copy of the model is trained on recall before it is evaluated, where its own training held no recall; only for
-            the protocols that ask for such a copy (`EvaluationProtocol.uses_adapted_copy`).
-        protocols: the configuration of each protocol that is measured, by name, in the order of the registry.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Name of the suite in results, metrics and reports."""
     description: str = ""
+    """What the suite is for; not part of its identity."""
     batch_tokens: int = Field(default=2048, gt=0)
+    """Tokens of one forward pass, which bound the memory."""
     adapt: RecallTraining | None = None
+    """How a copy of the model is trained on recall before it is evaluated, where its own training held no recall. Only for
+    protocols that ask for such a copy: of the package's, `recall`."""
     protocols: dict[str, Any] = Field(default={})
+    """The settings of each protocol that is measured, by name. In a YAML file they stand beside the other keys."""
 
     @field_validator("protocols", mode="before")
     @classmethod
@@ -68,7 +68,7 @@ class Suite(Config):
     def sha256(self) -> str:
         """Identity of what is measured: everything but the description, and the contents of the files it names."""
         # Without defaults, so that a field that is added later leaves the identity of older suites as it was.
-        values = self.identity_dump(exclude={"description", "protocols"}, exclude_defaults=True)
+        values = self.identity_dump(exclude={"description", "protocols"}, defaults=False)
         known = all_protocols()
         return sha256_json(values | {name: known[name].identify(config) for name, config in self.protocols.items()})
 

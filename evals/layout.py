@@ -1,14 +1,27 @@
-"""What evaluations look for in a run's folder: its complete checkpoints, where results lie, what it was trained on."""
+"""What evaluations look for in a run's folder: its complete checkpoints, where results lie, what it was trained on.
 
+The only module that lists checkpoints and results.
+"""
+
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..models.common.cached_files import stamp, subfolder_paths
 from ..models.common.errors import UserError
 from ..models.common.files import read_json
-from ..models.common.run_layout import COMPLETE_CHECKPOINTS, CONFIG, EVALS
+from ..models.common.run_layout import (
+    CHECKPOINT_PREFIX,
+    CHECKPOINTS,
+    COMPLETE,
+    COMPLETE_CHECKPOINTS,
+    CONFIG,
+    EVALS,
+    RESULT_FILES,
+)
 
 
 def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -22,6 +35,17 @@ def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any
                 raise
             continue  # removed at this moment
         yield path.parent, record
+
+
+def complete_steps(run_folder: Path) -> list[tuple[int, float]]:
+    """Step and time (unix seconds) of the complete checkpoints, oldest first; from names alone, no file is read."""
+    steps = []
+    for folder in subfolder_paths(run_folder / CHECKPOINTS):
+        number = os.path.basename(folder).removeprefix(CHECKPOINT_PREFIX)
+        complete = stamp(f"{folder}/{COMPLETE}")
+        if complete and number.isdigit():
+            steps.append((int(number), complete[0] / 1e9))
+    return sorted(steps)
 
 
 def chosen_checkpoints(run_folder: Path, step: int | None = None) -> list[tuple[Path, dict[str, Any]]]:
@@ -45,15 +69,35 @@ def result_path(run_folder: Path, checkpoint: str, suite: str) -> Path:
     return Path(run_folder) / EVALS / checkpoint / f"{suite}.json"
 
 
+def result_files(run_folder: Path) -> list[Path]:
+    """The files of all results, by checkpoint and suite."""
+    return sorted(Path(run_folder).glob(RESULT_FILES))
+
+
 def bigbench_folder(dataset_folder: Path) -> Path:
     """Where the items of bigbench lie: beside the datasets."""
     return Path(dataset_folder).resolve().parent / "bigbench"
 
 
-def trained_on_recall(run_folder: Path) -> bool:
-    """Whether a run's training mixture holds recall, by its `config.yaml`; True for a folder without one."""
+def stored_config(run_folder: Path) -> dict[str, Any]:
+    """The contents of a run's `config.yaml`, unchecked.
+
+    Raises:
+        UserError: not a run folder, or the file was damaged.
+    """
     path = Path(run_folder) / CONFIG
     if not path.is_file():
+        raise UserError(f"{run_folder} is not a run folder: it holds no config.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: restore it or start a run in another folder") from error
+    return values or {}
+
+
+def trained_on_recall(run_folder: Path) -> bool:
+    """Whether a run's training mixture holds recall, by its `config.yaml`; True for a folder without one."""
+    if not (Path(run_folder) / CONFIG).is_file():
         return True
-    mixture = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("mixture") or {}
+    mixture = stored_config(run_folder).get("mixture") or {}
     return mixture.get("recall", True) is not None

@@ -160,7 +160,7 @@ class EvaluationProtocol:
         A field that is added later with a default leaves the hashes of older suites as they were.
         """
         one = self._suite_of_one.model_construct(**{self.name: config})
-        return one.identity_dump(exclude_defaults=True)[self.name]
+        return one.identity_dump(defaults=False)[self.name]
 
 
 _registered: dict[str, EvaluationProtocol] = {}

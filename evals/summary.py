@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..models.common.files import read_json, write_text
 from ..models.common.run_layout import EVALS
+from .layout import result_files
 from .registry import SuiteResults, all_protocols
 
 
@@ -17,7 +18,7 @@ def write_summary(run_folder: Path) -> Path:
         UserError: a result file is corrupt.
     """
     folder = Path(run_folder) / EVALS
-    results = [read_json(path) for path in sorted(folder.glob("*/*.json"))]
+    results = [read_json(path) for path in result_files(run_folder)]
     sections = [f"# Evaluations of {Path(run_folder).resolve().name}"]
     for suite in sorted({result["suite"] for result in results}):
         by_step = sorted((result for result in results if result["suite"] == suite), key=lambda result: result["step"])

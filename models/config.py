@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .common.config import Config
 from .common.errors import UserError
@@ -16,65 +16,71 @@ class Mamba2Config(Config):
     """Mamba-2 (arXiv 2405.21060); the names are those of `mamba_ssm.Mamba2`."""
 
     d_state: Positive = 128
+    """Numbers of state that each channel carries along the sequence."""
     expand: Positive = 2
+    """Width of the mixer's inner channels, as a multiple of `d_model`."""
     headdim: Positive = 64
+    """Channels of one head; `expand * d_model` must be a multiple of it."""
     ngroups: Positive = 1
+    """Groups of heads; those of one group share B and C, the projections into the state and out of it."""
     d_conv: Positive = 4
+    """Tokens that the causal convolution before the scan looks at."""
 
 
 class SKAConfig(Config):
-    """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/models.md says why.
-
-    Attributes:
-        num_heads, rank: H and r; values are d_model / H wide.
-        mode: "exact" gives every token its own operator; "chunk" is the paper's training form.
-        normalization: of keys and queries: "l2" per token, "sequence-max" by the longest key of the document (the
-            paper's text; it looks into the future), or "none".
-        write_gate: "sqrt-sigmoid" multiplies keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2 sigmoid(.) - 0.1,
-            0, 1), which can be exactly zero.
-        gate_input: what the write gate sees: "hidden", the layer's input with all its context, or "token", the token's
-            embedding at unit RMS alone: then what is written does not depend on where it stands.
-        gate_scale: of the embeddings that a token gate sees: "token", each at unit RMS, or "table", all divided by the RMS of the
-            whole table, so that tokens which training never shows stay small and leave the gate to its bias.
-        gate_window: with `gate_input` "token", how many tokens the gate sees: the present one and those before.
-        context_heads: with `gate_input` "token", how many heads, the last ones, have a gate that sees "hidden" all the same.
-        key_shift, value_shift: write the key, the value of so many positions before the token whose gate decides. With a key shift
-            of 1 and K = 0 the token after a key decides whether the two are bound; with both at 1 and a window, a token is
-            written once it is known what follows it.
-        power: K, the number of filter steps.
-        blend: read a mixture of the powers 0 to K, whose shares the layer's input sets for each token and head, instead of K
-            alone.
-        value_lag: bind a value to the key before it.
-        gamma: s, the factor of each filter step; learned ones stay in (1, 1.5).
-        eta: factor of the output.
-        ridge: the same in training, prefill and decoding.
-        chunk_size: the grid of "chunk" mode; "exact" does not depend on it (None: chosen by rank).
-        allow_future_leak: take "sequence-max" although a token then sees later ones.
-    """
+    """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/models.md says why."""
 
     added = ("gate_input", "gate_scale", "gate_window", "context_heads", "key_shift", "value_shift", "blend")
 
     num_heads: Positive
+    """Number of heads, H; values are `d_model / H` wide."""
     rank: Positive
+    """Width r of keys and queries, and of the r x r operator that a head carries."""
     mode: Literal["exact", "chunk"] = "exact"
+    """What a token reads: "exact", what it and all before it wrote; "chunk", the paper's training form, only the chunks
+    before its own."""
     normalization: Literal["l2", "sequence-max", "none"] = "l2"
+    """Scaling of keys and queries: "l2" divides each token by its own length; "sequence-max" by the longest key of the document, as
+    the paper's text says, which looks into the future; "none" leaves them."""
     write_gate: Literal["none", "sqrt-sigmoid", "hard"] = "hard"
+    """How much of a token is written: "sqrt-sigmoid" multiplies keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2
+    sigmoid(.) - 0.1, 0, 1), which can be exactly zero; "none" writes all of it."""
     gate_input: Literal["hidden", "token"] = "hidden"
+    """What the write gate sees: "hidden", the layer's input with all its context, or "token", the token's embedding at unit
+    RMS alone: then what is written does not depend on where it stands."""
     gate_scale: Literal["token", "table"] = "token"
+    """Scale of the embeddings that a token gate sees: "token", each at unit RMS, or "table", all divided by the RMS of the
+    whole table, so that tokens which training never shows stay small and leave the gate to its bias."""
     gate_window: Annotated[int, Field(ge=1, le=4)] = 1
+    """Number of tokens that a token gate sees: the present one and those before it."""
     context_heads: Annotated[int, Field(ge=0)] = 0
+    """With `gate_input` "token": number of heads, the last ones, whose gate sees "hidden" all the same."""
     key_shift: Annotated[int, Field(ge=0, le=4)] = 0
+    """Write the key of so many positions before the token whose gate decides. With 1 and K = 0 the token after a key decides
+    whether the two are bound."""
     value_shift: Annotated[int, Field(ge=0, le=4)] = 0
+    """Write the value of so many positions before the token whose gate decides. With both shifts at 1 and a window, a token is
+    written once it is known what follows it."""
     power: Annotated[int, Field(ge=0)] = 1
+    """Number of filter steps, K, with which a query is propagated before values are read."""
     blend: bool = False
+    """Read a mixture of the powers 0 to K, whose shares the layer's input sets for each token and head, instead of K alone."""
     value_lag: bool = False
+    """Bind each value to the key before it instead of to its own."""
     gamma: float = 1.0
+    """Factor of each filter step, s."""
     learn_gamma: bool = False
+    """Learn `gamma`, which then stays in (1, 1.5)."""
     eta: float = 1.5
+    """Factor of the layer's output."""
     learn_eta: bool = True
+    """Learn `eta`."""
     ridge: Annotated[float, Field(gt=0)] = 1e-3
+    """Added to the diagonal of the keys' Gram matrix before it is inverted; the same in training, prefill and decoding."""
     chunk_size: Positive | None = None
+    """Tokens of a chunk in mode "chunk"; results of mode "exact" do not depend on it. Chosen by `rank` if null."""
     allow_future_leak: bool = False
+    """Permit normalization "sequence-max", although a token then sees later ones."""
 
     @property
     def looks_back(self) -> bool:
@@ -116,21 +122,20 @@ class AttentionConfig(Config):
     """Causal softmax attention with rotary positions."""
 
     num_heads: Positive
+    """Number of heads; `d_model` must be a multiple of twice as many."""
     rope_base: float = 10_000.0
+    """Base of the wavelengths of the rotary positions."""
 
 
 class FeedForwardConfig(Config):
-    """The feed-forward of every block.
-
-    Attributes:
-        kind: "koopman" (arXiv 2605.06997 §3.4), "koopman-gated", or "swiglu".
-        width: of the hidden layer.
-        unit: "disk" clamps the modulus of each Koopman pair to at most 1 (the paper), "circle" fixes it at 1.
-    """
+    """The feed-forward of every block."""
 
     kind: Literal["koopman", "koopman-gated", "swiglu"] = "koopman"
+    """Form of the layer: "koopman" (arXiv 2605.06997 §3.4), "koopman-gated", or "swiglu"."""
     width: Positive
+    """Width of the hidden layer; even for the Koopman kinds."""
     unit: Literal["disk", "circle"] = "disk"
+    """Range of the Koopman eigenvalues: "disk" clamps their modulus to at most 1 (the paper), "circle" fixes it at 1."""
 
     @model_validator(mode="after")
     def _check(self):
@@ -140,31 +145,36 @@ class FeedForwardConfig(Config):
 
 
 class ModelConfig(Config):
-    """A stack of blocks, each a sequence mixer and a feed-forward, both pre-norm and residual.
-
-    Attributes:
-        name: the preset it came from, for people.
-        layers: the kind of mixer of each block, a name of the registry (`mixers/registry.py`).
-        mamba2, ska, attention: set where `layers` uses them.
-        mixers: the sections of other kinds, by kind.
-        allow_edge_ska: take SKA as the first or last mixer; otherwise these are to be Mamba-2 (arXiv 2605.06997 §3.3).
-    """
+    """A stack of blocks, each a sequence mixer and a feed-forward, both pre-norm and residual."""
 
     added = ("mixers",)
 
     name: str = "custom"
+    """Name of the preset it came from, for people."""
     vocab_size: Positive
+    """Number of token ids. In a recipe it follows from the tokenizer."""
     d_model: Positive
+    """Width of the residual stream."""
     layers: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The mixer of each block, first to last: "ska", "mamba2", "attention", or the name of one of your own."""
     feedforward: FeedForwardConfig
+    """The feed-forward of every block."""
     mamba2: Mamba2Config | None = None
+    """Settings of the Mamba-2 layers; needed where `layers` has "mamba2"."""
     ska: SKAConfig | None = None
+    """Settings of the SKA layers; needed where `layers` has "ska"."""
     attention: AttentionConfig | None = None
+    """Settings of the attention layers; needed where `layers` has "attention"."""
     mixers: dict[str, dict[str, Any]] = Field(default={})
+    """Settings of mixers of your own, by their name in `layers`."""
     norm: Literal["rms", "layer"] = "rms"
+    """Normalization before each mixer and feed-forward: "rms" (RMSNorm) or "layer" (LayerNorm)."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Added under the root of the normalization."""
     tie_embeddings: bool = True
+    """Use the matrix of the input embeddings for the output too."""
     allow_edge_ska: bool = False
+    """Permit SKA as the first or last mixer, which are otherwise to be Mamba-2 (arXiv 2605.06997 §3.3)."""
 
     @field_validator("layers", "mixers")
     @classmethod
@@ -197,7 +207,7 @@ class ModelConfig(Config):
             )
         return self
 
-    def section(self, kind: str) -> BaseModel | None:
+    def section(self, kind: str) -> Config | None:
         """The section of a kind of mixer, typed; None where it is missing.
 
         Raises:

@@ -5,7 +5,6 @@ Sections that say *what* is trained (`seed`, `data`, `mixture`, `model`, `train`
 """
 
 import difflib
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -13,24 +12,23 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..data_prep.config import DatasetConfig, MixtureConfig
 from ..models import ModelConfig, preset
 from ..models.common.config import Config
 from ..models.common.errors import UserError
 from ..models.common.files import sha256_json, write_text
-from ..models.common.validation import describe_validation_error, first_line
+from ..models.common.validation import describe_validation_error, first_line, refuse_resolvers
 
 IDENTITY_SECTIONS = ("seed", "data", "mixture", "model", "train")
 
 
-class ModelSection(BaseModel):
+class ModelSection(Config, extra="allow"):
     """A preset by name; every other key overrides a field of its `ModelConfig`. The vocabulary comes from the tokenizer."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
     preset: str
+    """Name of a preset, a family and a size such as `echo-1m`; `echo-lm models` lists them."""
 
     @model_validator(mode="after")
     def _builds(self) -> "ModelSection":
@@ -52,26 +50,34 @@ class TrainSection(Config):
     renamed = "train"
 
     sequence_length: int = Field(gt=0)
+    """Tokens of a row."""
     batch_tokens: int = Field(gt=0)
-    steps: int = Field(gt=0, description="the horizon of the learning-rate schedule, and where training ends")
+    """Tokens of a batch, all workers together; a multiple of `sequence_length`."""
+    steps: int = Field(gt=0)
+    """Number of updates: the horizon of the learning-rate schedule, and where training ends."""
     learning_rate: float = Field(gt=0)
+    """Peak of the learning rate."""
     final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
+    """The learning rate at the last step, as a fraction of the peak."""
     schedule: Literal["cosine", "warmup-stable-decay"] = "cosine"
-    decay_fraction: float = Field(
-        default=0.2, gt=0, le=1, description="the share of the steps that warmup-stable-decay decays in"
-    )
+    """Course of the learning rate after the warmup: "cosine", or "warmup-stable-decay", which holds the peak until it decays."""
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    """The share of the steps that "warmup-stable-decay" decays in."""
     warmup_tokens: int = Field(default=0, ge=0)
+    """Tokens over which the learning rate grows from zero to its peak."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
-    gradient_clipping: float = Field(default=1.0, ge=0, description="0 turns it off")
-    z_loss: float = Field(default=0.0, ge=0, description="weight of log(Z)^2, which keeps the logits from drifting")
-    gate_penalty: float = Field(
-        default=0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="nats a token for SKA write gates that are all open: none in the first half, growing to this",
-    )
+    """Decay rates of AdamW's two moments."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """The gradient is scaled down to at most this norm; 0 turns it off."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of log(Z)^2 in the loss, which keeps the logits from drifting."""
+    gate_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Nats a token added to the loss for SKA write gates that are all open: none in the first half of the steps, growing to
+    this at the last."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format; "bf16" computes in bf16 and keeps fp32 master weights."""
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> "TrainSection":
@@ -95,77 +101,91 @@ class TrainSection(Config):
 class RunSection(Config):
     """Execution settings: workers, ZeRO, checkpoints, restarts. They may change on resume and alter results only by rounding."""
 
-    workers: int = Field(default=1, gt=0, description="processes, one a GPU")
-    min_workers: int | None = Field(
-        default=None, gt=0, description="go on with as few when nodes are lost, and grow back; wait for all if unset"
-    )
-    sequence_parallel: int = Field(default=1, gt=0, description="workers that share each sequence")
+    workers: int = Field(default=1, gt=0)
+    """Processes, one a GPU."""
+    min_workers: int | None = Field(default=None, gt=0)
+    """Go on with as few workers when nodes are lost, and grow back; null waits for all."""
+    sequence_parallel: int = Field(default=1, gt=0)
+    """Workers that share each sequence."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    microbatch_sequences: int | None = Field(
-        default=None, gt=0, description="sequences of a forward pass; all that a worker has if unset"
-    )
-    activation_checkpointing: bool = Field(default=False, description="compute blocks again in the backward pass")
-    offload_optimizer: bool = Field(default=False, description="AdamW and its state on the CPU")
-    compile: bool = Field(default=False, description="torch.compile of every block")
-    prefetch: int = Field(default=2, gt=0, description="batches made ahead")
-    checkpoint_every: int = Field(default=100, gt=0, description="steps")
-    checkpoint_beside_training: bool = Field(default=True, description="write while the next steps train")
-    keep_checkpoints: int | None = Field(
-        default=None, gt=0, description="how many of the newest stay resumable; all if unset"
-    )
-    keep_every: int | None = Field(default=None, gt=0, description="those of every so many steps stay resumable too")
-    health_every: int = Field(default=100, ge=0, description="steps between looks at the SKA layers; 0 turns it off")
-    rollback_after: int = Field(
-        default=5, gt=0, description="steps in a row without a finite gradient before the last checkpoint is taken"
-    )
-    stop_step: int | None = Field(default=None, gt=0, description="leave cleanly after this step")
-    threads: int = Field(default=1, gt=0, description="CPU threads a worker")
+    """Stage of DeepSpeed's ZeRO: what is spread over the workers. 0 nothing, 1 optimizer state, 2 also gradients, 3 also
+    weights."""
+    microbatch_sequences: int | None = Field(default=None, gt=0)
+    """Sequences of one forward pass; null takes all that a worker has."""
+    activation_checkpointing: bool = False
+    """Compute blocks again in the backward pass, to save memory."""
+    offload_optimizer: bool = False
+    """Keep AdamW and its state on the CPU."""
+    compile: bool = False
+    """Use torch.compile for every block: longer to start, faster steps."""
+    prefetch: int = Field(default=2, gt=0)
+    """Batches made ahead of the step that needs them."""
+    checkpoint_every: int = Field(default=100, gt=0)
+    """Steps between checkpoints."""
+    checkpoint_beside_training: bool = True
+    """Write a checkpoint while the next steps train."""
+    keep_checkpoints: int | None = Field(default=None, gt=0)
+    """How many of the newest checkpoints stay resumable; null keeps all."""
+    keep_every: int | None = Field(default=None, gt=0)
+    """Checkpoints of every so many steps stay resumable too."""
+    health_every: int = Field(default=100, ge=0)
+    """Steps between looks at the SKA layers; 0 turns them off."""
+    rollback_after: int = Field(default=5, gt=0)
+    """Steps in a row without a finite gradient before training goes back to the last checkpoint."""
+    stop_step: int | None = Field(default=None, gt=0)
+    """Leave cleanly after this step."""
+    threads: int = Field(default=1, gt=0)
+    """CPU threads of a worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_restarts: int = Field(
-        default=3, ge=0, description="how often in a row what died is started again without a new checkpoint"
-    )
-    hang_seconds: float = Field(
-        default=600,
-        gt=0,
-        description="a worker that is silent, or a worker group that makes no step, for so long is replaced",
-    )
-    straggler_factor: float = Field(
-        default=2.0, ge=0, description="a worker that computes so many times longer than the median is named; 0: never"
-    )
-    cluster_wait_seconds: float = Field(
-        default=1800, gt=0, description="how long `run --address` waits for a cluster that does not answer"
-    )
-    master_port: int | None = Field(
-        default=None, gt=0, lt=65536, description="rendezvous of `train`; a free one if unset"
-    )
+    """Where the workers compute; "auto" takes GPUs where there are some."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often in a row what died is started again without a new checkpoint."""
+    hang_seconds: float = Field(default=600, gt=0)
+    """A worker that is silent for so many seconds, or a worker group that makes no step, is replaced."""
+    straggler_factor: float = Field(default=2.0, ge=0)
+    """A worker that computes so many times longer than the median is reported; 0 turns this off."""
+    cluster_wait_seconds: float = Field(default=1800, gt=0)
+    """How long `run --address` waits for a cluster that does not answer."""
+    master_port: int | None = Field(default=None, gt=0, lt=65536)
+    """Port at which the workers of `train` meet; null takes a free one."""
 
 
 class EvaluationSection(Config):
     """Evaluations during the training: which suites, on which checkpoints, with which resources."""
 
     suites: tuple[str, ...] = ()
-    every: int = Field(default=1, gt=0, description="every so many checkpoints; the last one always")
-    every_tokens: int | None = Field(
-        default=None, gt=0, description="instead: the first checkpoint after every so many tokens; the last one always"
-    )
-    parallel: int = Field(default=1, gt=0, description="evaluation jobs at once")
-    cpus: float = Field(
-        default=0, ge=0, description="Ray CPUs that a job reserves; 0 shares the training's, at low priority"
-    )
-    gpus: float = Field(default=0, ge=0, description="Ray GPUs that a job reserves; with 0 it runs on the CPU")
+    """Names of suites, or paths of YAML files."""
+    every: int = Field(default=1, gt=0)
+    """Evaluate every so many checkpoints; the last one always."""
+    every_tokens: int | None = Field(default=None, gt=0)
+    """Instead of `every`: evaluate the first checkpoint after every so many tokens; the last one always."""
+    parallel: int = Field(default=1, gt=0)
+    """Evaluation jobs at once."""
+    cpus: float = Field(default=0, ge=0)
+    """Ray CPUs that a job reserves; 0 shares the training's, at low priority."""
+    gpus: float = Field(default=0, ge=0)
+    """Ray GPUs that a job reserves; with 0 it runs on the CPU."""
 
 
 class RunConfig(Config):
     """The complete configuration of a run. See `docs/recipes.md` for a tour."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run, and of its folder below the folder of runs."""
     seed: int = 0
+    """Seed of weights, batch order and recall sequences."""
     data: DatasetConfig
+    """The dataset that the run trains on; prepared once for all runs that name it."""
     mixture: MixtureConfig
+    """What a batch is made of."""
     model: ModelSection
+    """The model."""
     train: TrainSection
+    """Hyperparameters of the training."""
     run: RunSection = RunSection()
+    """How the training is executed."""
     evaluation: EvaluationSection = EvaluationSection()
+    """Evaluations of the checkpoints."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "RunConfig":
@@ -281,26 +301,10 @@ def apply_overrides(values: Any, overrides: list[str], origin: str) -> Any:
             raise UserError(f"override {override!r} has no value: write it as section.key=value, e.g. train.steps=200")
     try:
         merged = OmegaConf.merge(OmegaConf.create(values or {}), OmegaConf.from_dotlist(overrides))
-        _refuse_resolvers(OmegaConf.to_container(merged, resolve=False), origin)
+        refuse_resolvers(OmegaConf.to_container(merged, resolve=False), origin)
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"overrides {' '.join(overrides)} do not fit {origin}: {first_line(error)}") from error
-
-
-def _refuse_resolvers(value: Any, origin: str) -> None:
-    """Refuse OmegaConf resolvers such as `${oc.env:...}`, which run code; references such as `${train.steps}` are allowed.
-
-    Raises:
-        UserError: a string calls a resolver of OmegaConf, whether built in or registered by some library.
-    """
-    if isinstance(value, dict):
-        for item in value.values():
-            _refuse_resolvers(item, origin)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_resolvers(item, origin)
-    elif isinstance(value, str) and re.search(r"\$\{[^}]*:", value):
-        raise UserError(f"{origin}: {value!r} calls a resolver, which a configuration may not: write the value itself")
 
 
 def parse_config(values: Any, origin: str) -> RunConfig:

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,22 +40,3 @@ def test_contributing_names_files_that_exist():
     named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", text)) | set(re.findall(r"\]\(([\w./-]+)\)", text))
     assert len(named) > 30
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
-
-
-def one_of_each() -> list[tuple[str, list[str], str]]:
-    """The rows of the table "One of each": the thing, its modules, the command that proves it."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## One of each")[1].split("## Words")[0]
-    rows = re.findall(r"^\| (.+?) \| (`.+?`) \| `(git grep .+)` \|$", text, flags=re.MULTILINE)
-    return [(thing, re.findall(r"`(.+?)`", modules), command.replace(r"\|", "|")) for thing, modules, command in rows]
-
-
-@pytest.mark.parametrize(("thing", "modules", "command"), one_of_each(), ids=[row[0] for row in one_of_each()])
-def test_there_is_one_of_each(thing, modules, command):
-    if not (ROOT / ".git").exists():
-        command = command.replace("git grep", "git grep --no-index")
-    found = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True).stdout.split()
-    assert sorted(found) == sorted(modules)
-
-
-def test_the_table_of_single_things_is_read():
-    assert len(one_of_each()) >= 5

@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from echo_lm.data_prep.preparing.prepare import prepare
+from echo_lm.evals.layout import result_files
 from echo_lm.models.common.files import write_json
 from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.launch import launch
@@ -186,7 +187,7 @@ def evaluate_trial(run: RunFolder, config: RunConfig, row: dict, mlflow: MlflowS
             "recover": steps_after[0] - killed if steps_after else None,
         }
         row_fields["repeated"] = len(step_events) - len({event["step"] for event in step_events})
-    results = {(path.parent.name, path.stem) for path in run.evals.glob("step_*/*.json")}
+    results = {(path.parent.name, path.stem) for path in result_files(run.path)}
     expected = {(f"step_{step:08d}", "language") for step in range(EVALUATED, STEPS + 1, EVALUATED)}
     evaluated = [(event["step"], event["suite"]) for event in events if event["kind"] == "evaluation"]
     row_fields |= {

@@ -25,6 +25,8 @@ import numpy as np
 import psutil
 from scipy.stats import bootstrap
 
+from echo_lm.evals.layout import complete_steps, result_files
+from echo_lm.models.common.run_layout import EVALUATION_LEASES
 from echo_lm.pipeline.config import load_config
 from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
@@ -163,14 +165,14 @@ def main() -> None:
         train = ["-c", "import sys; from echo_lm.pipeline.loop import train; train(sys.argv[1])", str(run.path)]
         with pinned(cores[0], *train) as training, pinned(cores[-1], *watch) as watcher:
             deadline = time.time() + 300
-            while not list(run.evals.glob("*/*.lease")):  # the first suite has begun
+            while not list(run.path.glob(EVALUATION_LEASES)):  # the first suite has begun
                 if training.poll() is not None or watcher.poll() is not None or time.time() > deadline:
                     break
                 time.sleep(0.2)
             windows, disturbed = measure(training.pid, watcher.pid)
         events = read_events(run.events_file)
-        done = len(list(run.evals.glob("*/*.json")))
-        complete = len(list(run.checkpoints.glob("*/complete.json")))
+        done = len(result_files(run.path))
+        complete = len(complete_steps(run.path))
     report = summarise(windows, events, config.run.checkpoint_every)
     report |= {
         "disturbed_fours": disturbed,

@@ -2,9 +2,9 @@
 
     python -m benchmarks.training.first_step 834d047 HEAD --repeat 3
 
-Each revision prepares its dataset first; then its runs take turns with those of the other, each in a new run folder. A folder with a checkout
-may stand for a revision. Counted are the processes of the command when the first step is recorded, its own among them, and the files in the
-run folder at that moment.
+Each revision prepares its dataset first; then its runs take turns with those of the other, each in a new run folder. A folder with
+a checkout may stand for a revision. Counted are the processes of the command when the first step is recorded, its own among them,
+and the files in the run folder at that moment.
 """
 
 import argparse

@@ -20,6 +20,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from echo_lm.evals.layout import result_files
+from echo_lm.models.common.files import read_json
+from echo_lm.pipeline.run.events import read_events
+from echo_lm.pipeline.run.folder import RunFolder
+
 COMMAND = [sys.executable, "-c", "from echo_lm.orchestration.cli.main import main; main()"]
 
 
@@ -36,13 +41,13 @@ def run_arm(name: str, overrides: list[str], recipe: str, folder: Path, data: Pa
             if code:
                 return {"arm": name, "failed": log.read_text().strip().splitlines()[-1]}
     metrics, recall = {}, {}
-    for file in sorted((folder / name / "evals").glob("step_*/*.json"))[-2:]:
-        result = json.loads(file.read_text())
+    for file in result_files(folder / name)[-2:]:
+        result = read_json(file)
         metrics |= result["metrics"]
         recall |= {
             f"{row['task']}-{row['pairs']}@{row['length']}": row["accuracy"] for row in result["rows"] if "task" in row
         }
-    events = [json.loads(line) for line in (folder / name / "events.jsonl").read_text().splitlines()]
+    events = read_events(RunFolder(folder / name).events_file)
     curve = [(e["step"], e["loss_recall"]) for e in events if e["kind"] == "step" and e["step"] % 50 == 0]
     return {
         "arm": name,

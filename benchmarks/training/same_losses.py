@@ -11,7 +11,6 @@ compare.
 
 import argparse
 import io
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +23,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from echo_lm.models.common.cached_files import subfolders
+from echo_lm.pipeline.run.events import read_events, steps
+from echo_lm.pipeline.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ("loss", "loss_text", "loss_recall", "grad_norm")
@@ -142,12 +145,11 @@ def read_steps(work: Path) -> Steps:
     Raises:
         Refused: there is no run, or no step in it.
     """
-    logs = list(work.glob("runs/*/events.jsonl"))
-    lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
-    steps = {event["step"]: event for event in map(json.loads, lines) if event["kind"] == "step"}
-    if len(logs) != 1 or not steps:
-        raise Refused(f"training left {len(logs)} logs with {len(steps)} steps: one log with steps was expected")
-    return steps
+    logs = [RunFolder(folder).events_file for folder in subfolders(work / "runs")]
+    trained = {event["step"]: event for log in logs for event in steps(read_events(log))}
+    if len(logs) != 1 or not trained:
+        raise Refused(f"training left {len(logs)} runs with {len(trained)} steps: one run with steps was expected")
+    return trained
 
 
 def report(old: Steps, new: Steps, console: Console) -> int:

@@ -9,7 +9,6 @@ MLflow. On a bare GPU machine: `source docker/offline/use_bundle.sh` first.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,8 +20,9 @@ from pathlib import Path
 import psutil
 
 from echo_lm.evals.config import load_suite
-from echo_lm.evals.layout import complete_checkpoints
-from echo_lm.models.common.files import write_aside
+from echo_lm.evals.layout import complete_checkpoints, result_files, result_path
+from echo_lm.models.common.files import read_json, write_aside
+from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
 from echo_lm.pipeline.run.report import write_report
 from echo_lm.pipeline.visible_gpus import visible_gpus
@@ -95,12 +95,8 @@ def wait_for_run(runs: Path, process: subprocess.Popen, until: float) -> RunFold
 
 
 def last_step(run: RunFolder) -> int:
-    """The last step in events.jsonl, without a line that is being written."""
-    steps = [0]
-    for line in run.events_file.read_text().splitlines() if run.events_file.is_file() else ():
-        if line.endswith("}") and '"step"' in line:
-            steps.append(json.loads(line).get("step") or 0)
-    return max(steps)
+    """The last step that was done, 0 before the first."""
+    return max((event["step"] for event in steps(read_events(run.events_file))), default=0)
 
 
 def kill_at(run: RunFolder, process: subprocess.Popen, step: int, until: float) -> int | None:
@@ -127,7 +123,7 @@ def await_evaluations(run: RunFolder, until: float) -> None:
     names = [load_suite(suite).name for suite in run.load_config().evaluation.suites]
     while time.monotonic() < until:
         results = [
-            run.evals / folder.name / f"{name}.json" for folder, _ in complete_checkpoints(run.path) for name in names
+            result_path(run.path, folder.name, name) for folder, _ in complete_checkpoints(run.path) for name in names
         ]
         if all(path.is_file() for path in results):
             return
@@ -137,8 +133,8 @@ def await_evaluations(run: RunFolder, until: float) -> None:
 
 def table(run: RunFolder) -> None:
     """Print the results of the evaluations, checkpoint by checkpoint."""
-    for path in sorted(run.evals.glob("step_*/*.json")):
-        metrics = json.loads(path.read_text()).get("metrics", {})
+    for path in result_files(run.path):
+        metrics = read_json(path).get("metrics", {})
         values = {key: round(value, 4) for key, value in sorted(metrics.items()) if value is not None}
         print(path.parent.name, path.stem, dict(list(values.items())[:40]), flush=True)
     print(f"last step {last_step(run)}", flush=True)

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...models.common.config import Record
 from ...models.common.files import read_json, sha256_json, write_aside, write_json
 from ..config import NearDuplicateConfig, SourceConfig
 from .documents import document_hash, is_heldout, normalise
 from .minhash import signatures
 from .ngrams import word_runs
 from .reading import Fault, RawDocument, read_records
-from .slices import Record, Slice
+from .slices import Slice
 from .spool import write_spool
 
 FOLDER = "work"
@@ -46,7 +47,7 @@ class CleaningUnit(Record):
     @property
     def key(self) -> str:
         """Identity of the result, independent of the folder."""
-        return sha256_json(self.model_dump(mode="json", exclude={"folder"}))
+        return sha256_json(self.identity_dump(exclude={"folder"}))
 
     @property
     def stem(self) -> Path:

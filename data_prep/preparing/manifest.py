@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from ...models.common.config import Record
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, sha256_json, write_json
 from ..config import DatasetConfig
@@ -17,11 +18,7 @@ Split = Literal["train", "heldout"]
 TokenDtype = Literal["uint16", "uint32"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ShardRecord(_Record):
+class ShardRecord(Record):
     """A shard: one file of token ids, with a file of the offsets of its documents.
 
     Attributes:
@@ -47,7 +44,7 @@ class ShardRecord(_Record):
         return f"{Path(self.file).stem}.docs.npy"
 
 
-class SourceRecord(_Record):
+class SourceRecord(Record):
     """A source in the manifest: its origin, and counts of used and excluded documents.
 
     Attributes:
@@ -78,7 +75,7 @@ class SourceRecord(_Record):
     bytes: int
 
 
-class OverlapRecord(_Record):
+class OverlapRecord(Record):
     """The number of training documents of a source that share a run of words with "heldout" or an evaluation source."""
 
     source: str
@@ -86,7 +83,7 @@ class OverlapRecord(_Record):
     documents: int
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The manifest of a dataset; `dtype` is that of the `.bin` files, little-endian."""
 
     version: Literal[2] = 2
@@ -112,7 +109,7 @@ class Manifest(_Record):
 
 def config_sha256(config: DatasetConfig) -> str:
     """The identity of a dataset: SHA-256 of its configuration."""
-    return sha256_json(config.model_dump(mode="json"))
+    return sha256_json(config.identity_dump())
 
 
 def token_dtype(name: TokenDtype) -> np.dtype:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ...models.common.config import Record
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, write_aside, write_json, write_text
 from ...models.common.validation import first_difference
@@ -23,7 +24,7 @@ from .manifest import FILE_NAME as MANIFEST_FILE
 from .manifest import QUARANTINE_FILE, read_manifest, write_manifest
 from .selection import check_faults, forbidden_runs, select, tokenizer_sample
 from .shards import RUNS_FILE, TokenizingUnit, UnitRecord, finished_record, tokenize_unit
-from .slices import Record, SourcePlan, plan_source
+from .slices import SourcePlan, plan_source
 from .summary import make_manifest, overlap_report, token_dtype_for
 from .tokenizer import FILE_NAME as TOKENIZER_FILE
 from .tokenizer import adopt_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer

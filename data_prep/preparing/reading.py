@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from ...models.common.config import Record
 from ..config import SourceConfig
 from ..sources.huggingface import read_shard
-from .slices import Piece, Record, Slice, import_parquet
+from .slices import Piece, Slice, import_parquet
 
 BATCH_ROWS = 256
 Columns = dict[str, Any]

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from ...models.common.config import Record
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, sha256_json, write_aside, write_json
 from .cleaning import CleaningUnit, read_arrays
 from .manifest import ShardRecord, Split, TokenDtype, token_dtype
 from .ngrams import RunIndex, split_words, word_runs
-from .slices import Record
 from .spool import read_spool
 from .tokenizer import FILE_NAME, end_of_text, load_tokenizer
 
@@ -57,8 +57,7 @@ class TokenizingUnit(Record):
     @property
     def key(self) -> str:
         """Identity of the result, independent of the folder."""
-        own = self.model_dump(mode="json", exclude={"cleaned"})
-        return sha256_json({**own, "cleaned": self.cleaned.key})
+        return sha256_json({**self.identity_dump(exclude={"cleaned"}), "cleaned": self.cleaned.key})
 
     @property
     def record_path(self) -> Path:

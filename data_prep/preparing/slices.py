@@ -5,19 +5,12 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from ...models.common.config import Record
 from ...models.common.errors import UserError
 from ..config import SourceConfig
 from ..sources import Format, SourceFiles
 
 COMPRESSED = (".gz", ".zst")
-
-
-class Record(BaseModel):
-    """Base of all stored records: immutable, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Piece(Record):

@@ -14,25 +14,24 @@ from ...models.common.config import Config, PositiveInts
 
 
 class RecallGrid(Config):
-    """One recall task at every combination of `pairs`, lengths and what `vary` lists, at least `queries` answers each.
-
-    Attributes:
-        task: a name, or the path of a Python file that defines one (relative to the suite's file).
-        lengths: tokens of a sequence. Or `gaps`: tokens of noise beyond the shortest sequence that holds the pairs.
-        options: go to the task's generator as they are (`depth`, `decoys`, ...).
-        vary: lists of values of further options; each is an axis of the grid.
-        recurrent: read the context in segments with a state of constant size and answer token by token, instead of
-            in one parallel pass.
-    """
+    """One recall task at every combination of `pairs`, lengths and what `vary` lists, at least `queries` answers each."""
 
     task: str
+    """Name of a recall task, or the path of a Python file that defines one (relative to the suite's file)."""
     pairs: PositiveInts
+    """Numbers of key-value pairs in a sequence; an axis of the grid."""
     lengths: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Lengths of a sequence in tokens; an axis of the grid. Either these or `gaps`."""
     gaps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Instead of `lengths`: tokens of noise beyond the shortest sequence that holds the pairs."""
     queries: int = Field(gt=0)
+    """Answers that are scored in each cell, at least."""
     options: dict[str, Any] = Field(default={})
+    """Options of the task's generator (`depth`, `decoys`, ...)."""
     vary: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
+    """Lists of values of further options, by name; each is an axis of the grid."""
     recurrent: bool = False
+    """Read the context in segments with a state of constant size and answer token by token, instead of in one parallel pass."""
 
     @model_validator(mode="after")
     def _one_of_lengths_and_gaps(self) -> Self:

@@ -19,7 +19,9 @@ class BigbenchConfig(Config):
     """Multiple-choice items of the PyPI package `bigbench`: folders or files below its `benchmark_tasks`."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Folders or files below the package's `benchmark_tasks`."""
     limit: int | None = Field(default=None, gt=0)
+    """Items of a task, at most."""
 
 
 def work(config: BigbenchConfig, context: EvaluationContext) -> int:

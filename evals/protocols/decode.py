@@ -18,8 +18,11 @@ class DecodeConfig(Config):
     """Decoding `tokens` tokens of `batch` sequences after each context."""
 
     contexts: PositiveInts
+    """Lengths of the context in tokens; each is measured."""
     tokens: int = Field(default=32, gt=0)
+    """Tokens that are decoded after each context."""
     batch: int = Field(default=1, gt=0)
+    """Sequences decoded together."""
 
 
 def work(config: DecodeConfig, context: EvaluationContext) -> int:

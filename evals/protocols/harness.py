@@ -18,19 +18,16 @@ if TYPE_CHECKING:
 
 
 class HarnessConfig(Config):
-    """Tasks of lm-evaluation-harness.
-
-    Attributes:
-        local: those of the package on held-out text, and those of the YAML files in `folder`; never need a network.
-        hub: names of the harness's own tasks; left out, and said so, where the hub cannot be reached.
-        folder: of your own YAML tasks, relative to the suite's file.
-        limit: items of a task.
-    """
+    """Tasks of lm-evaluation-harness."""
 
     local: tuple[str, ...] = ()
+    """Tasks of the package on held-out text, and those of the YAML files in `folder`; they never need a network."""
     hub: tuple[str, ...] = ()
+    """Names of the harness's own tasks; left out, and reported so, where the hub cannot be reached."""
     folder: str | None = None
+    """Folder of your own YAML tasks, relative to the suite's file."""
     limit: int | None = Field(default=None, gt=0)
+    """Items of a task, at most."""
 
 
 def resolve(config: HarnessConfig, folder: Path) -> HarnessConfig:

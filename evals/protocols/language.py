@@ -18,7 +18,9 @@ class LanguageConfig(Config):
     """Held-out documents up to `tokens` tokens in all, in rows of `sequence_length` tokens; of each source apart too."""
 
     tokens: int = Field(gt=1)
+    """Tokens of held-out text, at most, of all sources together and of each source apart."""
     sequence_length: int = Field(gt=1)
+    """Tokens of a row."""
 
 
 def work(config: LanguageConfig, context: EvaluationContext) -> int:

@@ -23,51 +23,46 @@ def _with_new_keys(training: dict[str, Any]) -> dict[str, Any]:
 
 
 class Arm(Config):
-    """A model of the sweep: a preset, fields of its config that differ, fields of the training that differ.
-
-    Attributes:
-        longest: tokens of the longest sequence that the arm is evaluated on, as attention would take too long; None: all.
-        only: pairs and gap (tokens beyond the shortest sequence) of the cells that are evaluated; empty: all.
-        tokens: the budget of each cell where each is learned by itself, instead of the sweep's.
-        prefix_mask: SKA layers write what precedes a row's first answered position (most tasks: the key that is asked) and nothing
-            else, in training and in questions.
-    """
+    """A model of the sweep: a preset, fields of its config that differ, fields of the training that differ."""
 
     preset: str
+    """Name of the model's preset."""
     model: dict[str, Any] = Field(default={})
+    """Fields of the model's configuration that differ from the preset."""
     training: Annotated[dict[str, Any], AfterValidator(_with_new_keys)] = Field(default={})
+    """Fields of the training that differ from the sweep's."""
     longest: int | None = Field(default=None, gt=0)
+    """Tokens of the longest sequence that the arm is evaluated on, for arms that would take too long; all if null."""
     only: tuple[tuple[int, int], ...] = ()
+    """Pairs and gap (tokens beyond the shortest sequence) of the cells that are evaluated; all if empty."""
     tokens: int | None = Field(default=None, gt=0)
+    """Training tokens of each cell where each is learned by a model of its own, instead of the sweep's."""
     prefix_mask: bool = False
+    """SKA layers write only what precedes a row's first answered position (in most tasks the key that is asked), in
+    training and in questions."""
 
 
 class Curriculum(Config):
-    """A cell's model begins with shorter gaps than the cell's.
-
-    Attributes:
-        gaps: those up to the cell's own, in this order, and then the cell's own unless that was the last. One may come twice:
-            where the first does, `gate_penalty` has a second length to begin at in every cell.
-        lengthen_at: so large a share of the last answers right, and the next gap follows (see `RecallTraining`).
-    """
+    """A cell's model begins with shorter gaps than the cell's."""
 
     gaps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Gaps to train at, in this order; those above the cell's own are left out, and the cell's own follows if it is not the
+    last. If the first gap is listed twice, `gate_penalty` has a second length to begin at in every cell."""
     lengthen_at: float = Field(gt=0, le=1)
+    """The next gap follows when so large a share of the last answers is right (see `lengthen_at` of the training)."""
 
 
 class CellTraining(Config):
-    """Every cell is learned by a model of its own, on the cell's task and pairs alone, at its length or, in a curriculum, up to it.
-
-    Attributes:
-        tokens: at most so many a cell; batch_tokens: of a step, in whole sequences, at least one.
-        curriculum: None trains at the cell's length alone.
-        enough: a cell whose answers are right to such a share at one learning rate is not trained at another.
-    """
+    """Every cell is learned by a model of its own, on its task and pairs alone, at its length or, in a curriculum, up to it."""
 
     tokens: int = Field(gt=0)
+    """Training tokens of a cell, at most."""
     batch_tokens: int = Field(gt=0)
+    """Tokens of a step, in whole sequences, at least one."""
     curriculum: Curriculum | None = None
+    """Shorter gaps to begin with; null trains at the cell's length alone."""
     enough: float | None = Field(default=None, gt=0, le=1)
+    """A cell whose answers are right to such a share at one learning rate is not trained at another."""
 
 
 class VocabularySizes(Config):
@@ -77,9 +72,13 @@ class VocabularySizes(Config):
     added = ("num_new_noise",)
 
     num_keys: int = Field(default=RecallVocabulary.num_keys, gt=0)
+    """Number of tokens that serve as keys."""
     num_values: int = Field(default=RecallVocabulary.num_values, gt=1)
+    """Number of tokens that serve as values."""
     num_noise: int = Field(default=RecallVocabulary.num_noise, ge=RecallVocabulary.UNSEEN_NOISE_SHARE)
+    """Number of tokens that serve as noise; a third of them is never shown in training."""
     num_new_noise: int = Field(default=RecallVocabulary.num_new_noise, ge=0)
+    """Number of further noise tokens, for haystacks that no choice was made by."""
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -89,57 +88,62 @@ class PublishedCell(Config):
     """One published accuracy, by arm, of one cell."""
 
     task: str
+    """Name of the recall task."""
     pairs: int = Field(gt=0)
+    """Number of key-value pairs."""
     length: int = Field(gt=0)
+    """Tokens of a sequence."""
     percent: Annotated[dict[str, Percent], Field(min_length=1)]
+    """The published accuracy in percent, by arm."""
 
 
 class Published(Config):
-    """What others published on the same tasks, for people to compare: it changes no run.
-
-    Attributes:
-        source: where it is from.
-        means: by arm, the mean accuracy of each task, percent.
-    """
+    """What others published on the same tasks, for people to compare: it changes no run."""
 
     source: str
+    """Where the numbers are from."""
     means: dict[str, dict[str, Percent]] = Field(default={})
+    """The mean accuracy of each task in percent, by arm."""
     cells: tuple[PublishedCell, ...] = ()
+    """Accuracies of single cells."""
 
 
 class RecallSweep(Config):
-    """A recall sweep as its YAML file states it.
-
-    Attributes:
-        vocabulary: the token ids of every model.
-        match: the arm whose number of non-embedding parameters the others get, by the width of their feed-forwards; None leaves
-            them.
-        learning_rates, seeds: every arm is trained with each combination.
-        recall: grids of queries for each run; the same sequences for all runs, or (`own_queries`) for all runs of one seed.
-        mean_of: the tasks whose mean chooses an arm's learning rate and is shown for the arm; default all.
-        published: numbers of others, shown beside ours.
-        each_cell: train one model for each cell instead of one for all; the training's tasks, pairs, lengths, batch and steps
-            follow from the cell.
-        together: runs that train side by side on a GPU, as far as its memory goes.
-    """
+    """A recall sweep as its YAML file states it."""
 
     renamed = "recall_sweep"
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Name of the sweep in results and reports."""
     description: str = ""
+    """What the sweep is for, shown at the head of its report."""
     vocabulary: VocabularySizes = VocabularySizes()
+    """Sizes of the vocabulary of every model."""
     match: str | None = None
+    """The arm whose number of non-embedding parameters the others get, by the width of their feed-forwards; null leaves them."""
     training: RecallTraining
+    """How every arm is trained."""
     learning_rates: Annotated[tuple[float, ...], Field(min_length=1)]
+    """Learning rates; every arm is trained with each, at each seed."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Seeds; every arm is trained with each, at each learning rate."""
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    """The models that are compared, by name."""
     recall: Annotated[tuple[RecallGrid, ...], Field(min_length=1)]
+    """Grids of queries that every run is evaluated on."""
     batch_tokens: int = Field(default=2**19, gt=0)
+    """Tokens of one forward pass of an evaluation."""
     own_queries: bool = False
+    """Evaluate the runs of each seed on queries of their own, instead of all runs on the same."""
     mean_of: tuple[str, ...] = ()
+    """Tasks whose mean chooses an arm's learning rate and is shown for the arm; all if empty."""
     published: Published | None = None
+    """Numbers that others published, shown beside ours."""
     each_cell: CellTraining | None = None
+    """Train one model for each cell instead of one for all; tasks, pairs, lengths, batch and steps of the training then
+    follow from the cell."""
     together: int = Field(default=12, gt=0)
+    """Runs that train side by side on a GPU, as far as its memory goes."""
 
     @property
     def ids(self) -> RecallVocabulary:

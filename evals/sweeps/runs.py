@@ -132,13 +132,13 @@ def _run_id(
 ) -> str:
     parts = [config.identity_dump(exclude={"name"}), training.identity_dump(), seed]
     if sweep.vocabulary != VocabularySizes():
-        parts.append(sweep.vocabulary.model_dump())
+        parts.append(sweep.vocabulary.identity_dump())
     if arm.prefix_mask:
         parts.append("prefix_mask")
     if sweep.each_cell is not None:
         return sha256_json([*parts, [asdict(cell) for cell in cells], sweep.own_queries])[:16]
     # Under the names that the keys had first, since ids must not change.
     later = {"longest": arm.longest, "own_questions": sweep.own_queries or None, "only": arm.only or None}
-    parts.append([grid.model_dump(mode="json") for grid in sweep.recall])
+    parts.append([grid.identity_dump() for grid in sweep.recall])
     parts += [{key: value} for key, value in later.items() if value is not None]
     return sha256_json(parts)[:16]

@@ -11,27 +11,6 @@ from ...models.common.config import Config, PositiveInts
 class RecallTraining(Config):
     """Training on recall alone. The defaults are what a model that never saw recall gets, as a throw-away copy, before it
     is asked.
-
-    Attributes:
-        tasks: in equal parts in every batch; options: of each, by its name.
-        mix: a named mix of tasks with their options (`data_prep/recall/mixes.py`), its parts in equal shares, instead of
-            `tasks` and `options`.
-        batch_tokens: as many whole sequences a step as fit, at least one, instead of `batch_sequences`.
-        lengths: tokens of a sequence, one after the other step by step; pairs: likewise.
-        tokens: the training ends before the step that would take it beyond.
-        lengthen_at: a curriculum: training stays at each length until so large a share of its last answers is right, or half of the
-            tokens that were left are spent, and goes on with the next. Each length has a warmup and a schedule of its own, and a
-            share of `learning_rate` that falls with the square root of the sequences of a step.
-        schedule: of the learning rate after the warmup; "cosine" ends at a tenth.
-        precision: "bf16" by autocast, weights and AdamW in fp32.
-        stop_at: the training ends when so large a share of its last answers is right (of a curriculum: at the last length). Every
-            sequence is new, so this says what an evaluation would. `cooldown` steps follow, as far as steps and tokens
-            go, in which the rate falls to zero: what full steps are still off by.
-        gate_penalty: nats for write gates that are open at every position, added to the loss: nothing in the first half of the
-            steps (`gate_penalty_from`), as a model must learn to write first, then growing to this at the last; in a curriculum
-            nothing at the first length, all of it after. See `SKA.gate_mean`.
-        gate_penalty_from: the share of the steps without a gate penalty.
-        gate_penalty_full: the share of the steps at which it is full-grown; what follows has all of it.
     """
 
     added = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "gate_penalty")
@@ -39,24 +18,48 @@ class RecallTraining(Config):
     renamed = "recall_training"
 
     steps: int = Field(default=500, gt=0)
+    """Number of updates, at most."""
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("sysprompt", "tooltrace")
+    """Names of recall tasks, in equal parts in every batch."""
     options: dict[str, dict[str, Any]] = Field(default={})
+    """Options of each task's generator, by the task's name."""
     mix: str | None = None
+    """Instead of `tasks` and `options`: the name of a mix of tasks (`data_prep/recall/mixes.py`), its parts in equal shares."""
     batch_sequences: int = Field(default=32, gt=0)
+    """Sequences of a step."""
     batch_tokens: int | None = Field(default=None, gt=0)
+    """Instead of `batch_sequences`: as many whole sequences a step as fit into so many tokens, at least one."""
     lengths: PositiveInts = (64,)
+    """Lengths of a sequence in tokens, one after the other step by step."""
     pairs: PositiveInts = (1, 2, 3, 4, 6, 8)
+    """Numbers of key-value pairs in a sequence, one after the other step by step."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW, after a warmup over a twentieth of the steps."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the learning rate after the warmup: "constant", or "cosine", which ends at a tenth."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format; "bf16" computes by autocast, with weights and AdamW in fp32."""
     tokens: int | None = Field(default=None, gt=0)
+    """Training ends before the step that would take it beyond so many tokens."""
     lengthen_at: float | None = Field(default=None, gt=0, le=1)
+    """A curriculum: training stays at each length until so large a share of its last answers is right, or half of the
+    tokens that were left are spent, and goes on with the next. Each length has a warmup and a schedule of its own, and a
+    share of `learning_rate` that falls with the square root of the sequences of a step."""
     stop_at: float | None = Field(default=None, gt=0, le=1)
+    """Training ends when so large a share of its last answers is right (in a curriculum: at the last length). Every
+    sequence is new, so an evaluation would say the same."""
     cooldown: int = Field(default=0, ge=0)
+    """Steps after `stop_at` was reached, as far as steps and tokens go, in which the learning rate falls to zero."""
     gate_penalty: float = Field(default=0.0, ge=0)
+    """Nats added to the loss for write gates that are open at every position: nothing before `gate_penalty_from`, as a model
+    must learn to write first, then growing to this at `gate_penalty_full`; in a curriculum nothing at the first length, all of
+    it after."""
     gate_penalty_from: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the steps without a gate penalty."""
     gate_penalty_full: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps at which the gate penalty has grown to all of it."""
 
     @model_validator(mode="after")
     def _check(self):

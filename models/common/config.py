@@ -1,5 +1,10 @@
-"""The base class of configurations: immutable, no unknown keys, old spellings read, identities that do not change."""
+"""The base classes of all typed data: `Record` of what the program writes, `Config` of what people write.
 
+Both are immutable and refuse unknown keys, and both give the values that are hashed into an identity by `identity_dump`, the one
+place where a hash is kept from changing.
+"""
+
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -19,23 +24,39 @@ PositiveInts = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_leng
 _IDENTITY = {"identity": True}
 
 
-class Config(BaseModel):
-    """A section of a configuration.
+class Record(BaseModel):
+    """What the program writes about its own work and reads again: a plan, a manifest, a result.
 
-    Attributes:
-        added: fields that are younger than files of the class; they are stored only where they differ from their defaults, so that
-            older configurations keep their hashes.
-        renamed: the entry of `renamed_keys.RENAMED` for this class, if keys of it were renamed.
+    It has a base of its own since it is stored in full: a file states every field, so none is left out for being at its default,
+    and no key has an old spelling.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def identity_dump(self, exclude: Iterable[str] = (), *, defaults: bool = True) -> dict[str, Any]:
+        """Plain values for an identity hash.
+
+        Args:
+            exclude: fields that do not belong to the identity.
+            defaults: False leaves out every field that has its default value, so that fields may be added later.
+        """
+        return self.model_dump(mode="json", context=_IDENTITY, exclude=set(exclude), exclude_defaults=not defaults)
+
+
+class Config(Record):
+    """A section of a configuration. Each field is described by the string below it (docs/reference/config.md shows them).
+
+    Attributes:
+        added: fields that are younger than files of the class; they are stored only where they differ from their defaults, so that
+            older configurations keep their hashes.
+        renamed: the entry of `renamed_keys.RENAMED` for this class, if keys of it were renamed; they are read under both names,
+            and hashed under the first.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     added: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[str | None] = None
-
-    def identity_dump(self, **options: Any) -> dict[str, Any]:
-        """Plain values for identity hashes, with renamed keys under their first names."""
-        return self.model_dump(mode="json", context=_IDENTITY, **options)
 
     @model_validator(mode="before")
     @classmethod

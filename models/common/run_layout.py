@@ -31,9 +31,12 @@ EVALS = "evals"
 HEARTBEATS = "heartbeats"
 
 COMPLETE_CHECKPOINTS = f"{CHECKPOINTS}/step_*/{COMPLETE}"  # patterns below a run folder
-RESULTS = f"{EVALS}/*/*.json"
+RESULT_FILES = f"{EVALS}/*/*.json"
+EVALUATION_LEASES = f"{EVALS}/*/*.lease"
+
+CHECKPOINT_PREFIX = "step_"
 
 
 def checkpoint_name(step: int) -> str:
     """Folder name of the checkpoint after `step` updates."""
-    return f"step_{step:08d}"
+    return f"{CHECKPOINT_PREFIX}{step:08d}"

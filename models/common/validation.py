@@ -1,13 +1,17 @@
 """One-line messages about invalid configurations."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+
+from .config import Record
+from .errors import UserError
 
 
-def describe_validation_error(error: ValidationError, schema: type[BaseModel]) -> str:
+def describe_validation_error(error: ValidationError, schema: type[Record]) -> str:
     """Describe a pydantic error in one line, with the nearest valid key for an unknown one."""
     # A misspelt key is also reported as missing: the misspelling is the one to report.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
@@ -26,7 +30,7 @@ def describe_validation_error(error: ValidationError, schema: type[BaseModel]) -
     return f"{where}={first['input']!r} is wrong: {first['msg'].lower()}{others}"
 
 
-def _schema_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+def _schema_at(schema: type[Record], location: tuple[int | str, ...]) -> type[Record]:
     """The pydantic class that the keys at `location` belong to."""
     for part in location:
         field = schema.model_fields.get(str(part))
@@ -38,8 +42,8 @@ def _schema_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type
     return schema
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> list[type[Record]]:
+    if isinstance(annotation, type) and issubclass(annotation, Record):
         return [annotation]
     return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]
 
@@ -66,3 +70,19 @@ def first_difference(old: Any, new: Any, field: str = "") -> tuple[str, Any, Any
         return None if old == new else (field, old, new)
     differences = (first_difference(a, b, name) for name, a, b in pairs)
     return next((difference for difference in differences if difference), None)
+
+
+def refuse_resolvers(value: Any, origin: str) -> None:
+    """Refuse OmegaConf resolvers such as `${oc.env:...}`, which run code; references such as `${train.steps}` are allowed.
+
+    Raises:
+        UserError: a string calls a resolver of OmegaConf, whether built in or registered by some library.
+    """
+    if isinstance(value, dict):
+        for item in value.values():
+            refuse_resolvers(item, origin)
+    elif isinstance(value, list):
+        for item in value:
+            refuse_resolvers(item, origin)
+    elif isinstance(value, str) and re.search(r"\$\{[^}]*:", value):
+        raise UserError(f"{origin}: {value!r} calls a resolver, which a configuration may not: write the value itself")

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ...kernels.sequence import SequenceContext
+from ..common.config import Config
 from ..config import ModelConfig
 from .registry import SegmentMessage
 
@@ -17,12 +17,12 @@ class SequenceMixer(nn.Module, ABC):
 
     Attributes:
         kind: the name in `layers`, set by `register`.
-        options: the pydantic class of its section of a model config.
+        options: the class of its section of a model config.
         inputs: which of the optional inputs `token` and `write_mask` of `forward` it takes.
     """
 
     kind: ClassVar[str]
-    options: ClassVar[type[BaseModel]]
+    options: ClassVar[type[Config]]
     inputs: ClassVar[frozenset[str]] = frozenset()
 
     # --- Costs of one layer, as functions of the model's config. A multiply-add counts as 2 FLOPs. ---

@@ -15,10 +15,10 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until interrupted.")] = False,
 ) -> None:
     """Where runs stand: step, loss, tokens/s, MFU, ETA, checkpoints, evaluations, nodes, trouble. Reads files only."""
-    from ..monitor.status import find_runs, status_table
+    from ..monitor.status import Status, find_runs
     from ..monitor.status import watch as watch_status
 
     if watch:
         watch_status(run or [], runs)
     else:
-        console.print(status_table(find_runs(run or [], runs)))
+        console.print(Status().table(find_runs(run or [], runs)))

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from ..monitor.summary import RunSummary, subfolders
+from ...models.common.cached_files import subfolders
+from ..monitor.summary import RunSummary
 from .formats import FILTERS
 from .nodes import list_nodes
 from .run_view import RunDetail, RunViews

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...models.common.errors import UserError
-from ...pipeline.run.events import EventTail
-from ..monitor.cached_files import stamp
+from ...pipeline.run.events import EventReader
 
 # Fields of a `step` event with a curve on the page.
 COLUMNS = (
@@ -37,12 +36,11 @@ class History:
         problem: the fault of the log, one line; the events before it are still shown.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._reset()
+    def __init__(self, run_folder: Path):
+        self._events = EventReader.of_run(run_folder)
+        self._clear()
 
-    def _reset(self) -> None:
-        self._tail, self._size = EventTail(self.path), 0
+    def _clear(self) -> None:
         self._rows: dict[int, int] = {}
         self._steps = array("q")
         self._columns = {name: array("d") for name in COLUMNS}
@@ -52,19 +50,15 @@ class History:
         self.problem: str | None = None
 
     def read(self) -> None:
-        """Read the new events; a log that became shorter is read from its start."""
-        current_stamp = stamp(self.path)
-        size = current_stamp[1] if current_stamp else 0
-        if size < self._size:
-            self._reset()
-        self._size = size
-        if self.problem is not None:
-            return
+        """Read the new events; those of a log that was replaced take the place of the earlier ones."""
         try:
-            events = self._tail.read()
+            events = self._events.read()
         except UserError as error:
             self.problem = str(error)
             return
+        self.problem = None
+        if self._events.restarted:
+            self._clear()
         for event in events:
             if event["kind"] == "step":
                 self._add_step(event)

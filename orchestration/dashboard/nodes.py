@@ -4,10 +4,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...models.common.run_layout import ENVIRONMENT, EVALS
+from ...models.common.cached_files import read_json_if_whole, stamp, subfolders
+from ...models.common.run_layout import EVALUATION_LEASES
+from ...pipeline.run.reader import RunReader
 from ..jobs.leases import EXPIRY_SECONDS
-from ..monitor.cached_files import stamp
-from ..monitor.summary import RunSummary, read_record, subfolders
+from ..monitor.summary import RunSummary
 from ..studies.results import FILE_NAME as CELL_FILE
 
 
@@ -39,7 +40,7 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
 
     for summary in summaries:
         folder = runs / summary.name
-        environment = read_record(folder / ENVIRONMENT) or {}
+        environment = RunReader(folder).environment()
         if host := environment.get("host"):
             machine = node(str(host), summary.updated, str(environment.get("hardware", "")))
             machine.runs += 1
@@ -47,7 +48,7 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
             verb = "trains" if workers == 1 else f"trains ({workers} workers)"
             node(name, now).work.append((verb, summary.name, f"runs/{summary.name}"))
         if summary.pending:
-            for path in (folder / EVALS).glob("*/*.lease"):
+            for path in folder.glob(EVALUATION_LEASES):
                 _add_lease(
                     node, path, "evaluates", f"{summary.name} {path.parent.name}/{path.stem}", f"runs/{summary.name}"
                 )
@@ -55,7 +56,7 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
         for path in (study / "leases").glob("*.lease"):
             _add_lease(node, path, "trains", f"{study.name}/{path.stem}", f"studies/{study.name}")
         for cell in subfolders(study / "runs"):
-            record, written = read_record(cell / CELL_FILE), stamp(cell / CELL_FILE)
+            record, written = read_json_if_whole(cell / CELL_FILE), stamp(cell / CELL_FILE)
             if record and written and record.get("host"):
                 node(str(record["host"]), written[0] / 1e9, str(record.get("hardware", ""))).runs += 1
     return sorted(nodes.values(), key=lambda machine: (not machine.busy, -machine.last_seen, machine.name))
@@ -63,7 +64,7 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
 
 def _add_lease(node, path: Path, verb: str, name: str, address: str) -> None:
     """Add the work of a lease's holder, if the lease is held."""
-    heartbeat, record = stamp(path), read_record(path)
+    heartbeat, record = stamp(path), read_json_if_whole(path)
     if heartbeat and record and time.time() - heartbeat[0] / 1e9 < EXPIRY_SECONDS:
         host = str(record.get("machine", "")).partition("/")[0]
         node(host or "unknown", heartbeat[0] / 1e9).work.append((verb, name, address))

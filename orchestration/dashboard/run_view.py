@@ -1,26 +1,18 @@
 """The detailed view of one run: the contents of its page and its curves."""
 
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...models.common.run_layout import CONFIG, ENVIRONMENT, EVALS, EVENTS
+from ...evals.layout import result_path
+from ...models.common.cached_files import stamp
+from ...models.common.run_layout import checkpoint_name
+from ...pipeline.run.reader import RunReader
 from ..jobs.leases import EXPIRY_SECONDS
-from ..monitor.cached_files import stamp
-from ..monitor.summary import (
-    CHECKPOINT_PREFIX,
-    RunSummary,
-    complete_steps,
-    failures,
-    is_due,
-    read_config,
-    read_record,
-    section,
-    subfolders,
-    suite_name,
-)
+from ..monitor.summary import RunSummary, is_due, section, suite_name
 from .history import COLUMNS, History
 
 HEADLINE_TASK = "sysprompt-4"
@@ -68,34 +60,43 @@ class RunDetail:
     curves: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _View:
+    """What is kept of a run that is looked at."""
+
+    reader: RunReader
+    history: History
+    lock: threading.Lock  # two requests for one page at once
+
+
 class RunViews:
-    """Detailed views of runs; the histories of the most recently viewed ones are cached."""
+    """Detailed views of runs; what was read of the most recently viewed ones is kept."""
 
     def __init__(self) -> None:
-        self._histories: OrderedDict[Path, History] = OrderedDict()
+        self._views: OrderedDict[Path, _View] = OrderedDict()
 
     def detail(self, folder: Path, summary: RunSummary) -> RunDetail:
         """Read a run in full."""
-        history = self._histories.pop(folder, None) or History(folder / EVENTS)
-        self._histories[folder] = history
-        while len(self._histories) > MOST_VIEWS:
-            self._histories.popitem(last=False)
-        history.read()
-        return _detail(folder, summary, history)
+        view = self._views.pop(folder, None) or _View(RunReader(folder), History(folder), threading.Lock())
+        self._views[folder] = view
+        while len(self._views) > MOST_VIEWS:
+            self._views.popitem(last=False)
+        with view.lock:
+            view.history.read()
+            return _detail(view.reader, summary, view.history)
 
 
-def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
-    config = read_config(folder / CONFIG) or {}
-    results = read_results(folder)
+def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
+    results = run.results()
     starts = history.of_kind("start")
-    suites, matrix = _matrix(folder, config, results)
+    suites, matrix = _matrix(run, results)
     latest = {result["suite"]: result for result in results}
     shown_events = [event for event in history.others if event["kind"] not in ("checkpoint", "evaluation")]
     heldout = [result for result in results if "language/bits_per_byte" in result["metrics"]]
     return RunDetail(
         summary=summary,
-        config_text=_text(folder / CONFIG),
-        environment=read_record(folder / ENVIRONMENT) or {},
+        config_text=run.config_text(),
+        environment=run.environment(),
         last_step=history.last_step,
         suites=suites,
         matrix=matrix,
@@ -111,17 +112,6 @@ def _detail(folder: Path, summary: RunSummary, history: History) -> RunDetail:
         problem=history.problem,
         curves=_curves(history, results, heldout),
     )
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All evaluation results of a run, by step; damaged ones are omitted."""
-    results = []
-    for checkpoint in subfolders(folder / EVALS):
-        for path in sorted(checkpoint.glob("*.json")):
-            result = read_record(path)
-            if result and isinstance(result.get("metrics"), dict) and "suite" in result and "step" in result:
-                results.append(result)
-    return sorted(results, key=lambda result: result["step"])
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -140,28 +130,22 @@ def headline(result: dict[str, Any]) -> str:
     return "done"
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _matrix(
-    folder: Path, config: dict[str, Any], results: list[dict[str, Any]]
+    run: RunReader, results: list[dict[str, Any]]
 ) -> tuple[list[str], list[tuple[int, list[EvaluationStatus]]]]:
+    config = run.config()
     configured = [suite_name(name) for name in section(config, "evaluation").get("suites") or ()]
     suites = list(dict.fromkeys([*configured, *(result["suite"] for result in results)]))
     result_of = {(result["step"], result["suite"]): result for result in results}
-    steps = sorted({step for step, _ in complete_steps(folder)} | {step for step, _ in result_of}, reverse=True)
-    failure_messages, rows = failures(folder), []
+    steps = sorted({step for step, _ in run.complete_steps()} | {step for step, _ in result_of}, reverse=True)
+    failure_messages, rows = run.failures(), []
     for step in steps:
         due = is_due(config, step)
-        name = f"{CHECKPOINT_PREFIX}{step:08d}"
+        name = checkpoint_name(step)
         cells = (
             _cell(
                 result_of.get((step, suite)),
-                folder / EVALS / name / suite,
+                result_path(run.folder, name, suite),
                 failure_messages.get(f"{name}/{suite}"),
                 due and suite in configured,
             )

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...models.common.run_layout import CONFIG, EVENTS, REPORT
+from ...models.common.cached_files import read_json_if_whole, stamp, subfolders
+from ...models.common.run_layout import CONFIG, REPORT
+from ...pipeline.run.reader import RunReader
 from ..jobs.leases import EXPIRY_SECONDS
-from ..monitor.cached_files import last_events, stamp
-from ..monitor.summary import read_record, subfolders
 from ..studies.analysis.captions import CAPTIONS
 from ..studies.results import FILE_NAME as CELL_FILE
 
@@ -69,7 +69,7 @@ def list_studies(folder: Path) -> list[StudySummary]:
 
 def study_summary(folder: Path) -> StudySummary | None:
     """The row of one study; None if it has no readable plan."""
-    plan = read_record(folder / "plan.json")
+    plan = read_json_if_whole(folder / "plan.json")
     try:
         return _summary(folder, plan, [_state(folder, cell["name"])[0] for cell in plan["cells"]]) if plan else None
     except (KeyError, TypeError):  # a plan of another version
@@ -78,7 +78,7 @@ def study_summary(folder: Path) -> StudySummary | None:
 
 def study_detail(folder: Path) -> StudyDetail | None:
     """The detailed view of one study; None if it has no readable plan."""
-    plan = read_record(folder / "plan.json")
+    plan = read_json_if_whole(folder / "plan.json")
     if plan is None:
         return None
     try:
@@ -98,7 +98,7 @@ def study_detail(folder: Path) -> StudyDetail | None:
     return StudyDetail(
         summary=summary,
         rows=rows,
-        fit=read_record(folder / "fit.json") or {},
+        fit=read_json_if_whole(folder / "fit.json") or {},
         answer=_answer(folder / REPORT),
         figures=[(name, CAPTIONS.get(name, "")) for name in figure_names(folder)],
         curves={"families": families} if finished else {},
@@ -126,13 +126,13 @@ def _summary(folder: Path, plan: dict[str, Any], states: list[str]) -> StudySumm
 
 def _state(folder: Path, cell: str) -> tuple[str, dict[str, Any]]:
     """The state of a cell, and its record or failure."""
-    record = read_record(folder / "runs" / cell / CELL_FILE)
+    record = read_json_if_whole(folder / "runs" / cell / CELL_FILE)
     if record is not None:
         return "done", record
     lease = stamp(folder / "leases" / f"{cell}.lease")
     if lease is not None and time.time() - lease[0] / 1e9 < EXPIRY_SECONDS:
         return "running", {}
-    failure = read_record(folder / "failures" / f"{cell}.json")
+    failure = read_json_if_whole(folder / "failures" / f"{cell}.json")
     return ("failed", failure) if failure is not None else ("waiting", {})
 
 
@@ -142,7 +142,7 @@ def _row(folder: Path, cell: dict[str, Any]) -> CellRow:
     if state == "done":
         step, loss, rate = cell["steps"], record.get("loss"), record.get("tokens_per_second")
     else:
-        events = last_events(run / EVENTS, lambda events: any(event["kind"] == "step" for event in events))
+        events = RunReader(run).last_events(lambda events: any(event["kind"] == "step" for event in events))
         last = next((event for event in reversed(events) if event["kind"] == "step"), {})
         step, loss, rate = last.get("step", 0), last.get("loss"), last.get("tokens_per_second")
     return CellRow(

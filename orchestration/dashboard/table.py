@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..monitor.cached_files import Stamp
+from ...models.common.cached_files import Stamp, subfolders
+from ...pipeline.run.reader import RunReader
 from ..monitor.state import ORDER
-from ..monitor.summary import RunSnapshot, RunSummary, read_run, signature, subfolders
+from ..monitor.summary import RunSnapshot, RunSummary, read_run
 
 # Between two scans of the files, however many browsers send requests.
 REFRESH_SECONDS = 1.0
@@ -17,7 +18,8 @@ REFRESH_SECONDS = 1.0
 
 @dataclass
 class _CachedRun:
-    signature: tuple[Stamp, ...]
+    reader: RunReader
+    stamps: tuple[Stamp, ...]
     snapshot: RunSnapshot
     summary: RunSummary
     version: int
@@ -87,18 +89,20 @@ class RunTable:
         now, version = self._clock(), self._version + 1
         present = set()
         for folder in subfolders(self.folder):
-            cached, current = self._cache.get(folder.name), signature(folder)
+            cached = self._cache.get(folder.name)
+            reader = cached.reader if cached else RunReader(folder)
+            current = reader.stamps()
             if current[0] is None:  # no config.yaml: not a run
                 continue
             present.add(folder.name)
-            snapshot = cached.snapshot if cached and cached.signature == current else read_run(folder)
+            snapshot = cached.snapshot if cached and cached.stamps == current else read_run(reader)
             summary = snapshot.summary(now)
             if cached is None or cached.summary != summary:
-                self._cache[folder.name] = _CachedRun(current, snapshot, summary, version)
+                self._cache[folder.name] = _CachedRun(reader, current, snapshot, summary, version)
                 self._removed.pop(folder.name, None)
                 self._version = version
             else:
-                cached.signature, cached.snapshot = current, snapshot
+                cached.stamps, cached.snapshot = current, snapshot
         for name in set(self._cache) - present:
             del self._cache[name]
             self._removed[name] = self._version = version

@@ -17,7 +17,9 @@ from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
+from ...evals.layout import result_files
 from ...evals.summary import write_summary
+from ...models.common.cached_files import Stamp, stamp
 from ...models.common.errors import UserError
 from ...pipeline.run.folder import RunFolder
 from ..jobs.executors import Executor, ProcessExecutor
@@ -59,7 +61,7 @@ class Watcher:
         self.parallel, self.device, self.address, self.uri = parallel, device, address, tracking_uri
         self._unsynced: set[Path] = set()  # runs with results that MLflow lacks
         self._sync_thread: threading.Thread | None = None
-        self._summarized: dict[Path, list[tuple[str, int]]] = {}
+        self._summarized: dict[Path, list[tuple[Path, Stamp]]] = {}
         self._outage_logged: set[Path] = set()  # runs whose outage of MLflow was logged
 
     def watch(self, every_seconds: float) -> None:
@@ -72,7 +74,7 @@ class Watcher:
         """Run the missing evaluations; False if the round was cut short or MLflow lacks results."""
         complete = self._evaluate()
         for run in _runs(self.pattern):
-            results = sorted((str(path), path.stat().st_mtime_ns) for path in run.evals.glob("*/*.json"))
+            results = [(path, stamp(path)) for path in result_files(run.path)]
             if results and self._summarized.get(run.path) != results:
                 write_summary(run.path)
                 self._summarized[run.path] = results

@@ -6,6 +6,7 @@ The supervising process starts quickly and stays small: torch, Ray and MLflow ar
 import sys
 from pathlib import Path
 
+from ...evals.layout import result_files
 from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
@@ -52,7 +53,7 @@ def run_pipeline(
                 run_on_cluster,
                 (config, runs, data, address, tracking_uri, trust),
                 address=address,
-                progress=lambda: (_latest(run), len(list(run.evals.glob("*/*.json"))), _count(dataset)),
+                progress=lambda: (_latest(run), len(result_files(run.path)), _count(dataset)),
             )
         from ...evals.summary import write_summary
         from ...pipeline.run.report import write_report

@@ -2,7 +2,9 @@
 
 import contextlib
 import time
+from collections import deque
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 from rich.live import Live
@@ -10,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ...models.common.errors import UserError
-from ...pipeline.run.events import read_events
+from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.reader import RunReader
 from ..progress.bars import console
-from .summary import read_run
+from .summary import RunSummary, read_run
 
 WATCH_SECONDS = 2.0
 TROUBLE = ("lost", "hang", "straggler", "rollback", "evaluation_failed")
@@ -36,16 +39,29 @@ def find_runs(paths: list[Path], runs: Path) -> list[RunFolder]:
     return folders
 
 
-def status_table(runs: list[RunFolder]) -> Group:
-    """The output of `echo-lm status`: a table of the runs, and a line for each of their newest troubles."""
+class Status:
+    """The output of `echo-lm status`; each `table` reads only what was added to the runs since the last one."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Path, tuple[RunReader, Trouble]] = {}
+
+    def table(self, runs: list[RunFolder]) -> Group:
+        """A table of the runs, and a line for each of their newest troubles."""
+        known = self._runs
+        self._runs = {run.path: known.get(run.path) or (RunReader(run.path), Trouble(run)) for run in runs}
+        return _table(
+            [(read_run(reader).summary(time.time()), trouble.lines()) for reader, trouble in self._runs.values()]
+        )
+
+
+def _table(runs: list[tuple[RunSummary, list[str]]]) -> Group:
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("run", "state", "step", "loss", "tokens/s", "MFU", "ETA", "checkpoint", "evaluations", "nodes")
     for title in titles:
         left = title in ("run", "state", "checkpoint", "evaluations", "nodes")
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
     trouble = []
-    for run in runs:
-        summary = read_run(run.path).summary(time.time())
+    for summary, troubles in runs:
         failed = f", {summary.failed} failed" if summary.failed else ""
         table.add_row(
             summary.name,
@@ -59,22 +75,22 @@ def status_table(runs: list[RunFolder]) -> Group:
             f"{summary.done}/{summary.done + summary.pending + summary.failed}{failed}",
             _nodes(summary.nodes),
         )
-        trouble += [
-            Text(f"{summary.name}: {line}", style="dim") for line in (*newest_trouble(run), summary.problem) if line
-        ]
+        lines = (*troubles, summary.problem)
+        trouble += [Text(f"{summary.name}: {line}", style="dim") for line in lines if line]
     return Group(table, *trouble)
 
 
 def watch(paths: list[Path], runs: Path) -> None:
     """Show the table, updated from the files, until interrupted; outside a terminal print it every `WATCH_SECONDS`."""
+    status = Status()
     with contextlib.suppress(KeyboardInterrupt):
         if not console.is_terminal:
             while True:
-                console.print(status_table(find_runs(paths, runs)))
+                console.print(status.table(find_runs(paths, runs)))
                 time.sleep(WATCH_SECONDS)
-        with Live(status_table(find_runs(paths, runs)), console=console, auto_refresh=False) as live:
+        with Live(status.table(find_runs(paths, runs)), console=console, auto_refresh=False) as live:
             while True:
-                live.update(status_table(find_runs(paths, runs)), refresh=True)
+                live.update(status.table(find_runs(paths, runs)), refresh=True)
                 time.sleep(WATCH_SECONDS)
 
 
@@ -85,15 +101,31 @@ def _nodes(nodes: tuple[tuple[str, int], ...]) -> str:
     return ", ".join(name if workers == 1 else f"{name} x{workers}" for name, workers in nodes) or "-"
 
 
-def newest_trouble(run: RunFolder) -> list[str]:
-    """A line for each of the newest events in `TROUBLE`, oldest first."""
-    lines = []
-    for event in [event for event in read_events(run.events_file) if event["kind"] in TROUBLE][-SHOWN_TROUBLE:]:
-        timestamp = time.strftime("%d %b %H:%M:%S", time.localtime(event["time"]))
-        labels = {
-            "lost": f"lost a {event.get('what')}",
-            "evaluation_failed": f"evaluation {event.get('suite')} given up",
-        }
-        message = event.get("message") or event.get("reason") or ""
-        lines.append(f"{timestamp} {labels.get(event['kind'], event['kind'])}: {message}")
-    return lines
+class Trouble:
+    """The newest events in `TROUBLE` of a run."""
+
+    def __init__(self, run: RunFolder):
+        self._events = EventReader.of_run(run.path)
+        self._newest: deque[dict[str, Any]] = deque(maxlen=SHOWN_TROUBLE)
+
+    def lines(self) -> list[str]:
+        """A line for each, oldest first.
+
+        Raises:
+            UserError: a line of a log is not an event.
+        """
+        events = self._events.read()
+        if self._events.restarted:
+            self._newest.clear()
+        self._newest.extend(event for event in events if event["kind"] in TROUBLE)
+        return [_describe(event) for event in self._newest]
+
+
+def _describe(event: dict[str, Any]) -> str:
+    timestamp = time.strftime("%d %b %H:%M:%S", time.localtime(event["time"]))
+    labels = {
+        "lost": f"lost a {event.get('what')}",
+        "evaluation_failed": f"evaluation {event.get('suite')} given up",
+    }
+    message = event.get("message") or event.get("reason") or ""
+    return f"{timestamp} {labels.get(event['kind'], event['kind'])}: {message}"

@@ -1,6 +1,5 @@
 """The summary of a run in one row, for `echo-lm status` and the dashboard, read cheaply from its folder."""
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,32 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ...evals.config import load_suite
+from ...models.common.cached_files import stamp
 from ...models.common.errors import UserError
-from ...models.common.run_layout import (
-    CHECKPOINTS,
-    COMPLETE,
-    CONFIG,
-    ERROR,
-    EVALS,
-    EVENTS,
-    FINISHED,
-    HEARTBEATS,
-    SUPERVISION,
-    checkpoint_name,
-)
-from ...pipeline.monitoring.heartbeat import heartbeat_file, read_heartbeats
-from ...pipeline.run.folder import RunFolder
+from ...models.common.run_layout import CONFIG, checkpoint_name
+from ...pipeline.run.reader import RunReader
 from ..evaluation import jobs as evaluation_jobs
-from .cached_files import Cache, Stamp, last_events, parse_events, parse_json_object, parse_yaml_mapping, stamp
 from .state import HEARTBEAT_SILENT_SECONDS, run_state
 
-CHECKPOINT_PREFIX = "step_"
 # Steps to read from the end of a log: enough for their mean duration.
 PACE_STEPS = 3
-
-read_config = Cache(parse_yaml_mapping).get
-read_record = Cache(parse_json_object).get
-read_log = Cache(parse_events).get
 
 
 @dataclass(frozen=True)
@@ -134,47 +116,26 @@ class RunSnapshot:
         )
 
 
-def signature(folder: Path) -> tuple[Stamp, ...]:
-    """Stamps of all files that `read_run` reads; they change when any of them does."""
-    files = (
-        CONFIG,
-        EVENTS,
-        SUPERVISION,
-        FINISHED,
-        ERROR,
-        HEARTBEATS,
-        CHECKPOINTS,
-        EVALS,
-    )
-    place = str(folder)
-    results = (stamp(entry) for entry in _entries(f"{place}/evals"))
-    return (*(stamp(f"{place}/{name}") for name in files), *results)
-
-
-def read_run(folder: Path) -> RunSnapshot:
+def read_run(run: RunReader) -> RunSnapshot:
     """Read the files that a run's summary needs; missing files count as empty."""
-    config = read_config(folder / CONFIG) or {}
-    events = last_events(folder / EVENTS, _enough)
+    config = run.config()
+    events = run.last_events(_enough)
     last_event_time = events[-1]["time"] if events else 0.0
-    error = stamp(folder / ERROR)
-    error_message = None
-    if error is not None and error[0] / 1e9 >= last_event_time:
-        error_message = str((read_record(folder / ERROR) or {}).get("message", "see error.json"))
-    checkpoints = complete_steps(folder)
+    checkpoints = run.complete_steps()
     due = due_results(config, [step for step, _ in checkpoints])
-    result_files = {name for entry in _entries(folder / EVALS) for name in _names(entry)}
-    done = [name for name in due if f"{name}.json" in result_files]
-    failed = [name for name in failures(folder) if name in due and name not in done]
-    finished = (folder / FINISHED).is_file()
-    config_stamp = stamp(folder / CONFIG)
+    results = run.result_names()
+    done = [name for name in due if name in results]
+    failed = [name for name in run.failures() if name in due and name not in done]
+    finished = run.finished()
+    config_stamp = stamp(run.folder / CONFIG)
     return RunSnapshot(
-        name=folder.name,
+        name=run.folder.name,
         config=config,
         events=events,
         finished=finished,
-        error=error_message,
+        error=run.error_since(last_event_time),
         checkpoints=checkpoints,
-        heartbeats=[] if finished else heartbeats(folder),
+        heartbeats=[] if finished else run.heartbeats(),
         done=len(done),
         failed=len(failed),
         due=len(due),
@@ -186,44 +147,6 @@ def section(config: dict[str, Any], name: str) -> dict[str, Any]:
     """A section of a stored configuration; empty if it is no mapping."""
     value = config.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name; none if it is missing."""
-    return [Path(entry) for entry in _entries(folder)]
-
-
-def _entries(folder: Path | str) -> list[str]:
-    """Paths of the folders in a folder, by name."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.path for entry in entries if entry.is_dir())
-    except OSError:
-        return []
-
-
-def complete_steps(folder: Path) -> list[tuple[int, float]]:
-    """Step and time (unix seconds) of the complete checkpoints, oldest first."""
-    steps = []
-    for entry in _entries(folder / CHECKPOINTS):
-        number = os.path.basename(entry).removeprefix(CHECKPOINT_PREFIX)
-        complete = stamp(f"{entry}/{COMPLETE}")
-        if complete and number.isdigit():
-            steps.append((int(number), complete[0] / 1e9))
-    return sorted(steps)
-
-
-def heartbeats(folder: Path) -> list[tuple[str, float]]:
-    """Node and time (unix seconds, by the file system's clock) of every rank's last heartbeat."""
-    run = RunFolder(folder)
-    stamps = ((heartbeat.node, stamp(heartbeat_file(run, heartbeat.rank))) for heartbeat in read_heartbeats(run))
-    return [(node, written[0] / 1e9) for node, written in stamps if written]
-
-
-def failures(folder: Path) -> dict[str, str]:
-    """Message of every evaluation that failed for good, by `step_00000100/language`; it may have been done since."""
-    failed = (event for event in read_log(folder / SUPERVISION) or () if event["kind"] == "evaluation_failed")
-    return {f"{checkpoint_name(e.get('step', 0))}/{e.get('suite')}": str(e.get("message", "")) for e in failed}
 
 
 def due_results(config: dict[str, Any], steps: list[int]) -> list[str]:
@@ -256,14 +179,6 @@ def suite_name(name: str) -> str:
         return load_suite(name).name
     except UserError:  # a file that was removed, or is on another machine
         return Path(name).stem
-
-
-def _names(folder: str) -> list[str]:
-    """Names (`step_00000100/language.json`) of the files in `.../step_00000100`."""
-    try:
-        return [f"{os.path.basename(folder)}/{name}" for name in os.listdir(folder)]
-    except OSError:
-        return []
 
 
 def _enough(events: list[dict[str, Any]]) -> bool:

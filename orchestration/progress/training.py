@@ -4,7 +4,7 @@ import threading
 from contextlib import ExitStack
 
 from ...pipeline.config import RunConfig
-from ...pipeline.run.events import EventTail
+from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
 from .bars import Stage, stage
 
@@ -14,8 +14,8 @@ class TrainingProgress:
 
     def __init__(self, run: RunFolder, config: RunConfig):
         self._last = min(config.train.steps, config.run.stop_step or config.train.steps)
-        self._tail = EventTail(run.events_file)
-        self._tail.read()  # skips the events of earlier attempts
+        self._events = EventReader.of_run(run.path)
+        self._events.read()  # skips the events of earlier attempts
         self._stack = ExitStack()
         self._stage: Stage | None = None
         self._stopped = threading.Event()
@@ -43,7 +43,7 @@ class TrainingProgress:
 
     def update(self) -> None:
         """Read the new events and show the current step."""
-        for event in self._tail.read():
+        for event in self._events.read():
             if event["kind"] == "start":
                 self._show(event["step"], f"started on {event['world_size']} worker(s), {event['device']}")
             elif event["kind"] == "step":

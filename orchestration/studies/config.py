@@ -19,31 +19,25 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class SizeConfig(Config):
-    """A size of the study: a size of the presets, and model fields to change in every family.
-
-    Attributes:
-        preset: a size of the presets ("1m"); the size's own name if None.
-        model: fields of `ModelConfig`; the width of the feed-forward is then matched again between families.
-        feedforward_width: of the first family, where `model` calls for another; those of the others are matched to it.
-    """
+    """A size of the study: a size of the presets, and model fields to change in every family."""
 
     preset: str | None = None
+    """A size of the presets, such as "1m"; null takes the size's own name."""
     model: dict[str, Any] = Field(default={})
+    """Fields of the model's configuration to change; the width of the feed-forward is then matched again between families."""
     feedforward_width: int | None = Field(default=None, gt=0)
+    """Width of the first family's feed-forward, where `model` calls for another; those of the other families are matched to it."""
 
 
 class BudgetConfig(Config):
-    """Training budgets of every size, in one of three units.
-
-    Attributes:
-        tokens: a grid of training tokens.
-        tokens_per_parameter: training tokens as multiples of the non-embedding parameters.
-        flops: IsoFLOP: training FLOPs; the tokens follow from each model's cost.
-    """
+    """Training budgets of every size, in one of three units."""
 
     tokens: tuple[Positive, ...] = ()
+    """A grid of training tokens."""
     tokens_per_parameter: tuple[Positive, ...] = ()
+    """Training tokens as multiples of the non-embedding parameters."""
     flops: tuple[Positive, ...] = ()
+    """Training FLOPs (IsoFLOP); the tokens follow from each model's cost."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "BudgetConfig":
@@ -64,85 +58,96 @@ class BudgetConfig(Config):
 
 
 class SweepConfig(Config):
-    """A small sweep for the learning rate: `factors` times the rule's, at some sizes, at one budget.
-
-    Attributes:
-        sizes: where to sweep; at least two, for a rule across sizes.
-        factors: at least three, so that the best can be an inner one.
-        budget: index of the budget that sweep cells train for, 0 is the smallest.
-    """
+    """A small sweep for the learning rate: `factors` times the rule's, at some sizes, at one budget."""
 
     sizes: tuple[str, ...] = Field(min_length=2)
+    """Sizes to sweep at; at least two, for a rule across sizes."""
     factors: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=3)
+    """Multiples of the rule's learning rate; at least three, so that the best can be an inner one."""
     budget: int = Field(default=0, ge=0)
+    """Index of the budget that sweep cells train for; 0 is the smallest."""
 
 
 class LearningRateConfig(Config):
     """`value * (parameters / at_parameters) ** exponent`, parameters without embeddings; a sweep replaces it by a fit."""
 
     value: Positive
+    """Learning rate of a model with `at_parameters` parameters."""
     at_parameters: Positive = 1e6
+    """Parameters (without embeddings) that `value` is for."""
     exponent: float = 0.0
+    """Exponent of the power law in the number of parameters; 0 gives all sizes one learning rate."""
     sweep: SweepConfig | None = None
+    """A small sweep, whose best learning rates replace this rule by a fit."""
 
 
 class BatchConfig(Config):
     """`value * (tokens / at_tokens) ** exponent` tokens a batch, to the nearest power of two sequences."""
 
     value: int = Field(gt=0)
+    """Tokens of a batch of a cell with `at_tokens` training tokens."""
     at_tokens: Positive = 1e6
+    """Training tokens that `value` is for."""
     exponent: float = 0.0
+    """Exponent of the power law in the training tokens; 0 gives all cells one batch."""
 
 
 class TrainingConfig(Config):
-    """Hyperparameters that all cells share; see `TrainSection` for their meaning."""
+    """Hyperparameters that all cells share."""
 
     sequence_length: int = Field(gt=0)
-    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="of the cell's tokens")
+    """Tokens of a row."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the cell's tokens over which the learning rate grows to its peak."""
     final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
+    """The learning rate at the last step, as a fraction of the peak."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's two moments."""
     gradient_clipping: float = Field(default=1.0, ge=0)
+    """The gradient is scaled down to at most this norm; 0 turns it off."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format; "bf16" computes in bf16 and keeps fp32 master weights."""
 
 
 class EvaluationConfig(Config):
     """Suites evaluated on the last checkpoint of every cell, and the metric that the fits use as loss."""
 
     suites: tuple[str, ...] = Field(default=("language",), min_length=1)
+    """Suites evaluated on the last checkpoint of every cell."""
     loss: str = "language/bits_per_byte"
+    """The metric of those suites that the fits use as loss."""
 
 
 class HardwareConfig(Config):
-    """The hardware of a study, for predictions and packing; it does not change the results.
-
-    Attributes:
-        device: "cpu" or "cuda".
-        devices: GPUs, or CPU cores.
-        processes_per_device: cells side by side on one device, at most: one number, or one a size. Memory may allow fewer.
-        memory_gib: of one device.
-        tflops: TFLOP/s that one process reaches, with `processes_per_device` of them running: one number, or one a
-            size. An assumption; `study status` and `study run --for` correct it by measured speeds.
-        peak_tflops: of one device, for the MFU.
-        cost_per_hour: of one device; any currency.
-        startup_seconds: a cell's imports, compilation, evaluation and files.
-        microbatch_tokens: tokens a forward pass holds, for the memory; the whole batch if None.
-        threads: CPU threads of a cell.
-        compile: torch.compile of every block: longer to start, faster steps.
-    """
+    """The hardware of a study, for predictions and packing; it does not change the results."""
 
     name: str = "this machine"
+    """Name of the hardware in plan and report."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """What a cell trains on."""
     devices: int = Field(default=1, gt=0)
+    """Number of GPUs, or of CPU cores."""
     processes_per_device: Count | dict[str, Count] = 1
+    """Cells side by side on one device, at most: one number, or one for each size. Memory may allow fewer."""
     memory_gib: Positive
+    """Memory of one device in GiB."""
     tflops: Positive | dict[str, Positive]
+    """TFLOP/s that one process reaches, with `processes_per_device` of them running: one number, or one for each size. An
+    assumption; `study status` and `study run --for` correct it by measured speeds."""
     peak_tflops: Positive | None = None
+    """Peak TFLOP/s of one device, for the MFU."""
     cost_per_hour: float = Field(default=0.0, ge=0)
+    """Cost of one device for an hour, in any currency."""
     startup_seconds: float = Field(default=10.0, ge=0)
+    """Seconds of a cell's imports, compilation, evaluation and files."""
     microbatch_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of one forward pass, for the memory; null takes the whole batch."""
     threads: int = Field(default=1, gt=0)
+    """CPU threads of a cell."""
     compile: bool = False
+    """Use torch.compile for every block: longer to start, faster steps."""
 
     @field_validator("tflops", "processes_per_device", mode="before")
     @classmethod
@@ -175,48 +180,66 @@ class LimitConfig(Config):
     """Limits beyond which a cell or study is refused."""
 
     min_steps: int = Field(default=20, gt=0)
+    """A cell of fewer steps is refused."""
     max_epochs: Positive = 8.0
+    """A cell that repeats a source's text more often is refused."""
     max_hours: Positive | None = None
+    """A study that is predicted to take longer is refused; no limit if null."""
 
 
 class FitConfig(Config):
-    """Options of the fits.
-
-    Attributes:
-        hold_out: sizes excluded from the fits and predicted by them; the last size if None.
-        huber_delta: of the Huber loss on the log of the loss. Noise of seeds is about half a percent: beyond twice that
-            a cell counts as an outlier. Chinchilla took 1e-3, which is nearly the sum of absolute residuals.
-        bootstrap: resamples behind the intervals.
-        state_context: tokens of context at which a model's state is counted, for the tables.
-    """
+    """Options of the fits."""
 
     hold_out: tuple[str, ...] | None = None
+    """Sizes excluded from the fits and predicted by them; null takes the last size."""
     huber_delta: Positive = 1e-2
+    """Delta of the Huber loss on the log of the loss. Noise of seeds is about half a percent: beyond twice that a cell
+    counts as an outlier. Chinchilla took 1e-3, which is nearly the sum of absolute residuals."""
     bootstrap: int = Field(default=1000, ge=100)
+    """Resamples behind the intervals."""
     state_context: int = Field(default=2048, gt=0)
+    """Tokens of context at which a model's state is counted, for the tables."""
 
 
 class StudyConfig(Config):
     """The complete configuration of a study. See `docs/studies.md` for a tour."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the study, and of its folder below the folder of studies."""
     question: str
+    """The question that the study is to answer, shown at the head of its report."""
     families: tuple[str, ...] = Field(min_length=1)
+    """Families of the presets that are compared, such as `echo` and `transformer`."""
     sizes: dict[str, SizeConfig] = Field(min_length=1)
+    """Sizes of the models, by name. A list of names is short for sizes of the presets."""
     budgets: BudgetConfig
+    """How long each size is trained."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    exclude: tuple[str, ...] = Field(default=(), description="patterns of cell names, such as 'transformer-50m-*'")
+    """Seeds; every cell is trained with each."""
+    exclude: tuple[str, ...] = Field(default=())
+    """Patterns of cell names to leave out, such as `transformer-50m-*`."""
     learning_rate: LearningRateConfig
+    """The rule for the learning rate: `value * (parameters / at_parameters) ** exponent`."""
     batch: BatchConfig
+    """The rule for the batch."""
     data: DatasetConfig
+    """The dataset that all cells train on."""
     mixture: MixtureConfig = MixtureConfig(recall=None)
+    """What a batch is made of."""
     train: TrainingConfig
+    """Hyperparameters that all cells share."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluations of the cells."""
     hardware: HardwareConfig
+    """The hardware, for predictions and packing."""
     limits: LimitConfig = LimitConfig()
+    """Limits beyond which a cell or the study is refused."""
     fit: FitConfig = FitConfig()
-    attempts: int = Field(default=3, gt=0, description="how often a cell is tried before it is reported as failed")
-    checkpoint_minutes: float = Field(default=10.0, gt=0, description="predicted; what a crash repeats at most")
+    """Options of the fits."""
+    attempts: int = Field(default=3, gt=0)
+    """How often a cell is tried before it is reported as failed."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Predicted minutes between a cell's checkpoints: what a crash repeats at most."""
 
     @model_validator(mode="before")
     @classmethod

@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from ...models.common.config import Record
 from ...models.common.errors import UserError
 from .config import LearningRateConfig
 
 
-class FamilyRule(BaseModel):
+class FamilyRule(Record):
     """The learning rate of a family, `value * (parameters / at_parameters) ** exponent`.
 
     Attributes:
@@ -18,19 +19,15 @@ class FamilyRule(BaseModel):
         at_edge: sizes whose best rate is the lowest or highest of the sweep: the optimum may lie beyond.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     value: float
     at_parameters: float
     exponent: float
-    best: dict[str, float] = {}
+    best: dict[str, float] = Field(default={})
     at_edge: tuple[str, ...] = ()
 
 
-class LearningRateRule(BaseModel):
+class LearningRateRule(Record):
     """The learning-rate rules of all families."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     families: dict[str, FamilyRule]
 

@@ -8,20 +8,13 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from ...models.common.config import Record
 from ...pipeline.config import RunConfig, parse_config
 from .config import StudyConfig
 from .learning_rate import LearningRateRule
 from .packing import PackedCell
 
 PROCESS_GIB = 1.0  # of a process without its model: libraries, and a CUDA context
-
-
-class Record(BaseModel):
-    """A typed record of a study: immutable, and stored as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class StudyCell(Record):

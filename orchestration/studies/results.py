@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from ...evals.layout import result_path
 from ...models import preset
 from ...models.accounting import state_bytes
+from ...models.common.config import Record
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
 from ...pipeline.run.reader import RunFiles
 from .config import StudyConfig
-from .plan import Plan, Record, StudyCell
+from .plan import Plan, StudyCell
 
 FILE_NAME = "cell.json"
 

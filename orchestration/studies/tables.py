@@ -7,6 +7,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.reader import RunReader
 from ..jobs.leases import holder
 from ..monitor.summary import read_run
 from ..progress.bars import console
@@ -127,7 +128,7 @@ def _progress(folder: StudyFolder, cell: StudyCell, result: CellResult | None) -
     run = RunFolder(folder.run(cell))
     if not run.exists():
         return f"0/{cell.steps}", "-", "-", "-"
-    summary = read_run(run.path).summary(time.time())
+    summary = read_run(RunReader(run.path)).summary(time.time())
     return (
         f"{summary.step}/{cell.steps}",
         "-" if summary.loss is None else f"{summary.loss:.3f} (training)",

@@ -11,17 +11,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock
 
-from ...evals.layout import complete_checkpoints
+from ...evals.layout import complete_checkpoints, result_files, stored_config
+from ...models.common.cached_files import Stamp, stamp
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, write_text
-from ...models.common.run_layout import CONFIG, ENVIRONMENT, EVENTS, MODEL, REPORT, RESULTS, SUPERVISION
-from ...pipeline.run.events import EventTail
+from ...models.common.run_layout import CONFIG, ENVIRONMENT, MODEL, REPORT
+from ...pipeline.run.events import EventReader
+from ...pipeline.run.folder import RunFolder
 from .client import default_tracking_uri, experiment_id, mlflow_client, one_line
 from .model_card import FILE as MODEL_CARD
-from .model_card import manifest_path, model_card
+from .model_card import model_card
 from .points import Point, chunks, evaluation_points, flatten
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ EVALUATION_TAG = "echo_lm.evaluation"
 
 def run_identity(run_folder: Path) -> str:
     """The identity of a run in MLflow: `run_id` of `environment.json`, else the folder's name."""
-    environment = Path(run_folder) / ENVIRONMENT
-    recorded = read_json(environment).get("run_id") if environment.exists() else None
-    return recorded or Path(run_folder).resolve().name
+    return RunFolder(run_folder).environment().get("run_id") or Path(run_folder).resolve().name
 
 
 def track(run_folder: Path, tracking_uri: str | None = None) -> str:
@@ -81,11 +80,17 @@ class Tracker:
         *,
         outage_logged: bool = False,
     ):
-        """Raises UserError if `run_folder` holds no run. Does not talk to MLflow yet. `tags` are set on a new run. With
-        `outage_logged` an outage is not logged again."""
+        """Does not talk to MLflow yet.
+
+        Args:
+            tags: set on a new run.
+            outage_logged: do not log an outage again.
+
+        Raises:
+            UserError: `run_folder` holds no run, or its configuration was damaged.
+        """
         self.run_folder = Path(run_folder)
-        if not (self.run_folder / CONFIG).is_file():
-            raise UserError(f"{self.run_folder} is not a run folder: it holds no config.yaml")
+        stored_config(self.run_folder)
         self.uri = tracking_uri or default_tracking_uri(self.run_folder)
         self._tags = tags or {}
         self._outage = outage_logged
@@ -114,8 +119,10 @@ class Tracker:
         with FileLock(self.run_folder / ".tracking.lock"):
             client = self._client or mlflow_client(self.uri)
             self._client = client
-            events = self._tail.read()
-            evaluations = self._changed(RESULTS)
+            events = self._events.read()
+            if self._events.restarted:
+                self._skipped = self._starts = 0
+            evaluations = self._changed(result_files(self.run_folder))
             if self._run_id is None:
                 self._run_id = self._find_or_create(client, events)
                 self._send_parameters(client)
@@ -125,20 +132,20 @@ class Tracker:
             self._send_evaluations(client, evaluations)
             self._send_artifacts(client, evaluations)
             for pattern in ARTIFACTS:
-                self._send_artifacts(client, self._changed(pattern))
+                self._send_artifacts(client, self._changed(sorted(self.run_folder.glob(pattern))))
             if finished:  # until then they grow
-                self._send_artifacts(client, self._changed(EVENTS))
-                self._send_artifacts(client, self._changed(SUPERVISION))
+                files = RunFolder(self.run_folder)
+                self._send_artifacts(client, self._changed([files.events_file, files.supervision_file]))
                 self._register(client)
             return self._run_id
 
     def _reset(self) -> None:
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
-        self._tail = EventTail(self.run_folder / EVENTS)
+        self._events = EventReader.of_run(self.run_folder)
         self._sent: dict[str, set[int]] = {}  # steps that MLflow has, by metric
         self._children: dict[str, str] = {}  # ids of the evaluations' runs, by name
-        self._uploaded: dict[Path, tuple[int, int]] = {}  # time of change and size, by file
+        self._uploaded: dict[Path, Stamp] = {}  # time of change and size, by file
         self._skipped = 0
         self._starts = 0
 
@@ -159,9 +166,8 @@ class Tracker:
         """Send config and environment, flattened; MLflow never changes a parameter, so a resumed run keeps its first ones."""
         from mlflow.entities import Param, RunTag
 
-        config = yaml.safe_load((self.run_folder / CONFIG).read_text(encoding="utf-8")) or {}
-        path = self.run_folder / ENVIRONMENT
-        environment = read_json(path) if path.exists() else {}
+        config = stored_config(self.run_folder)
+        environment = RunFolder(self.run_folder).environment()
         values = dict(flatten(config)) | {f"environment.{key}": value for key, value in flatten(environment)}
         sent = client.get_run(self._run_id).data.params
         params = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in values.items() if key not in sent]
@@ -174,7 +180,7 @@ class Tracker:
         """Send the manifest of the data (sources, licences, hashes); its own hash is the dataset's digest."""
         from mlflow.entities import Dataset, DatasetInput
 
-        path = manifest_path(self.run_folder)
+        path = RunFolder(self.run_folder).manifest_file()
         if path is None:
             return
         digest = sha256_file(path)[:12]
@@ -226,7 +232,7 @@ class Tracker:
         path = self.run_folder / MODEL_CARD
         if not path.is_file() or path.read_text(encoding="utf-8") != card:  # an unchanged file is not rewritten
             write_text(path, card)
-        self._send_artifacts(client, self._changed(MODEL_CARD))
+        self._send_artifacts(client, self._changed([path]))
         if client.search_model_versions(f"run_id='{self._run_id}'"):
             return
         folder, _ = list(complete_checkpoints(self.run_folder))[-1]
@@ -269,16 +275,16 @@ class Tracker:
         for chunk in chunks(metrics, METRICS_A_CALL):
             client.log_batch(self._run_id, metrics=chunk)
 
-    def _changed(self, pattern: str) -> dict[Path, tuple[int, int]]:
-        """Files that changed since they were sent to MLflow, with their stamps."""
-        stamps = {path: _stamp(path) for path in sorted(self.run_folder.glob(pattern))}
-        return {path: stamp for path, stamp in stamps.items() if self._uploaded.get(path) != stamp}
+    def _changed(self, paths: Iterable[Path]) -> dict[Path, Stamp]:
+        """Those of the files that changed since they were sent to MLflow, with their stamps."""
+        stamps = {path: found for path in paths if (found := stamp(path))}
+        return {path: found for path, found in stamps.items() if self._uploaded.get(path) != found}
 
-    def _send_artifacts(self, client: "MlflowClient", stamps: dict[Path, tuple[int, int]]) -> None:
-        for path, stamp in stamps.items():
+    def _send_artifacts(self, client: "MlflowClient", stamps: dict[Path, Stamp]) -> None:
+        for path, sent_stamp in stamps.items():
             folder = path.parent.relative_to(self.run_folder).as_posix()
             client.log_artifact(self._run_id, str(path), None if folder == "." else folder)
-            self._uploaded[path] = stamp
+            self._uploaded[path] = sent_stamp
 
     def _send_status(self, client: "MlflowClient", events: list[dict[str, Any]]) -> bool:
         """Send the run's status, finished or running, by its last `start` or `finish`; True if finished."""
@@ -291,8 +297,3 @@ class Tracker:
         else:
             client.update_run(self._run_id, "RUNNING")
         return finished
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size

@@ -1,10 +1,9 @@
 """The model card of a finished run, from its files: training, data, evaluations, how to load the model."""
 
 from pathlib import Path
-from typing import Any
 
 from ...models.common.files import read_json
-from ...models.common.run_layout import DATA
+from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.reader import RunFiles
 
 FILE = "model_card.md"
@@ -22,7 +21,8 @@ def model_card(run_folder: Path) -> str | None:
         return None
     folder, record = files.checkpoints[-1]
     train, last = files.config["train"], files.steps[-1] if files.steps else {}
-    manifest = _manifest(run_folder)
+    manifest_file = RunFolder(run_folder).manifest_file()
+    manifest = read_json(manifest_file) if manifest_file else {}
     lines = [
         f"# {files.config['name']}",
         "",
@@ -65,15 +65,3 @@ def model_card(run_folder: Path) -> str | None:
         "",
     ]
     return "\n".join(lines)
-
-
-def _manifest(run_folder: Path) -> dict[str, Any]:
-    path = manifest_path(run_folder)
-    return read_json(path) if path else {}
-
-
-def manifest_path(run_folder: Path) -> Path | None:
-    """The path of the manifest of the run's data; None if it does not exist."""
-    data = run_folder / DATA
-    path = run_folder / read_json(data)["folder"] / "manifest.json" if data.is_file() else None
-    return path if path and path.is_file() else None

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from ...models.common.cached_files import stamp
 from ...models.common.files import write_text
 from ...models.common.renamed_keys import with_new_keys
 from ..run.folder import RunFolder
@@ -130,6 +131,12 @@ def read_heartbeats(run: RunFolder) -> list[HeartbeatRecord]:
         except (OSError, ValueError, TypeError):
             continue  # being replaced at this moment
     return heartbeats
+
+
+def heartbeat_times(run: RunFolder) -> list[tuple[str, float]]:
+    """Node and time (unix seconds, by the file system's clock) of every rank's last heartbeat."""
+    stamps = ((heartbeat.node, stamp(heartbeat_file(run, heartbeat.rank))) for heartbeat in read_heartbeats(run))
+    return [(node, written[0] / 1e9) for node, written in stamps if written]
 
 
 def _innermost(frame: FrameType | None) -> str:

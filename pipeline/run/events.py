@@ -30,16 +30,19 @@ events get both. Its kinds:
 import heapq
 import json
 import math
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ...models.common.errors import UserError
 from ...models.common.renamed_keys import with_new_keys
-from ...models.common.run_layout import SUPERVISION
+from ...models.common.run_layout import EVENTS, SUPERVISION
 
 SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed")
+MARK_BYTES = 256  # kept of what was read, to recognize a replaced file
+TAIL_BYTES = 1 << 12  # read first from the end of a log
 
 
 class EventLog:
@@ -75,61 +78,124 @@ class EventLog:
         self.close()
 
 
-class EventTail:
-    """Reads a growing log of events and its supervision log: each `read` returns the events completed since the last call."""
+class EventReader:
+    """Reads growing logs of events: each `read` returns the events that were completed since the last call.
 
-    def __init__(self, path: Path):
-        self._files = [_Tail(Path(path)), _Tail(Path(path).with_name(SUPERVISION))]
+    Attributes:
+        restarted: whether the last `read` began again at the first line, since a log was replaced, shortened or removed; the
+            events that earlier calls returned no longer count then.
+    """
+
+    def __init__(self, *logs: Path, skip_damaged: bool = False):
+        """With `skip_damaged`, lines that are not events are left out; otherwise `read` raises an error about them."""
+        self._logs = [_GrowingLog(Path(path), skip_damaged) for path in logs]
+        self._rewound = False
+        self.restarted = False
+
+    @classmethod
+    def of_run(cls, run_folder: Path) -> "EventReader":
+        """A reader of both logs of a run."""
+        return cls(run_folder / EVENTS, run_folder / SUPERVISION)
 
     def read(self) -> list[dict[str, Any]]:
-        """The new events, merged by time, each log in its own order; empty if there is no file yet.
+        """The new events, merged by time, each log in its own order; a missing log has none.
 
         A last line without its newline waits for the next call.
 
         Raises:
-            UserError: a whole line is not a JSON object.
+            UserError: a whole line is not an event; the next call tries it again.
         """
-        return list(heapq.merge(*(tail.read() for tail in self._files), key=lambda event: event.get("time", 0)))
+        appended = [log.appended() for log in self._logs]
+        if None in appended:
+            for log in self._logs:
+                log.rewind()
+            self._rewound = True
+            appended = [log.appended() for log in self._logs]
+        parsed = [log.parse(data or b"") for log, data in zip(self._logs, appended, strict=True)]
+        for log, (_, whole_lines) in zip(self._logs, parsed, strict=True):
+            log.advance(whole_lines)
+        self.restarted, self._rewound = self._rewound, False
+        return list(heapq.merge(*(events for events, _ in parsed), key=lambda event: event["time"]))
 
 
-class _Tail:
-    """Reads one growing file of events."""
+class _GrowingLog:
+    """The position up to which one log was read, with the last bytes before it, by which a replaced file is recognized."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._offset = 0
-        self._lines = 0
+    def __init__(self, path: Path, skip_damaged: bool):
+        self._path, self._skip_damaged = path, skip_damaged
+        self.rewind()
 
-    def read(self) -> list[dict[str, Any]]:
+    def rewind(self) -> None:
+        self._offset, self._lines, self._mark = 0, 0, b""
+
+    def appended(self) -> bytes | None:
+        """The bytes after the position; None if the file no longer holds what was read before it."""
         try:
-            with open(self.path, "rb") as file:
-                file.seek(self._offset)
+            with open(self._path, "rb") as file:
+                file.seek(self._offset - len(self._mark))
                 data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
+        except (FileNotFoundError, NotADirectoryError):
+            data = b""
+        return data[len(self._mark) :] if data.startswith(self._mark) else None
+
+    def parse(self, data: bytes) -> tuple[list[dict[str, Any]], bytes]:
+        """The events in `data`, and the whole lines that held them."""
+        whole_lines = data[: data.rfind(b"\n") + 1]
         events = []
-        for number, line in enumerate(whole.splitlines(), start=self._lines + 1):
-            try:
-                event = with_new_keys("event", json.loads(line))
-                event["kind"]
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UserError(
-                    f"{self.path}, line {number} is not an event: remove that line, the others stay valid"
-                ) from error
-            events.append(event)
-        self._offset += len(whole)
-        self._lines += len(events)
-        return events
+        for number, line in enumerate(whole_lines.splitlines(), start=self._lines + 1):
+            event = _parse_event(line)
+            if event is not None:
+                events.append(event)
+            elif not self._skip_damaged:
+                raise UserError(f"{self._path}, line {number} is not an event: remove that line, the others stay valid")
+        return events, whole_lines
+
+    def advance(self, whole_lines: bytes) -> None:
+        self._offset += len(whole_lines)
+        self._lines += whole_lines.count(b"\n")
+        self._mark = (self._mark + whole_lines)[-MARK_BYTES:]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole events of a log, in the order of writing; a torn last line is ignored, a missing file has none.
+    """All whole events of a log and of the supervision log beside it, as `EventReader.read`.
 
     Raises:
-        UserError: a whole line is not a JSON object with a `kind`.
+        UserError: a whole line is not an event.
     """
-    return EventTail(path).read()
+    return EventReader(Path(path), Path(path).with_name(SUPERVISION)).read()
+
+
+def last_events(path: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+    """The last events of one log, oldest first, read from its end: as many as `enough` requires, or all of them.
+
+    A torn last line and damaged lines are left out. A missing log has no events.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            length = TAIL_BYTES
+            while True:
+                begin = max(0, size - length)
+                file.seek(begin)
+                data = file.read(size - begin)
+                # The first line may be torn unless it is at the file's start.
+                lines = data[data.find(b"\n") + 1 if begin else 0 : data.rfind(b"\n") + 1].splitlines()
+                events = [event for event in map(_parse_event, lines) if event is not None]
+                if begin == 0 or enough(events):
+                    return events
+                length *= 8
+    except OSError:
+        return []
+
+
+def _parse_event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line, with the new spellings of its keys; None if the line is not an event."""
+    try:
+        event = json.loads(line)
+        is_event = isinstance(event, dict) and "kind" in event and isinstance(event.get("time"), int | float)
+        return with_new_keys("event", event) if is_event else None
+    except (ValueError, UserError):
+        return None
 
 
 def steps(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
+from ...evals.layout import stored_config
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
 from ...models.common.provenance import git_state
@@ -44,6 +44,7 @@ class RunFolder:
         self.environment_file = self.path / ENVIRONMENT
         self.data_file = self.path / DATA
         self.events_file = self.path / EVENTS
+        self.supervision_file = self.path / SUPERVISION
         self.error_file = self.path / ERROR
         self.finished_file = self.path / FINISHED
         self.checkpoints = self.path / CHECKPOINTS
@@ -66,19 +67,24 @@ class RunFolder:
         Raises:
             UserError: not a run folder, or its configuration was damaged.
         """
-        if not self.exists():
-            raise UserError(f"{self.path} is not a run folder: it holds no config.yaml")
-        try:
-            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{self.config_file} is not valid YAML: restore it or start a run in another folder"
-            ) from error
-        return parse_config(values, str(self.config_file))
+        return parse_config(stored_config(self.path), str(self.config_file))
+
+    def environment(self) -> dict[str, Any]:
+        """The contents of `environment.json`; empty without that file."""
+        return read_json(self.environment_file) if self.environment_file.is_file() else {}
 
     def data_folder(self) -> Path:
         """The dataset that the run trains on; stored relative to the run where both lie on one tree."""
         return (self.path / read_json(self.data_file)["folder"]).resolve()
+
+    def manifest_file(self) -> Path | None:
+        """The manifest of the dataset that the run trains on; None if it does not exist."""
+        from ...data_prep.preparing.manifest import FILE_NAME as MANIFEST  # imports numpy and tokenizers, so only here
+
+        if not self.data_file.is_file():
+            return None
+        path = self.path / read_json(self.data_file)["folder"] / MANIFEST
+        return path if path.is_file() else None
 
     def check_owner(self, *, trust: bool = False) -> None:
         """Check that the run belongs to this user, since resuming reads files that its owner wrote.
@@ -124,7 +130,7 @@ class RunFolder:
         """
         self.check(config, trust=trust)
         write_json(self.data_file, {"folder": os.path.relpath(dataset.resolve(), self.path.resolve())})
-        run_id = read_json(self.environment_file)["run_id"] if self.environment_file.exists() else uuid.uuid4().hex
+        run_id = self.environment()["run_id"] if self.environment_file.exists() else uuid.uuid4().hex
         write_json(self.environment_file, {"run_id": run_id} | describe_environment())
         save_config(config, self.config_file)
 

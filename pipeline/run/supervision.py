@@ -4,12 +4,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from ...models.common.run_layout import SUPERVISION
 from .events import EventLog
 from .folder import RunFolder
 
 
 def record_event(run: RunFolder, kind: str, **fields: Any) -> None:
     """Append one event under a lock, since supervisor, driver and Ray's controller, on one machine, all write."""
-    with FileLock(run.path / ".supervision.lock"), EventLog(run.path / SUPERVISION) as log:
+    with FileLock(run.path / ".supervision.lock"), EventLog(run.supervision_file) as log:
         log.write(kind, **fields)

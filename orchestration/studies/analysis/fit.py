@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
+from ....models.common.config import Record
 from ..config import StudyConfig
-from ..plan import Plan, Record, budget_names
+from ..plan import Plan, budget_names
 from ..results import CellResult
 from .isoflop import fit_parabola, minimum, resample_minimum
 from .loss_law import LEAST_SIZES, LossFit, fit_loss, fit_sizes, interval, predict, prediction_interval

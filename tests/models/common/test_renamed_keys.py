@@ -10,9 +10,8 @@ from echo_lm.evals.sweeps.runs import runs_of
 from echo_lm.evals.sweeps.training_config import RecallTraining
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.renamed_keys import RENAMED, with_new_keys, with_old_keys
-from echo_lm.orchestration.monitor.cached_files import parse_events
 from echo_lm.pipeline.config import RunConfig, load_config, parse_config, save_config
-from echo_lm.pipeline.run.events import read_events
+from echo_lm.pipeline.run.events import last_events, read_events
 from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.tiny_sweep import SWEEP, sweep_file
 
@@ -84,7 +83,7 @@ def test_events_are_read_under_todays_keys(tmp_path):
     (tmp_path / "events.jsonl").write_text(line)
     (event,) = read_events(tmp_path / "events.jsonl")
     assert event["gate_mean"] == 0.25
-    assert parse_events(line.encode()) == [event]
+    assert last_events(tmp_path / "events.jsonl", bool) == [event]
 
 
 @pytest.mark.parametrize("what", RENAMED)

@@ -14,7 +14,7 @@ import pytest
 
 from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.dashboard import table as table_module
-from echo_lm.orchestration.dashboard.history import thin_curve
+from echo_lm.orchestration.dashboard.history import History, thin_curve
 from echo_lm.orchestration.dashboard.server import allowed_hosts
 from echo_lm.orchestration.dashboard.server import serve as serve_forever
 from echo_lm.orchestration.dashboard.table import RunTable
@@ -159,7 +159,7 @@ def test_asking_again_costs_nothing_when_nothing_changed(address):
 def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     read = []
     real = table_module.read_run
-    monkeypatch.setattr(table_module, "read_run", lambda folder: read.append(folder.name) or real(folder))
+    monkeypatch.setattr(table_module, "read_run", lambda run: read.append(run.folder.name) or real(run))
     monkeypatch.setattr(table_module, "REFRESH_SECONDS", 0.0)
     write_finished(tmp_path, "one")
     two = write_running(tmp_path, "two", step=5)
@@ -172,6 +172,17 @@ def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     assert (read[2:], [row.step for row in changes.changed], changes.removed) == (["two"], [6], [])
     (tmp_path / "one/config.yaml").unlink()
     assert table.changes(changes.version).removed == ["one"]
+
+
+def test_a_page_shows_the_log_that_took_the_place_of_another(tmp_path):
+    run = write_running(tmp_path, "two", step=5)
+    history = History(run)
+    history.read()
+    assert (history.last_step["step"], len(history.curve("loss")["step"])) == (5, 5)
+    events = [start_event(0, 50.0), *(step_event(step, 50.0 + step) for step in range(1, 9))]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    history.read()
+    assert (history.curve("loss")["step"], len(history.of_kind("start"))) == (list(range(1, 9)), 1)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from echo_lm.models.common.files import write_json
-from echo_lm.orchestration.monitor.status import status_table
+from echo_lm.orchestration.monitor.status import Status
 from echo_lm.orchestration.monitor.summary import read_run
 from echo_lm.pipeline.run.events import EventLog
 from echo_lm.pipeline.run.folder import RunFolder
+from echo_lm.pipeline.run.reader import RunReader
 from echo_lm.pipeline.run.supervision import record_event
 
 
@@ -42,20 +43,20 @@ def run(tmp_path, smoke, data_root) -> RunFolder:
 
 
 def test_everything_is_read_from_the_files(run):
-    summary = read_run(run.path).summary(time.time())
+    summary = read_run(RunReader(run.path)).summary(time.time())
     assert (summary.state, summary.step, summary.steps) == ("running", 20, 30)
     assert summary.mfu == 0.41
     assert summary.eta_seconds == pytest.approx(10 * 512 / 1024)
     assert (summary.done, summary.pending, summary.failed, summary.checkpoint) == (1, 2, 1, 20)
     assert summary.nodes == (("node-a", 2),), "the beat of node-c is old"
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(status_table([run]))
+    console.print(Status().table([run]))
     text = console.export_text()
     assert "41.0%" in text
     assert "1/4, 1 failed" in text
     assert "node-a x2" in text
     assert "lost a node: rank 1 on node-b: the node died" in text
-    later = read_run(run.path).summary(time.time() + 1000)
+    later = read_run(RunReader(run.path)).summary(time.time() + 1000)
     assert (later.state, later.nodes, later.eta_seconds) == ("crashed", (), None)
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from echo_lm.models.common.errors import UserError
-from echo_lm.pipeline.run.events import EventLog, EventTail, read_events, steps
+from echo_lm.pipeline.run.events import EventLog, EventReader, last_events, read_events, steps
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -39,22 +39,122 @@ def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_writer(tmp_path):
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "events.jsonl"
-    path.write_text('{"kind": "start"}\nnonsense\n{"kind": "finish"}\n')
+    path.write_text('{"kind": "start", "time": 1}\nnonsense\n{"kind": "finish", "time": 2}\n')
     with pytest.raises(UserError, match=r"events\.jsonl, line 2"):
         read_events(path)
 
 
-def test_a_tail_returns_every_event_once(tmp_path):
+def test_a_reader_returns_every_event_of_both_logs_once(tmp_path):
+    training, supervision = EventLog(tmp_path / "events.jsonl"), EventLog(tmp_path / "supervision.jsonl")
+    reader = EventReader.of_run(tmp_path)
+    assert reader.read() == []
+    supervision.write("attempt", time=1.0)
+    training.write("start", time=2.0)
+    supervision.write("lost", time=3.0)
+    assert [event["kind"] for event in reader.read()] == ["attempt", "start", "lost"]
+    assert (reader.read(), reader.restarted) == ([], False)
+    training.write("finish", time=4.0)
+    assert [event["kind"] for event in reader.read()] == ["finish"]
+    assert reader.restarted is False
+
+
+def test_an_event_that_is_half_written_waits_for_its_end(tmp_path):
     path = tmp_path / "events.jsonl"
-    tail = EventTail(path)
-    assert tail.read() == []
-    path.write_bytes(b'{"kind": "start"}\n{"kind": "st')
-    assert [event["kind"] for event in tail.read()] == ["start"]
-    assert tail.read() == []
+    reader = EventReader(path)
+    path.write_bytes(b'{"kind": "start", "time": 1}\n{"kind": "st')
+    assert [event["kind"] for event in reader.read()] == ["start"]
+    assert reader.read() == []
     with open(path, "ab") as file:
-        file.write(b'ep"}\n')
-    assert [event["kind"] for event in tail.read()] == ["step"]
-    assert tail.read() == []
+        file.write(b'ep", "time": 2}\n')
+    assert [event["kind"] for event in reader.read()] == ["step"]
+    with open(path, "ab") as file:
+        file.write(b'{"kind": "st')
+    assert reader.read() == []
+    with EventLog(path) as log:  # a new process cuts the torn line off
+        log.write("start", time=3.0)
+    assert [event["kind"] for event in reader.read()] == ["start"]
+    assert reader.restarted is False, "what was cut off was never read"
+
+
+def replaced_by_a_longer(path):
+    path.write_text("".join(f'{{"kind": "step", "time": {time}.5}}\n' for time in range(9)))
+    return 9
+
+
+def shortened(path):
+    path.write_text('{"kind": "step", "time": 1}\n')
+    return 1
+
+
+def removed(path):
+    path.unlink()
+    return 0
+
+
+def removed_with_its_folder(path):
+    path.unlink()
+    path.parent.rmdir()
+    return 0
+
+
+@pytest.mark.parametrize("change", [replaced_by_a_longer, shortened, removed, removed_with_its_folder])
+def test_a_log_that_was_replaced_is_read_from_its_first_line(tmp_path, change):
+    path = tmp_path / "run" / "events.jsonl"
+    with EventLog(path) as log:
+        for time in range(1, 4):
+            log.write("step", time=time)
+    reader = EventReader.of_run(path.parent)
+    assert len(reader.read()) == 3
+    events = change(path)
+    assert (len(reader.read()), reader.restarted) == (events, True)
+    assert (reader.read(), reader.restarted) == ([], False)
+    with EventLog(path) as log:
+        log.write("finish", time=99.0)
+    assert ([event["kind"] for event in reader.read()], reader.restarted) == (["finish"], False)
+
+
+def test_a_reader_goes_on_once_a_damaged_line_was_removed(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"kind": "start", "time": 1}\n')
+    reader, tolerant = EventReader(path), EventReader(path, skip_damaged=True)
+    assert len(reader.read()) == 1
+    with open(path, "a") as file:
+        file.write('nonsense\n[1]\n{"kind": "step"}\n{"kind": "step", "time": 2}\n')
+    assert [event["time"] for event in tolerant.read()] == [1, 2]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"events\.jsonl, line 2"):
+            reader.read()
+    path.write_text('{"kind": "start", "time": 1}\n{"kind": "step", "time": 2}\n')
+    assert ([event["time"] for event in reader.read()], reader.restarted) == ([2], False)
+    assert (len(tolerant.read()), tolerant.restarted) == (2, True), "it had read on beyond the damaged line"
+
+
+def test_only_what_was_appended_is_read(tmp_path, monkeypatch):
+    """10,000 events are parsed once, not at every call."""
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        for step in range(10_000):
+            log.write("step", time=step, step=step)
+    reader = EventReader(path)
+    reader.read()
+    parsed = []
+    monkeypatch.setattr("echo_lm.pipeline.run.events.json.loads", lambda line: parsed.append(line) or {})
+    reader.read()
+    assert parsed == []
+
+
+def test_the_last_events_are_read_from_the_end(tmp_path):
+    path = tmp_path / "events.jsonl"
+    assert last_events(path, bool) == []
+    with EventLog(path) as log:
+        log.write("start", time=0.0)
+        for step in range(1, 3000):
+            log.write("step", time=step, step=step)
+    with open(path, "ab") as file:
+        file.write(b'{"kind": "st')
+    events = last_events(path, lambda events: len(events) >= 3)
+    assert (len(events) < 200, events[-1]["step"]) == (True, 2999)
+    assert last_events(path, lambda events: any(event["kind"] == "start" for event in events)) == read_events(path)
 
 
 def test_the_last_record_of_a_step_counts():
