@@ -7,7 +7,7 @@ Sections that say *what* is trained (`seed`, `data`, `mixture`, `model`, `train`
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -21,6 +21,7 @@ from ..models.common.errors import UserError
 from ..models.common.files import sha256_json, write_text
 from ..models.common.validation import describe_validation_error, first_line, refuse_resolvers
 
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 IDENTITY_SECTIONS = ("seed", "data", "mixture", "model", "train")
 
 
@@ -170,7 +171,7 @@ class EvaluationSection(Config):
 class RunConfig(Config):
     """The complete configuration of a run. See `docs/recipes.md` for a tour."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: RunName
     """Name of the run, and of its folder below the folder of runs."""
     seed: int = 0
     """Seed of weights, batch order and recall sequences."""

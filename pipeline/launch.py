@@ -17,6 +17,7 @@ from ..models.common.errors import UserError
 from .config import RunConfig
 from .loop import train
 from .run.folder import RunFolder
+from .run.stop_request import clear_stop_request
 from .stop_signal import StopSignal
 
 
@@ -27,12 +28,13 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     their output goes to `logs/` in the run folder. One worker is spawned too: DeepSpeed keeps process groups in module
     globals, so a process can train only once.
 
-    SIGTERM is passed on to the workers, which save a checkpoint and leave.
+    SIGTERM and SIGUSR1 reach the workers, which save a checkpoint and leave.
 
     Raises:
         UserError: recorded by a worker, a port in use, or a worker group that kept dying.
     """
     run.error_file.unlink(missing_ok=True)
+    clear_stop_request(run)
     environment = {
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         # A worker group that is started again must not find the addresses of the dead one in the store: a fresh store each time.
@@ -54,11 +56,11 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
     try:
-        with _ForwardSigterm() as stop, _environ(environment):
+        with _ForwardStop() as stop, _environ(environment):
             elastic_launch(agent, _worker)(str(run.path))
     except ChildFailedError as error:
         run.raise_recorded_error()
-        if stop.received:  # SIGTERM came before a worker could handle it: nothing was trained
+        if stop.received:  # it came before a worker could handle it: nothing was trained
             return
         raise UserError(
             f"a training process of {run.path} failed {config.run.max_restarts + 1} times "
@@ -85,10 +87,10 @@ def _worker(run_path: str) -> None:
     train(Path(run_path))
 
 
-class _ForwardSigterm(StopSignal):
-    """Forwards SIGTERM to the worker processes, once to each, including those of a restarted worker group."""
+class _ForwardStop(StopSignal):
+    """Passes a stop signal on to the worker processes as SIGTERM, once to each, including those of a restarted worker group."""
 
-    def __enter__(self) -> "_ForwardSigterm":
+    def __enter__(self) -> "_ForwardStop":
         super().__enter__()
         self._stopped = threading.Event()
         threading.Thread(target=self._forward, daemon=True).start()

@@ -27,7 +27,7 @@ from .monitoring.ska_health import SKAHealthMonitor
 from .monitoring.straggler import Stopwatch, StragglerDetector
 from .prefetch import Prefetcher
 from .run.events import EventLog
-from .run.folder import RunFolder
+from .run.folder import RunFolder, describe_environment
 from .schedule import gate_penalty_at, learning_rate_at
 from .stop_signal import StopSignal
 from .update import Update, update
@@ -105,7 +105,8 @@ class _Loop:
         self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
         self.health = SKAHealthMonitor(engine, config)
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
-        self._event("start", **self._position(), pid=os.getpid(), **self._topology())
+        if self.log:  # the environment is that of rank 0
+            self._event("start", **self._position(), pid=os.getpid(), **self._topology(), **describe_environment())
         self._nonfinite_steps = 0  # consecutive steps with a gradient that is not finite
         self._rolled_back_at = 0
 
@@ -121,7 +122,7 @@ class _Loop:
                 started = time.perf_counter()
                 batch, stall = batches.batch(self.step)
                 rate = learning_rate_at(self.step, config.train)
-                flags = [stop.received, self.writer.failed()]
+                flags = [stop.received or bool(self.heartbeat.stop_reason), self.writer.failed()]
                 self.compute_timer.start()
                 result = update(
                     self.engine,
@@ -162,7 +163,8 @@ class _Loop:
             if self.log:
                 write_json(self.run.finished_file, self._position())
         elif stopping:
-            self._event("stop", **self._position(), reason="SIGTERM")
+            reason = stop.reason or self.heartbeat.stop_reason or "a signal to another rank"
+            self._event("stop", **self._position(), reason=reason)
 
     def _resume(self) -> tuple[int, int]:
         """Load the last complete checkpoint, if there is one."""

@@ -1,7 +1,8 @@
 """Names of the files in a run folder. Every package that reads or writes one takes them from here.
 
 runs/<run>/config.yaml          the resolved configuration
-           environment.json     versions, commit, hardware, the run's id
+           environment.json     versions, commit and hardware of the first start
+           identity.json        the run's id, and where the folder lies
            data.json            where the dataset lies
            events.jsonl         every metric of training, one JSON object a line
            supervision.jsonl    events of those who watch over the training
@@ -16,6 +17,7 @@ runs/<run>/config.yaml          the resolved configuration
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+IDENTITY = "identity.json"
 DATA = "data.json"
 EVENTS = "events.jsonl"
 SUPERVISION = "supervision.jsonl"

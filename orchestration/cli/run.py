@@ -27,5 +27,5 @@ def run(
     from ..launch.run import run_pipeline
     from ..launch.target import data_root, resolve_target
 
-    config, runs = resolve_target(target, overrides, runs)
-    run_pipeline(config, runs, data_root(target, data), address, tracking_uri, trust=trust)
+    config, run_folder = resolve_target(target, overrides, runs)
+    run_pipeline(config, run_folder, data_root(target, data), address, tracking_uri, trust=trust)

@@ -16,5 +16,5 @@ def train(
     from ..launch.target import data_root, resolve_target
     from ..launch.train import train_run
 
-    config, runs = resolve_target(target, overrides, runs)
-    train_run(config, runs, data_root(target, data), trust=trust)
+    config, run = resolve_target(target, overrides, runs)
+    train_run(config, run, data_root(target, data), trust=trust)

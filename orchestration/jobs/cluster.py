@@ -7,18 +7,22 @@ one can run code on it.
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
 from ...models.common.errors import UserError
 from ...models.common.validation import first_line
+from ..progress.bars import console
 
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", ""),
 }
+CHECK_SECONDS = 1.0  # between two tries to reach a cluster
 OBJECT_STORE_BYTES = 256 * 2**20
 TOKEN = Path(".ray") / "auth_token"  # in the user's home, where Ray looks for it
 
@@ -76,6 +80,40 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def wait_for_cluster(address: str, seconds: float, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Wait until the cluster's port at `address` is open, or until `stopped()`.
+
+    Raises:
+        UserError: it stays closed for `seconds`.
+    """
+    if is_reachable(address):
+        return
+    console.print(f"waiting up to {seconds / 60:.0f} min for the Ray cluster at {address}")
+    waiting = Retrying(
+        retry=retry_if_result(lambda reachable: not reachable and not stopped()),
+        wait=wait_fixed(CHECK_SECONDS),
+        stop=stop_after_delay(seconds),
+        retry_error_callback=lambda state: False,
+    )
+    if not waiting(is_reachable, address) and not stopped():
+        raise UserError(
+            f"no Ray cluster answers at {address} for {seconds:.0f} s (run.cluster_wait_seconds): start one with "
+            "`ray start --head`, then run the same command again"
+        )
+
+
+def is_reachable(address: str) -> bool:
+    """Whether the port at `host:port` is open; an address of another form cannot be checked and counts as open."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def make_token() -> None:

@@ -36,12 +36,14 @@ class Job(ABC):
         log: file that gets what its worker prints; None leaves the worker's output where it goes.
         own_process: whether its worker must not have run another job before it.
         timeout_seconds: a worker that takes longer is killed, and the attempt has failed; None for no limit.
+        stops_on_request: whether `ask_to_stop` has an effect.
     """
 
     resources = Resources()
     log: Path | None = None
     own_process = False
     timeout_seconds: float | None = None
+    stops_on_request = False
 
     @property
     @abstractmethod
@@ -64,6 +66,9 @@ class Job(ABC):
     def is_obsolete(self) -> bool:
         """Whether its input was removed meanwhile, so that its failure is of no interest."""
         return False
+
+    def ask_to_stop(self) -> None:  # noqa: B027 - optional
+        """Ask its worker, wherever it runs, to save its state and end soon. Only where `stops_on_request`."""
 
     def prepare_worker(self) -> None:  # noqa: B027 - optional
         """Set up the worker's process (priority, threads) before the leases are claimed."""

@@ -5,7 +5,7 @@ import traceback
 from typing import Any, Self
 
 from ...models.common.validation import first_line
-from .executors import Ended, redirect_output, timeout_message
+from .executors import EXIT_SECONDS, Ended, redirect_output, timeout_message
 from .job import Job, run_under_leases
 
 
@@ -29,6 +29,11 @@ class RayExecutor:
     def __exit__(self, *exception: object) -> None:
         import ray
 
+        asked = [reference for reference, (job, _) in self._running.items() if job.stops_on_request]
+        for reference in asked:
+            self._running[reference][0].ask_to_stop()
+        if asked:
+            ray.wait(asked, num_returns=len(asked), timeout=EXIT_SECONDS)
         for reference in self._running:
             ray.cancel(reference, force=True)
         self._running = {}

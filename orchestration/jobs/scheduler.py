@@ -73,16 +73,16 @@ class Scheduler:
             self._running[key] = job, time.monotonic()
         return len(self._running.keys() | {job.leases[0] for job in waiting})
 
-    def run(self, on_poll: Callable[[], None] = lambda: None) -> None:
-        """Poll until every job is done, failed for good, or cannot end in time any more, or until the time is up.
+    def run(self, on_poll: Callable[[], None] = lambda: None, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Poll until every job is done, failed for good, or cannot end in time any more, or until the time is up or `stopped()`.
 
         A job that failed and has no time left for another attempt has failed for good. Jobs that run when the time is up are left
         to the end of the executor's context, which stops them.
         """
-        while self.poll() and time.monotonic() <= self._until:
+        while not stopped() and self.poll() and time.monotonic() <= self._until:
             on_poll()
             time.sleep(POLL_SECONDS)
-        for job in self._due():
+        for job in self._due() if not stopped() else ():
             key = job.leases[0]
             if key in self._errors and key not in self._failed and key not in self._running:
                 self._fail(job)

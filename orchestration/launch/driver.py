@@ -10,6 +10,7 @@ from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig
 from ...pipeline.preflight import check_run
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.stop_request import stop_reason
 from ..evaluation.jobs import EvaluationJob, missing_jobs
 from ..jobs.cluster import ray_cluster
 from ..jobs.job import Resources
@@ -28,7 +29,7 @@ TRACK_SECONDS = 10.0  # MLflow is updated in batches: it shares the cores with t
 
 def run_on_cluster(
     config: RunConfig,
-    runs: Path,
+    run: RunFolder,
     data: Path,
     address: str | None,
     tracking_uri: str | None,
@@ -43,7 +44,6 @@ def run_on_cluster(
     Raises:
         UserError: bad input, or a stage that kept failing.
     """
-    run = RunFolder(runs / config.name)
     with ray_cluster(address), on_cluster():
         dataset = prepare_dataset(config.data, data, map_units=ray_data_map)
         print_mixture(config, dataset)
@@ -63,12 +63,17 @@ def _train_and_evaluate(run: RunFolder, config: RunConfig, tracking_uri: str | N
                 progress.update()
                 training.join(POLL_SECONDS)
             progress.update()
+        if stop_reason(run):
+            return
         if training and training.error:
             raise training.error
         remaining = len(missing_jobs(run, config))
         if remaining:
             with stage("evaluations still running", total=remaining, unit="suites") as evaluations:
-                scheduler.run(lambda: evaluations.update(remaining - len(missing_jobs(run, config))))
+                scheduler.run(
+                    lambda: evaluations.update(remaining - len(missing_jobs(run, config))),
+                    lambda: bool(stop_reason(run)),
+                )
                 evaluations.update(remaining - len(missing_jobs(run, config)))
     failures = scheduler.failures()
     if failures:

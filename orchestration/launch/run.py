@@ -4,6 +4,7 @@ The supervising process starts quickly and stays small: torch, Ray and MLflow ar
 """
 
 import sys
+import threading
 from pathlib import Path
 
 from ...evals.layout import result_files
@@ -11,24 +12,28 @@ from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 from ..evaluation.jobs import missing_jobs
+from ..jobs.cluster import is_reachable
 from ..preparation.prepare import dataset_is_complete
 from ..progress.bars import console
 from .driver import run_on_cluster
-from .supervisor import is_reachable, supervise
+from .supervisor import supervise
+
+SYNC_SECONDS = 8.0  # for MLflow's record of a run that was stopped
 
 
 def run_pipeline(
     config: RunConfig,
-    runs: Path,
+    run: RunFolder,
     data: Path,
     address: str | None = None,
     tracking_uri: str | None = None,
     *,
     trust: bool = False,
-) -> RunFolder:
+) -> None:
     """Run the pipeline of a recipe from raw text to its report; resumes an interrupted run and skips a complete one.
 
-    This process only supervises: a driver process does the work, and is restarted when it or its Ray cluster dies.
+    This process only supervises: a driver process does the work, and is restarted when it or its Ray cluster dies. At SIGTERM or
+    SIGUSR1 the workers save a checkpoint, and everything ends.
 
     Args:
         address: of an existing Ray cluster; one of its own on loopback if None.
@@ -38,8 +43,8 @@ def run_pipeline(
     Raises:
         UserError: bad input, a folder in use, no disk space, or a stage that kept failing.
     """
-    run = RunFolder(runs / config.name)
     run.check(config, trust=trust)
+    stopped_by = ""
     with run.lock():
         if not _complete(run, config, data):
             if address and not is_reachable(address):
@@ -47,14 +52,18 @@ def run_pipeline(
                     f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
                 )
             dataset = data / config.data.name
-            supervise(
+            stopped_by = supervise(
                 run,
                 config,
                 run_on_cluster,
-                (config, runs, data, address, tracking_uri, trust),
+                (config, run, data, address, tracking_uri, trust),
                 address=address,
                 progress=lambda: (_latest(run), len(result_files(run.path)), _count(dataset)),
             )
+        if stopped_by:
+            _sync_briefly(run, tracking_uri)
+            console.print(f"{run.path}: stopped by {stopped_by} before its end; the same command goes on")
+            return
         from ...evals.summary import write_summary
         from ...pipeline.run.report import write_report
         from ..tracking.mlflow import Tracker
@@ -66,7 +75,15 @@ def run_pipeline(
     console.print(f"report: {report}")
     local = f"{sys.executable} -m mlflow ui --backend-store-uri {tracker.uri}  (http://127.0.0.1:5000)"
     console.print(f"MLflow: {tracker.uri if tracker.uri.startswith('http') else local}")
-    return run
+
+
+def _sync_briefly(run: RunFolder, tracking_uri: str | None) -> None:
+    """Tell MLflow that the run was stopped, unless that takes long: a batch system gives half a minute for everything."""
+    from ..tracking.mlflow import Tracker
+
+    thread = threading.Thread(target=Tracker(run.path, tracking_uri).sync, daemon=True)
+    thread.start()
+    thread.join(SYNC_SECONDS)
 
 
 def _latest(run: RunFolder) -> str:

@@ -32,7 +32,7 @@ def submit_run(
         UserError: a mistake in the recipe, no job server at `address`, or a job that failed while followed.
     """
     # Mistakes in the recipe are reported here, not in a log on the cluster.
-    config, runs = resolve_target(target, overrides, runs)
+    config, run = resolve_target(target, overrides, runs)
     job = f"{config.name}-{uuid.uuid4().hex[:8]}"
     recipe = Path(target).resolve() if Path(target).exists() else target
     options = ["--address", "auto", "--runs", str(runs.resolve()), "--data", str(data.resolve())]
@@ -51,9 +51,7 @@ def submit_run(
             "--include-dashboard=true, and name it by --address http://HOST:8265"
         ) from error
     console.print(f"submitted as {job}: {command}", markup=False)
-    console.print(
-        f"echo-lm status {runs / config.name}   (or: ray job logs {job} --address {address} --follow)", markup=False
-    )
+    console.print(f"echo-lm status {run.path}   (or: ray job logs {job} --address {address} --follow)", markup=False)
     if follow:
         with ThreadPoolExecutor(1) as thread:  # this thread may run an event loop already, as in a notebook
             thread.submit(asyncio.run, _show(client, job)).result()

@@ -2,21 +2,46 @@
 
 from pathlib import Path
 
-from ...pipeline.config import RunConfig, apply_overrides, load_config, parse_config
+from pydantic import TypeAdapter, ValidationError
+
+from ...models.common.errors import UserError
+from ...pipeline.config import RunConfig, RunName, apply_overrides, load_config, parse_config
 from ...pipeline.run.folder import RunFolder
 
 
-def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tuple[RunConfig, Path]:
-    """The configuration that `target` and the overrides give, and the folder that holds the run's folder.
+def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tuple[RunConfig, RunFolder]:
+    """The configuration that `target` and the overrides give, and the run's folder.
+
+    A folder that was named is the run's folder, wherever it lies and whatever it was called before; its name becomes the run's name
+    where it is a valid one.
 
     Raises:
-        UserError: neither a recipe nor a run folder, or a bad override.
+        UserError: neither a recipe nor a run folder, a bad override, or another name for an existing folder.
     """
     run = RunFolder(target)
     if not run.exists():
-        return load_config(target, overrides), runs
+        config = load_config(target, overrides)
+        return config, RunFolder(runs / config.name)
     stored = run.load_config().resolved()
-    return parse_config(apply_overrides(stored, overrides or [], target), target), run.path.parent
+    folder_name = run.path.resolve().name
+    if is_name(folder_name):
+        stored["name"] = folder_name
+    config = parse_config(apply_overrides(stored, overrides or [], target), target)
+    if config.name != stored["name"]:
+        raise UserError(
+            f"name={config.name}: {run.path} is a run already, and its folder's name is its name; move or copy the folder, "
+            "then name that"
+        )
+    return config, run
+
+
+def is_name(text: str) -> bool:
+    """Whether a run may have this name."""
+    try:
+        TypeAdapter(RunName).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def data_root(target: str, data: Path | None) -> Path:

@@ -13,13 +13,12 @@ from ..progress.bars import console
 from ..progress.training import TrainingProgress
 
 
-def train_run(config: RunConfig, runs: Path, data: Path, *, trust: bool = False) -> None:
+def train_run(config: RunConfig, run: RunFolder, data: Path, *, trust: bool = False) -> None:
     """Prepare the data unless it is complete, train to the end, write the report.
 
     Raises:
         UserError: bad input, a folder or port in use, no disk space, or a worker group that kept dying.
     """
-    run = RunFolder(runs / config.name)
     run.check(config, trust=trust)
     with run.lock():
         dataset = prepare_dataset(config.data, data)

@@ -18,7 +18,7 @@ class Stage:
     def __init__(self, title: str, total: int, unit: str, done: int, bar: Progress | None, every_seconds: float):
         self._title, self._total, self._unit, self._bar = title, total, unit, bar
         self._started, self._first = time.monotonic(), done
-        self._every, self._printed = every_seconds, float("-inf")
+        self._every, self._printed, self._complete = every_seconds, float("-inf"), False
         self._task = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
@@ -27,10 +27,10 @@ class Stage:
         if self._bar:
             self._bar.update(self._task, completed=done, note=note, total=self._total)
             return
-        now = time.monotonic()
-        if now - self._printed < self._every and done < self._total:
+        now, complete = time.monotonic(), done >= self._total
+        if now - self._printed < self._every and (not complete or self._complete):
             return
-        self._printed = now
+        self._printed, self._complete = now, complete
         rate = (done - self._first) / max(now - self._started, 1e-9)
         pace = ""
         if rate > 0:

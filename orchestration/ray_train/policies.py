@@ -23,6 +23,7 @@ from ...models.common.retries import RestartLimit
 from ...pipeline.monitoring.hang import HangDetector
 from ...pipeline.monitoring.heartbeat import HEARTBEAT_SECONDS, HeartbeatRecord, read_heartbeats
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.stop_request import stop_reason
 from ...pipeline.run.supervision import record_event
 
 SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
@@ -90,7 +91,7 @@ class RestartPolicy(FailurePolicy):
         self._no_room_since: float | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        if self._run.error_file.is_file():
+        if self._run.error_file.is_file() or stop_reason(self._run):
             return FailureDecision.RAISE
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):

@@ -13,6 +13,7 @@ from ...models.common.files import write_json
 from ...models.common.run_layout import MODEL
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.stop_request import clear_stop_request, request_stop
 from ..jobs.job import Job, Resources, worker_started
 from .plan import Plan, StudyCell
 from .results import collect, read_result, write_result
@@ -34,6 +35,7 @@ class CellJob(Job):
     dataset: Path
     failure_file: Path
     own_process = True
+    stops_on_request = True
 
     @property
     def name(self) -> str:
@@ -80,8 +82,11 @@ class CellJob(Job):
 
         run, config, started = RunFolder(self.folder.resolve()), self.config, worker_started()
         run.prepare(config, self.dataset.resolve())
+        clear_stop_request(run)
         if not run.finished():
             train(run.path)
+        if not run.finished():
+            raise UserError(f"{run.path} was stopped before its end; it goes on from its last checkpoint")
         checkpoint, record = list(complete_checkpoints(run.path))[-1]
         device = "cuda" if config.run.device == "cuda" else "cpu"
         for name in config.evaluation.suites:
@@ -91,6 +96,9 @@ class CellJob(Job):
             run_suite(model, suite, self.dataset, output, step=record["step"], tokens=record["tokens"], device=device)
         result = collect(self.plan, self.cell, run.path, config.identity(), config.train.learning_rate, started)
         write_result(result_file(self.folder), result)
+
+    def ask_to_stop(self) -> None:
+        request_stop(RunFolder(self.folder), "the end of the study's command")
 
     def record_success(self, node: str, seconds: float) -> None:
         """Remove what an earlier command said of the cell's failure."""

@@ -88,8 +88,8 @@ def describe_remaining(folder: StudyFolder, plan: Plan) -> str:
     pace = Pace(plan.study, folder.results(plan))
     minutes = [pace(cell, trained_share(folder, cell)) / 60 for cell in remaining]
     return (
-        f"{len(remaining)} of {len(plan.cells)} cells are left, for lack of time or because somebody else has them: they take "
-        f"about {min(minutes):.1f} to {max(minutes):.1f} minutes each; run it again"
+        f"{len(remaining)} of {len(plan.cells)} cells are left, for lack of time, after a stop, or because somebody else "
+        f"has them: they take about {min(minutes):.1f} to {max(minutes):.1f} minutes each; run it again"
     )
 
 

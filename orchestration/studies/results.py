@@ -171,7 +171,7 @@ def collect(
         starts=len(run.starts),
         hardware=run.environment.get("hardware", ""),
         host=run.environment.get("host", os.uname().nodename),
-        git_commit=run.environment.get("git_commit"),
+        git_commit=", ".join(run.commits) or None,
         versions=run.environment.get("versions", {}),
     )
 

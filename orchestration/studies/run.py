@@ -15,6 +15,7 @@ from ...evals.config import load_suite
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
 from ...models.common.validation import first_difference
+from ...pipeline.stop_signal import StopSignal
 from ..jobs.executors import Executor, ProcessExecutor
 from ..jobs.ray_executor import RayExecutor
 from ..jobs.scheduler import Scheduler
@@ -79,22 +80,21 @@ def run_study(
         plan = make_plan(study, Dataset.open(dataset, verify=True))
         _store_plan(folder, plan)
         hardware = study.hardware
-        with (
-            RayExecutor() if use_ray else ProcessExecutor(hardware.devices, gpus=hardware.device == "cuda") as executor
-        ):
+        executor = RayExecutor() if use_ray else ProcessExecutor(hardware.devices, gpus=hardware.device == "cuda")
+        with StopSignal() as stop, executor:
             rule = given_rule(study.learning_rate, study.families)
             sweep = plan.of_kind("sweep")
             if folder.rule_file.is_file():  # cells were trained with it: failed sweep cells must not change it any more
                 failed = failed_cells(folder, sweep)
                 sweep = [cell for cell in sweep if cell.name not in failed]
-            _run_cells(_Cells(folder, plan, sweep, rule, dataset), executor, until, archive)
+            _run_cells(_Cells(folder, plan, sweep, rule, dataset), executor, until, archive, stop)
             if not any(cell.kind == "sweep" for cell in remaining_cells(folder, plan)):
                 swept = study.learning_rate.sweep is not None and folder.rule_file.is_file()
                 rule = stored_rule(folder) if swept else learning_rates(folder, plan)
                 if not folder.rule_file.is_file():
                     write_json(folder.rule_file, rule.model_dump(mode="json"))
                 main = _Cells(folder, plan, plan.of_kind("main"), rule, dataset)
-                _run_cells(main, executor, until, archive)
+                _run_cells(main, executor, until, archive, stop)
     if failed := failed_cells(folder, plan.cells):
         name, reason = next(iter(failed.items()))
         raise UserError(
@@ -172,8 +172,8 @@ class _Cells:
         return self._pace(job.cell, trained_share(self.folder, job.cell))
 
 
-def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | None) -> None:
-    """Run the cells that have no record and would end before `until` (monotonic seconds)."""
+def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | None, stop: StopSignal) -> None:
+    """Run the cells that have no record and would end before `until` (monotonic seconds), or until a stop signal."""
     unfinished = len(cells.due())
     if not unfinished:
         return
@@ -190,7 +190,7 @@ def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | 
                 pack(cells.folder, archive)
                 packed = done
 
-        scheduler.run(show)
+        scheduler.run(show, lambda: stop.received)
         show()
 
 

@@ -11,6 +11,7 @@ from ...evals.sweeps.config import load_sweep
 from ...evals.sweeps.report import write_report
 from ...evals.sweeps.result_files import SweepFolder
 from ...models.common.errors import UserError
+from ...pipeline.stop_signal import StopSignal
 from ..jobs.cluster import ray_cluster
 from ..jobs.executors import Executor, ProcessExecutor
 from ..jobs.job import Job, Resources
@@ -70,9 +71,10 @@ def run_sweeps(
     devices = torch.cuda.device_count() if gpus else workers
     with ray_cluster(address) if use_ray else nullcontext():
         slots = _ray_slots(resources) if use_ray else devices * (workers if gpus else 1)
-        with RayExecutor(slots) if use_ray else ProcessExecutor(devices, gpus=gpus) as executor:
+        executor = RayExecutor(slots) if use_ray else ProcessExecutor(devices, gpus=gpus)
+        with StopSignal() as stop, executor:
             scheduler = _schedule(queues, executor, slots, until)
-            _watch(queues, scheduler, archive)
+            _watch(queues, scheduler, archive, stop)
     _finish(names, queues, scheduler, sweeps)
 
 
@@ -134,8 +136,8 @@ def _schedule(queues: list[SweepQueue], executor: Executor, slots: int, until: f
     return scheduler
 
 
-def _watch(queues: list[SweepQueue], scheduler: Scheduler, archive: Path | None) -> None:
-    """Run the groups with a progress bar; pack the archive whenever runs were added."""
+def _watch(queues: list[SweepQueue], scheduler: Scheduler, archive: Path | None, stop: StopSignal) -> None:
+    """Run the groups with a progress bar, until a stop signal; pack the archive whenever runs were added."""
     missing = sum(len(queue.missing()) for queue in queues)
     packed = -1
     with stage("sweep", total=missing, unit="runs") as progress:
@@ -148,7 +150,7 @@ def _watch(queues: list[SweepQueue], scheduler: Scheduler, archive: Path | None)
                 pack(archive, queues)
                 packed = left
 
-        scheduler.run(show)
+        scheduler.run(show, lambda: stop.received)
         show()
 
 
@@ -169,7 +171,7 @@ def _finish(names: Sequence[str], queues: list[SweepQueue], scheduler: Scheduler
         folder = queue.folder
         if left and not failures:
             console.print(
-                f"{queue.sweep.name}: {left} runs are left, for lack of time or because somebody else has them; "
+                f"{queue.sweep.name}: {left} runs are left, for lack of time, after a stop, or because somebody else has them; "
                 "the same command goes on"
             )
         elif not left and len(queue.chosen) == len(queue.planned):

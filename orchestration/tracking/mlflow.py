@@ -20,6 +20,7 @@ from ...models.common.files import read_json, sha256_file, write_text
 from ...models.common.run_layout import CONFIG, ENVIRONMENT, MODEL, REPORT
 from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.identity import run_id
 from .client import default_tracking_uri, experiment_id, mlflow_client, one_line
 from .model_card import FILE as MODEL_CARD
 from .model_card import model_card
@@ -36,11 +37,6 @@ METRICS_A_CALL, PARAMS_A_CALL, PARAM_CHARACTERS = 1000, 100, 6000
 ARTIFACTS = (CONFIG, ENVIRONMENT, REPORT, "figures/*.png", "evals/summary.md", "evals/figures/*.png")
 PARENT_TAG = "mlflow.parentRunId"
 EVALUATION_TAG = "echo_lm.evaluation"
-
-
-def run_identity(run_folder: Path) -> str:
-    """The identity of a run in MLflow: `run_id` of `environment.json`, else the folder's name."""
-    return RunFolder(run_folder).environment().get("run_id") or Path(run_folder).resolve().name
 
 
 def track(run_folder: Path, tracking_uri: str | None = None) -> str:
@@ -151,7 +147,7 @@ class Tracker:
 
     def _find_or_create(self, client: "MlflowClient", events: list[dict[str, Any]]) -> str:
         experiment = experiment_id(client, self.uri)
-        identity = run_identity(self.run_folder)
+        identity = run_id(self.run_folder)
         # A deleted run is not found: deleting in the UI and tracking again creates it anew.
         runs = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
         if runs:

@@ -24,15 +24,14 @@ def model_card(run_folder: Path) -> str | None:
     manifest_file = RunFolder(run_folder).manifest_file()
     manifest = read_json(manifest_file) if manifest_file else {}
     lines = [
-        f"# {files.config['name']}",
+        f"# {files.folder.resolve().name}",
         "",
         f"A language model of the architecture `{model.name}` ({len(model.layers)} layers, width {model.d_model}), trained by "
         f"[Echo-LM](https://arxiv.org/abs/2605.06997) on {record['tokens']:,} tokens ({record['step']:,} of "
         f"{train['steps']:,} steps of {train['batch_tokens']:,} tokens).",
         "",
         f"- weights: `{folder.relative_to(run_folder)}/model`, safetensors",
-        f"- code: commit {files.environment.get('git_commit') or 'unknown'}"
-        + (" with uncommitted changes" if files.environment.get("git_dirty") else ""),
+        f"- code: commit {', '.join(files.commits) or 'unknown'}",
         f"- loss at the last step: {last['loss']:.4f} nats a token" if last.get("loss") is not None else "",
         "",
         "## Data",

@@ -22,6 +22,7 @@ from ...models.common.cached_files import stamp
 from ...models.common.files import write_text
 from ...models.common.renamed_keys import with_new_keys
 from ..run.folder import RunFolder
+from ..run.stop_request import stop_reason
 from .node import node_name
 
 WORKER_GROUP_VARIABLE = "ECHO_LM_WORKER_GROUP"
@@ -69,6 +70,7 @@ class Heartbeat:
         self._run, self._rank, self._world = run, rank, world
         self._group = os.environ.get(WORKER_GROUP_VARIABLE, "")
         self._step: int | None = None
+        self._stop_reason = ""
         self._training_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
@@ -86,6 +88,11 @@ class Heartbeat:
         """Report in the heartbeats that `step` is done; called by the training thread."""
         self._step = step
 
+    @property
+    def stop_reason(self) -> str:
+        """Why the run is to save a checkpoint and leave, as of the last heartbeat; empty if it is not."""
+        return self._stop_reason
+
     def replaced(self) -> bool:
         """Whether another worker group has taken over the run."""
         try:
@@ -96,6 +103,7 @@ class Heartbeat:
     def _loop(self) -> None:
         path = heartbeat_file(self._run, self._rank)
         while True:
+            self._stop_reason = stop_reason(self._run)
             if self.replaced():
                 os._exit(FENCED)  # a training thread stuck in a collective can be ended in no other way
             with contextlib.suppress(OSError):  # a shared disk that is briefly unavailable

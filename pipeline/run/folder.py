@@ -3,7 +3,6 @@
 import os
 import platform
 import socket
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -26,11 +25,13 @@ from ...models.common.run_layout import (
     EVENTS,
     FINISHED,
     HEARTBEATS,
+    IDENTITY,
     LATEST,
     SUPERVISION,
 )
 from ...models.common.validation import first_difference
 from ..config import RunConfig, parse_config, save_config
+from .identity import run_id
 
 RECORDED_PACKAGES = ("echo-lm", "torch", "deepspeed", "numpy", "tokenizers", "triton", "mamba-ssm", "ray", "mlflow")
 
@@ -52,6 +53,7 @@ class RunFolder:
         self.evals = self.path / EVALS
         self.heartbeats = self.path / HEARTBEATS
         self.worker_group_file = self.heartbeats / "worker_group"
+        self.stop_file = self.heartbeats / "stop"
 
     def exists(self) -> bool:
         """Whether a run was ever set up here."""
@@ -74,8 +76,11 @@ class RunFolder:
         return read_json(self.environment_file) if self.environment_file.is_file() else {}
 
     def data_folder(self) -> Path:
-        """The dataset that the run trains on; stored relative to the run where both lie on one tree."""
-        return (self.path / read_json(self.data_file)["folder"]).resolve()
+        """The dataset that the run trains on, as seen from the run's folder, or where it was when that moved away from it."""
+        stored = read_json(self.data_file)
+        beside = (self.path / stored["folder"]).resolve()
+        absolute = Path(stored.get("absolute", beside))
+        return absolute if absolute.is_dir() and not beside.is_dir() else beside
 
     def manifest_file(self) -> Path | None:
         """The manifest of the dataset that the run trains on; None if it does not exist."""
@@ -83,7 +88,7 @@ class RunFolder:
 
         if not self.data_file.is_file():
             return None
-        path = self.path / read_json(self.data_file)["folder"] / MANIFEST
+        path = self.data_folder() / MANIFEST
         return path if path.is_file() else None
 
     def check_owner(self, *, trust: bool = False) -> None:
@@ -118,7 +123,7 @@ class RunFolder:
                 )
         elif self.path.is_dir():
             # Left by a crash before the configuration was written.
-            own_files = {".lock", ".supervision.lock", SUPERVISION, self.data_file.name, self.environment_file.name}
+            own_files = {".lock", ".supervision.lock", SUPERVISION, DATA, ENVIRONMENT, IDENTITY, HEARTBEATS}
             if any(entry.name not in own_files for entry in self.path.iterdir()):
                 raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
 
@@ -129,9 +134,11 @@ class RunFolder:
             UserError: see `check`.
         """
         self.check(config, trust=trust)
-        write_json(self.data_file, {"folder": os.path.relpath(dataset.resolve(), self.path.resolve())})
-        run_id = self.environment()["run_id"] if self.environment_file.exists() else uuid.uuid4().hex
-        write_json(self.environment_file, {"run_id": run_id} | describe_environment())
+        relative = os.path.relpath(dataset.resolve(), self.path.resolve())
+        write_json(self.data_file, {"folder": relative, "absolute": str(dataset.resolve())})
+        if not self.environment_file.exists():  # that of later starts is in their events
+            write_json(self.environment_file, describe_environment())
+        run_id(self.path, new=True)
         save_config(config, self.config_file)
 
     @contextmanager

@@ -5,6 +5,7 @@ Both read events by `events.py`, checkpoints and results by `evals/layout.py`; n
 
 from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class RunFiles:
     """The contents of a run folder, finished or not, read once.
 
     Attributes:
-        config, environment: contents of `config.yaml` and `environment.json`.
+        config, environment: contents of `config.yaml`, and of `environment.json`, which is that of the first start.
         events, steps, starts: all events; the last record of each step; the `start` events.
         checkpoints: folder and `complete.json` of each complete checkpoint, by step.
         results: contents of all evaluation results, by the time they started.
@@ -59,6 +60,23 @@ class RunFiles:
         """True if nothing was started after the last `finish`."""
         marks = [event["kind"] for event in self.events if event["kind"] in ("start", "finish")]
         return marks[-1:] == ["finish"]
+
+    @cached_property
+    def commits(self) -> list[str]:
+        """The commits that trained, in order, with the steps of each if there are several."""
+        spans: list[tuple[str, int, int]] = []  # commit, first step, last step
+        begins = [*self.starts, {"step": self.steps[-1]["step"] if self.steps else 0}]
+        for start, following in pairwise(begins):
+            source = start if "git_commit" in start else self.environment
+            commit = source.get("git_commit") or "unknown"
+            commit += " (with uncommitted changes)" if commit != "unknown" and source.get("git_dirty") else ""
+            if spans and spans[-1][0] == commit:
+                spans[-1] = (commit, spans[-1][1], following["step"])
+            elif following["step"] > start["step"] or not spans:
+                spans.append((commit, start["step"] + 1, following["step"]))
+        if len(spans) < 2:
+            return [commit for commit, *_ in spans]
+        return [f"{commit} for steps {first:,} to {last:,}" for commit, first, last in spans]
 
     @cached_property
     def model_config(self) -> ModelConfig | None:

@@ -62,7 +62,7 @@ def _headline(run: RunFiles) -> str:
         ("training time", _duration(_seconds_trained(run))),
         ("hardware", _hardware(run)),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.environment.get("versions", {}).items())),
-        ("git commit", _commit(run)),
+        ("git commit", ", ".join(run.commits)),
     ]
     table = _table(("", ""), [(name, value) for name, value in rows if value])
     return f"# Run {run.folder.resolve().name}\n\n{status}\n\n{table}"
@@ -229,11 +229,6 @@ def _hardware(run: RunFiles) -> str:
     processes = run.starts[-1].get("world_size") if run.starts else None
     parts = [f"{processes} process{'es' if processes != 1 else ''}"] if processes else []
     return ", ".join([*parts, *filter(None, [run.environment.get("hardware")])])
-
-
-def _commit(run: RunFiles) -> str:
-    commit = run.environment.get("git_commit") or ""
-    return commit + (" (with uncommitted changes)" if commit and run.environment.get("git_dirty") else "")
 
 
 def _first_text(config: dict[str, Any], *names: str) -> str:

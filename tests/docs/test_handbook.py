@@ -23,11 +23,12 @@ IN_WORKSPACE = (("--step 600", "--step 4"), ("--suite recall-quick", "--suite la
 def workspace(tmp_path_factory, data_root):
     """A folder with `runs/quickstart` (recipe `smoke`, four steps), `mine.yaml` of the handbook and a file for it."""
     from echo_lm.orchestration.launch.train import train_run
+    from echo_lm.pipeline.run.folder import RunFolder
 
     root = tmp_path_factory.mktemp("workspace")
     shutil.copytree(data_root, root / "data")
     overrides = ["name=quickstart", "train.steps=4", "run.checkpoint_every=2", "run.workers=1"]
-    train_run(load_config("smoke", overrides), root / "runs", root / "data")
+    train_run(load_config("smoke", overrides), RunFolder(root / "runs" / "quickstart"), root / "data")
     (root / "notes").mkdir()
     for number in range(40):
         lines = [

@@ -38,7 +38,7 @@ def disturbed(tmp_path_factory, kill_rank_0):
     run = RunFolder(root / "runs" / "smoke")
     kill_rank_0(run, KILL_AT, after=EVERY)
     threading.Thread(target=kill_driver, args=(run, KILL_DRIVER_AT), daemon=True).start()
-    run_pipeline(config, root / "runs", root / "data")
+    run_pipeline(config, run, root / "data")
     return root, run, config
 
 
@@ -103,7 +103,7 @@ def test_report_and_figures_exist(disturbed):
 def test_running_again_does_nothing_twice(disturbed, capsys):
     root, run, config = disturbed
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
-    run_pipeline(config, root / "runs", root / "data")
+    run_pipeline(config, run, root / "data")
     assert "nothing to do" in capsys.readouterr().out
     unchanged = {path for path in before if path.parent.name != "figures" and path.name not in ("report.md", ".lock")}
     assert {path: path.stat().st_mtime_ns for path in unchanged} == {path: before[path] for path in unchanged}

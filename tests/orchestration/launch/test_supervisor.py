@@ -3,16 +3,20 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from echo_lm.models.common.errors import UserError
-from echo_lm.orchestration.jobs.cluster import ClusterUnavailable
-from echo_lm.orchestration.launch import supervisor
-from echo_lm.orchestration.launch.supervisor import supervise, wait_for_cluster
+from echo_lm.orchestration.jobs.cluster import ClusterUnavailable, wait_for_cluster
+from echo_lm.orchestration.launch import driver_process
+from echo_lm.orchestration.launch.supervisor import supervise
+from echo_lm.pipeline.monitoring.heartbeat import Heartbeat
 from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
 
@@ -50,11 +54,11 @@ def test_a_driver_that_dies_or_falls_silent_is_started_again(run, smoke, monkeyp
     def be_impatient_with_the_second() -> None:
         while not (run.path / "done-1").exists():
             time.sleep(0.05)
-        monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 1)
+        monkeypatch.setattr(driver_process, "CONNECT_SECONDS", 1)
 
     def be_patient_with_the_third() -> None:
         if [kind for kind, _ in recorded(run)].count("lost") == 2:
-            monkeypatch.setattr(supervisor, "CONNECT_SECONDS", 600)
+            monkeypatch.setattr(driver_process, "CONNECT_SECONDS", 600)
 
     threading.Thread(target=be_impatient_with_the_second, daemon=True).start()
     start(run, smoke("run.max_restarts=1"), dies_twice, on_progress=be_patient_with_the_third)
@@ -110,3 +114,57 @@ def test_a_cluster_that_is_away_is_waited_for_and_not_for_ever():
         threading.Timer(1, server.listen).start()
         wait_for_cluster(address, 60)
         assert time.monotonic() - started > 0.5
+
+
+def waits_to_be_stopped(folder: str, on_cluster) -> None:
+    """A driver whose worker sends heartbeats, reads the request to stop, saves for two seconds, and leaves."""
+    run = RunFolder(folder)
+    Path(folder, "began").touch()
+    with Heartbeat(run, 0, 1) as heartbeat:
+        while not heartbeat.stop_reason:
+            time.sleep(0.05)
+        time.sleep(2)
+    Path(folder, "saved").write_text(heartbeat.stop_reason)
+
+
+def has_nothing_to_save(folder: str, on_cluster) -> None:
+    """A driver that prepares data, with a process of its own that ignores every signal."""
+    ignoring = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
+    process = subprocess.Popen([sys.executable, "-c", ignoring])
+    Path(folder, "began").write_text(str(process.pid))
+    time.sleep(3600)
+
+
+def stop_when_begun(run: RunFolder, number: int) -> None:
+    def send() -> None:
+        while not (run.path / "began").exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_reaches_the_workers_and_nothing_is_started_again(run, smoke, number):
+    stop_when_begun(run, number)
+    arguments = (str(run.path),)
+    reason = supervise(run, smoke(), waits_to_be_stopped, arguments, address=None, progress=lambda: 0)
+    assert reason == signal.Signals(number).name == (run.path / "saved").read_text()
+    assert [kind for kind, _ in recorded(run)] == ["attempt"]
+    assert supervise(run, smoke(), lasts_a_moment, arguments, address=None, progress=lambda: 0) == "", "it is forgotten"
+
+
+def lasts_a_moment(folder: str, on_cluster) -> None:
+    with Heartbeat(RunFolder(folder), 0, 1) as heartbeat:
+        time.sleep(1.5)
+        assert not heartbeat.stop_reason
+
+
+def test_a_driver_without_workers_is_ended_with_all_that_it_started(run, smoke, monkeypatch):
+    monkeypatch.setattr(driver_process, "QUIET_SECONDS", 2.0)
+    stop_when_begun(run, signal.SIGTERM)
+    started = time.monotonic()
+    supervise(run, smoke(), has_nothing_to_save, (str(run.path),), address=None, progress=lambda: 0)
+    assert time.monotonic() - started < 30
+    assert not psutil.pid_exists(int((run.path / "began").read_text()))

@@ -1,0 +1,36 @@
+"""SIGTERM to `train` and `run`: a checkpoint of the last step, nothing left behind, and the same command goes on.
+
+A batch system sends it half a minute before it kills everything.
+"""
+
+import signal
+
+import pytest
+
+from echo_lm.pipeline.run.events import read_events
+from tests.helpers.stopping import GRACE_SECONDS, check_stopped, start, stop_at
+
+LONG = ["train.steps=4000", "run.checkpoint_every=4000", "run.workers=2", "evaluation.suites=[]"]
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.mark.parametrize(
+    ("command", "number"), [("train", signal.SIGTERM), ("train", signal.SIGUSR1), ("run", signal.SIGTERM)]
+)
+def test_a_stopped_run_keeps_its_last_step_and_goes_on(tmp_path, data_root, command, number):
+    run = tmp_path / "runs" / "smoke"
+    options = [] if command == "train" else ["--tracking-uri", f"sqlite:///{tmp_path / 'm.db'}"]
+    line = [command, "smoke", *LONG, "--runs", tmp_path / "runs", "--data", data_root, *options]
+    process = start(*line)
+    seconds, output = stop_at(process, run, 5, number)
+    assert process.returncode == 0, output
+    assert "the same command goes on" in output.replace("\n", " ")
+    print(f"{command}: {seconds:.1f} s from the signal to the end")
+    assert seconds < GRACE_SECONDS
+    stopped = check_stopped(run, "SIGTERM" if command == "train" else signal.Signals(number).name)
+    again = start(*line, f"run.stop_step={stopped + 2}")
+    output, _ = again.communicate(timeout=600)
+    assert again.returncode == 0, output
+    starts = [event["step"] for event in read_events(run / "events.jsonl") if event["kind"] == "start"]
+    assert starts == [0, stopped]
