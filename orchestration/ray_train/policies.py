@@ -17,6 +17,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ResizeDecision,
     ScalingDecision,
 )
+from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from ...models.common.retries import RestartLimit
@@ -25,6 +26,7 @@ from ...pipeline.monitoring.heartbeat import HEARTBEAT_SECONDS, HeartbeatRecord,
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.stop_request import stop_reason
 from ...pipeline.run.supervision import record_event
+from .controller import Controller
 
 SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
 
@@ -43,6 +45,7 @@ class WorkerGroupTrainer(TorchTrainer):
         return [entry for entry in super()._create_default_callbacks() if not isinstance(entry, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
+        data_parallel_trainer.TrainController = Controller  # Ray Train has no option for it
         return super()._initialize_and_run_controller(**(options | self._policies))
 
 

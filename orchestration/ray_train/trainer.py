@@ -28,6 +28,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     from .backend import WorkerGroupConfig
     from .policies import GrowAtCheckpoints, HangCallback, RestartPolicy, WorkerGroupTrainer
@@ -69,6 +70,11 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         run.raise_recorded_error()
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            raise UserError(
+                f"the cluster had no room for {counts[0]} workers of {run.path} for {config.run.cluster_wait_seconds:.0f} s "
+                "(run.cluster_wait_seconds): add nodes, or set run.workers or run.min_workers lower; the same command goes on"
+            ) from error
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"training of {run.path} failed {config.run.max_restarts + 1} times in a row without a new checkpoint "
