@@ -41,6 +41,8 @@ class SKAConfig(Config):
         key_shift, value_shift: write the key, the value of so many positions before the token whose gate decides. With a key shift
             of 1 and K = 0 the token after a key decides whether the two are bound; with both at 1 and a window, a token is
             written once it is known what follows it.
+        two_hop_heads: how many heads, the first ones, read twice: a pair binds the value's own key too, and what the first read
+            finds is asked for again. Needs a key shift and K = 0.
         power: K, the number of filter steps.
         blend: read a mixture of the powers 0 to K, whose shares the layer's input sets for each token and head, instead of K
             alone.
@@ -52,7 +54,16 @@ class SKAConfig(Config):
         allow_future_leak: take "sequence-max" although a token then sees later ones.
     """
 
-    added = ("gate_input", "gate_scale", "gate_window", "context_heads", "key_shift", "value_shift", "blend")
+    added = (
+        "gate_input",
+        "gate_scale",
+        "gate_window",
+        "context_heads",
+        "key_shift",
+        "value_shift",
+        "two_hop_heads",
+        "blend",
+    )
 
     num_heads: Positive
     rank: Positive
@@ -65,6 +76,7 @@ class SKAConfig(Config):
     context_heads: Annotated[int, Field(ge=0)] = 0
     key_shift: Annotated[int, Field(ge=0, le=4)] = 0
     value_shift: Annotated[int, Field(ge=0, le=4)] = 0
+    two_hop_heads: Annotated[int, Field(ge=0)] = 0
     power: Annotated[int, Field(ge=0)] = 1
     blend: bool = False
     value_lag: bool = False
@@ -106,6 +118,19 @@ class SKAConfig(Config):
             raise ValueError(
                 f"ska.context_heads={self.context_heads} must be below ska.num_heads={self.num_heads}: for all heads set "
                 'ska.gate_input to "hidden"'
+            )
+        if self.two_hop_heads > self.num_heads:
+            raise ValueError(f"ska.two_hop_heads={self.two_hop_heads} must be at most ska.num_heads={self.num_heads}")
+        if self.two_hop_heads and not (
+            self.key_shift
+            and self.power == 0
+            and self.normalization == "l2"
+            and not self.value_shift
+            and not self.value_lag
+        ):
+            raise ValueError(
+                "ska.two_hop_heads follow pairs of a key and a value: set ska.key_shift to 1, ska.power to 0 and "
+                'ska.normalization to "l2", and leave out ska.value_shift and ska.value_lag'
             )
         if self.blend and self.power == 0:
             raise ValueError("ska.blend mixes the powers 0 to ska.power: set ska.power to 1 or more")
