@@ -30,7 +30,16 @@ class Mamba2Config(Config):
 class SKAConfig(Config):
     """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/models.md says why."""
 
-    added = ("gate_input", "gate_scale", "gate_window", "context_heads", "key_shift", "value_shift", "blend")
+    added = (
+        "gate_input",
+        "gate_scale",
+        "gate_window",
+        "context_heads",
+        "key_shift",
+        "value_shift",
+        "two_hop_heads",
+        "blend",
+    )
 
     num_heads: Positive
     """Number of heads, H; values are `d_model / H` wide."""
@@ -61,6 +70,9 @@ class SKAConfig(Config):
     value_shift: Annotated[int, Field(ge=0, le=4)] = 0
     """Write the value of so many positions before the token whose gate decides. With both shifts at 1 and a window, a token is
     written once it is known what follows it."""
+    two_hop_heads: Annotated[int, Field(ge=0)] = 0
+    """Number of heads, the first ones, that read twice: a pair binds the value's own key too, and what the first read finds is
+    asked for again. Needs a key shift of 1 and K = 0."""
     power: Annotated[int, Field(ge=0)] = 1
     """Number of filter steps, K, with which a query is propagated before values are read."""
     blend: bool = False
@@ -112,6 +124,19 @@ class SKAConfig(Config):
             raise ValueError(
                 f"ska.context_heads={self.context_heads} must be below ska.num_heads={self.num_heads}: for all heads set "
                 'ska.gate_input to "hidden"'
+            )
+        if self.two_hop_heads > self.num_heads:
+            raise ValueError(f"ska.two_hop_heads={self.two_hop_heads} must be at most ska.num_heads={self.num_heads}")
+        if self.two_hop_heads and not (
+            self.key_shift
+            and self.power == 0
+            and self.normalization == "l2"
+            and not self.value_shift
+            and not self.value_lag
+        ):
+            raise ValueError(
+                "ska.two_hop_heads follow pairs of a key and a value: set ska.key_shift to 1, ska.power to 0 and "
+                'ska.normalization to "l2", and leave out ska.value_shift and ska.value_lag'
             )
         if self.blend and self.power == 0:
             raise ValueError("ska.blend mixes the powers 0 to ska.power: set ska.power to 1 or more")

@@ -1,7 +1,7 @@
 """Spectral Koopman Attention: the operation, its state and its forms."""
 
 from .attention import ska_attention
-from .decode import DecodeState, ska_step, start_decoding, update_inverse
+from .decode import DecodeState, ska_read, ska_step, start_decoding, update_inverse
 from .normalize_and_gate import WriteGate, normalize_and_gate, unpack, write_gate
 from .state import SKAState
 
@@ -11,6 +11,7 @@ __all__ = [
     "WriteGate",
     "normalize_and_gate",
     "ska_attention",
+    "ska_read",
     "ska_step",
     "start_decoding",
     "unpack",

@@ -98,6 +98,15 @@ def ska_step(
     return y
 
 
+@torch.no_grad()
+def ska_read(q: Tensor, state: DecodeState) -> Tensor:
+    """Read without writing, with K = 0: C G^-1 q of the sums that the last step read from. `[B, H, R]` -> `[B, H, P]`, in the dtype
+    of `q`; no gradients."""
+    sums = state.sums if state.visible is None else state.visible
+    x = state.inverse.mT @ (state.inverse @ q.to(state.inverse.dtype)[..., None])
+    return (sums.value_map @ x).squeeze(-1).to(q.dtype)
+
+
 def _step(q, k, v, sums, inverse, visible, blend, *, power, scale, value_lag) -> Tensor:
     dtype = inverse.dtype
     q, k, out_dtype, v = q.to(dtype), k.to(dtype), v.dtype, v.to(dtype)

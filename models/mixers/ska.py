@@ -1,13 +1,11 @@
 """The SKA mixer: projections, normalisation and write gate around `ska_attention` (arXiv 2605.06997 §3.2)."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from ...kernels.documents import inner_borders
 from ...kernels.sequence import SequenceContext
-from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, unpack, write_gate
+from ...kernels.ska import SKAState, ska_attention, start_decoding, unpack, write_gate
 from ...kernels.ska import normalize_and_gate as normalize_and_gate
 from ..config import ModelConfig, SKAConfig
 from ..initialization import normal_by_fan_in
@@ -15,27 +13,11 @@ from ..norm import at_least_fp32
 from .delay import delayed, latest
 from .registry import register
 from .ska_costs import SKACosts, refuse_segments
-from .ska_parts import ScaledLinear, longest_key, side_by_side, where_rows
+from .ska_hops import bind_next_keys, read, read_step
+from .ska_parts import Recent, ScaledLinear, SKACache, longest_key, side_by_side, where_rows
 
 SMALLEST_NORM = 1e-6
 GAMMA_RANGE = (1.0, 1.5)
-
-
-class Recent(NamedTuple):
-    """What a layer keeps of the last tokens, `[B, m, *]` each: raw keys and values that are written later, tokens for the gate."""
-
-    keys: Tensor
-    values: Tensor
-    tokens: Tensor
-
-
-class SKACache(NamedTuple):
-    """decode: the sums and their inverse factor; longest: `[B, H, 1]`, of the prompt's raw keys, for "sequence-max" only; recent:
-    for layers that look at tokens before the present one."""
-
-    decode: DecodeState
-    longest: Tensor | None
-    recent: Recent | None = None
 
 
 @register("ska")
@@ -77,8 +59,9 @@ class SKA(SKACosts):
     ) -> Tensor:
         if context is not None and context.world > 1:
             refuse_segments(self.config)
-        y = ska_attention(
+        y = read(
             *self.keys(x, cu_seqlens, write_mask, token),
+            self.config.two_hop_heads,
             **self._options(),
             mode=self.config.mode,
             blend=self.blend(x),
@@ -95,8 +78,8 @@ class SKA(SKACosts):
         write_mask: Tensor | None = None,
         token: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of the SKA operation: queries, gated keys and gated values, `[B, T, H, *]`. Keys outside of `write_mask` set no
-        measure for "sequence-max"."""
+        """Inputs of the SKA operation: queries, gated keys and gated values, `[B, T, H, *]`; with `two_hop_heads` the values' own
+        keys stand behind the values. Keys outside of `write_mask` set no measure for "sequence-max"."""
         starts = inner_borders(cu_seqlens, *x.shape[:2], x.device) if self._looks_at_borders else None
         packed = self._project(x, token, starts=starts)[0]
         longest = None
@@ -129,7 +112,7 @@ class SKA(SKACosts):
     def init_cache(self, batch: int, like: Tensor) -> SKACache:
         """The state of empty rows; `like` gives dtype and device."""
         config = self.config
-        width = self.v_proj.out_features // config.num_heads
+        width = self.v_proj.out_features // config.num_heads + (config.rank if config.two_hop_heads else 0)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         sums = SKAState.zeros(batch, config.num_heads, config.rank, width, dtype=dtype, device=like.device)
         position = torch.zeros(batch, dtype=torch.int64, device=like.device)
@@ -157,7 +140,8 @@ class SKA(SKACosts):
         old = cache.decode
         options = dict(self._options(), return_state=True)
         blend = self.blend(x)
-        y, sums = ska_attention(q, k, v, **options, mode=self.config.mode, blend=blend, mask=real, state=old.sums)
+        rows = dict(mode=self.config.mode, blend=blend, mask=real, state=old.sums)
+        y, sums = read(q, k, v, self.config.two_hop_heads, **options, **rows)
         chunked = {}
         if old.visible is not None:
             position = old.position + real.sum(1)
@@ -183,7 +167,7 @@ class SKA(SKACosts):
             packed, recent = self._project(x[:, None], token, cache.recent, real=real)
             packed = packed[:, 0]
         q, k, v = self._normalize_and_gate(packed, cache.longest)
-        y = ska_step(q, k, v, cache.decode, blend=self.blend(x), **self._options())
+        y = read_step(q, k, v, cache.decode, self.config.two_hop_heads, blend=self.blend(x), **self._options())
         return self._project_out(y, x.dtype), cache._replace(recent=recent)
 
     def _options(self) -> dict:
@@ -282,9 +266,10 @@ class SKA(SKACosts):
         if recent is not None:
             rows = (k, v, x[..., :0] if token is None else token)
             new = Recent(*(latest(r, old.shape[1], old, real) for r, old in zip(rows, recent, strict=True)))
+        own = [k] if config.two_hop_heads else []
         k = delayed(k, config.key_shift, None if recent is None else recent.keys, starts)
         v = delayed(v, config.value_shift, None if recent is None else recent.values, starts)
-        return torch.cat((q, k, v, rest), -1), new
+        return torch.cat((q, k, v, rest, *own), -1), new
 
     @property
     def _looks_at_borders(self) -> bool:
@@ -314,7 +299,8 @@ class SKA(SKACosts):
             bias = torch.cat((bias, self.context_gate_proj.bias))
         if config.normalization == "l2":
             sizes = dict(heads=config.num_heads, rank=config.rank, width=self.v_proj.out_features // config.num_heads)
-            return normalize_and_gate(packed, bias, **sizes, kind=config.write_gate)
+            q, k, v = normalize_and_gate(packed, bias, **sizes, kind=config.write_gate)
+            return q, k, bind_next_keys(v, packed, bias, **sizes, kind=config.write_gate) if config.two_hop_heads else v
         q, k, v, logits = self._unpack(packed)
         if longest is not None:
             q, k = ((at_least_fp32(t) / longest.clamp(min=SMALLEST_NORM)).to(t.dtype) for t in (q, k))

@@ -26,6 +26,12 @@ def _blend_flops(ska: SKAConfig) -> int:
     return 2 * ska.rank * (ska.power + 1) if ska.blend else 0
 
 
+def _written_width(config: ModelConfig) -> int:
+    """Numbers of a value in a head: with heads that read twice its own key stands behind it."""
+    ska = config.ska
+    return config.d_model // ska.num_heads + (ska.rank if ska.two_hop_heads else 0)
+
+
 class SKACosts(SequenceMixer):
     """The part of the SKA mixer that needs no weights."""
 
@@ -41,7 +47,7 @@ class SKACosts(SequenceMixer):
     @staticmethod
     def mixing_flops(config: ModelConfig, length: int) -> float:
         ska = config.ska
-        rank, width, exact = ska.rank, config.d_model // ska.num_heads, ska.mode == "exact"
+        rank, width, exact = ska.rank, _written_width(config), ska.mode == "exact"
         chunk = min(length, ska.grid)
         sums = 2 * rank * (2 * rank + width)
         factor = 2 * rank**3 / chunk  # Cholesky, its inverse
@@ -51,20 +57,21 @@ class SKACosts(SequenceMixer):
             solve, pairs = solve + 4 * chunk * rank, 4 * chunk * rank
         filters = ska.power * (2 * rank * rank + pairs + solve)
         read = 2 * rank * width + (2 * chunk * (rank + width) if exact else 0) + _blend_flops(ska)
-        return ska.num_heads * (sums + factor + solve + filters + read)
+        # Heads that read twice take a call of their own for it, counted as wide as the first.
+        return (ska.num_heads + ska.two_hop_heads) * (sums + factor + solve + filters + read)
 
     @staticmethod
     def mixing_decode_flops(config: ModelConfig, context: int) -> float:
         ska = config.ska
-        rank, width = ska.rank, config.d_model // ska.num_heads
+        rank, width = ska.rank, _written_width(config)
         write = 2 * rank * (2 * rank + width) + (9 * rank * rank if ska.mode == "exact" else 0)
         read = 2 * rank * rank * (1 + 2 * ska.power) + 2 * rank * width + _blend_flops(ska)
-        return ska.num_heads * (write + read)
+        return ska.num_heads * (write + read * (2 if ska.two_hop_heads else 1))
 
     @staticmethod
     def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
         ska = config.ska
-        rank, width = ska.rank, config.d_model // ska.num_heads
+        rank, width = ska.rank, _written_width(config)
         sums = 2 * rank * rank + width * rank + rank
         numbers = sums + rank * rank  # the inverse factor
         if ska.mode == "chunk":

@@ -1,11 +1,31 @@
 """Small parts of the SKA mixer."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.documents import document_ids
+from ...kernels.ska import DecodeState
 from ..norm import at_least_fp32
+
+
+class Recent(NamedTuple):
+    """What a layer keeps of the last tokens, `[B, m, *]` each: raw keys and values that are written later, tokens for the gate."""
+
+    keys: Tensor
+    values: Tensor
+    tokens: Tensor
+
+
+class SKACache(NamedTuple):
+    """decode: the sums and their inverse factor; longest: `[B, H, 1]`, of the prompt's raw keys, for "sequence-max" only; recent:
+    for layers that look at tokens before the present one."""
+
+    decode: DecodeState
+    longest: Tensor | None
+    recent: Recent | None = None
 
 
 class ScaledLinear(nn.Linear):

@@ -57,6 +57,8 @@ def test_steps_alone_give_the_parallel_logits(name, random_model):
         dict(gate_input="token", gate_window=3, key_shift=1, value_shift=1, power=2, blend=True, context_heads=1),
         dict(key_shift=1, value_shift=2, power=2, blend=True),
         dict(key_shift=2, write_gate="none", normalization="none", ridge=1.0),
+        dict(gate_input="token", gate_window=2, key_shift=1, power=0, two_hop_heads=2),
+        dict(key_shift=1, power=0, two_hop_heads=4, write_gate="none"),
     ],
     ids=[
         "lagged",
@@ -69,6 +71,8 @@ def test_steps_alone_give_the_parallel_logits(name, random_model):
         "all",
         "shifted blend",
         "shifted raw keys",
+        "two hops",
+        "two hops, no gate",
     ],
 )
 @pytest.mark.parametrize("mode", ["exact", "chunk"])

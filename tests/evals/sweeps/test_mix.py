@@ -53,3 +53,12 @@ def test_the_screening_of_one_model_is_asked_what_no_table_reports():
     assert not screened & reported
     assert screen.own_queries
     assert screen.seeds == (100,)
+
+
+def test_both_rounds_of_the_screening_ask_the_same():
+    first, second = (load_sweep(name) for name in ("one-model-screen", "one-model-screen-2"))
+    assert len(runs_of(second)) == len(second.arms)
+    assert (first.cells, first.seeds, first.own_queries) == (second.cells, second.seeds, second.own_queries)
+    steps = {run.arm: run.training.steps for run in runs_of(second)}
+    assert {steps.pop(name) for name in ("attention", "mamba2")} == {8000}
+    assert set(steps.values()) == {run.training.steps for run in runs_of(first)}
