@@ -30,7 +30,7 @@ class Mamba2Config(Config):
 class SKAConfig(Config):
     """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/models.md says why."""
 
-    added = ("gate_input",)
+    added = ("gate_input", "gate_scale", "gate_window", "context_heads", "key_shift", "value_shift", "blend")
 
     num_heads: Positive
     """Number of heads, H; values are `d_model / H` wide."""
@@ -48,8 +48,23 @@ class SKAConfig(Config):
     gate_input: Literal["hidden", "token"] = "hidden"
     """What the write gate sees: "hidden", the layer's input with all its context, or "token", the token's embedding at unit
     RMS alone: then what is written does not depend on where it stands."""
+    gate_scale: Literal["token", "table"] = "token"
+    """Scale of the embeddings that a token gate sees: "token", each at unit RMS, or "table", all divided by the RMS of the
+    whole table, so that tokens which training never shows stay small and leave the gate to its bias."""
+    gate_window: Annotated[int, Field(ge=1, le=4)] = 1
+    """Number of tokens that a token gate sees: the present one and those before it."""
+    context_heads: Annotated[int, Field(ge=0)] = 0
+    """With `gate_input` "token": number of heads, the last ones, whose gate sees "hidden" all the same."""
+    key_shift: Annotated[int, Field(ge=0, le=4)] = 0
+    """Write the key of so many positions before the token whose gate decides. With 1 and K = 0 the token after a key decides
+    whether the two are bound."""
+    value_shift: Annotated[int, Field(ge=0, le=4)] = 0
+    """Write the value of so many positions before the token whose gate decides. With both shifts at 1 and a window, a token is
+    written once it is known what follows it."""
     power: Annotated[int, Field(ge=0)] = 1
     """Number of filter steps, K, with which a query is propagated before values are read."""
+    blend: bool = False
+    """Read a mixture of the powers 0 to K, whose shares the layer's input sets for each token and head, instead of K alone."""
     value_lag: bool = False
     """Bind each value to the key before it instead of to its own."""
     gamma: float = 1.0
@@ -68,6 +83,11 @@ class SKAConfig(Config):
     """Permit normalization "sequence-max", although a token then sees later ones."""
 
     @property
+    def looks_back(self) -> bool:
+        """Whether the layer takes keys, values or tokens of earlier positions beside the sums."""
+        return bool(self.key_shift or self.value_shift or self.gate_window > 1)
+
+    @property
     def grid(self) -> int:
         """Tokens of a chunk. In "exact" mode a matter of speed alone: 32 is best for small ranks on a CPU."""
         return self.chunk_size or (32 if self.mode == "exact" and self.rank <= 32 else 64)
@@ -84,6 +104,17 @@ class SKAConfig(Config):
             raise ValueError(
                 'ska.gate_input "token" needs a write gate: set ska.write_gate to "hard" or "sqrt-sigmoid"'
             )
+        for name in ("gate_scale", "gate_window", "context_heads"):
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if changed and self.gate_input != "token":
+                raise ValueError(f'ska.{name} is of gates that see tokens: set ska.gate_input to "token"')
+        if self.context_heads >= self.num_heads:
+            raise ValueError(
+                f"ska.context_heads={self.context_heads} must be below ska.num_heads={self.num_heads}: for all heads set "
+                'ska.gate_input to "hidden"'
+            )
+        if self.blend and self.power == 0:
+            raise ValueError("ska.blend mixes the powers 0 to ska.power: set ska.power to 1 or more")
         return self
 
 

@@ -12,7 +12,7 @@ from .config import ModelConfig
 from .feedforward import make_feedforward
 from .initialization import initialize, normal_by_fan_in
 from .mixers.registry import mixer_class
-from .norm import make_norm, unit_rms
+from .norm import at_least_fp32, make_norm, unit_rms
 
 
 class Block(nn.Module):
@@ -135,9 +135,15 @@ class EchoLM(nn.Module):
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens `[...]` to the residual stream that the first block gets, `[..., d_model]`, and to what write gates with
-        `gate_input` "token" see in every block: the same at unit RMS, as embeddings start at 0.02; None without such gates."""
+        `gate_input` "token" see in every block: the same at unit RMS, as embeddings start at 0.02 (see `gate_scale`); None without
+        such gates."""
         x = self.embedding(tokens)
-        return x, unit_rms(x, self.config.norm_eps) if self.reads_token else None
+        if not self.reads_token:
+            return x, None
+        ska = self.config.ska
+        if ska is not None and ska.gate_scale == "table":
+            return x, (x / at_least_fp32(self.embedding.weight.detach()).square().mean().sqrt()).to(x.dtype)
+        return x, unit_rms(x, self.config.norm_eps)
 
     def logits(self, x: Tensor, head_fn: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
         """Residual stream `[..., d_model]` to logits `[..., vocab_size]`, or to the result of another `head_fn`."""

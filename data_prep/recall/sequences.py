@@ -5,7 +5,10 @@ from functools import cached_property
 
 import numpy as np
 
+from ...models.common.errors import UserError
 from .vocabulary import RecallVocabulary
+
+MENTION = 2  # tokens: the key, and what follows it
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,46 @@ def scatter(shape: tuple[int, int], width: int, space: int, generator: np.random
     """
     cuts = np.sort(generator.integers(0, space - shape[1] * width, size=shape, endpoint=True), axis=1)
     return cuts + np.arange(shape[1]) * width
+
+
+def scatter_with_mentions(
+    tokens: np.ndarray,
+    units: np.ndarray,
+    keys: np.ndarray,
+    space: int,
+    mentions: float,
+    generator: np.random.Generator,
+    *,
+    first: int = 0,
+) -> None:
+    """Write units at random places, in their order, and mentions between them: keys without a value, as a name occurs in text.
+
+    The token after a mention stays as it is. If that is noise, a mention is never taken for a pair or a link.
+
+    Args:
+        tokens: int64 `[N, L]`, written to.
+        units: `[N, n, width]`.
+        keys: `[N, m]`, each mention is one of its row.
+        space: positions that units and mentions share, from `first` on.
+        mentions: share of the positions that units leave which hold a mention, at most one in two; 0 for none.
+    """
+    count, width = units.shape[1:]
+    if not 0 <= mentions <= 0.5:
+        raise UserError(f"mentions is {mentions}: it is a share of the noise, from 0 to 0.5")
+    mentioned = int(mentions * (space - count * width))
+    if not mentioned:
+        place(tokens, first + scatter((len(units), count), width, space, generator), units)
+        return
+    n = len(units)
+    is_mention = np.broadcast_to(np.arange(count + mentioned) >= count, (n, count + mentioned))
+    is_mention = generator.permuted(is_mention, axis=1)
+    widths = np.where(is_mention, MENTION, width)
+    room = space - count * width - mentioned * MENTION
+    cuts = np.sort(generator.integers(0, room, size=widths.shape, endpoint=True), axis=1)
+    starts = first + cuts + np.cumsum(widths, axis=1) - widths
+    place(tokens, starts[~is_mention].reshape(n, count), units)
+    which = generator.integers(0, keys.shape[1], size=(n, mentioned))
+    place(tokens, starts[is_mention].reshape(n, mentioned), np.take_along_axis(keys, which, axis=1)[:, :, None])
 
 
 def queries_length(queries: int) -> int:

@@ -12,12 +12,15 @@ class RecallVocabulary:
     `first_id=0` is a vocabulary of its own (V = 128); the id of `<|r0|>` puts the tasks inside a text vocabulary.
     Noise shares no id with keys and values: otherwise a key recurs by accident, the question has two answers, and the
     best possible accuracy falls with the length of the gap.
+
+    `num_new_noise` further ids of noise lie behind the markers, for evaluations that nothing was chosen by.
     """
 
     first_id: int = 0
     num_keys: int = 40
     num_values: int = 32
     num_noise: int = 48
+    num_new_noise: int = 0
 
     NUM_MARKERS = 8
     # The last third of the noise never occurs in training: a haystack of it shows recall among unknown tokens.
@@ -26,7 +29,7 @@ class RecallVocabulary:
     @property
     def size(self) -> int:
         """Number of ids."""
-        return self.num_keys + self.num_values + self.num_noise + self.NUM_MARKERS
+        return self.num_keys + self.num_values + self.num_noise + self.NUM_MARKERS + self.num_new_noise
 
     @property
     def keys(self) -> range:
@@ -49,6 +52,12 @@ class RecallVocabulary:
     def unseen_noise(self) -> range:
         """The noise that only evaluations use."""
         return self.noise[len(self.seen_noise) :]
+
+    @property
+    def new_noise(self) -> range:
+        """The noise that neither training nor the evaluations that choose a model use; empty unless asked for."""
+        first = self.noise.stop + self.NUM_MARKERS
+        return range(first, first + self.num_new_noise)
 
     @property
     def system(self) -> int:

@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from ...models.common.errors import UserError
+from ...models.common.retries import PAUSES
 from ..config import SourceConfig
 from .fetch import FetchError
 from .files import SourceFiles
@@ -64,7 +65,7 @@ def _open(dataset: str, subset: str | None, split: str, revision: str | None) ->
 
 @retry(
     stop=stop_after_attempt(3),
-    wait=wait_exponential(max=10),
+    wait=PAUSES,
     retry=retry_if_exception_type((ConnectionError, TimeoutError)),
     reraise=True,
 )

@@ -1,21 +1,16 @@
-# Run a queue of recall sweeps on a bare GPU machine that received the checkout and `bundle/` (collect_bundle.py), and pack what it found.
+# Run recall sweeps on a bare GPU machine that received the checkout and `bundle/` (collect_bundle.py), and pack their results.
 #
-#     bash docker/offline/sweep_on_gpu.sh OUT JOBS SECONDS WORKERS [tests that need a GPU, and other arguments of pytest]
+#     bash docker/offline/sweep_on_gpu.sh OUT TIME SWEEP [further arguments of `echo-lm sweep run`, such as --arm NAME --workers 3]
 #
-# OUT gets tables.tar.xz (NAME.json of each sweep, to be put into benchmarks/results/tables, and each job's folder), and pytest.log. Tests want
-# `collect_bundle.py --tests`; they run beside the tables, as compiling their kernels takes the CPU, not the GPU.
-[ $# -ge 4 ] || { echo "usage: sweep_on_gpu.sh OUT JOBS SECONDS WORKERS [arguments of pytest]" >&2; exit 2; }
-out=$1 jobs=$2 seconds=$3 workers=$4
-shift 4
+# OUT gets sweeps.tar.xz (NAME.json of each sweep, to be put into benchmarks/results/tables) and sweep.log. TIME is 9m or 500s.
+[ $# -ge 3 ] || { echo "usage: sweep_on_gpu.sh OUT TIME SWEEP [arguments of echo-lm sweep run]" >&2; exit 2; }
+out=$1 time=$2
+shift 2
 source "$(dirname "${BASH_SOURCE[0]}")/use_bundle.sh" || exit 1
 nvidia-smi -L
-if [ $# -gt 0 ]; then
-    pytest=(python -W ignore -m pytest -m gpu --noconftest -p no:cacheprovider -p no:benchmark)
-    (OMP_NUM_THREADS=1 timeout "$seconds" "${pytest[@]}" "$@" >"$out/pytest.log" 2>&1; tail -n 25 "$out/pytest.log" | cut -c1-300) &
-fi
-python -m echo_lm.orchestration.jobs.sweep_queue "$jobs" --seconds "$seconds" --workers "$workers" --results "$root/benchmarks/results/tables" \
-    --out "$out/tables"
-code=$?
-[ -d "$out/tables" ] && tar cJf "$out/tables.tar.xz" -C "$out" tables && rm -rf "$out/tables"
-wait
-exit $code
+sweeps=/tmp/echo-lm-sweeps # outside of the checkout, which the next call replaces: what this one finished stays
+mkdir -p "$sweeps"
+cp -n "$root"/benchmarks/results/tables/*.json "$sweeps"
+python -c "from echo_lm.orchestration.cli.main import main; main()" sweep run "$@" --sweeps "$sweeps" --for "$time" \
+    --archive "$out/sweeps.tar.xz" 2>&1 | tee "$out/sweep.log"
+exit "${PIPESTATUS[0]}"

@@ -66,7 +66,10 @@ class CellTraining(Config):
 
 
 class VocabularySizes(Config):
-    """How many keys, values and noise tokens there are; a third of the noise is never shown in training."""
+    """How many keys, values and noise tokens there are; a third of the noise is never shown in training, and `num_new_noise`
+    are for haystacks that no choice was made by."""
+
+    added = ("num_new_noise",)
 
     num_keys: int = Field(default=RecallVocabulary.num_keys, gt=0)
     """Number of tokens that serve as keys."""
@@ -74,6 +77,8 @@ class VocabularySizes(Config):
     """Number of tokens that serve as values."""
     num_noise: int = Field(default=RecallVocabulary.num_noise, ge=RecallVocabulary.UNSEEN_NOISE_SHARE)
     """Number of tokens that serve as noise; a third of them is never shown in training."""
+    num_new_noise: int = Field(default=RecallVocabulary.num_new_noise, ge=0)
+    """Number of further noise tokens, for haystacks that no choice was made by."""
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]

@@ -1,13 +1,9 @@
-"""The report of a recall sweep: a page, a JSON file and figures, made from its result files alone.
+"""The report of a recall sweep: a page, a JSON file and figures, made from its result files alone (`echo-lm sweep report`).
 
-    python -m echo_lm.evals.sweeps.report transfer
-
-Writes `NAME.md`, `NAME.json` and `figures/NAME_*.png` into `docs/results` (or `--out`); the same results give the same bytes. What
-people wrote in `NAME.notes.md` beside them is taken into the page. A sweep that was interrupted gives a report of what ran.
+The same results give the same bytes. What people wrote in `NAME.notes.md` beside the page is taken into it. A sweep that was
+interrupted gives a report of what ran.
 """
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,23 +21,9 @@ from .report_tables import (
     learning_rates_tried,
     published_cells,
 )
+from .result_files import Results, SweepFolder
 from .results import LENGTH_TASK, Report
-from .run import RESULTS, read_runs, result_files
 from .runs import RecallRun
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="a sweep of the package (transfer) or a YAML file")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the raw results")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page and its figures")
-    arguments = parser.parse_args()
-    try:
-        print(write_report(arguments.sweep, arguments.results, arguments.out))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def write_report(sweep_path: Path, results: Path, out: Path) -> Path:
@@ -51,8 +33,8 @@ def write_report(sweep_path: Path, results: Path, out: Path) -> Path:
         UserError: the sweep or a result file is wrong, or none of the sweep's runs is there.
     """
     sweep = load_sweep(sweep_path)
-    report = Report(sweep, read_runs(result_files(results, sweep.name)))
-    command = f"python -m echo_lm.evals.sweeps.run {shown(sweep_path)}"
+    report = Report(sweep, Results(SweepFolder(results, sweep.name)).found.values())
+    command = f"echo-lm sweep run {shown(sweep_path)}"
     if not report.found:
         raise UserError(f"{results} holds no run of sweep {sweep.name}: run `{command}` first")
     figures = draw(report, out / "figures")
@@ -79,7 +61,7 @@ def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -
         f"{len(report.found)} of {most}{report.planned} runs, on {', '.join(made['hardware'])}, "
         f"torch {', '.join(made['torch'])}, "
         f"{' and '.join(dict.fromkeys((made['dates'][0], made['dates'][-1])))}, commit {', '.join(made['commits'])}. "
-        f"Every cell: [{sweep.name}.json]({sweep.name}.json). This page is made by `python -m echo_lm.evals.sweeps.report`; "
+        f"Every cell: [{sweep.name}.json]({sweep.name}.json). This page is made by `echo-lm sweep report`; "
         f"prose belongs into `{sweep.name}.notes.md`. It all again:\n\n    {command}"
     )
     parts.append(_protocol(report))
@@ -172,7 +154,3 @@ def _cells_at(report: Report, runs: Iterable[RecallRun]) -> str:
         seed = f" seed {run.seed}" if len(report.sweep.seeds) > 1 else ""
         cells.setdefault(run.training.learning_rate, []).append(f"{cell.pairs} at {cell.gap:,}{seed}")
     return "; ".join(f"{', '.join(found)} (rate {rate:g})" for rate, found in sorted(cells.items()))
-
-
-if __name__ == "__main__":
-    main()

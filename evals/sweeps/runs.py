@@ -73,9 +73,9 @@ def runs_of(sweep: RecallSweep) -> list[RecallRun]:
 
 def _check_rooms(arm: str, training: RecallTraining, sweep: RecallSweep) -> None:
     """Refuse, before anything runs, a training whose sequences have too few keys or tokens for their pairs."""
-    for task, length, pairs in product(training.tasks, training.lengths, training.pairs):
+    for (task, options), length, pairs in product(training.parts, training.lengths, training.pairs):
         try:
-            check_room(task, length=length, pairs=pairs, vocabulary=sweep.ids, **training.options.get(task, {}))
+            check_room(task, length=length, pairs=pairs, vocabulary=sweep.ids, **options)
         except UserError as error:
             raise UserError(f"arm {arm}: {error}") from None
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...data_prep.recall import RecallVocabulary, generate, num_queries, seeded_generator
+from ...data_prep.recall import RecallVocabulary, generate, num_queries, seeded_generator, task_of
 from ...models import language_model_loss, parameter_groups
 from ...models.common.errors import UserError
 from .training_config import RecallTraining
@@ -46,10 +46,11 @@ def recall_bank(
     training: RecallTraining, length: int, vocabulary: RecallVocabulary, generator: np.random.Generator, batches: int
 ) -> RecallBank:
     """The batches of one length, the tasks in equal parts in each; step by step the next number of pairs."""
-    sequences = training.batch_at(length)
-    shares = [len(part) for part in np.array_split(np.arange(sequences), len(training.tasks))]
+    sequences, parts = training.batch_at(length), training.parts
+    shares = [len(part) for part in np.array_split(np.arange(sequences), len(parts))]
     most = sum(
-        share * num_queries(task, max(training.pairs)) for task, share in zip(training.tasks, shares, strict=True)
+        share * num_queries(task, max(training.pairs)) * task_of(task).labels_per_query(**options)
+        for (task, options), share in zip(parts, shares, strict=True)
     )
     tokens = np.empty((batches, sequences, length), np.int32)
     at, labels = np.zeros((2, batches, most), np.int64)
@@ -57,7 +58,7 @@ def recall_bank(
     for i, pairs in enumerate(training.pairs):
         mine = np.arange(i, batches, len(training.pairs))
         row, column = 0, 0
-        for task, share in zip(training.tasks, shares, strict=True):
+        for (task, options), share in zip(parts, shares, strict=True):
             if not share * len(mine):
                 continue
             found = generate(
@@ -67,7 +68,7 @@ def recall_bank(
                 pairs=pairs,
                 generator=generator,
                 vocabulary=vocabulary,
-                **training.options.get(task, {}),
+                **options,
             )
             evaluated = found.answers.shape[1] * share
             tokens[mine, row : row + share] = found.tokens.reshape(len(mine), share, length)
@@ -276,7 +277,9 @@ class RecallTrainer:
     def _gate_penalty_now(self) -> Tensor | float:
         """The gate penalty of this step, nats for write gates that are open at every position."""
         if self.training.lengthen_at is None:
-            return self.training.gate_penalty * (2 * (self._step[0] + 1) / self.training.steps - 1).clamp(min=0)
+            first, full = self.training.gate_penalty_from, self.training.gate_penalty_full
+            done = (self._step[0] + 1) / self.training.steps
+            return self.training.gate_penalty * ((done - first) / (full - first)).clamp(min=0, max=1)
         return self.training.gate_penalty * (len(self._later) + 1 < len(self.training.lengths))
 
     def _record(self, at: AtLength) -> torch.cuda.CUDAGraph:

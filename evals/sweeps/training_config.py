@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ...data_prep.recall import MIXES
 from ...models.common.config import Config, PositiveInts
 
 
@@ -13,6 +14,7 @@ class RecallTraining(Config):
     """
 
     added = ("batch_tokens", "tokens", "precision", "lengthen_at", "stop_at", "cooldown", "gate_penalty")
+    added += ("mix", "gate_penalty_from", "gate_penalty_full")
     renamed = "recall_training"
 
     steps: int = Field(default=500, gt=0)
@@ -21,6 +23,8 @@ class RecallTraining(Config):
     """Names of recall tasks, in equal parts in every batch."""
     options: dict[str, dict[str, Any]] = Field(default={})
     """Options of each task's generator, by the task's name."""
+    mix: str | None = None
+    """Instead of `tasks` and `options`: the name of a mix of tasks (`data_prep/recall/mixes.py`), its parts in equal shares."""
     batch_sequences: int = Field(default=32, gt=0)
     """Sequences of a step."""
     batch_tokens: int | None = Field(default=None, gt=0)
@@ -49,12 +53,33 @@ class RecallTraining(Config):
     cooldown: int = Field(default=0, ge=0)
     """Steps after `stop_at` was reached, as far as steps and tokens go, in which the learning rate falls to zero."""
     gate_penalty: float = Field(default=0.0, ge=0)
-    """Nats added to the loss for write gates that are open at every position: nothing in the first half of the steps, as a
-    model must learn to write first, then growing to this at the last; in a curriculum nothing at the first length, all of
+    """Nats added to the loss for write gates that are open at every position: nothing before `gate_penalty_from`, as a model
+    must learn to write first, then growing to this at `gate_penalty_full`; in a curriculum nothing at the first length, all of
     it after."""
+    gate_penalty_from: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the steps without a gate penalty."""
+    gate_penalty_full: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps at which the gate penalty has grown to all of it."""
 
     @model_validator(mode="after")
     def _check(self):
+        if self.mix is not None and self.mix not in MIXES:
+            raise ValueError(f"mix is {self.mix!r}: choose one of {', '.join(MIXES)}")
+        if (
+            self.mix is not None
+            and {"tasks", "options"} & self.model_fields_set
+            and (self.tasks, self.options)
+            != (
+                type(self).model_fields["tasks"].default,
+                {},
+            )
+        ):
+            raise ValueError("mix brings its tasks and their options: leave out `tasks` and `options`")
+        if self.gate_penalty_full <= self.gate_penalty_from:
+            raise ValueError(
+                f"gate_penalty grows from {self.gate_penalty_from} to {self.gate_penalty_full} of the steps: the second is the "
+                "larger"
+            )
         if self.gate_penalty and self.lengthen_at is None:
             for name in ("stop_at", "tokens"):
                 if getattr(self, name) is not None:
@@ -72,6 +97,13 @@ class RecallTraining(Config):
         if self.cooldown and self.stop_at is None:
             raise ValueError("cooldown follows where the training stops: it needs `stop_at`")
         return self
+
+    @property
+    def parts(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """The tasks of a batch with their options, in equal shares."""
+        if self.mix is not None:
+            return MIXES[self.mix]
+        return tuple((task, self.options.get(task, {})) for task in self.tasks)
 
     def batch_at(self, length: int) -> int:
         """Sequences of a step."""

@@ -30,6 +30,7 @@ def ska_attention(
     scale: float | Tensor = 1.0,
     chunk_size: int | None = None,
     value_lag: bool = False,
+    blend: Tensor | None = None,
     mask: Tensor | None = None,
     state: SKAState | None = None,
     return_state: bool = False,
@@ -60,6 +61,8 @@ def ska_attention(
         chunk_size: tokens worked together. "exact" gives the same result for any (default: by rank); "chunk": the grid,
             counted from the row's first token and cut at document borders (default 64).
         value_lag: C = sum v_s z_{s-1}^T: with K = 0, read the value that followed the key.
+        blend: `[B, T, H, power + 1]`: y_t is the sum over j of blend_tj times the read of the power j, instead of the read of
+            `power` alone. All are made on the way to the highest; the kernels of `fused/` take a call a power.
         mask: bool `[B, T]`; a False position writes nothing. Its neighbour's pair with it is zero, and the last True
             key of a row, not padding behind it, is the one that the returned state holds.
         state: what the rows continue from. A row start is a border if and only if this is None. In "chunk" mode the
@@ -80,6 +83,10 @@ def ska_attention(
         ValueError: a shape, a name or a number is wrong.
     """
     batch, length, heads, rank = _check_shapes(q, k, v, mask)
+    if blend is not None and blend.shape != (batch, length, heads, power + 1):
+        raise ValueError(
+            f"blend must be [B, T, H, power + 1] = {[batch, length, heads, power + 1]}, not {list(blend.shape)}"
+        )
     if mode not in ("exact", "chunk", "prefix"):
         raise ValueError(f'mode must be "exact", "chunk" or "prefix", not {mode!r}')
     if power < 0 or ridge <= 0:
@@ -131,6 +138,7 @@ def ska_attention(
 
     options = dict(mode=mode, power=power, ridge=ridge, scale=scale.to(dtype), chunk_size=chunk_size)
     options |= dict(value_lag=value_lag, starts=starts, state=entering)
+    options["blend"] = None if blend is None else blend.to(dtype)
     if backend == "triton":
         options["return_state"] = return_state
     # Autocast would work the products in half precision, and the ridge would drown.

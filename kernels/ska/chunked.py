@@ -31,10 +31,12 @@ def ska_chunked(
     value_lag: bool,
     starts: Tensor | None,
     state: SKAState,
+    blend: Tensor | None = None,
 ) -> tuple[Tensor, SKAState]:
     """The arguments and results of `ska_naive`."""
     if mode == "prefix":
-        return _prefix(q, k, v, power=power, ridge=ridge, scale=scale, value_lag=value_lag, starts=starts, state=state)
+        options = dict(power=power, ridge=ridge, scale=scale, value_lag=value_lag)
+        return _prefix(q, k, v, blend, starts=starts, state=state, **options)
     batch, length, heads, rank = q.shape
     width = v.shape[-1]
     size = min(chunk_size, length) if mode == "exact" else chunk_size
@@ -63,6 +65,7 @@ def ska_chunked(
         value_lag=value_lag,
         local=mode == "exact",
         mask=mask,
+        blend=None if blend is None else _chunks(blend, count, size),
     )
     y = y.view(batch, count, heads, size, width).transpose(2, 3).reshape(batch, count * size, heads, width)
     return y[:, :length], SKAState(*final.split((rank, rank, width), 2), k[:, -1])
@@ -104,11 +107,22 @@ def _masks(
 
 
 def _prefix(
-    q: Tensor, k: Tensor, v: Tensor, *, power, ridge, scale, value_lag, starts: Tensor | None, state: SKAState
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blend: Tensor | None,
+    *,
+    power,
+    ridge,
+    scale,
+    value_lag,
+    starts: Tensor | None,
+    state: SKAState,
 ) -> tuple[Tensor, SKAState]:
     """One operator a document. Rows that hold several documents are laid out as one padded row a document."""
     if starts is not None:
-        return _prefix_of_documents(q, k, v, starts, state, power=power, ridge=ridge, scale=scale, value_lag=value_lag)
+        options = dict(power=power, ridge=ridge, scale=scale, value_lag=value_lag)
+        return _prefix_of_documents(q, k, v, blend, starts, state, **options)
     batch, length, heads, _ = q.shape
     queries, z, z_prev, values = (_chunks(x, 1, length) for x in (q, k, previous_keys(k, state.last_key, None), v))
     unflatten = (batch, heads)
@@ -130,11 +144,12 @@ def _prefix(
         value_lag=value_lag,
         local=False,
         mask=Mask(q.new_ones(1, 1), None, batch, heads),
+        blend=None if blend is None else _chunks(blend, 1, length),
     )
     return y.view(batch, heads, length, -1).transpose(1, 2), final
 
 
-def _prefix_of_documents(q, k, v, starts, state, **options) -> tuple[Tensor, SKAState]:
+def _prefix_of_documents(q, k, v, blend, starts, state, **options) -> tuple[Tensor, SKAState]:
     batch, length = starts.shape
     first = starts.clone()
     first[:, 0] = True
@@ -143,7 +158,9 @@ def _prefix_of_documents(q, k, v, starts, state, **options) -> tuple[Tensor, SKA
     position = torch.arange(int(lengths.max()), device=q.device)
     real = position < lengths[:, None]  # [documents, longest]
     source = torch.where(real, offsets[:, None] + position, 0)
-    padded = [x.flatten(0, 1)[source] * real[:, :, None, None] for x in (q, k, v)]
+    rows = (q, k, v) if blend is None else (q, k, v, blend)
+    padded = [x.flatten(0, 1)[source] * real[:, :, None, None] for x in rows]
+    padded += [None] * (4 - len(padded))
     row = offsets // length
     continues = offsets % length == 0
     entering = SKAState(*(part[row] * continues.view(-1, *[1] * (part.dim() - 1)) for part in state))

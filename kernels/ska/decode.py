@@ -59,6 +59,7 @@ def ska_step(
     scale: float | Tensor = 1.0,
     chunk_size: int = 64,
     value_lag: bool = False,
+    blend: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Write one token, then read: what `ska_attention` gives at this position, in the mode of the state.
@@ -68,6 +69,7 @@ def ska_step(
     Args:
         q, k: `[B, H, R]`; v: `[B, H, P]`.
         power, ridge, scale, chunk_size, value_lag: as in `ska_attention`.
+        blend: `[B, H, power + 1]`, as there; the kernel does not take it.
         backend: "triton", "torch", or "auto" for the faster that runs here.
 
     Returns:
@@ -82,17 +84,21 @@ def ska_step(
         _refresh(state, ridge, chunk_size)
     if backend != "torch":
         obstacle = why_not_fused_step(q, k, v, state.inverse, power=power)
+        obstacle = "the read of one power, not a blend" if blend is not None else obstacle
         if backend == "triton" and obstacle:
             raise ValueError(f'backend "triton" needs {obstacle}; backend "torch" takes any')
         backend = "torch" if obstacle else "triton"
-    step = ska_step_fused if backend == "triton" else _step
-    y = step(q, k, v, state.sums, state.inverse, state.visible, power=power, scale=scale, value_lag=value_lag)
+    options = dict(power=power, scale=scale, value_lag=value_lag)
+    if backend == "triton":
+        y = ska_step_fused(q, k, v, state.sums, state.inverse, state.visible, **options)
+    else:
+        y = _step(q, k, v, state.sums, state.inverse, state.visible, blend, **options)
     if state.position is not None:
         state.position.add_(1)
     return y
 
 
-def _step(q, k, v, sums, inverse, visible, *, power, scale, value_lag) -> Tensor:
+def _step(q, k, v, sums, inverse, visible, blend, *, power, scale, value_lag) -> Tensor:
     dtype = inverse.dtype
     q, k, out_dtype, v = q.to(dtype), k.to(dtype), v.dtype, v.to(dtype)
     sums.gram.add_(k[..., :, None] * k[..., None, :])
@@ -105,8 +111,12 @@ def _step(q, k, v, sums, inverse, visible, *, power, scale, value_lag) -> Tensor
     if isinstance(scale, Tensor):
         scale = scale.to(dtype)[:, None, None]
     x = inverse.mT @ (inverse @ q[..., None])
+    xs = [x]
     for _ in range(power):
         x = inverse.mT @ (inverse @ (scale * (read.transition @ x)))
+        xs.append(x)
+    if blend is not None:
+        x = torch.cat(xs, -1) @ blend.to(dtype)[..., None]
     return (read.value_map @ x).squeeze(-1).to(out_dtype)
 
 

@@ -22,6 +22,7 @@ def ska_naive(
     value_lag: bool,
     starts: Tensor | None,
     state: SKAState,
+    blend: Tensor | None = None,
 ) -> tuple[Tensor, SKAState]:
     """Read every token from the operator that its mode gives it.
 
@@ -30,6 +31,7 @@ def ska_naive(
         scale: `[H]`.
         starts: bool `[B, T]`, the first tokens of documents inside rows, or None.
         state: what the rows continue from.
+        blend: `[B, T, H, power + 1]`, or None for the read of `power` alone.
 
     Returns:
         y `[B, T, H, P]` and the state after the last token of each row.
@@ -48,7 +50,13 @@ def ska_naive(
         operators.append(visible if mode == "chunk" else state)
     if mode == "prefix":
         operators = _last_of_document(states, starts)
-    y = torch.stack([_read(op, q[:, t], power, ridge, scale) for t, op in enumerate(operators)], 1)
+    y = torch.stack(
+        [
+            _read(op, q[:, t], power, ridge, scale, None if blend is None else blend[:, t])
+            for t, op in enumerate(operators)
+        ],
+        1,
+    )
     return y, state
 
 
@@ -63,12 +71,15 @@ def _write(state: SKAState, key: Tensor, value: Tensor, value_lag: bool) -> SKAS
     )
 
 
-def _read(state: SKAState, query: Tensor, power: int, ridge: float, scale: Tensor) -> Tensor:
-    """y = C G^-1 (s M G^-1)^K q for one token: query `[B, H, R]` -> `[B, H, P]`."""
+def _read(
+    state: SKAState, query: Tensor, power: int, ridge: float, scale: Tensor, blend: Tensor | None = None
+) -> Tensor:
+    """y = C G^-1 (s M G^-1)^K q for one token: query `[B, H, R]` -> `[B, H, P]`; blend `[B, H, K + 1]` weighs the powers."""
     gram = state.gram + ridge * torch.eye(query.shape[-1], dtype=query.dtype, device=query.device)
-    x = torch.linalg.solve(gram, query)
+    xs = [torch.linalg.solve(gram, query)]
     for _ in range(power):
-        x = torch.linalg.solve(gram, scale[:, None] * torch.einsum("bhrs,bhs->bhr", state.transition, x))
+        xs.append(torch.linalg.solve(gram, scale[:, None] * torch.einsum("bhrs,bhs->bhr", state.transition, xs[-1])))
+    x = xs[-1] if blend is None else (torch.stack(xs, -1) * blend[..., None, :]).sum(-1)
     return torch.einsum("bhpr,bhr->bhp", state.value_map, x)
 
 

@@ -126,7 +126,7 @@ class Read(torch.autograd.Function):
     """y, with gradients for every tensor argument; see `read`."""
 
     @staticmethod
-    def forward(ctx, q, z, z_prev, v, gram, transition, value_map, scale, power, ridge, value_lag, local, mask):
+    def forward(ctx, q, z, z_prev, v, gram, transition, value_map, scale, blend, power, ridge, value_lag, local, mask):
         gram = gram.clone()
         gram.diagonal(dim1=1, dim2=2).add_(ridge)
         solver = Solver(gram, z if local else None, ridge, mask)
@@ -138,10 +138,11 @@ class Read(torch.autograd.Function):
                 filtered = torch.baddbmm(filtered, mask.apply(torch.bmm(x, z_prev.mT)), z)
             x = solver(filtered.mul_(scale))
             xs.append(x)
+        x = _blended(xs, blend)
         y = torch.bmm(mask.keep_old(x), value_map.mT)
         if local:
             y = torch.baddbmm(y, mask.apply(torch.bmm(x, (z_prev if value_lag else z).mT)), v)
-        ctx.save_for_backward(z, z_prev, v, transition, value_map, scale, *xs)
+        ctx.save_for_backward(z, z_prev, v, transition, value_map, scale, blend, *xs)
         ctx.solver, ctx.power, ctx.value_lag, ctx.local, ctx.mask = solver, power, value_lag, local, mask
         return y
 
@@ -153,24 +154,29 @@ class Read(torch.autograd.Function):
 
     @staticmethod
     def _backward(ctx, dy):
-        z, z_prev, v, transition, value_map, scale, *xs = ctx.saved_tensors
+        z, z_prev, v, transition, value_map, scale, blend, *xs = ctx.saved_tensors
         solver, mask, local = ctx.solver, ctx.mask, ctx.local
         dy = dy.contiguous()
-        dz = dz_prev = dv = dscale = None
+        dz = dz_prev = dv = dscale = dblend = None
+        read = _blended(xs, blend)
         dtransition = torch.zeros_like(transition)
         a = torch.bmm(mask.keep_old(dy), value_map)
-        dvalue_map = torch.bmm(dy.mT, mask.keep_old(xs[-1]))
+        dvalue_map = torch.bmm(dy.mT, mask.keep_old(read))
         if local:
             read_key = z_prev if ctx.value_lag else z
             dread = mask.apply(torch.bmm(dy, v.mT))
             a = torch.baddbmm(a, dread, read_key)
-            dv = torch.bmm(mask.apply(torch.bmm(xs[-1], read_key.mT)).mT, dy)
-            dread_key = torch.bmm(dread.mT, xs[-1])
+            dv = torch.bmm(mask.apply(torch.bmm(read, read_key.mT)).mT, dy)
+            dread_key = torch.bmm(dread.mT, read)
             dz = torch.zeros_like(z) if ctx.value_lag else dread_key
             dz_prev = dread_key if ctx.value_lag else torch.zeros_like(z)
         dgram = torch.zeros_like(transition)
         if ctx.needs_input_grad[7]:
             dscale = torch.zeros_like(scale)
+        of_read = a
+        if blend is not None:
+            dblend = torch.stack([(of_read * x).sum(-1) for x in xs], -1)
+            a = of_read * blend[..., -1:]
         for j in range(ctx.power, -1, -1):
             a = solver(a)
             a_old = mask.keep_old(a)
@@ -194,7 +200,16 @@ class Read(torch.autograd.Function):
                 # <a, M x> read from the other side: <M^T a, x>.
                 dscale += (back * x).sum((1, 2), keepdim=True)
             a = back.mul_(scale)
-        return a, dz, dz_prev, dv, dgram, dtransition, dvalue_map, dscale, None, None, None, None, None
+            if blend is not None:
+                a = torch.addcmul(a, of_read, blend[..., j - 1 : j])
+        return a, dz, dz_prev, dv, dgram, dtransition, dvalue_map, dscale, dblend, None, None, None, None, None
+
+
+def _blended(xs: list[Tensor], blend: Tensor | None) -> Tensor:
+    """What is read with: the last solution, or the sum of all by their weights `[n, S, powers]`."""
+    if blend is None:
+        return xs[-1]
+    return sum(x * blend[..., j : j + 1] for j, x in enumerate(xs))
 
 
 def read(
@@ -212,6 +227,7 @@ def read(
     value_lag: bool,
     local: bool,
     mask: Mask,
+    blend: Tensor | None = None,
 ) -> Tensor:
     """Read `n` chunks, each from its entering sums and, where `local`, from its own tokens up to the reader.
 
@@ -219,9 +235,10 @@ def read(
         q, z, z_prev: `[n, S, R]` queries, keys, and the keys one position before; v: `[n, S, P]`.
         gram, transition: `[n, R, R]`; value_map: `[n, P, R]`: sums without the ridge.
         scale: `[n, 1, 1]`.
+        blend: `[n, S, power + 1]`, the share of each power in what is read; None: the highest alone.
         local: False for the chunk-causal and prefix forms, whose z, z_prev and v get no gradient here.
 
     Returns:
         `[n, S, P]`.
     """
-    return Read.apply(q, z, z_prev, v, gram, transition, value_map, scale, power, ridge, value_lag, local, mask)
+    return Read.apply(q, z, z_prev, v, gram, transition, value_map, scale, blend, power, ridge, value_lag, local, mask)

@@ -3,41 +3,43 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.documents import document_ids, inner_borders
+from ...kernels.documents import inner_borders
 from ...kernels.sequence import SequenceContext
 from ...kernels.ska import DecodeState, SKAState, ska_attention, ska_step, start_decoding, unpack, write_gate
 from ...kernels.ska import normalize_and_gate as normalize_and_gate
-from ..common.errors import UserError
 from ..config import ModelConfig, SKAConfig
 from ..initialization import normal_by_fan_in
 from ..norm import at_least_fp32
-from .base import SequenceMixer
-from .registry import SegmentMessage, register
+from .delay import delayed, latest
+from .registry import register
+from .ska_costs import SKACosts, refuse_segments
+from .ska_parts import ScaledLinear, longest_key, side_by_side, where_rows
 
 SMALLEST_NORM = 1e-6
 GAMMA_RANGE = (1.0, 1.5)
 
 
+class Recent(NamedTuple):
+    """What a layer keeps of the last tokens, `[B, m, *]` each: raw keys and values that are written later, tokens for the gate."""
+
+    keys: Tensor
+    values: Tensor
+    tokens: Tensor
+
+
 class SKACache(NamedTuple):
-    """decode: the sums and their inverse factor; longest: `[B, H, 1]`, of the prompt's raw keys, for "sequence-max" only."""
+    """decode: the sums and their inverse factor; longest: `[B, H, 1]`, of the prompt's raw keys, for "sequence-max" only; recent:
+    for layers that look at tokens before the present one."""
 
     decode: DecodeState
     longest: Tensor | None
-
-
-class ScaledLinear(nn.Linear):
-    """W (eta y), with one eta a head: the weight takes it, which is smaller than y."""
-
-    def forward(self, y: Tensor, eta: Tensor) -> Tensor:
-        weight = self.weight.unflatten(1, (len(eta), -1)) * eta[:, None]
-        return F.linear(y, weight.flatten(1).to(y.dtype))
+    recent: Recent | None = None
 
 
 @register("ska")
-class SKA(SequenceMixer):
+class SKA(SKACosts):
     """Spectral Koopman Attention, `[B, T, d_model]` -> `[B, T, d_model]`.
 
     With `gate_input` "token" every method also takes `token`, shaped as x: what `EchoLM.embed` gives for the gate.
@@ -54,7 +56,13 @@ class SKA(SequenceMixer):
         self.k_proj = nn.Linear(d_model, keys, bias=False)
         self.v_proj = nn.Linear(d_model, d_model, bias=False)
         self.out_proj = ScaledLinear(d_model, d_model, bias=False)
-        self.gate_proj = None if config.write_gate == "none" else nn.Linear(d_model, heads)
+        self.gate_proj = self.context_gate_proj = self.blend_proj = None
+        if config.write_gate != "none":
+            self.gate_proj = nn.Linear(config.gate_window * d_model, heads - config.context_heads)
+        if config.context_heads:
+            self.context_gate_proj = nn.Linear(d_model, config.context_heads)
+        if config.blend:
+            self.blend_proj = nn.Linear(d_model, heads * (config.power + 1))
         self.eta = nn.Parameter(torch.empty(heads), requires_grad=config.learn_eta)
         self.gamma_logit = nn.Parameter(torch.empty(heads)) if config.learn_gamma else None
 
@@ -67,12 +75,13 @@ class SKA(SequenceMixer):
         context: SequenceContext | None = None,
         write_mask: Tensor | None = None,
     ) -> Tensor:
-        if context is not None and context.world > 1 and self.config.normalization == "sequence-max":
-            raise UserError('ska.normalization "sequence-max" needs whole rows: use "l2", or no sequence parallelism')
+        if context is not None and context.world > 1:
+            refuse_segments(self.config)
         y = ska_attention(
             *self.keys(x, cu_seqlens, write_mask, token),
             **self._options(),
             mode=self.config.mode,
+            blend=self.blend(x),
             mask=write_mask,
             cu_seqlens=cu_seqlens,
             context=context,
@@ -88,74 +97,18 @@ class SKA(SequenceMixer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs of the SKA operation: queries, gated keys and gated values, `[B, T, H, *]`. Keys outside of `write_mask` set no
         measure for "sequence-max"."""
-        packed = self._project(x, token)
+        starts = inner_borders(cu_seqlens, *x.shape[:2], x.device) if self._looks_at_borders else None
+        packed = self._project(x, token, starts=starts)[0]
         longest = None
         if self.config.normalization == "sequence-max":
             k = self._unpack(packed)[1]
             k = k if write_mask is None else k * write_mask[..., None, None]
-            longest = longest_key(k, inner_borders(cu_seqlens, *x.shape[:2], x.device))
+            longest = longest_key(k, starts)
         return self._normalize_and_gate(packed, longest)
 
     @classmethod
     def build(cls, config: ModelConfig) -> "SKA":
         return cls(config.d_model, config.ska)
-
-    @staticmethod
-    def num_parameters(config: ModelConfig) -> int:
-        d, ska = config.d_model, config.ska
-        gate = 0 if ska.write_gate == "none" else d * ska.num_heads + ska.num_heads
-        gamma = ska.num_heads if ska.learn_gamma else 0
-        return 2 * d * ska.num_heads * ska.rank + 2 * d * d + gate + gamma + ska.num_heads
-
-    @staticmethod
-    def mixing_flops(config: ModelConfig, length: int) -> float:
-        ska = config.ska
-        rank, width, exact = ska.rank, config.d_model // ska.num_heads, ska.mode == "exact"
-        chunk = min(length, ska.grid)
-        sums = 2 * rank * (2 * rank + width)
-        factor = 2 * rank**3 / chunk  # Cholesky, its inverse
-        solve, pairs = 2 * rank * rank, 0
-        if exact:  # Z G^-1, its Gram, its factor, W
-            factor += 2 * rank * rank + 2 * chunk * rank + chunk * chunk / 3 + chunk * rank
-            solve, pairs = solve + 4 * chunk * rank, 4 * chunk * rank
-        filters = ska.power * (2 * rank * rank + pairs + solve)
-        read = 2 * rank * width + (2 * chunk * (rank + width) if exact else 0)
-        return ska.num_heads * (sums + factor + solve + filters + read)
-
-    @staticmethod
-    def mixing_decode_flops(config: ModelConfig, context: int) -> float:
-        ska = config.ska
-        rank, width = ska.rank, config.d_model // ska.num_heads
-        write = 2 * rank * (2 * rank + width) + (9 * rank * rank if ska.mode == "exact" else 0)
-        read = 2 * rank * rank * (1 + 2 * ska.power) + 2 * rank * width
-        return ska.num_heads * (write + read)
-
-    @staticmethod
-    def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
-        ska = config.ska
-        rank, width = ska.rank, config.d_model // ska.num_heads
-        sums = 2 * rank * rank + width * rank + rank
-        numbers = sums + rank * rank  # the inverse factor
-        if ska.mode == "chunk":
-            numbers += sums  # as of the last border of the grid
-        if ska.normalization == "sequence-max":
-            numbers += 1
-        return 4 * ska.num_heads * numbers + (8 if ska.mode == "chunk" else 0)  # always fp32
-
-    @staticmethod
-    def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
-        """Forward 2 R^2 + P R + 2 R numbers a head (value lag: + P) and the segment's length, backward 2 R^2 + P R + R, in
-        fp32 at least."""
-        ska, wide = config.ska, max(4, bytes_per_number)
-        rank, width = ska.rank, config.d_model // ska.num_heads
-        sums = 2 * rank * rank + width * rank
-        forward = ska.num_heads * (sums + 2 * rank + (width if ska.value_lag else 0))
-        backward = ska.num_heads * (sums + rank)
-        return SegmentMessage(wide * (batch * forward + 1), wide * batch * backward)
-
-    @staticmethod
-    def kept_numbers(config: ModelConfig) -> int:
-        return 4 * config.d_model + config.ska.num_heads * config.ska.rank * (6 + config.ska.power)
 
     @property
     def reads_token(self) -> bool:
@@ -184,14 +137,18 @@ class SKA(SequenceMixer):
         longest = None
         if config.normalization == "sequence-max":
             longest = sums.last_key[..., :1]
-        return SKACache(start_decoding(sums, ridge=config.ridge, **chunked), longest)
+        recent = None
+        if config.looks_back:
+            sizes = self._recent_sizes
+            recent = Recent(*(like.new_zeros(batch, count, width) for count, width in sizes))
+        return SKACache(start_decoding(sums, ridge=config.ridge, **chunked), longest, recent)
 
     def extend(self, x: Tensor, cache: SKACache, real: Tensor, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends.
 
         In "chunk" mode the cache must stand on the chunk grid; "sequence-max" takes its maximum here.
         """
-        packed = self._project(x, token)
+        packed, recent = self._project(x, token, cache.recent, real=real)
         longest = cache.longest
         if longest is not None:
             k = self._unpack(packed)[1]
@@ -199,7 +156,8 @@ class SKA(SequenceMixer):
         q, k, v = self._normalize_and_gate(packed, None if longest is None else longest[:, None])
         old = cache.decode
         options = dict(self._options(), return_state=True)
-        y, sums = ska_attention(q, k, v, **options, mode=self.config.mode, mask=real, state=old.sums)
+        blend = self.blend(x)
+        y, sums = ska_attention(q, k, v, **options, mode=self.config.mode, blend=blend, mask=real, state=old.sums)
         chunked = {}
         if old.visible is not None:
             position = old.position + real.sum(1)
@@ -209,17 +167,24 @@ class SKA(SequenceMixer):
             )
             # Steps move the visible sums on only when the next one comes: at a border those of the cache are a chunk old.
             border = old.position % self.config.grid == 0
-            past = SKAState(*(_where_rows(border, *parts) for parts in zip(old.sums, old.visible, strict=True)))
+            past = SKAState(*(where_rows(border, *parts) for parts in zip(old.sums, old.visible, strict=True)))
             visible = ska_attention(q, k, v, **options, mode="chunk", mask=on_grid_tokens, state=past)[1]
             chunked = dict(visible=visible, position=position)
         decode = start_decoding(sums, ridge=self.config.ridge, **chunked)
-        return self._project_out(y, x.dtype), SKACache(decode, longest)
+        return self._project_out(y, x.dtype), SKACache(decode, longest, recent)
 
     def step(self, x: Tensor, cache: SKACache, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
         """One token, `[B, d_model]`; the cache is updated in place and returned."""
-        q, k, v = self._normalize_and_gate(self._project(x, token), cache.longest)
-        y = ska_step(q, k, v, cache.decode, **self._options())
-        return self._project_out(y, x.dtype), cache
+        if cache.recent is None:
+            packed, recent = self._project(x, token)
+        else:
+            real = torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
+            token = None if token is None else token[:, None]
+            packed, recent = self._project(x[:, None], token, cache.recent, real=real)
+            packed = packed[:, 0]
+        q, k, v = self._normalize_and_gate(packed, cache.longest)
+        y = ska_step(q, k, v, cache.decode, blend=self.blend(x), **self._options())
+        return self._project_out(y, x.dtype), cache._replace(recent=recent)
 
     def _options(self) -> dict:
         config = self.config
@@ -245,7 +210,17 @@ class SKA(SequenceMixer):
 
     def gate_logits(self, x: Tensor, token: Tensor | None = None) -> Tensor | None:
         """Logits of the write gate: `[..., H]`, or None without a gate."""
-        return None if self.gate_proj is None else self.gate_proj(self._gate_input(x, token))
+        if self.gate_proj is None:
+            return None
+        logits = self.gate_proj(self._gate_input(x, token))
+        return logits if self.context_gate_proj is None else torch.cat((logits, self.context_gate_proj(x)), -1)
+
+    def blend(self, x: Tensor) -> Tensor | None:
+        """The share of each power in what is read: `[..., H, power + 1]`, sums of 1, in fp32 at least; None without a blend."""
+        if self.blend_proj is None:
+            return None
+        logits = self.blend_proj(x).unflatten(-1, (self.config.num_heads, -1))
+        return at_least_fp32(logits).softmax(-1)
 
     def gate_mean(self, x: Tensor, token: Tensor | None = None) -> Tensor:
         """The mean of sigmoid(gate logit) over positions and heads, an fp32 scalar, which the gate penalty multiplies.
@@ -255,25 +230,76 @@ class SKA(SequenceMixer):
         """
         return torch.sigmoid(at_least_fp32(self.gate_logits(x, token))).mean()
 
-    def _gate_input(self, x: Tensor, token: Tensor | None) -> Tensor:
+    def _gate_input(
+        self, x: Tensor, token: Tensor | None, before: Tensor | None = None, starts: Tensor | None = None
+    ) -> Tensor:
+        """What `gate_proj` takes: x, or the tokens of the window, the present one first. Without `starts` a window also holds
+        tokens of the document before."""
         if self.config.gate_input == "hidden":
             return x
         if token is None:
             raise ValueError('ska.gate_input is "token": the layer needs `token`, as `EchoLM.embed` gives it')
-        return token
+        window = self.config.gate_window
+        if window == 1:
+            return token
+        return torch.cat([delayed(token, steps, before, starts) for steps in range(window)], -1)
 
-    def _project(self, x: Tensor, token: Tensor | None) -> Tensor:
+    def _project(
+        self,
+        x: Tensor,
+        token: Tensor | None,
+        recent: Recent | None = None,
+        *,
+        starts: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> tuple[Tensor, Recent | None]:
         """Raw queries, keys, values and gate logits side by side, as `normalize_and_gate` takes them: one product for all
-        that is made of x, so that x and its gradient are passed over once."""
+        that is made of x, so that x and its gradient are passed over once. And, from what was recent, what is now."""
+        config = self.config
         weights = [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj)]
-        gate = [] if self.gate_proj is None else [self.gate_proj.weight]
+        hidden, gate = [], []
+        if self.gate_proj is not None:
+            gate = [self.gate_proj.weight]
+        if self.context_gate_proj is not None:
+            hidden = [self.context_gate_proj.weight]
+        padding = []
         if x.dim() == 3:  # rows of a multiple of 16 bytes keep the products fast
-            columns = sum(len(weight) for weight in weights + gate)
-            gate.append(weights[0].new_zeros(-columns % 8, x.shape[-1]))
-        gate_input = self._gate_input(x, token)
+            columns = sum(len(weight) for weight in weights + gate + hidden)
+            padding.append(weights[0].new_zeros(-columns % 8, x.shape[-1]))
+        gate_input = self._gate_input(x, token, None if recent is None else recent.tokens, starts)
         if gate_input is x:
-            return _side_by_side(x, weights + gate)
-        return torch.cat((_side_by_side(x, weights), _side_by_side(gate_input, gate)), -1)
+            packed = side_by_side(x, weights + gate + padding)
+        elif config.gate_window == 1 and not hidden:
+            packed = torch.cat((side_by_side(x, weights), side_by_side(gate_input, gate + padding)), -1)
+        else:
+            packed = torch.cat((side_by_side(x, weights), side_by_side(gate_input, gate)), -1)
+            if hidden + padding:
+                packed = torch.cat((packed, side_by_side(x, hidden + padding)), -1)
+        if not config.looks_back:
+            return packed, None
+        q, k, v, rest = (part.flatten(2) if part.dim() == 4 else part for part in self._unpack(packed))
+        new = None
+        if recent is not None:
+            rows = (k, v, x[..., :0] if token is None else token)
+            new = Recent(*(latest(r, old.shape[1], old, real) for r, old in zip(rows, recent, strict=True)))
+        k = delayed(k, config.key_shift, None if recent is None else recent.keys, starts)
+        v = delayed(v, config.value_shift, None if recent is None else recent.values, starts)
+        return torch.cat((q, k, v, rest), -1), new
+
+    @property
+    def _looks_at_borders(self) -> bool:
+        return self.config.looks_back or self.config.normalization == "sequence-max"
+
+    @property
+    def _recent_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Rows and width of each part of `Recent`."""
+        config = self.config
+        tokens = self.k_proj.in_features if self.reads_token else 0
+        return (
+            (config.key_shift, config.num_heads * config.rank),
+            (config.value_shift, self.v_proj.out_features),
+            (config.gate_window - 1, tokens),
+        )
 
     def _unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
         config = self.config
@@ -284,6 +310,8 @@ class SKA(SequenceMixer):
         decoding round keys alike."""
         config = self.config
         bias = None if self.gate_proj is None else self.gate_proj.bias
+        if self.context_gate_proj is not None:
+            bias = torch.cat((bias, self.context_gate_proj.bias))
         if config.normalization == "l2":
             sizes = dict(heads=config.num_heads, rank=config.rank, width=self.v_proj.out_features // config.num_heads)
             return normalize_and_gate(packed, bias, **sizes, kind=config.write_gate)
@@ -307,30 +335,14 @@ class SKA(SequenceMixer):
         if self.gate_proj is not None:
             normal_by_fan_in(self.gate_proj.weight, generator)
             nn.init.zeros_(self.gate_proj.bias)
+        if self.context_gate_proj is not None:
+            normal_by_fan_in(self.context_gate_proj.weight, generator)
+            nn.init.zeros_(self.context_gate_proj.bias)
+        if self.blend_proj is not None:  # equal shares
+            nn.init.zeros_(self.blend_proj.weight)
+            nn.init.zeros_(self.blend_proj.bias)
         nn.init.constant_(self.eta, self.config.eta)
         if self.gamma_logit is not None:
             low, high = GAMMA_RANGE
             share = (self.config.gamma - low) / (high - low)
             nn.init.constant_(self.gamma_logit, torch.logit(torch.tensor(share)).item())
-
-
-def _side_by_side(x: Tensor, weights: list[Tensor]) -> Tensor:
-    """x W^T of each W, along the last dimension."""
-    if x.dim() == 2:  # decoding: the weights are larger than what they give
-        return torch.cat([F.linear(x, weight) for weight in weights], -1)
-    return F.linear(x, torch.cat(weights))
-
-
-def _where_rows(rows: Tensor, x: Tensor, other: Tensor) -> Tensor:
-    """x where `rows` `[B]` is True, `other` elsewhere."""
-    return torch.where(rows.view(-1, *[1] * (x.dim() - 1)), x, other)
-
-
-def longest_key(k: Tensor, starts: Tensor | None) -> Tensor:
-    """The norm of the longest key of each token's document: `[B, T, H, R]` -> `[B, T or 1, H, 1]`."""
-    norms = at_least_fp32(k).norm(dim=-1)
-    if starts is None:
-        return norms.amax(1, keepdim=True)[..., None]
-    ids = document_ids(starts)[..., None].expand_as(norms)
-    longest = norms.new_zeros(norms.shape).scatter_reduce(1, ids, norms, "amax", include_self=False)
-    return longest.gather(1, ids)[..., None]

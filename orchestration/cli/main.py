@@ -15,6 +15,7 @@ from .serve import serve
 from .status import status
 from .study import study_app
 from .submit import submit
+from .sweep import sweep_app
 from .track import track
 from .train import train
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(data_app)
 app.add_typer(study_app)
+app.add_typer(sweep_app)
 for command in (run, submit, prepare, train):
     app.command()(command)
 app.command("eval")(evaluate)

@@ -43,23 +43,42 @@ def run(
     address: Annotated[str | None, typer.Option(help="Place the cells with the Ray cluster at this address.")] = None,
     limit: Annotated[
         str | None,
-        typer.Option("--for", help="Start no cell that would end later than that from now: 50m, 2h. Without Ray."),
+        typer.Option(
+            "--for", help="Start no cell that would end later than that from now, and stop then: 50m, 2h. Without Ray."
+        ),
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="Also keep the finished cells in this .tar.xz, written anew after each.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Go on from such an archive, or from a report's study.json.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Devices of this machine, instead of the study's hardware.devices.")
     ] = None,
 ) -> None:
     """Run every cell that has no result, then fit and report. Run it again after an interruption: it goes on.
 
     Without --ray or --address the cells are processes of this machine, packed on its devices.
     """
+    from ..studies.archive import check_archive, unpack
     from ..studies.config import load_study
+    from ..studies.folder import StudyFolder, describe_remaining
     from ..studies.reporting import fit_and_report
-    from ..studies.run import describe_remaining, plan_study, run_study
+    from ..studies.run import plan_study, run_study
     from ..studies.tables import plan_summary
 
     limit_seconds = None if limit is None else parse_seconds(limit, "--for")
     loaded = load_study(study)
+    if devices is not None:
+        loaded = loaded.model_copy(update={"hardware": loaded.hardware.model_copy(update={"devices": devices})})
+    if archive is not None:
+        check_archive(archive)
+    if source is not None:
+        unpack(source, StudyFolder(studies / loaded.name))
     console.print(plan_summary(plan_study(loaded, data)), markup=False)
     ray |= address is not None
-    folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=limit_seconds)
+    folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=limit_seconds, archive=archive)
     if remaining := describe_remaining(folder, folder.load_plan()):
         console.print(remaining, markup=False)
     else:
@@ -73,7 +92,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Draw the table again until every cell is done.")] = False,
 ) -> None:
     """Where every cell stands, and what is left in hours by the speed measured so far. Reads files only."""
-    from ..studies.run import find_study
+    from ..studies.folder import find_study
     from ..studies.tables import watch_status
 
     watch_status(find_study(study, studies), watch)
@@ -82,8 +101,8 @@ def status(
 @study_app.command()
 def fit(study: Study, studies: Studies = Path("studies")) -> None:
     """Fit the finished cells: fit.json, and the laws as a table."""
+    from ..studies.folder import find_study
     from ..studies.reporting import write_fit
-    from ..studies.run import find_study
     from ..studies.tables import laws_table
 
     folder = find_study(study, studies)
@@ -94,8 +113,8 @@ def fit(study: Study, studies: Studies = Path("studies")) -> None:
 @study_app.command()
 def report(study: Study, studies: Studies = Path("studies")) -> None:
     """Fit, then write report.md, report.html and the figures; mirror them in MLflow where it is installed."""
+    from ..studies.folder import find_study
     from ..studies.reporting import fit_and_report
-    from ..studies.run import find_study
 
     fit_and_report(find_study(study, studies))
 
@@ -103,7 +122,7 @@ def report(study: Study, studies: Studies = Path("studies")) -> None:
 @study_app.command()
 def track(study: Study, studies: Studies = Path("studies"), uri: Uri = None) -> None:
     """Replay a study into MLflow: one parent run, a child a cell. Run twice, it adds nothing twice."""
-    from ..studies.run import find_study
+    from ..studies.folder import find_study
     from ..studies.tracking import track_study
 
     folder = find_study(study, studies)

@@ -9,8 +9,9 @@ from ...evals.summary import write_summary
 from ...models.common.errors import UserError
 from ...models.common.run_layout import MODEL
 from ...pipeline.run.folder import RunFolder
+from ..jobs.job import run_under_leases
 from ..progress.bars import console, stage
-from .jobs import EvaluationJob, run_job
+from .jobs import EvaluationJob
 
 
 def evaluate_by_hand(
@@ -46,7 +47,9 @@ def evaluate_by_hand(
     ]
     for number, job in enumerate(jobs, 1):
         with stage(f"evaluate {job.name} ({number} of {len(jobs)})", total=1, unit="tokens") as progress:
-            evaluated = run_job(job, lambda done, total, progress=progress: progress.update(done, total=total))
+            evaluated = run_under_leases(
+                job, on_progress=lambda done, total, progress=progress: progress.update(done, total=total)
+            )
         if not evaluated:
             console.print(f"{job.name} is being evaluated by another process: left to it")
     console.print(f"results: {run.evals}, summary: {write_summary(run.path)}")

@@ -4,6 +4,7 @@ A job is one suite on one checkpoint. It is done when its result file exists; wh
 that a scheduler, a watcher and a user never run the same job at once. All state is in files.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,11 @@ from ...models.common.run_layout import MODEL
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.supervision import record_event
-from ..jobs.leases import claim
+from ..jobs.job import Job, Resources
 
 
 @dataclass(frozen=True)
-class EvaluationJob:
+class EvaluationJob(Job):
     """The evaluation of one suite on one checkpoint; complete when `output` exists."""
 
     suite: str
@@ -29,6 +30,8 @@ class EvaluationJob:
     tokens: int
     recall_trained: bool = True
     device: str = "cpu"
+    resources: Resources = Job.resources
+    timeout_seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -36,21 +39,60 @@ class EvaluationJob:
         return f"{self.output.parent.name}/{self.output.stem}"
 
     @property
-    def run(self) -> RunFolder:
+    def checkpoint_run(self) -> RunFolder:
         """The run of the checkpoint."""
         return RunFolder(self.output.parents[2])
 
-    def obsolete(self) -> bool:
+    @property
+    def leases(self) -> tuple[Path, ...]:
+        return (self.output.with_suffix(".lease"),)
+
+    def is_done(self) -> bool:
+        return self.output.is_file()
+
+    def is_obsolete(self) -> bool:
         """Whether the checkpoint was removed since the job was made."""
         return not self.model.is_dir()
 
+    def prepare_worker(self) -> None:
+        """One thread at low priority, since training may need the cores."""
+        import torch
+
+        if os.nice(0) < 10:
+            os.nice(10)
+        torch.set_num_threads(1)
+
+    def run(self, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Evaluate, and write `output`.
+
+        Raises:
+            UserError: see `run_suite`.
+        """
+        from ...evals.runner import run_suite  # imports torch, which listing the due jobs does not need
+
+        run_suite(
+            self.model,
+            self.suite,
+            self.dataset,
+            self.output,
+            step=self.step,
+            tokens=self.tokens,
+            device=self.device,
+            recall_trained=self.recall_trained,
+            on_progress=on_progress,
+        )
+
     def record_success(self, node: str, seconds: float) -> None:
         """Record in the run folder the node that evaluated, and its seconds."""
-        record_event(self.run, "evaluation", step=self.step, suite=self.output.stem, node=node, seconds=seconds)
+        record_event(
+            self.checkpoint_run, "evaluation", step=self.step, suite=self.output.stem, node=node, seconds=seconds
+        )
 
-    def record_failure(self, message: str) -> None:
+    def record_failure(self, errors: list[str]) -> None:
         """Record in the run folder that this evaluation failed for good."""
-        record_event(self.run, "evaluation_failed", step=self.step, suite=self.output.stem, message=message)
+        record_event(
+            self.checkpoint_run, "evaluation_failed", step=self.step, suite=self.output.stem, message=errors[-1]
+        )
 
 
 def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = None) -> list[EvaluationJob]:
@@ -99,29 +141,3 @@ def is_due(
     if every_tokens:
         return step * batch_tokens % every_tokens < checkpoint_every * batch_tokens
     return step % (checkpoint_every * every) == 0
-
-
-def run_job(job: EvaluationJob, on_progress: Callable[[int, int], None] | None = None) -> bool:
-    """Run a job under its lease; False if another process holds it.
-
-    Raises:
-        UserError: see `run_suite`.
-    """
-    lease = claim(job.output.with_suffix(".lease"))
-    if lease is None:
-        return False
-    from ...evals.runner import run_suite  # imports torch, which listing the due jobs does not need
-
-    with lease:
-        run_suite(
-            job.model,
-            job.suite,
-            job.dataset,
-            job.output,
-            step=job.step,
-            tokens=job.tokens,
-            device=job.device,
-            recall_trained=job.recall_trained,
-            on_progress=on_progress,
-        )
-    return True

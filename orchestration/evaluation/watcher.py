@@ -22,10 +22,12 @@ from ...evals.summary import write_summary
 from ...models.common.cached_files import Stamp, stamp
 from ...models.common.errors import UserError
 from ...pipeline.run.folder import RunFolder
-from ..jobs.scheduler import Pool, Scheduler
+from ..jobs.executors import Executor, ProcessExecutor
+from ..jobs.job import Resources
+from ..jobs.ray_executor import RayExecutor
+from ..jobs.scheduler import Scheduler
 from ..progress.bars import console
 from .jobs import EvaluationJob, missing_jobs
-from .pools import ProcessPool, RayPool
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
@@ -82,7 +84,8 @@ class Watcher:
 
     def _evaluate(self) -> bool:
         if self.address is None:
-            evaluate_missing(self.pattern, self.suites, self.device, ProcessPool(self.parallel))
+            with ProcessExecutor(self.parallel) as executor:
+                evaluate_missing(self.pattern, self.suites, self.device, executor)
             return True
         context = multiprocessing.get_context("spawn")
         heartbeat = context.Value("d", time.time())
@@ -124,25 +127,24 @@ class Watcher:
 
 
 def evaluate_missing(
-    pattern: str, suites: list[str] | None, device: str, pool: Pool, on_poll: Callable[[], None] = lambda: None
+    pattern: str, suites: list[str] | None, device: str, executor: Executor, on_poll: Callable[[], None] = lambda: None
 ) -> None:
     """Run every missing job of the matching runs, also new ones; returns when all are done or failed for good."""
-    scheduler = Scheduler(partial(_due, pattern, suites, device), pool)
-    while scheduler.poll():
-        on_poll()
-        time.sleep(POLL_SECONDS)
+    scheduler = Scheduler(partial(_due, pattern, suites, device), executor)
+    scheduler.run(on_poll)
     for name, reason in scheduler.failures().items():
-        console.print(f"evaluation {name} failed: {reason}")
+        console.print(f"evaluation {name} failed: {reason}", markup=False)
 
 
 def _due(pattern: str, suites: list[str] | None, device: str) -> list[EvaluationJob]:
+    resources = Resources(gpus=1.0 if device == "cuda" else 0.0)
     jobs = []
     for run in _runs(pattern):
         try:
             missing = missing_jobs(run, run.load_config(), suites)
         except UserError:  # a run that is being set up, or is damaged: the others go on
             continue
-        jobs += [replace(job, device=device) for job in missing]
+        jobs += [replace(job, device=device, resources=resources) for job in missing]
     return jobs
 
 
@@ -155,7 +157,6 @@ def _round_on_ray(
 ) -> None:
     from ..jobs.cluster import ray_cluster
 
-    gpus = 1.0 if device == "cuda" else 0.0
     with ray_cluster(address):
         import ray
 
@@ -170,4 +171,5 @@ def _round_on_ray(
                 if node_id not in [node["NodeID"] for node in ray.nodes() if node["Alive"]]:
                     os._exit(1)  # a clean shutdown would wait for the dead cluster
 
-        evaluate_missing(pattern, suites, device, RayPool(parallel, gpus=gpus), check)
+        with RayExecutor(parallel) as executor:
+            evaluate_missing(pattern, suites, device, executor, check)

@@ -1,4 +1,4 @@
-"""Jobs shared by many processes: leases as files, the scheduler of a pool of workers, the Ray cluster, queues of recall sweeps.
+"""Jobs: one scheduler, its executors and leases, for evaluations, cells of studies and runs of recall sweeps; and Ray clusters.
 
-Read `leases.py`, `scheduler.py`, `cluster.py`, then `sweep_queue.py`.
+Read `job.py`, `scheduler.py`, `executors.py`, `ray_executor.py`, `leases.py`, then `cluster.py`.
 """

@@ -1,80 +1,120 @@
-"""A scheduler that fills a pool of workers with the jobs that are due."""
+"""The scheduler: starts the jobs that are due where there is room, and starts those that failed again."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+
+from ...models.common.retries import pause_seconds
+from ..progress.bars import console
+from .executors import Executor
+from .job import Job, is_held
 
 ATTEMPTS = 3
-# A job that another process holds is tried again after so long.
-HELD_SECONDS = 5.0
-
-
-class Job(Protocol):
-    """A unit of work with one output file; complete when `output` exists."""
-
-    output: Path
-
-    @property
-    def name(self) -> str: ...
-
-    def obsolete(self) -> bool:
-        """Whether the input of the job was removed meanwhile; its failure is then ignored."""
-        ...
-
-    def record_success(self, node: str, seconds: float) -> None: ...
-
-    def record_failure(self, message: str) -> None:
-        """Record a failure for good; called once, after `ATTEMPTS` failed attempts."""
-        ...
-
-
-class Pool(Protocol):
-    """Workers that run jobs. `collect_ended` never blocks and returns each submitted job once."""
-
-    size: int
-
-    def submit(self, job: Job) -> None: ...
-
-    def collect_ended(self) -> list[tuple[Job, str | None, str | None]]:
-        """Jobs that ended since the last call, each with the node that did it (None: held by another process) and its error."""
-        ...
+POLL_SECONDS = 0.5
+HELD_SECONDS = 5.0  # until a job that another process holds is looked at again
 
 
 class Scheduler:
-    """Fills a pool with the jobs that are due. Call `poll` repeatedly; it never blocks."""
+    """Runs the jobs that are due on an executor. All other state is in the files of the jobs.
 
-    def __init__(self, due: Callable[[], list[Job]], pool: Pool):
-        self._due, self._pool = due, pool
+    A job that fails is tried again after a growing pause, `attempts` times in all. One that another process holds is left to it,
+    and done here if that process dies.
+
+    Args:
+        due: returns the jobs without a result, the first to be started first. Called in every poll.
+        until: `time.monotonic()` after which no job may end; `seconds(job)` predicts how long it takes.
+    """
+
+    def __init__(
+        self,
+        due: Callable[[], Sequence[Job]],
+        executor: Executor,
+        *,
+        attempts: int = ATTEMPTS,
+        until: float = math.inf,
+        seconds: Callable[[Job], float] = lambda job: 0.0,
+    ):
+        self._due, self._executor, self._attempts = due, executor, attempts
+        self._until, self._seconds = until, seconds
         self._running: dict[Path, tuple[Job, float]] = {}
         self._errors: dict[Path, list[str]] = {}
-        self._retry_times: dict[Path, float] = {}
+        self._failed: dict[Path, Job] = {}
+        self._not_before: dict[Path, float] = {}
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs that run now."""
+        return [job for job, _ in self._running.values()]
+
+    @property
+    def failed(self) -> list[Job]:
+        """The jobs that failed for good."""
+        return list(self._failed.values())
 
     def poll(self) -> int:
-        """Collect ended jobs and start due ones; returns the number of unfinished jobs, without those that failed for good."""
-        for job, node, error in self._pool.collect_ended():
-            started = self._running.pop(job.output, (job, 0.0))[1]
-            if error is not None and not job.obsolete():
-                self._errors.setdefault(job.output, []).append(error)
-                if len(self._errors[job.output]) == ATTEMPTS:
-                    job.record_failure(error)
-            elif node is not None:
-                job.record_success(node, time.monotonic() - started)
-            else:
-                self._retry_times[job.output] = time.monotonic() + HELD_SECONDS
-        due = [job for job in self._due() if len(self._errors.get(job.output, ())) < ATTEMPTS]
-        for job in due:
-            if len(self._running) >= self._pool.size:
-                break
-            if job.output not in self._running and time.monotonic() >= self._retry_times.get(job.output, 0):
-                self._running[job.output] = job, time.monotonic()
-                self._pool.submit(job)
-        return len(due)
+        """Collect attempts that ended and start due jobs; never waits.
+
+        Returns:
+            The number of jobs that run, or that are due and can end in time; without those that failed for good.
+        """
+        for ended in self._executor.collect_ended():
+            self._collect(*ended)
+        open_jobs = [job for job in self._due() if job.leases[0] not in self._failed]
+        waiting = [job for job in open_jobs if job.leases[0] not in self._running and self._in_time(job)]
+        for job in waiting:
+            key = job.leases[0]
+            if time.monotonic() < self._not_before.get(key, 0.0) or not self._executor.has_room(job):
+                continue
+            if is_held(job):
+                self._not_before[key] = time.monotonic() + HELD_SECONDS
+                continue
+            self._executor.start(job)
+            self._running[key] = job, time.monotonic()
+        return len(self._running.keys() | {job.leases[0] for job in waiting})
+
+    def run(self, on_poll: Callable[[], None] = lambda: None) -> None:
+        """Poll until every job is done, failed for good, or cannot end in time any more, or until the time is up.
+
+        A job that failed and has no time left for another attempt has failed for good. Jobs that run when the time is up are left
+        to the end of the executor's context, which stops them.
+        """
+        while self.poll() and time.monotonic() <= self._until:
+            on_poll()
+            time.sleep(POLL_SECONDS)
+        for job in self._due():
+            key = job.leases[0]
+            if key in self._errors and key not in self._failed and key not in self._running:
+                self._fail(job)
 
     def failures(self) -> dict[str, str]:
-        """Last error of the jobs that failed for good, by `step_x/suite`."""
-        return {
-            f"{output.parent.name}/{output.stem}": errors[-1]
-            for output, errors in self._errors.items()
-            if len(errors) >= ATTEMPTS
-        }
+        """Last error of the jobs that failed for good, by their names."""
+        return {job.name: self._errors[key][-1] for key, job in self._failed.items()}
+
+    def _collect(self, job: Job, node: str | None, error: str | None) -> None:
+        key = job.leases[0]
+        # A job of the executor's earlier scheduler is none of `_running`.
+        _, started = self._running.pop(key, (job, time.monotonic()))
+        if node is not None and not job.is_done():
+            error = "it ended without a result"
+        if error is not None:
+            if job.is_obsolete():
+                return
+            errors = self._errors.setdefault(key, [])
+            errors.append(error)
+            console.print(f"{job.name}, attempt {len(errors)} of {self._attempts}: {error}", markup=False)
+            self._not_before[key] = time.monotonic() + pause_seconds(len(errors))
+            if len(errors) >= self._attempts:
+                self._fail(job)
+        elif node is not None:
+            self._errors.pop(key, None)
+            job.record_success(node, time.monotonic() - started)
+        else:
+            self._not_before[key] = time.monotonic() + HELD_SECONDS
+
+    def _fail(self, job: Job) -> None:
+        self._failed[job.leases[0]] = job
+        job.record_failure(self._errors[job.leases[0]])
+
+    def _in_time(self, job: Job) -> bool:
+        return self._until == math.inf or time.monotonic() + self._seconds(job) <= self._until

@@ -11,9 +11,10 @@ from ...pipeline.config import RunConfig
 from ...pipeline.preflight import check_run
 from ...pipeline.run.folder import RunFolder
 from ..evaluation.jobs import EvaluationJob, missing_jobs
-from ..evaluation.pools import RayPool
 from ..jobs.cluster import ray_cluster
-from ..jobs.scheduler import Scheduler
+from ..jobs.job import Resources
+from ..jobs.ray_executor import RayExecutor
+from ..jobs.scheduler import POLL_SECONDS, Scheduler
 from ..preparation.executors import ray_data_map
 from ..preparation.mixture import print_mixture
 from ..preparation.prepare import prepare_dataset
@@ -22,7 +23,6 @@ from ..progress.training import TrainingProgress
 from ..ray_train.trainer import train_worker_group
 from ..tracking.mlflow import Tracker
 
-POLL_SECONDS = 1.0
 TRACK_SECONDS = 10.0  # MLflow is updated in batches: it shares the cores with the training
 
 
@@ -54,26 +54,22 @@ def run_on_cluster(
 
 def _train_and_evaluate(run: RunFolder, config: RunConfig, tracking_uri: str | None) -> None:
     """Train in one thread; in this one schedule evaluations, update MLflow and show progress until all of them are done."""
-    evaluation = config.evaluation
-    pool = RayPool(evaluation.parallel, cpus=evaluation.cpus, gpus=evaluation.gpus)
-    scheduler = Scheduler(lambda: _due(run, config), pool)
     training = _Thread(lambda: train_worker_group(run, config)) if not run.finished() else None
-    with TrainingProgress(run, config) as progress, _Tracking(Tracker(run.path, tracking_uri)):
-        while training and training.is_alive():
-            scheduler.poll()
+    with RayExecutor(config.evaluation.parallel) as executor:
+        scheduler = Scheduler(lambda: _due(run, config), executor)
+        with TrainingProgress(run, config) as progress, _Tracking(Tracker(run.path, tracking_uri)):
+            while training and training.is_alive():
+                scheduler.poll()
+                progress.update()
+                training.join(POLL_SECONDS)
             progress.update()
-            training.join(POLL_SECONDS)
-        progress.update()
-    if training and training.error:
-        raise training.error
-    remaining = len(missing_jobs(run, config))
-    if remaining:
-        with stage("evaluations still running", total=remaining, unit="suites") as evaluations:
-            waiting = threading.Event()
-            while scheduler.poll():
+        if training and training.error:
+            raise training.error
+        remaining = len(missing_jobs(run, config))
+        if remaining:
+            with stage("evaluations still running", total=remaining, unit="suites") as evaluations:
+                scheduler.run(lambda: evaluations.update(remaining - len(missing_jobs(run, config))))
                 evaluations.update(remaining - len(missing_jobs(run, config)))
-                waiting.wait(POLL_SECONDS)
-            evaluations.update(remaining - len(missing_jobs(run, config)))
     failures = scheduler.failures()
     if failures:
         name, reason = next(iter(failures.items()))
@@ -81,8 +77,10 @@ def _train_and_evaluate(run: RunFolder, config: RunConfig, tracking_uri: str | N
 
 
 def _due(run: RunFolder, config: RunConfig) -> list[EvaluationJob]:
-    device = "cuda" if config.evaluation.gpus else "cpu"
-    return [replace(job, device=device) for job in missing_jobs(run, config)]
+    evaluation = config.evaluation
+    resources = Resources(cpus=evaluation.cpus, gpus=evaluation.gpus)
+    device = "cuda" if evaluation.gpus else "cpu"
+    return [replace(job, device=device, resources=resources) for job in missing_jobs(run, config)]
 
 
 class _Tracking:

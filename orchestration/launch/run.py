@@ -1,11 +1,10 @@
 """`echo-lm run`: one run from raw text to its report, by a driver process that is restarted after failures.
 
-The supervising process starts quickly and stays small: only the driver imports torch, Ray and MLflow.
+The supervising process starts quickly and stays small: torch, Ray and MLflow are imported where the driver needs them.
 """
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from ...evals.layout import result_files
 from ...models.common.errors import UserError
@@ -14,6 +13,7 @@ from ...pipeline.run.folder import RunFolder
 from ..evaluation.jobs import missing_jobs
 from ..preparation.prepare import dataset_is_complete
 from ..progress.bars import console
+from .driver import run_on_cluster
 from .supervisor import is_reachable, supervise
 
 
@@ -50,7 +50,7 @@ def run_pipeline(
             supervise(
                 run,
                 config,
-                _run_on_cluster,
+                run_on_cluster,
                 (config, runs, data, address, tracking_uri, trust),
                 address=address,
                 progress=lambda: (_latest(run), len(result_files(run.path)), _count(dataset)),
@@ -67,13 +67,6 @@ def run_pipeline(
     local = f"{sys.executable} -m mlflow ui --backend-store-uri {tracker.uri}  (http://127.0.0.1:5000)"
     console.print(f"MLflow: {tracker.uri if tracker.uri.startswith('http') else local}")
     return run
-
-
-def _run_on_cluster(*arguments: Any, **context: Any) -> None:
-    """Call `driver.run_on_cluster`, imported in the driver's process."""
-    from .driver import run_on_cluster
-
-    run_on_cluster(*arguments, **context)
 
 
 def _latest(run: RunFolder) -> str:

@@ -14,17 +14,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
-from tenacity import Retrying, retry_if_result, stop_after_delay, wait_exponential
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from ...models.common.errors import UserError
+from ...models.common.retries import RestartLimit, pause_seconds
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.supervision import record_event
 from ..jobs.cluster import ClusterUnavailable
+from ..jobs.parent import end_with_parent
 from ..progress.bars import console
 
 POLL_SECONDS = 0.5
@@ -33,7 +35,6 @@ SILENT_SECONDS, CONNECT_SECONDS = 30.0, 300.0
 CHECK_SECONDS, MISSED_CHECKS = 1.0, 3  # of the port of the cluster's head
 EXIT_SECONDS = 20.0  # for an interrupted driver to shut its cluster down
 CLUSTER_LOST = 76  # exit code of a driver
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 DriverFunction = Callable[..., None]
 
 
@@ -65,7 +66,8 @@ def supervise(
     Raises:
         UserError: the driver's own, or it failed more than `run.max_restarts` times in a row without progress.
     """
-    attempts, failures_in_a_row, last_progress, unreachable_since = 0, 0, progress(), None
+    attempts, unreachable_since = 0, None
+    limit = RestartLimit(config.run.max_restarts, progress)
     reason = "start"
     while True:
         attempts += 1
@@ -77,21 +79,19 @@ def supervise(
         reason, name = attempt.failure, address or socket.gethostname()
         record_event(run, "lost", what=attempt.component, name=name, message=attempt.failure)
         console.print(f"{run.path}: {attempt.failure}; starting again from its files", markup=False)
-        current_progress = progress()
-        if current_progress != last_progress:
-            last_progress, failures_in_a_row, unreachable_since = current_progress, 0, None
+        if limit.made_progress():
+            unreachable_since = None
         if attempt.component == "head" and address:  # without a limit of restarts, but of time
             unreachable_since = unreachable_since or time.monotonic()
             if time.monotonic() - unreachable_since > config.run.cluster_wait_seconds:
                 raise UserError(_give_up_message(run, attempt))
-            time.sleep(FIRST_PAUSE)
+            time.sleep(pause_seconds(1))
             wait_for_cluster(address, config.run.cluster_wait_seconds)
             continue
-        failures_in_a_row += 1
-        if failures_in_a_row > config.run.max_restarts:
+        pause = limit.after_failure()
+        if pause is None:
             raise UserError(_give_up_message(run, attempt))
-        if failures_in_a_row > 1:
-            time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures_in_a_row - 2)))
+        time.sleep(pause)
 
 
 def _give_up_message(run: RunFolder, attempt: Attempt) -> str:
@@ -113,7 +113,7 @@ def wait_for_cluster(address: str, seconds: float) -> None:
     console.print(f"waiting up to {seconds / 60:.0f} min for the Ray cluster at {address}")
     waiting = Retrying(
         retry=retry_if_result(lambda reachable: not reachable),
-        wait=wait_exponential(multiplier=0.5, max=10),
+        wait=wait_fixed(CHECK_SECONDS),
         stop=stop_after_delay(seconds),
         retry_error_callback=lambda state: False,
     )
@@ -193,14 +193,7 @@ class _Driver:
 
 def _run_driver(function: DriverFunction, arguments: tuple, heartbeat: Synchronized, connection: Connection) -> None:
     """Run `function` in the driver's process, which ends with its supervisor, and send the outcome."""
-
-    def end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     outcome: tuple[Any, ...] = ("done", "", "")
     driver_heartbeat = _DriverHeartbeat(heartbeat)
     try:

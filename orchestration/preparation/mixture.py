@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.table import Table
 
 from ...data_prep.loading.dataset import Dataset
-from ...data_prep.loading.loader import BatchLoader
 from ...pipeline.config import RunConfig
 from ..progress.bars import console
 
@@ -16,6 +15,8 @@ def print_mixture(config: RunConfig, folder: Path) -> None:
     Raises:
         UserError: the mixture does not fit the dataset.
     """
+    from ...data_prep.loading.loader import BatchLoader  # imports torch, which the supervisor of a run stays free of
+
     loader = BatchLoader(
         Dataset.open(folder),
         config.mixture,

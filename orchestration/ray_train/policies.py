@@ -19,12 +19,12 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from ...models.common.retries import RestartLimit
 from ...pipeline.monitoring.hang import HangDetector
 from ...pipeline.monitoring.heartbeat import HEARTBEAT_SECONDS, HeartbeatRecord, read_heartbeats
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.supervision import record_event
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a worker group without progress is started again
 SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
 
 
@@ -85,8 +85,8 @@ class RestartPolicy(FailurePolicy):
 
     def __init__(self, failure_config: Any, run: RunFolder, max_restarts: int, wait_seconds: float):
         super().__init__(failure_config)
-        self._run, self._max, self._wait = run, max_restarts, wait_seconds
-        self._checkpoint, self._failures_in_a_row = _latest(run), 0
+        self._run, self._wait = run, wait_seconds
+        self._limit = RestartLimit(max_restarts, lambda: _latest(run))
         self._no_room_since: float | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
@@ -103,13 +103,11 @@ class RestartPolicy(FailurePolicy):
         alive = {node["NodeName"] for node in ray.nodes() if node["Alive"]}
         for what, name, message in worker_failures(training_failed_error, heartbeats, alive, silent):
             record_event(self._run, "lost", what=what, name=name, message=message)
-        latest = _latest(self._run)
-        self._failures_in_a_row = 1 if latest != self._checkpoint else self._failures_in_a_row + 1
-        self._checkpoint = latest
-        if self._failures_in_a_row > self._max:
+        pause = self._limit.after_failure()
+        if pause is None:
             return FailureDecision.RAISE
-        if self._failures_in_a_row > 1:
-            time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures_in_a_row - 2)))
+        if pause:
+            time.sleep(pause)
         return FailureDecision.RETRY
 
     def _silent_ranks(self, heartbeats: list[HeartbeatRecord]) -> set[int]:

@@ -9,10 +9,10 @@ from ...models.common.config import Record
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json, write_text
 from .cell import result_file
+from .folder import StudyFolder, failed_cells
 from .learning_rate import LearningRateRule
 from .plan import Plan
 from .results import CellResult, write_result
-from .run import StudyFolder, failed_cells
 
 
 class ExportedStudy(Record):

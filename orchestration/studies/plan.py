@@ -12,7 +12,7 @@ from ...models.common.config import Record
 from ...pipeline.config import RunConfig, parse_config
 from .config import StudyConfig
 from .learning_rate import LearningRateRule
-from .packing import Job
+from .packing import PackedCell
 
 PROCESS_GIB = 1.0  # of a process without its model: libraries, and a CUDA context
 
@@ -92,9 +92,11 @@ class Plan(Record):
         return sum(cell.tokens for cell in self.cells)
 
 
-def jobs(cells: Iterable[StudyCell], seconds: Callable[[StudyCell], float] = attrgetter("seconds")) -> list[Job]:
-    """The cells as jobs to be packed; `seconds` returns a cell's duration, by default the predicted one."""
-    return [Job(cell.name, seconds(cell), cell.per_device) for cell in cells]
+def to_pack(
+    cells: Iterable[StudyCell], seconds: Callable[[StudyCell], float] = attrgetter("seconds")
+) -> list[PackedCell]:
+    """The cells as they are packed on devices; `seconds` returns a cell's duration, by default the predicted one."""
+    return [PackedCell(cell.name, seconds(cell), cell.per_device) for cell in cells]
 
 
 def cell_config(study: StudyConfig, cell: StudyCell, rule: LearningRateRule) -> RunConfig:

@@ -12,7 +12,7 @@ from ...models.common.errors import UserError
 from ...models.presets import matching_width
 from .config import StudyConfig
 from .packing import makespan
-from .plan import PROCESS_GIB, Plan, StudyCell, budget_label, cells_of_kind, jobs, microbatch_sequences, zero_stage
+from .plan import PROCESS_GIB, Plan, StudyCell, budget_label, cells_of_kind, microbatch_sequences, to_pack, zero_stage
 
 
 def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
@@ -30,7 +30,9 @@ def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
     if not any(cell.kind == "main" for cell in cells):
         raise UserError(f"study {study.name}: exclude leaves no cell")
     _refuse_impossible(study, cells)
-    hours = sum(makespan(jobs(cells_of_kind(cells, kind)), study.hardware.devices) for kind in ("sweep", "main")) / 3600
+    hours = (
+        sum(makespan(to_pack(cells_of_kind(cells, kind)), study.hardware.devices) for kind in ("sweep", "main")) / 3600
+    )
     if study.limits.max_hours is not None and hours > study.limits.max_hours:
         raise UserError(
             f"study {study.name}: {hours:.1f} predicted hours are more than limits.max_hours="

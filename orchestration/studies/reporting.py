@@ -8,7 +8,8 @@ from ..progress.bars import console
 from .analysis.fit import StudyFit, fit_study
 from .analysis.report import write_report
 from .export import export_study
-from .run import StudyFolder, failed_cells, stored_rule
+from .folder import StudyFolder, failed_cells
+from .run import stored_rule
 
 
 def write_fit(folder: StudyFolder) -> StudyFit:

@@ -5,7 +5,6 @@ Any number of supervisors, on any number of machines that share the folder, may 
 
 import math
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,80 +12,24 @@ from pydantic import ValidationError
 
 from ...data_prep.loading.dataset import Dataset
 from ...evals.config import load_suite
-from ...evals.layout import complete_checkpoints
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
 from ...models.common.validation import first_difference
-from ...pipeline.config import RunConfig
-from ..jobs.leases import holder
+from ..jobs.executors import Executor, ProcessExecutor
+from ..jobs.ray_executor import RayExecutor
+from ..jobs.scheduler import Scheduler
 from ..preparation.executors import ray_data_map
 from ..preparation.prepare import dataset_is_complete, prepare_dataset
-from ..progress.bars import console, stage
-from .cell import lease_path, result_file
-from .config import StudyConfig, load_study
-from .executors import Executor, ProcessExecutor, RayExecutor
+from ..progress.bars import stage
+from .archive import pack
+from .cell import CellJob
+from .config import StudyConfig
+from .folder import StudyFolder, failed_cells, remaining_cells, trained_share
 from .learning_rate import LearningRateRule, fitted_rule, given_rule
 from .packing import longest_first
-from .plan import Plan, StudyCell, cell_config, jobs
+from .plan import Plan, StudyCell, cell_config, to_pack
 from .planner import make_plan
-from .results import CellResult, Pace, read_result
-
-POLL_SECONDS = 0.5
-HOLDER_SECONDS = 5.0  # between two checks of a cell that another process holds
-
-
-class StudyFolder:
-    """Paths of a study below `path`. Making the object touches nothing."""
-
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self.plan_file = self.path / "plan.json"
-        self.rule_file = self.path / "learning_rate.json"
-        self.fit_file = self.path / "fit.json"
-        self.runs = self.path / "runs"
-
-    def run(self, cell: StudyCell) -> Path:
-        """The run folder of a cell."""
-        return self.runs / cell.name
-
-    def failure_file(self, cell: StudyCell) -> Path:
-        """The file of a cell whose last attempt failed for good."""
-        return self.path / "failures" / f"{cell.name}.json"
-
-    def load_plan(self) -> Plan:
-        """The stored plan.
-
-        Raises:
-            UserError: nothing was run here, or the file was damaged.
-        """
-        if not self.plan_file.is_file():
-            raise UserError(f"{self.path} holds no study (no plan.json): start it with `echo-lm study run`")
-        try:
-            return Plan.model_validate(read_json(self.plan_file))
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise UserError(f"{self.plan_file} does not fit this version at {where}: run the study again") from error
-
-    def results(self, plan: Plan) -> list[CellResult]:
-        """The records of the finished cells, in the plan's order."""
-        results = (read_result(result_file(self.run(cell))) for cell in plan.cells)
-        return [result for result in results if result is not None]
-
-
-def find_study(target: str, studies: Path) -> StudyFolder:
-    """Find the folder of a study that was started, by its path, its name or its file.
-
-    Raises:
-        UserError: there is no such study.
-    """
-    folder = StudyFolder(target)
-    if folder.plan_file.is_file():
-        return folder
-    if (folder := StudyFolder(studies / target)).plan_file.is_file():
-        return folder
-    folder = StudyFolder(studies / load_study(target).name)
-    folder.load_plan()
-    return folder
+from .results import Pace
 
 
 def plan_study(study: StudyConfig, data: Path) -> Plan:
@@ -109,12 +52,14 @@ def run_study(
     use_ray: bool = False,
     address: str | None = None,
     seconds: float | None = None,
+    archive: Path | None = None,
 ) -> StudyFolder:
     """Prepare the data and run every cell without a record; resumes an interrupted study.
 
     Args:
-        seconds: start no cell that is predicted to end later than that from now (`Pace`); the others remain for the next
-            call (`remaining_cells`). Not with Ray.
+        seconds: start no cell that is predicted to end later than that from now (`Pace`), and stop what runs then; the others
+            remain for the next call (`remaining_cells`). Not with Ray.
+        archive: file that gets the finished cells after each of them (`archive.pack`).
 
     Raises:
         UserError: bad input, a folder of another study, or cells that failed (`study.attempts` times, or less where no time
@@ -134,19 +79,22 @@ def run_study(
         plan = make_plan(study, Dataset.open(dataset, verify=True))
         _store_plan(folder, plan)
         hardware = study.hardware
-        with RayExecutor() if use_ray else ProcessExecutor(hardware.devices, hardware.device == "cuda") as executor:
+        with (
+            RayExecutor() if use_ray else ProcessExecutor(hardware.devices, gpus=hardware.device == "cuda") as executor
+        ):
             rule = given_rule(study.learning_rate, study.families)
             sweep = plan.of_kind("sweep")
             if folder.rule_file.is_file():  # cells were trained with it: failed sweep cells must not change it any more
                 failed = failed_cells(folder, sweep)
                 sweep = [cell for cell in sweep if cell.name not in failed]
-            _run_cells(folder, plan, sweep, rule, dataset, executor, until)
+            _run_cells(_Cells(folder, plan, sweep, rule, dataset), executor, until, archive)
             if not any(cell.kind == "sweep" for cell in remaining_cells(folder, plan)):
                 swept = study.learning_rate.sweep is not None and folder.rule_file.is_file()
                 rule = stored_rule(folder) if swept else learning_rates(folder, plan)
                 if not folder.rule_file.is_file():
                     write_json(folder.rule_file, rule.model_dump(mode="json"))
-                _run_cells(folder, plan, plan.of_kind("main"), rule, dataset, executor, until)
+                main = _Cells(folder, plan, plan.of_kind("main"), rule, dataset)
+                _run_cells(main, executor, until, archive)
     if failed := failed_cells(folder, plan.cells):
         name, reason = next(iter(failed.items()))
         raise UserError(
@@ -189,107 +137,61 @@ def learning_rates(folder: StudyFolder, plan: Plan) -> LearningRateRule:
     return fitted_rule(config, swept)
 
 
-def _run_cells(
-    folder: StudyFolder,
-    plan: Plan,
-    cells: list[StudyCell],
-    rule: LearningRateRule,
-    dataset: Path,
-    executor: Executor,
-    until: float,
-) -> None:
-    """Run the cells that have no record and would end before `until` (monotonic seconds); those that fail leave a failure file."""
-    study = plan.study
-    by_name = {cell.name: cell for cell in cells}
-    configs = {cell.name: cell_config(study, cell, rule) for cell in cells}
-    names = [job.name for job in longest_first(jobs(cells))]
-    unfinished = [name for name in names if not _is_done(folder, by_name[name], configs[name])]
-    errors: dict[str, list[str]] = {}
-    checked_at: dict[str, float] = {}
-    running: set[str] = set()
-    if not unfinished:
-        return
-    with stage("cells", total=len(cells), unit="cells", done=len(cells) - len(unfinished)) as progress:
-        waiting = list(unfinished)
-        pace = Pace(study, folder.results(plan))
-        while running or any(_in_time(pace, by_name[name], folder, until) for name in waiting):
-            for name in list(waiting):
-                if _is_done(folder, by_name[name], configs[name]):  # by another supervisor
-                    waiting.remove(name)
-                    continue
-                if _held_elsewhere(folder.run(by_name[name]), checked_at):
-                    continue
-                if not _in_time(pace, by_name[name], folder, until):
-                    continue
-                if not executor.start(plan, by_name[name], configs[name], folder.run(by_name[name]), dataset):
-                    continue
-                waiting.remove(name)
-                running.add(name)
-            for name, error in executor.ended():
-                running.remove(name)
-                if error is not None:
-                    errors.setdefault(name, []).append(error)
-                    console.print(
-                        f"cell {name}, attempt {len(errors[name])} of {study.attempts}: {error}", markup=False
-                    )
-                    if len(errors[name]) < study.attempts:
-                        waiting.append(name)
-                    else:
-                        _write_failure(folder, by_name[name], errors[name])
-                elif not _is_done(folder, by_name[name], configs[name]):
-                    waiting.append(name)  # another process claimed it first
-                else:
-                    folder.failure_file(by_name[name]).unlink(missing_ok=True)
-                    pace = Pace(study, folder.results(plan))
-            failed = sum(len(cell_errors) >= study.attempts for cell_errors in errors.values())
-            progress.update(len(cells) - len(waiting) - len(running) - failed, note=" ".join(sorted(running)))
-            time.sleep(POLL_SECONDS)
-    for name in waiting:  # without time for another attempt
-        if name in errors:
-            _write_failure(folder, by_name[name], errors[name])
-
-
-def _write_failure(folder: StudyFolder, cell: StudyCell, errors: list[str]) -> None:
-    write_json(folder.failure_file(cell), {"errors": errors, "time": time.time()})
-
-
-def _in_time(pace: Pace, cell: StudyCell, folder: StudyFolder, until: float) -> bool:
-    """Whether the cell, started now, would end before `until` (monotonic seconds)."""
-    return until == math.inf or time.monotonic() + pace(cell, _trained_share(folder, cell)) <= until
-
-
-def _trained_share(folder: StudyFolder, cell: StudyCell) -> float:
-    """The share of the cell's training in its last checkpoint, 0 to 1."""
-    steps = [record["step"] for _, record in complete_checkpoints(folder.run(cell))]
-    return max(steps, default=0) / cell.steps
-
-
-def _is_done(folder: StudyFolder, cell: StudyCell, config: RunConfig) -> bool:
-    """Whether the cell has its record.
+class _Cells:
+    """The cells of one kind as jobs, those that take longest first.
 
     Raises:
-        UserError: the record is of another configuration.
+        UserError: a cell has the record of another configuration.
     """
-    result = read_result(result_file(folder.run(cell)))
-    if result is None:
-        return False
-    if result.identity != config.identity():
-        raise UserError(
-            f"{folder.run(cell)} was trained with another configuration than the study now asks for: "
-            "name the changed study anew, or move that folder away"
-        )
-    return True
+
+    def __init__(self, folder: StudyFolder, plan: Plan, cells: list[StudyCell], rule: LearningRateRule, dataset: Path):
+        self.folder, self.plan = folder, plan
+        by_name = {cell.name: cell for cell in cells}
+        self.jobs = [
+            CellJob(
+                plan,
+                (cell := by_name[packed.name]),
+                cell_config(plan.study, cell, rule),
+                folder.run(cell),
+                dataset,
+                folder.failure_file(cell),
+            )
+            for packed in longest_first(to_pack(cells))
+        ]
+        self._pace, self._measured = Pace(plan.study, ()), -1
+
+    def due(self) -> list[CellJob]:
+        """The jobs without a record."""
+        return [job for job in self.jobs if not job.is_done()]
+
+    def seconds(self, job: CellJob) -> float:
+        """Predicted seconds of a job, from the finished cells and from its last checkpoint."""
+        results = self.folder.results(self.plan)
+        if len(results) != self._measured:
+            self._pace, self._measured = Pace(self.plan.study, results), len(results)
+        return self._pace(job.cell, trained_share(self.folder, job.cell))
 
 
-def _held_elsewhere(run: Path, checked_at: dict[str, float]) -> bool:
-    now = time.monotonic()
-    if now - checked_at.get(run.name, -HOLDER_SECONDS) < HOLDER_SECONDS:
-        return True
-    if holder(lease_path(run)) is None:
-        checked_at.pop(run.name, None)
-        return False
-    checked_at[run.name] = now
-    return True
+def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | None) -> None:
+    """Run the cells that have no record and would end before `until` (monotonic seconds)."""
+    unfinished = len(cells.due())
+    if not unfinished:
+        return
+    total, packed = len(cells.jobs), -1
+    attempts = cells.plan.study.attempts
+    scheduler = Scheduler(cells.due, executor, attempts=attempts, until=until, seconds=cells.seconds)
+    with stage("cells", total=total, unit="cells", done=total - unfinished) as progress:
+
+        def show() -> None:
+            nonlocal packed
+            done = total - len(cells.due())
+            progress.update(done, note=" ".join(sorted(job.cell.name for job in scheduler.running)))
+            if archive is not None and done != packed:
+                pack(cells.folder, archive)
+                packed = done
+
+        scheduler.run(show)
+        show()
 
 
 def _store_plan(folder: StudyFolder, plan: Plan) -> None:
@@ -318,28 +220,3 @@ def _store_plan(folder: StudyFolder, plan: Plan) -> None:
                     "name the study anew"
                 )
     write_json(folder.plan_file, plan.model_dump(mode="json"))
-
-
-def remaining_cells(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
-    """Cells that are neither done nor failed."""
-    finished, failed = {result.cell.name for result in folder.results(plan)}, failed_cells(folder, plan.cells)
-    return [cell for cell in plan.cells if cell.name not in finished and cell.name not in failed]
-
-
-def describe_remaining(folder: StudyFolder, plan: Plan) -> str:
-    """A line with the number of remaining cells and their predicted minutes; empty if none remain."""
-    remaining = remaining_cells(folder, plan)
-    if not remaining:
-        return ""
-    pace = Pace(plan.study, folder.results(plan))
-    minutes = [pace(cell, _trained_share(folder, cell)) / 60 for cell in remaining]
-    return (
-        f"{len(remaining)} of {len(plan.cells)} cells are left, for lack of time or because somebody else has them: they take "
-        f"about {min(minutes):.1f} to {max(minutes):.1f} minutes each; run it again"
-    )
-
-
-def failed_cells(folder: StudyFolder, cells: Iterable[StudyCell]) -> dict[str, str]:
-    """Last error of the cells that failed for good, by name."""
-    files = {cell.name: folder.failure_file(cell) for cell in cells}
-    return {name: read_json(file)["errors"][-1] for name, file in files.items() if file.is_file()}

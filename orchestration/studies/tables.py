@@ -13,11 +13,11 @@ from ..monitor.summary import read_run
 from ..progress.bars import console
 from .analysis.fit import Interval, StudyFit
 from .cell import lease_path
+from .folder import StudyFolder, failed_cells
 from .learning_rate import given_rule
 from .packing import makespan
-from .plan import Plan, StudyCell, jobs
+from .plan import Plan, StudyCell, to_pack
 from .results import CellResult, Pace
-from .run import StudyFolder, failed_cells
 
 WATCH_SECONDS = 5.0
 
@@ -139,7 +139,7 @@ def _progress(folder: StudyFolder, cell: StudyCell, result: CellResult | None) -
 
 def _remaining_hours(plan: Plan, cells: list[StudyCell], results: dict[str, CellResult]) -> float:
     """Predicted hours of the remaining cells, corrected by the durations of finished ones."""
-    return makespan(jobs(cells, Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
+    return makespan(to_pack(cells, Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
 
 
 def _table(titles: tuple[str, ...]) -> Table:

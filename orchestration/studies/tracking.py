@@ -10,7 +10,7 @@ from ...pipeline.run.folder import RunFolder
 from ..tracking.client import default_tracking_uri, experiment_id, mlflow_client, one_line
 from ..tracking.mlflow import METRICS_A_CALL, PARAM_CHARACTERS, PARAMS_A_CALL, RUN_TAG, Tracker
 from ..tracking.points import chunks, flatten
-from .run import StudyFolder
+from .folder import StudyFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

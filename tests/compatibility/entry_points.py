@@ -19,10 +19,11 @@ from echo_lm.orchestration.cli.main import app
 from echo_lm.orchestration.dashboard.app import make_app
 from echo_lm.orchestration.studies.config import load_study, study_names
 from echo_lm.orchestration.studies.export import import_study
+from echo_lm.orchestration.studies.folder import StudyFolder
 from echo_lm.orchestration.studies.learning_rate import given_rule
 from echo_lm.orchestration.studies.plan import cell_config
 from echo_lm.orchestration.studies.planner import make_plan
-from echo_lm.orchestration.studies.run import StudyFolder, stored_rule
+from echo_lm.orchestration.studies.run import stored_rule
 from echo_lm.pipeline.config import load_config, recipe_names
 from echo_lm.pipeline.run.report import write_report
 
@@ -32,8 +33,8 @@ PUBLISHED_STUDY = ROOT / "docs" / "results" / "study-code-h100" / "study.json"
 
 # How a new process runs the command line, a recall sweep, and the report of one.
 COMMAND_LINE = [sys.executable, "-c", "from echo_lm.orchestration.cli.main import main; main()"]
-RECALL_SWEEP = [sys.executable, "-m", "echo_lm.evals.sweeps.run"]
-RECALL_REPORT = [sys.executable, "-m", "echo_lm.evals.sweeps.report"]
+RECALL_SWEEP = [*COMMAND_LINE, "sweep", "run"]
+RECALL_REPORT = [*COMMAND_LINE, "sweep", "report"]
 RECALL_SWEEPS = ROOT / "evals" / "sweeps" / "configs"
 RECALL_ROWS = ROOT / "benchmarks" / "results" / "tables"
 

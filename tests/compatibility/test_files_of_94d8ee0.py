@@ -206,10 +206,10 @@ def test_the_published_study_can_be_imported_and_its_cells_keep_their_identity(t
 
 def test_the_recall_sweep_is_recognised_as_done_and_reports_the_same_numbers(folder):
     before = contents(folder, "recall/*.json")
-    said = start(entry_points.RECALL_SWEEP, "recall/tiny-recall.yaml", "--out", "recall", "--device", "cpu")
+    said = start(entry_points.RECALL_SWEEP, "recall/tiny-recall.yaml", "--sweeps", "recall", "--device", "cpu")
     assert "0 runs to do, 8 there" in said
     assert contents(folder, "recall/*.json") == before
-    start(entry_points.RECALL_REPORT, "recall/tiny-recall.yaml", "--results", "recall", "--out", "again")
+    start(entry_points.RECALL_REPORT, "recall/tiny-recall.yaml", "--sweeps", "recall", "--out", "again")
     found, wanted = (entry_points.read(place / "tiny-recall.json") for place in (Path("again"), Path("recall/report")))
     for part in ("runs", "mean_of", "chance", "ceiling", "rows"):
         assert found[part] == wanted[part]

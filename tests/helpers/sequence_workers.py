@@ -34,6 +34,9 @@ STACKS = {
     "echo exact K=1": dict(layers=ECHO, ska=dict(SKA, power=1)),
     "echo exact K=0 lagged": dict(layers=ECHO, ska=dict(SKA, power=0, value_lag=True)),
     "echo exact K=1 token gate": dict(layers=ECHO, ska=dict(SKA, power=1, gate_input="token")),
+    "echo exact blend": dict(
+        layers=ECHO, ska=dict(SKA, power=2, blend=True, gate_input="token", gate_scale="table", context_heads=1)
+    ),
     "echo chunk K=1": dict(layers=ECHO, ska=dict(SKA, mode="chunk", chunk_size=4, power=1)),
     "echo chunk K=0 lagged": dict(layers=ECHO, ska=dict(SKA, mode="chunk", chunk_size=4, power=0, value_lag=True)),
     "mamba2": dict(layers=("mamba2",) * 3, feedforward=dict(kind="swiglu", width=24)),
@@ -395,6 +398,7 @@ def refusals(groups, report):
     x = torch.ones(1, 6, 2, 3)
     model = make_model("echo exact K=1", torch.float32)
     maximum = build_model(preset("paper-1m-sequence-max"))
+    shifted = build_model(preset("paper-1m-l2", ska={"key_shift": 1, "mode": "exact"}))
     for trial, call in {
         "prefix": lambda: ska_attention(x, x, x, mode="prefix", context=context),
         "grid": lambda: ska_attention(x, x, x, mode="chunk", chunk_size=4, context=context),
@@ -402,6 +406,7 @@ def refusals(groups, report):
         "short": lambda: model(torch.zeros(1, 3, dtype=torch.int64), context=context),
         "borders": lambda: model(torch.zeros(2, 12, dtype=torch.int64), context=context_of(group, []), cu_seqlens=[]),
         "sequence-max": lambda: maximum(torch.zeros(1, 64, dtype=torch.int64), context=context),
+        "shifted": lambda: shifted(torch.zeros(1, 64, dtype=torch.int64), context=context),
         "rank": lambda: SequenceContext(group, (rank + 1) % WORLD, WORLD),
         "world": lambda: SequenceContext(group, rank, 5),
         "row": lambda: context_of(group, []).starts(BATCH, 13, x.device),

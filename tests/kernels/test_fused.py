@@ -141,6 +141,26 @@ def test_the_kernels_under_the_interpreter_equal_the_loop(mode):
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
+def test_a_blend_of_powers_under_the_interpreter_equals_the_loop():
+    """Every power is a call of the kernels; their outputs and gradients are added by the weights."""
+    code = """
+import torch, test_fused as t
+torch.set_num_threads(1)
+inputs, borders, weights = t.draw(21, 8, 16, heads=2, batch=1, documents=True)
+blend = torch.randn(1, 21, 2, 3, dtype=torch.float64).softmax(-1)
+found = {}
+for backend, dtype in (("naive", torch.float64), ("triton", torch.float32)):
+    mine = blend.to(dtype).requires_grad_()
+    options = dict(mode="exact", power=2, chunk_size=16, blend=mine)
+    found[backend] = t.run(inputs, borders, weights, backend=backend, dtype=dtype, **options)
+errors = t.errors(found["triton"], found["naive"])
+print(errors)
+assert max(errors.values()) <= 1e-3, errors
+"""
+    done = interpreted(code)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("mode", ["exact", "chunk"])
 def test_ill_conditioned_keys_under_the_interpreter(mode):
     done = interpreted(

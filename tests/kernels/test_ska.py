@@ -39,22 +39,36 @@ def draw(batch, length, heads, rank, width, *, seed=0, gate=None, state=False, p
     return q, k, v, scale, entering
 
 
-def evaluate(inputs, backend, dtype, **options):
+def draw_blend(batch, length, heads, power):
+    """Convex weights of the reads, float64."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.randn(batch, length, heads, power + 1, generator=generator, dtype=torch.float64).softmax(-1)
+
+
+def evaluate(inputs, backend, dtype, blend=None, **options):
     """Output, final state and every gradient of a random functional of both."""
     q, k, v, scale, entering = inputs
     leaves = [t.to(dtype).clone().requires_grad_() for t in (q, k, v, scale)]
     state = None if entering is None else SKAState(*(t.to(dtype).clone().requires_grad_() for t in entering))
+    if blend is not None:
+        options["blend"] = blend.to(dtype).clone().requires_grad_()
     y, final = ska_attention(*leaves[:3], scale=leaves[3], state=state, return_state=True, backend=backend, **options)
     generator = torch.Generator().manual_seed(5)
     loss = 0
     for part in (y, *final):
         loss = loss + (part * torch.randn(part.shape, generator=generator, dtype=torch.float64).to(dtype)).sum()
     wanted = leaves + ([] if state is None else list(state))
+    dblend = None
+    if blend is not None:
+        (dblend,) = torch.autograd.grad(loss, options["blend"], retain_graph=True)
     # materialize_grads: K = 0 uses no scale.
     gradients = list(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
     if state is not None:
         gradients[4] = gradients[4] + gradients[4].mT  # a symmetric argument: only this much is defined
-    return dict(zip(NAMES + STATE_NAMES, [t.detach() for t in (y, *final, *gradients)], strict=False))
+    found = dict(zip(NAMES + STATE_NAMES, [t.detach() for t in (y, *final, *gradients)], strict=False))
+    if blend is not None:
+        found["dblend"] = dblend
+    return found
 
 
 def worst(inputs, dtype=torch.float64, **options):
@@ -105,6 +119,30 @@ def test_the_whole_grid_of_sizes(mode, length):
         inputs = draw(1, length, 1, rank, width, seed=rank + power, state=power % 2 == 1, past=2 * rank)
         error, name = worst(inputs, mode=mode, power=power, chunk_size=size)
         assert error <= 1e-9, (name, rank, width, power, size)
+
+
+@pytest.mark.parametrize("mode", ["exact", "chunk", "prefix"])
+@pytest.mark.parametrize(("length", "power", "lag"), [(1, 1, False), (7, 2, True), (37, 2, False), (65, 3, True)])
+def test_a_blend_of_powers_agrees_with_the_token_loop(mode, length, power, lag):
+    blend = draw_blend(2, length, 2, power)
+    for state, borders in ((False, None), (True, None), (True, torch.tensor([0, 1, length, length + 1, 2 * length]))):
+        if borders is not None and length == 1:
+            continue
+        inputs = draw(2, length, 2, 8, 5, state=state)
+        options = dict(mode=mode, power=power, chunk_size=16, value_lag=lag, cu_seqlens=borders, blend=blend)
+        error, name = worst(inputs, **options)
+        assert error <= 1e-9, name
+
+
+def test_a_blend_is_the_sum_of_reads_by_their_weights():
+    q, k, v, scale, _ = draw(2, 40, 2, 8, 5)
+    blend = draw_blend(2, 40, 2, 2)
+    reads = [ska_attention(q, k, v, power=j, scale=scale, backend="torch") for j in range(3)]
+    want = sum(blend[..., j : j + 1] * read for j, read in enumerate(reads))
+    for backend in ("naive", "torch"):
+        assert relative(ska_attention(q, k, v, power=2, scale=scale, blend=blend, backend=backend), want) <= 1e-10
+    alone = F.one_hot(torch.tensor(1), 3).double().expand(2, 40, 2, 3)
+    assert relative(ska_attention(q, k, v, power=2, scale=scale, blend=alone), reads[1]) <= 1e-10
 
 
 BORDERS = torch.tensor([0, 1, 2, 3, 30, 48, 50, 67, 69, 80, 133, 134], dtype=torch.int32)  # documents of length 1 too
@@ -287,15 +325,17 @@ def test_nothing_depends_on_later_tokens(mode):
 
 @pytest.mark.parametrize("mode", ["exact", "chunk"])
 @pytest.mark.parametrize("lag", [False, True])
-def test_steps_give_what_the_parallel_form_gives(mode, lag):
+@pytest.mark.parametrize("blended", [False, True])
+def test_steps_give_what_the_parallel_form_gives(mode, lag, blended):
+    blend = draw_blend(2, 60, 2, 2) if blended else None
     q, k, v, scale, _ = draw(2, 60, 2, 8, 16)
     options = dict(power=2, scale=scale, chunk_size=8, value_lag=lag)
-    y, final = ska_attention(q, k, v, mode=mode, return_state=True, **options)
+    y, final = ska_attention(q, k, v, mode=mode, return_state=True, blend=blend, **options)
     empty = SKAState.zeros(2, 2, 8, 16, dtype=torch.float64)
     chunked = dict(visible=empty, position=torch.zeros(2, dtype=torch.int64)) if mode == "chunk" else {}
     state = start_decoding(empty, ridge=1e-3, **chunked)
     for t in range(60):
-        one = ska_step(q[:, t], k[:, t], v[:, t], state, **options)
+        one = ska_step(q[:, t], k[:, t], v[:, t], state, blend=None if blend is None else blend[:, t], **options)
         assert relative(one, y[:, t]) <= 1e-8 or y[:, t].norm() == one.norm() == 0
     assert all(relative(a, b) <= 1e-10 for a, b in zip(state.sums, final, strict=True))
 
@@ -324,6 +364,7 @@ def test_the_updated_factor_stays_as_good_as_a_fresh_one(spread):
         (dict(mode="causal"), "mode"),
         (dict(backend="cuda"), "backend"),
         (dict(power=-1), "power"),
+        (dict(blend=torch.ones(1, 6, 1, 3)), "blend"),
         (dict(ridge=0.0), "ridge"),
         (dict(chunk_size=0), "chunk_size"),
         (dict(context=SequenceContext(None, 0, 1), cu_seqlens=torch.tensor([0, 6])), "context"),

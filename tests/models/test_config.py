@@ -66,6 +66,14 @@ def test_overrides_of_a_section_keep_the_rest():
         ("echo-1m", dict(ska={"normalization": "sequence-max"}), "allow_future_leak=true"),
         ("echo-1m", dict(ska={"learn_gamma": True}), "gamma"),
         ("paper-1m-sequence-max", dict(ska={"gate_input": "token"}), 'gate_input "token" needs a write gate'),
+        (
+            "echo-1m",
+            dict(ska={"gate_window": 2}),
+            'ska.gate_window is of gates that see tokens: set ska.gate_input to "token"',
+        ),
+        ("echo-1m", dict(ska={"gate_scale": "table"}), "ska.gate_scale is of gates that see tokens"),
+        ("echo-1m", dict(ska={"gate_input": "token", "context_heads": 4}), "context_heads=4 must be below"),
+        ("echo-1m", dict(ska={"blend": True, "power": 0}), "set ska.power to 1 or more"),
         ("echo-1m", dict(ska=None), "section 'ska' is missing"),
         ("echo-1m", dict(layers=[]), "layers"),
         ("echo-1m", dict(feedforward={"width": 7}), "even"),
@@ -91,6 +99,18 @@ def test_what_the_gate_sees_is_stored_where_it_is_not_the_default():
     assert count_parameters(token) == count_parameters(default)
     total = sum(parameter.numel() for parameter in build_model(token, device="meta").parameters())
     assert total == count_parameters(token).total
+
+
+def test_parameters_and_hashes_of_options_of_november():
+    """Each was added later: a config without it keeps its hash, and its parameters are counted."""
+    default = preset("echo-1m")
+    assert default.ska.num_heads > 2
+    changes = dict(gate_window=3, context_heads=2, key_shift=1, value_shift=1, power=2, blend=True, gate_scale="table")
+    changed = preset("echo-1m", ska={"gate_input": "token", **changes})
+    assert not set(changes) - {"power"} & set(default.model_dump()["ska"])
+    assert ModelConfig.model_validate_json(changed.model_dump_json()) == changed
+    total = sum(parameter.numel() for parameter in build_model(changed, device="meta").parameters())
+    assert total == count_parameters(changed).total > count_parameters(default).total
 
 
 def test_meta_models_cost_nothing():

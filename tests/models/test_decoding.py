@@ -52,8 +52,24 @@ def test_steps_alone_give_the_parallel_logits(name, random_model):
         dict(write_gate="none", normalization="none", ridge=1.0),
         dict(gate_input="token"),
         dict(gate_input="token", normalization="none", ridge=1.0),
+        dict(gate_input="token", gate_scale="table", context_heads=1),
+        dict(gate_input="token", gate_window=2, key_shift=1, power=0),
+        dict(gate_input="token", gate_window=3, key_shift=1, value_shift=1, power=2, blend=True, context_heads=1),
+        dict(key_shift=1, value_shift=2, power=2, blend=True),
+        dict(key_shift=2, write_gate="none", normalization="none", ridge=1.0),
     ],
-    ids=["lagged", "soft gate", "raw keys", "token gate", "token gate, raw keys"],
+    ids=[
+        "lagged",
+        "soft gate",
+        "raw keys",
+        "token gate",
+        "token gate, raw keys",
+        "heads of two kinds",
+        "pairs",
+        "all",
+        "shifted blend",
+        "shifted raw keys",
+    ],
 )
 @pytest.mark.parametrize("mode", ["exact", "chunk"])
 def test_every_option_of_ska(change, mode, random_model):

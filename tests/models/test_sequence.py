@@ -129,6 +129,7 @@ def expected_calls(stack, length):
         ("short", "ValueError: segments must hold at least the convolution's 4 tokens, not 3"),
         ("borders", "ValueError: cu_seqlens must be None beside a context"),
         ("sequence-max", 'UserError: ska.normalization "sequence-max" needs whole rows'),
+        ("shifted", "UserError: ska.key_shift, ska.value_shift and ska.gate_window above 1 need whole rows"),
         ("rank", "ValueError: rank and world are 1 and 4, but in the group they are 0 and 4"),
         ("world", "ValueError: rank and world are 0 and 5, but in the group they are 0 and 4"),
         ("row", "ValueError: cu_seqlens must increase from 0 to batch * length = 104"),

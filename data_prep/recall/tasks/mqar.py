@@ -5,20 +5,27 @@
 
 import numpy as np
 
+from ..noise import draw_noise
 from ..sequences import RecallBatch, TaskCell, choose_queries, draw_pairs
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
 
-def minimum_length(pairs: int, queries: int) -> int:
+def minimum_length(pairs: int, queries: int, *, noise: str = "uniform") -> int:
     """Tokens of a sequence without a gap."""
     return 2 * pairs + queries
 
 
-def generate(cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator) -> RecallBatch:
-    """Sequences whose gap takes the room that pairs and queries leave. A queried key is followed by the next one."""
+def generate(
+    cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, noise: str = "uniform"
+) -> RecallBatch:
+    """Sequences whose gap takes the room that pairs and queries leave. A queried key is followed by the next one.
+
+    Args:
+        noise: the kind of the gap's; see `draw_noise`.
+    """
     keys, values = draw_pairs(cell, vocabulary, generator)
-    tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
+    tokens = draw_noise(vocabulary.seen_noise, (cell.sequences, cell.length), generator, noise)
     tokens[:, : 2 * cell.pairs] = np.stack([keys, values], axis=2).reshape(cell.sequences, -1)
     queried = choose_queries(cell, generator)
     first = cell.length - cell.queries

@@ -1,21 +1,40 @@
 """NIAH: needles `k v` in a haystack, then questions `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
 
-Four haystacks: noise that training shows ("seen"), noise that it never shows ("unseen"), pairs `k' v'` of other keys that
+Haystacks: noise that training shows ("seen"), noise that it never shows ("unseen"), noise that no choice of a model saw
+either ("new"; see `RecallVocabulary`), pairs `k' v'` of other keys that
 are never queried and fill the state ("decoys"), and real text in which only needles and questions are reserved tokens ("text").
 """
 
 import numpy as np
 
 from ....models.common.errors import UserError
-from ..sequences import RecallBatch, TaskCell, append_queries, draw_pairs, place, queries_length, scatter
+from ..noise import draw_noise
+from ..sequences import (
+    RecallBatch,
+    TaskCell,
+    append_queries,
+    draw_pairs,
+    place,
+    queries_length,
+    scatter,
+    scatter_with_mentions,
+)
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
 UNIT = 2
-HAYSTACKS = ("seen", "unseen", "decoys", "text")
+HAYSTACKS = ("seen", "unseen", "new", "decoys", "text")
 
 
-def minimum_length(pairs: int, queries: int, *, depth: float | None = None, haystack: str = "seen") -> int:
+def minimum_length(
+    pairs: int,
+    queries: int,
+    *,
+    depth: float | None = None,
+    haystack: str = "seen",
+    mentions: float = 0.0,
+    noise: str = "uniform",
+) -> int:
     """Tokens of a sequence without any hay."""
     return UNIT * pairs + queries_length(queries)
 
@@ -27,6 +46,8 @@ def generate(
     *,
     depth: float | None = None,
     haystack: str = "seen",
+    mentions: float = 0.0,
+    noise: str = "uniform",
     text: np.ndarray | None = None,
 ) -> RecallBatch:
     """Sequences whose haystack takes the room that needles and questions leave.
@@ -35,6 +56,9 @@ def generate(
         depth: where the needles lie, side by side, as a share of the hay before them: 0 at the start, 1 right before
             the questions. None scatters them.
         haystack: one of `HAYSTACKS`.
+        mentions: keys of needles in the hay without their value, as a share of the hay; see `scatter_with_mentions`. Not
+            with a depth, nor among decoys.
+        noise: the kind of "seen", "unseen" and "new" hay; see `draw_noise`.
         text: token ids `[n]` for the haystack "text". Each sequence takes them from a random place on, and from the
             beginning again where they end.
     """
@@ -42,6 +66,10 @@ def generate(
         raise UserError(f"niah: depth is {depth}: it is a share of the haystack, from 0 to 1")
     if haystack not in HAYSTACKS:
         raise UserError(f"niah: haystack is {haystack!r}: choose one of {', '.join(HAYSTACKS)}")
+    if mentions and (depth is not None or haystack == "decoys"):
+        raise UserError("niah: mentions stand between scattered needles in noise or text: leave out depth and decoys")
+    if haystack == "new" and not vocabulary.num_new_noise:
+        raise UserError('niah: haystack "new" needs ids of its own: give the vocabulary `num_new_noise`')
     space = cell.length - queries_length(cell.queries)
 
     if haystack == "decoys":
@@ -55,15 +83,17 @@ def generate(
         if haystack == "text":
             tokens = _text(cell, text, vocabulary, generator)
         else:
-            hay = vocabulary.seen_noise if haystack == "seen" else vocabulary.unseen_noise
-            tokens = vocabulary.draw(hay, (cell.sequences, cell.length), generator)
+            hay = getattr(vocabulary, f"{haystack}_noise")
+            tokens = draw_noise(hay, (cell.sequences, cell.length), generator, noise)
 
-    if depth is None:
-        starts = grid * scatter(keys.shape, UNIT // grid, space // grid, generator)
-    else:
+    needles = np.stack([keys, values], axis=2)
+    if depth is not None:
         first = grid * round(depth * (space // grid - UNIT // grid * cell.pairs))
-        starts = np.broadcast_to(first + UNIT * np.arange(cell.pairs), keys.shape)
-    place(tokens, starts, np.stack([keys, values], axis=2))
+        place(tokens, np.broadcast_to(first + UNIT * np.arange(cell.pairs), keys.shape), needles)
+    elif mentions:
+        scatter_with_mentions(tokens, needles, keys, space, mentions, generator)
+    else:
+        place(tokens, grid * scatter(keys.shape, UNIT // grid, space // grid, generator), needles)
     return append_queries(tokens, keys, values, cell, vocabulary, generator)
 
 
@@ -94,6 +124,6 @@ TASK = Task(
     generate,
     minimum_length,
     # Decoys need at least one key that no needle has.
-    num_keys=lambda pairs, depth=None, haystack="seen": pairs + (haystack == "decoys"),
-    needs_text=lambda depth=None, haystack="seen": haystack == "text",
+    num_keys=lambda pairs, haystack="seen", **_: pairs + (haystack == "decoys"),
+    needs_text=lambda haystack="seen", **_: haystack == "text",
 )

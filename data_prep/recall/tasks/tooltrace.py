@@ -5,25 +5,36 @@ Units `CALL k RES v` in noise, `Q k v ... Q k`. Echo, arXiv 2605.06997, §4.1.
 
 import numpy as np
 
-from ..sequences import RecallBatch, TaskCell, append_queries, place, queries_length, scatter
+from ..noise import draw_noise
+from ..sequences import RecallBatch, TaskCell, append_queries, queries_length, scatter_with_mentions
 from ..task import Task
 from ..vocabulary import RecallVocabulary
 
 UNIT = 4
 
 
-def minimum_length(pairs: int, queries: int, *, overwrites: int = 0) -> int:
+def minimum_length(
+    pairs: int, queries: int, *, overwrites: int = 0, mentions: float = 0.0, noise: str = "uniform"
+) -> int:
     """Tokens of a sequence without any noise."""
     return UNIT * (pairs + overwrites) + queries_length(queries)
 
 
 def generate(
-    cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, overwrites: int = 0
+    cell: TaskCell,
+    vocabulary: RecallVocabulary,
+    generator: np.random.Generator,
+    *,
+    overwrites: int = 0,
+    mentions: float = 0.0,
+    noise: str = "uniform",
 ) -> RecallBatch:
     """Sequences whose noise takes the room that calls and questions leave.
 
     Args:
         overwrites: further calls, each of a random key among the `pairs`; the latest result of a key is the answer.
+        mentions: keys in the noise without a call, as a share of the noise; see `scatter_with_mentions`.
+        noise: its kind; see `draw_noise`.
     """
     keys = vocabulary.draw_distinct_keys((cell.sequences, cell.pairs), generator)
     calls = cell.pairs + overwrites
@@ -43,8 +54,8 @@ def generate(
     result = np.full_like(called_keys, vocabulary.result)
     units = np.stack([call, called_keys, result, results], axis=2)
 
-    tokens = vocabulary.draw(vocabulary.seen_noise, (cell.sequences, cell.length), generator)
-    place(tokens, scatter(called.shape, UNIT, cell.length - queries_length(cell.queries), generator), units)
+    tokens = draw_noise(vocabulary.seen_noise, (cell.sequences, cell.length), generator, noise)
+    scatter_with_mentions(tokens, units, keys, cell.length - queries_length(cell.queries), mentions, generator)
     return append_queries(tokens, keys, values, cell, vocabulary, generator)
 
 

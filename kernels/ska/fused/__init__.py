@@ -32,11 +32,20 @@ def why_not_fused(q: Tensor, k: Tensor, v: Tensor, *, mode: str, power: int, chu
     return None
 
 
-def ska_fused(q: Tensor, k: Tensor, v: Tensor, **options) -> tuple[Tensor, SKAState]:
-    """The arguments and results of `ska_naive`; half precision is taken as it is, sums and solves are fp32."""
+def ska_fused(
+    q: Tensor, k: Tensor, v: Tensor, *, power: int, blend: Tensor | None = None, **options
+) -> tuple[Tensor, SKAState]:
+    """The arguments and results of `ska_naive`; half precision is taken as it is, sums and solves are fp32.
+
+    A blend of powers is a call of the operator for each: the kernels have no place for its weights yet.
+    """
     from .op import ska_fused  # triton is not there on every machine
 
-    return ska_fused(q, k, v, **options)
+    if blend is None:
+        return ska_fused(q, k, v, power=power, **options)
+    reads = [ska_fused(q, k, v, power=j, **options) for j in range(power + 1)]
+    y = sum(read * blend[..., j : j + 1] for j, (read, _) in enumerate(reads))
+    return y, reads[-1][1]
 
 
 def why_not_fused_step(q: Tensor, k: Tensor, v: Tensor, inverse: Tensor, *, power: int) -> str | None:

@@ -55,13 +55,46 @@ def test_a_model_without_gates_is_refused():
 
 
 @pytest.mark.gpu
-def test_a_recorded_step_has_the_gate_penalty_of_an_eager_one():
+@pytest.mark.parametrize(
+    "ska",
+    [
+        {},
+        {
+            "value_lag": False,
+            "gate_input": "token",
+            "gate_scale": "table",
+            "gate_window": 2,
+            "key_shift": 1,
+            "context_heads": 1,
+        },
+        {"value_lag": False, "power": 2, "blend": True, "key_shift": 1, "value_shift": 1},
+    ],
+    ids=["lagged", "pairs", "late blend"],
+)
+def test_a_recorded_step_has_the_gate_penalty_of_an_eager_one(ska):
     """On a GPU the step is a CUDA graph; its cost grows all the same."""
     losses = {}
     for device in ("cpu", "cuda"):
-        model = small_model().to(device)
+        model = small_model(**ska).to(device)
         training = RecallTraining(steps=12, lengths=(32,), pairs=(1,), batch_sequences=4, gate_penalty=10.0)
         trainer = RecallTrainer(model, training, RecallVocabulary(), seed=0, device=device)
         trainer.run()
         losses[device] = trainer.losses.cpu()
     torch.testing.assert_close(losses["cuda"], losses["cpu"], rtol=1e-3, atol=1e-3)
+
+
+def test_it_grows_between_two_shares_of_the_steps():
+    training = RecallTraining(
+        steps=10, gate_penalty=4.0, gate_penalty_from=0.2, gate_penalty_full=0.6, lengths=(32,), pairs=(1,)
+    )
+    trainer = RecallTrainer(small_model(), training, RecallVocabulary())
+    found = []
+    for _ in range(10):
+        found.append(float(trainer._gate_penalty_now()))
+        trainer.advance()
+    assert found == pytest.approx([0, 0, 1, 2, 3, 4, 4, 4, 4, 4])
+
+
+def test_a_penalty_that_ends_before_it_begins_is_refused():
+    with pytest.raises(ValueError, match="from 0.5 to 0.4 of the steps"):
+        RecallTraining(gate_penalty=1.0, gate_penalty_full=0.4)

@@ -13,6 +13,7 @@ from echo_lm.evals.sweeps.report import write_report
 from echo_lm.evals.sweeps.results import best_of_cells
 from echo_lm.evals.sweeps.runs import runs_of
 
+COMMAND_LINE = [sys.executable, "-c", "from echo_lm.orchestration.cli.main import main; main()"]
 SEEDS, RATES = (0, 1, 2), (0.001, 0.01)
 SWEEP = {
     "name": "tiny",
@@ -147,7 +148,7 @@ def test_where_and_when_it_ran_and_how_to_run_it_again(report, tmp_path):
     page, content = report()
     assert "All seeds are evaluated on the same sequences." in page
     assert "12 of 12 runs, on Some GPU, torch 2.0, 2026-01-01 and 2026-01-03, commit abc1234." in page
-    assert "\n    python -m echo_lm.evals.sweeps.run tiny.yaml" in page
+    assert "\n    echo-lm sweep run tiny.yaml" in page
     assert content["hardware"] == ["Some GPU"]
     assert str(tmp_path) not in page + json.dumps(content)
 
@@ -217,13 +218,13 @@ def test_more_arms_than_markers_take_several_figures(sweep, report, tmp_path):
 
 def test_nothing_to_report_gives_one_line_and_code_2(sweep, tmp_path):
     told = subprocess.run(
-        [sys.executable, "-m", "echo_lm.evals.sweeps.report", sweep, "--results", tmp_path, "--out", tmp_path],
+        [*COMMAND_LINE, "sweep", "report", sweep, "--sweeps", tmp_path, "--out", tmp_path],
         capture_output=True,
         text=True,
     )
     assert told.returncode == 2
     assert len(told.stderr.splitlines()) == 1
-    assert "holds no run of sweep tiny: run `python -m echo_lm.evals.sweeps.run" in told.stderr
+    assert "holds no run of sweep tiny: run `echo-lm sweep run" in told.stderr
 
 
 IN_TASK = {

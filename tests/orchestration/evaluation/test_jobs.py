@@ -18,9 +18,10 @@ from mlflow import MlflowClient
 from echo_lm.models import build_model, save_pretrained
 from echo_lm.models.common.files import write_json
 from echo_lm.orchestration.evaluation import watcher as watch
-from echo_lm.orchestration.evaluation.jobs import due_jobs, missing_jobs, run_job
-from echo_lm.orchestration.evaluation.pools import ProcessPool
+from echo_lm.orchestration.evaluation.jobs import due_jobs, missing_jobs
 from echo_lm.orchestration.evaluation.watcher import Watcher, evaluate_missing
+from echo_lm.orchestration.jobs.executors import ProcessExecutor
+from echo_lm.orchestration.jobs.job import run_under_leases
 from echo_lm.orchestration.jobs.leases import claim, holder
 from echo_lm.orchestration.jobs.scheduler import Scheduler
 from echo_lm.pipeline.run.folder import RunFolder
@@ -132,7 +133,7 @@ def test_a_killed_process_of_a_job_is_replaced(run, suites):
         killed.append(lease_holder["pid"])
 
     threading.Thread(target=kill, daemon=True).start()
-    evaluate_missing(str(run.path), [str(suites["long"])], "cpu", ProcessPool(1))
+    evaluate_missing(str(run.path), [str(suites["long"])], "cpu", ProcessExecutor(1))
     assert killed
     rows = [json.loads(path.read_text())["rows"] for path in sorted(run.evals.glob("*/long.json"))]
     assert len(rows) == 2
@@ -142,44 +143,45 @@ def test_a_killed_process_of_a_job_is_replaced(run, suites):
 def test_what_another_process_holds_is_left_to_it(run):
     job = missing_jobs(run, run.load_config())[0]
     with claim(job.output.with_suffix(".lease")):
-        assert not run_job(job)
+        assert not run_under_leases(job)
         assert not job.output.exists()
-    assert run_job(job)
+    assert run_under_leases(job)
     assert job.output.exists()
 
 
 def test_a_job_that_fails_is_given_up_and_the_others_are_done(run, capsys):
     broken = run.checkpoints / "step_00000010" / "model" / "model.safetensors"
     broken.write_bytes(b"x" * 100)
-    evaluate_missing(str(run.path), None, "cpu", ProcessPool(2))
+    evaluate_missing(str(run.path), None, "cpu", ProcessExecutor(2))
     assert set(results(run)) == {"step_00000020/short"}
     out = capsys.readouterr().out
     assert "evaluation step_00000010/short failed" in out
     assert "is damaged" in out
 
 
-class FullPool:
-    """Jobs that never end."""
-
-    size = 1
+class FullExecutor:
+    """Jobs that never end, one at a time."""
 
     def __init__(self):
-        self.submitted = []
+        self.started = []
 
-    def submit(self, job):
-        self.submitted.append(job)
+    def has_room(self, job):
+        return not self.started
+
+    def start(self, job):
+        self.started.append(job)
 
     def collect_ended(self):
         return []
 
 
 def test_a_full_queue_holds_nothing_up_and_a_removed_checkpoint_leaves_it(run):
-    pool = FullPool()
+    executor = FullExecutor()
     config = run.load_config()
-    scheduler = Scheduler(lambda: missing_jobs(run, config), pool)
+    scheduler = Scheduler(lambda: missing_jobs(run, config), executor)
     assert [scheduler.poll() for _ in range(3)] == [2, 2, 2]
-    assert len(pool.submitted) == 1
-    shutil.rmtree(run.checkpoints / "step_00000010")
+    assert len(executor.started) == 1
+    shutil.rmtree(run.checkpoints / "step_00000020")
     assert scheduler.poll() == 1
 
 

@@ -16,6 +16,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from echo_lm.models.common import retries
 from echo_lm.models.common.files import write_json, write_text
 from echo_lm.orchestration.ray_train import policies
 from echo_lm.orchestration.ray_train.policies import (
@@ -60,7 +61,7 @@ def test_the_dead_are_named_and_those_who_lost_their_connection_are_not():
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> RunFolder:
     monkeypatch.setattr(policies.ray, "nodes", lambda: [{"NodeName": "node-0", "Alive": True}])
-    monkeypatch.setattr(policies, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retries, "pause_seconds", lambda failures: 0.01)
     return RunFolder(tmp_path)
 
 

@@ -9,9 +9,10 @@ from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.models import ModelConfig, count_parameters, preset
 from echo_lm.models.accounting import training_flops
 from echo_lm.models.common.errors import UserError
+from echo_lm.orchestration.jobs.devices import Devices
 from echo_lm.orchestration.studies.config import load_study, study_names
 from echo_lm.orchestration.studies.learning_rate import fitted_rule, given_rule
-from echo_lm.orchestration.studies.packing import Devices, Job, makespan
+from echo_lm.orchestration.studies.packing import PackedCell, makespan
 from echo_lm.orchestration.studies.plan import cell_config
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.results import Pace
@@ -100,10 +101,10 @@ def test_excluded_cells_are_gone(study):
 
 def test_longest_first_on_two_devices_by_hand():
     """3 + 2 on one device, 3 + 2 on the other, the last 2 behind: 7."""
-    assert makespan([Job(str(i), seconds, 1) for i, seconds in enumerate((2, 3, 2, 3, 2))], 2) == 7
-    thirds = [Job(str(i), 5, 3) for i in range(4)]
+    assert makespan([PackedCell(str(i), seconds, 1) for i, seconds in enumerate((2, 3, 2, 3, 2))], 2) == 7
+    thirds = [PackedCell(str(i), 5, 3) for i in range(4)]
     assert makespan(thirds, 1) == 10
-    assert makespan([*thirds[:3], Job("whole", 6, 1)], 1) == 11
+    assert makespan([*thirds[:3], PackedCell("whole", 6, 1)], 1) == 11
     devices = Devices(2)
     assert [devices.reserve(Fraction(1, 2)) for _ in range(5)] == [0, 1, 0, 1, None]
     devices.release(1, Fraction(1, 2))

@@ -14,13 +14,15 @@ from typer.testing import CliRunner
 from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.cli.main import app
+from echo_lm.orchestration.jobs import scheduler as scheduler_module
+from echo_lm.orchestration.jobs.executors import Ended
 from echo_lm.orchestration.studies import run as study_module
-from echo_lm.orchestration.studies.cell import log_file, result_file
-from echo_lm.orchestration.studies.executors import _reason
+from echo_lm.orchestration.studies.cell import result_file
 from echo_lm.orchestration.studies.export import export_study, import_study
+from echo_lm.orchestration.studies.folder import StudyFolder, failed_cells, find_study, remaining_cells
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.reporting import fit_and_report
-from echo_lm.orchestration.studies.run import StudyFolder, failed_cells, find_study, remaining_cells, run_study
+from echo_lm.orchestration.studies.run import run_study
 from echo_lm.orchestration.studies.tables import status_view
 from echo_lm.orchestration.studies.tracking import track_study
 from echo_lm.pipeline.run.events import read_events
@@ -142,25 +144,36 @@ class Scripted:
     def __exit__(self, *exception):
         pass
 
-    def start(self, plan, cell, config, folder, dataset):
-        self.started.append(cell.name)
-        error = self._script[cell.budget].pop(0)
-        if error is None:
-            result = self._record(cell, 2.0).model_copy(update={"identity": config.identity()})
-            result_file(folder).parent.mkdir(parents=True)
-            result_file(folder).write_text(json.dumps(result.model_dump(mode="json")))
-        self._ended.append((cell.name, error))
+    def has_room(self, job):
         return True
 
-    def ended(self):
+    def start(self, job):
+        self.started.append(job.cell.name)
+        self.finish(job, self._script[job.cell.budget].pop(0))
+
+    def finish(self, job, error, loss=2.0, **fields):
+        if error is None:
+            fields |= {"identity": job.config.identity()}
+            result = self._record(job.cell, loss).model_copy(update=fields)
+            result_file(job.folder).parent.mkdir(parents=True)
+            result_file(job.folder).write_text(json.dumps(result.model_dump(mode="json")))
+        self._ended.append(Ended(job, "here" if error is None else None, error))
+
+    def collect_ended(self):
         ended, self._ended = self._ended, []
         return ended
 
 
-def test_failures_are_retried_then_reported_and_the_others_done(study, record, data, tmp_path, monkeypatch):
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """Polls and attempts follow each other at once."""
+    monkeypatch.setattr(scheduler_module, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler_module, "pause_seconds", lambda failures: 0.0)
+
+
+def test_failures_are_retried_then_reported_and_the_others_done(study, record, data, tmp_path, monkeypatch, no_pauses):
     executor = Scripted({"8.192k": ["out of memory", None], "32.768k": ["killed", "killed", "out of luck"]}, record)
-    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
-    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, gpus: executor)
     with pytest.raises(UserError, match=r"1 of 2 cells failed, first transformer-xs-32\.768k-s0: out of luck"):
         run_study(study(**TINY), tmp_path, data)
     assert len(executor.started) == 5
@@ -171,7 +184,7 @@ def test_failures_are_retried_then_reported_and_the_others_done(study, record, d
     report = fit_and_report(folder).read_text()
     assert "transformer-xs-32.768k-s0: failed: out of luck" in report
     executor = Scripted({"32.768k": [None]}, record)
-    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, gpus: executor)
     run_study(study(**TINY), tmp_path, data)
     assert executor.started == ["transformer-xs-32.768k-s0"], "only what is missing is run"
     assert failed_cells(folder, plan.cells) == {}
@@ -180,12 +193,13 @@ def test_failures_are_retried_then_reported_and_the_others_done(study, record, d
 def test_with_little_time_the_cells_that_fit_are_run_and_the_others_left(study, record, data, tmp_path, monkeypatch):
     """Predicted are 4.2 and 13.9 s; the first is said to have taken 60, so 15, enough by prediction, are too few then."""
     still = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: None, time=time.time)
+    monkeypatch.setattr(scheduler_module, "time", still)
     monkeypatch.setattr(study_module, "time", still)  # or a pause of the machine takes from the seconds that are given
     toy = study(**TINY)
 
     def run_for(seconds: float | None) -> list[str]:
         executor = Scripted({"8.192k": [None], "32.768k": [None]}, record)
-        monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+        monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, gpus: executor)
         folder = run_study(toy, tmp_path, data, seconds=seconds)
         remaining.append([cell.name for cell in remaining_cells(folder, folder.load_plan())])
         return executor.started
@@ -207,13 +221,14 @@ def test_the_command_says_what_is_left_and_what_failed(study_file, record, data,
     now = [0.0]
 
     class Slow(Scripted):
-        def start(self, *arguments):
+        def start(self, job):
             now[0] += 150
-            return super().start(*arguments)
+            super().start(job)
 
     executor = Slow({"8.192k": [None], "32.768k": ["out of luck"]}, record)
-    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, gpus: executor)
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None, time=time.time)
+    monkeypatch.setattr(scheduler_module, "time", clock)
     monkeypatch.setattr(study_module, "time", clock)
     monkeypatch.setenv("COLUMNS", "300")
     command = ["study", "run", str(study_file(**TINY)), "--studies", str(tmp_path), "--data", str(data), "--for"]
@@ -240,14 +255,14 @@ def test_a_sweep_that_was_not_finished_in_time_sets_no_rate(study, record, data,
     }
     rule = {"value": 3e-3, "sweep": {"sizes": ["a", "b"], "factors": [0.5, 1, 2]}}
     executor = Scripted({}, record)
-    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: executor)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, gpus: executor)
     folder = run_study(study(**TINY | {"sizes": sizes, "learning_rate": rule}), tmp_path, data, seconds=0.5)
     assert executor.started == []
     assert not folder.rule_file.exists()
     assert len(remaining_cells(folder, folder.load_plan())) == 10
 
 
-def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data, tmp_path, monkeypatch):
+def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data, tmp_path, monkeypatch, no_pauses):
     sizes = {
         size: {"preset": "1m", "model": {"d_model": d}, "feedforward_width": 64} for size, d in (("a", 32), ("b", 64))
     }
@@ -255,21 +270,15 @@ def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data,
     broken = ["transformer-a-8.192k-lr0.5"]
 
     class Bowl(Scripted):
-        def start(self, plan, cell, config, folder, dataset):
-            if cell.name in broken:
-                self._ended.append((cell.name, "out of luck"))
-                return True
-            rate = config.train.learning_rate
-            rates.append((cell.kind, cell.size, rate))
-            loss = 2 + (rate / {"a": 4e-3, "b": 2e-3}[cell.size] - 1) ** 2
-            result = self._record(cell, loss).model_copy(update={"identity": config.identity(), "learning_rate": rate})
-            result_file(folder).parent.mkdir(parents=True)
-            result_file(folder).write_text(json.dumps(result.model_dump(mode="json")))
-            self._ended.append((cell.name, None))
-            return True
+        def start(self, job):
+            if job.cell.name in broken:
+                self.finish(job, "out of luck")
+                return
+            rate = job.config.train.learning_rate
+            rates.append((job.cell.kind, job.cell.size, rate))
+            self.finish(job, None, 2 + (rate / {"a": 4e-3, "b": 2e-3}[job.cell.size] - 1) ** 2, learning_rate=rate)
 
-    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, cuda: Bowl({}, record))
-    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, gpus: Bowl({}, record))
     rule = {"value": 3e-3, "sweep": {"sizes": ["a", "b"], "factors": [0.5, 1, 2]}}
     swept = study(**TINY | {"sizes": sizes, "learning_rate": rule})
     with pytest.raises(UserError, match="1 of 10 cells failed, first transformer-a-"):
@@ -303,13 +312,3 @@ def test_a_sweep_runs_first_and_sets_the_rate_of_the_others(study, record, data,
     exported.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"holds cell \.\./cell, which its plan has not"):
         import_study(exported, elsewhere)
-
-
-def test_the_reason_of_a_failure_is_its_error_not_what_libraries_say_at_the_exit(tmp_path):
-    folder = tmp_path / "runs" / "cell"
-    log = log_file(folder)
-    log.parent.mkdir(parents=True)
-    log.write_text("Traceback:\n  File x\nValueError: no luck\n[rank0]:[W1126 11:49 x.cpp:1] Warning: not called\n")
-    assert _reason(folder, 1) == "ValueError: no luck"
-    log.write_text("[rank0]: nothing else\n")
-    assert _reason(folder, 1) == "[rank0]: nothing else"

@@ -1,0 +1,21 @@
+"""Named mixes of recall tasks to train on."""
+
+from types import MappingProxyType
+from typing import Any
+
+# What a memory is for, at lengths that any model can be trained on: facts at the start and facts on the way, each also with keys
+# that come up without their value, values that are overwritten, many pairs at once, two hops; and noise of many kinds. Needles
+# and counting are in no part: they are asked zero-shot. A mix never changes, since trainings are named by it: a better one gets
+# a name of its own.
+BROAD: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("sysprompt", {"noise": "many"}),
+    ("sysprompt", {"noise": "many", "decoys": 2, "mentions": 0.1}),
+    ("sysprompt", {"noise": "many", "mentions": 0.25}),
+    ("tooltrace", {"noise": "many", "overwrites": 2}),
+    ("tooltrace", {"noise": "many", "overwrites": 2, "mentions": 0.1}),
+    ("mqar", {"noise": "many"}),
+    ("multihop", {"noise": "many"}),
+    ("multihop", {"noise": "many", "mentions": 0.1}),
+)
+
+MIXES = MappingProxyType({"broad": BROAD})

@@ -1,0 +1,99 @@
+"""The folder of a study: its files, and which of its cells are done, failed, or left."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ...evals.layout import complete_checkpoints
+from ...models.common.errors import UserError
+from ...models.common.files import read_json
+from .cell import result_file
+from .config import load_study
+from .plan import Plan, StudyCell
+from .results import CellResult, Pace, read_result
+
+
+class StudyFolder:
+    """Paths of a study below `path`. Making the object touches nothing."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.plan_file = self.path / "plan.json"
+        self.rule_file = self.path / "learning_rate.json"
+        self.fit_file = self.path / "fit.json"
+        self.runs = self.path / "runs"
+
+    def run(self, cell: StudyCell) -> Path:
+        """The run folder of a cell."""
+        return self.runs / cell.name
+
+    def failure_file(self, cell: StudyCell) -> Path:
+        """The file of a cell whose last attempt failed for good."""
+        return self.path / "failures" / f"{cell.name}.json"
+
+    def load_plan(self) -> Plan:
+        """The stored plan.
+
+        Raises:
+            UserError: nothing was run here, or the file was damaged.
+        """
+        if not self.plan_file.is_file():
+            raise UserError(f"{self.path} holds no study (no plan.json): start it with `echo-lm study run`")
+        try:
+            return Plan.model_validate(read_json(self.plan_file))
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise UserError(f"{self.plan_file} does not fit this version at {where}: run the study again") from error
+
+    def results(self, plan: Plan) -> list[CellResult]:
+        """The records of the finished cells, in the plan's order."""
+        results = (read_result(result_file(self.run(cell))) for cell in plan.cells)
+        return [result for result in results if result is not None]
+
+
+def find_study(target: str, studies: Path) -> StudyFolder:
+    """Find the folder of a study that was started, by its path, its name or its file.
+
+    Raises:
+        UserError: there is no such study.
+    """
+    folder = StudyFolder(target)
+    if folder.plan_file.is_file():
+        return folder
+    if (folder := StudyFolder(studies / target)).plan_file.is_file():
+        return folder
+    folder = StudyFolder(studies / load_study(target).name)
+    folder.load_plan()
+    return folder
+
+
+def trained_share(folder: StudyFolder, cell: StudyCell) -> float:
+    """The share of the cell's training in its last checkpoint, 0 to 1."""
+    steps = [record["step"] for _, record in complete_checkpoints(folder.run(cell))]
+    return max(steps, default=0) / cell.steps
+
+
+def remaining_cells(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
+    """Cells that are neither done nor failed."""
+    finished, failed = {result.cell.name for result in folder.results(plan)}, failed_cells(folder, plan.cells)
+    return [cell for cell in plan.cells if cell.name not in finished and cell.name not in failed]
+
+
+def describe_remaining(folder: StudyFolder, plan: Plan) -> str:
+    """A line with the number of remaining cells and their predicted minutes; empty if none remain."""
+    remaining = remaining_cells(folder, plan)
+    if not remaining:
+        return ""
+    pace = Pace(plan.study, folder.results(plan))
+    minutes = [pace(cell, trained_share(folder, cell)) / 60 for cell in remaining]
+    return (
+        f"{len(remaining)} of {len(plan.cells)} cells are left, for lack of time or because somebody else has them: they take "
+        f"about {min(minutes):.1f} to {max(minutes):.1f} minutes each; run it again"
+    )
+
+
+def failed_cells(folder: StudyFolder, cells: Iterable[StudyCell]) -> dict[str, str]:
+    """Last error of the cells that failed for good, by name."""
+    files = {cell.name: folder.failure_file(cell) for cell in cells}
+    return {name: read_json(file)["errors"][-1] for name, file in files.items() if file.is_file()}
