@@ -166,6 +166,9 @@ class EvaluationSection(Config):
     """Ray CPUs that a job reserves; 0 shares the training's, at low priority."""
     gpus: float = Field(default=0, ge=0)
     """Ray GPUs that a job reserves; with 0 it runs on the CPU."""
+    timeout_minutes: float | None = Field(default=240, gt=0)
+    """Minutes after which a job is stopped and counts as failed, so that one that hangs does not hold the others up; null for no
+    limit."""
 
 
 class RunConfig(Config):

@@ -1,6 +1,7 @@
 """Start the worker processes of a run on this machine, without Ray; restart the worker group when one of them dies."""
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -35,6 +36,9 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     """
     run.error_file.unlink(missing_ok=True)
     clear_stop_request(run)
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # the one line that counts is raised below
     environment = {
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         # A worker group that is started again must not find the addresses of the dead one in the store: a fresh store each time.

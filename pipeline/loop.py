@@ -13,7 +13,7 @@ from ..data_prep.loading.loader import BatchLoader
 from ..models.common.errors import UserError
 from ..models.common.files import write_json
 from .agreement import raise_together
-from .checkpoint.format import check_checkpoint, latest_checkpoint
+from .checkpoint.format import latest_checkpoint, set_damaged_aside
 from .checkpoint.reader import load_checkpoint
 from .checkpoint.writer import CheckpointWriter
 from .config import RunConfig
@@ -107,6 +107,9 @@ class _Loop:
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
         if self.log:  # the environment is that of rank 0
             self._event("start", **self._position(), pid=os.getpid(), **self._topology(), **describe_environment())
+        for path in sorted(self.run.checkpoints.glob(".damaged.*")):
+            message = f"a checkpoint was damaged and is set aside as {path}: training goes on from one before"
+            self._event("warning", step=self.step, message=message)
         self._nonfinite_steps = 0  # consecutive steps with a gradient that is not finite
         self._rolled_back_at = 0
 
@@ -162,23 +165,22 @@ class _Loop:
             self._event("finish", **self._position())
             if self.log:
                 write_json(self.run.finished_file, self._position())
-        elif stopping:
-            reason = stop.reason or self.heartbeat.stop_reason or "a signal to another rank"
+        else:
+            reason = stop.reason or self.heartbeat.stop_reason
+            reason = (reason or "a signal to another rank") if stopping else "run.stop_step"
             self._event("stop", **self._position(), reason=reason)
 
     def _resume(self) -> tuple[int, int]:
-        """Load the last complete checkpoint, if there is one."""
-        checkpoint = latest_checkpoint(self.run)
-        if checkpoint is None:
-            return 0, 0
+        """Load the newest complete checkpoint that is whole, if there is one."""
         error = None
         if self.mesh.rank == 0:  # hashes every file: one rank is enough
             try:
-                check_checkpoint(checkpoint)
-            except UserError as problem:
+                set_damaged_aside(self.run)
+            except (OSError, UserError) as problem:
                 error = problem
         raise_together(error, self.engine.device)
-        return load_checkpoint(self.engine, checkpoint)
+        checkpoint = latest_checkpoint(self.run)
+        return (0, 0) if checkpoint is None else load_checkpoint(self.engine, checkpoint)
 
     def _roll_back(self) -> None:
         """Return to the last complete checkpoint, once: a second failure at the same steps is raised.

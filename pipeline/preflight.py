@@ -7,7 +7,7 @@ from ..models.common.errors import UserError
 from ..models.common.files import sha256_file
 from ..models.common.run_layout import MODEL
 from ..models.stored_config import read_config
-from .checkpoint.format import check_checkpoint, latest_checkpoint
+from .checkpoint.format import latest_checkpoint, set_damaged_aside
 from .config import RunConfig
 from .run.folder import RunFolder
 
@@ -15,18 +15,21 @@ from .run.folder import RunFolder
 def check_run(run: RunFolder, config: RunConfig) -> None:
     """Check the suites, the data and the checkpoint that `run` would start from.
 
+    A damaged newest checkpoint is set aside; a finished run that has lost its last one so is not finished any more.
+
     Raises:
         UserError: a suite that does not exist; a shard or tokenizer that is damaged or does not belong to the data; a
-            checkpoint that is damaged, of another architecture, or of another tokenizer.
+            checkpoint of another architecture, or of another tokenizer; none that is whole.
     """
     for suite in config.evaluation.suites:
         load_suite(suite)
     dataset = Dataset.open(run.data_folder(), verify=True)
     vocab_size = dataset.tokenizer().get_vocab_size()
+    if set_damaged_aside(run):
+        run.finished_file.unlink(missing_ok=True)
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         return
-    check_checkpoint(checkpoint)
     stored = read_config(checkpoint / MODEL)
     configured = config.model.resolve(vocab_size)
     if stored != configured:

@@ -18,6 +18,10 @@ def evaluate(
         int | None, typer.Option(help="Only the checkpoint of this step; all checkpoints if left out.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds the datasets, if not where the run has it.", envvar="ECHO_LM_DATA"),
+    ] = None,
     watch: Annotated[
         str | None,
         typer.Option(help="Pattern of run folders, e.g. 'runs/*': evaluate whatever appears there, for ever."),
@@ -43,4 +47,4 @@ def evaluate(
         Watcher(watch, suites=suite, parallel=parallel, device=device, address=address).watch(seconds(every, "--every"))
     else:
         assert run is not None
-        evaluate_by_hand(run, suite, step, device, fetch_bigbench=fetch_bigbench)
+        evaluate_by_hand(run, suite, step, device, data=data, fetch_bigbench=fetch_bigbench)

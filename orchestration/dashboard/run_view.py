@@ -138,9 +138,9 @@ def _matrix(
     suites = list(dict.fromkeys([*configured, *(result["suite"] for result in results)]))
     result_of = {(result["step"], result["suite"]): result for result in results}
     steps = sorted({step for step, _ in run.complete_steps()} | {step for step, _ in result_of}, reverse=True)
-    failure_messages, rows = run.failures(), []
+    failure_messages, rows, stopped_step = run.failures(), [], run.stopped_at()
     for step in steps:
-        due = is_due(config, step)
+        due = is_due(config, step, stopped_step)
         name = checkpoint_name(step)
         cells = (
             _cell(

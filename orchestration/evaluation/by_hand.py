@@ -15,27 +15,39 @@ from .jobs import EvaluationJob
 
 
 def evaluate_by_hand(
-    run_path: Path, suites: list[str] | None, step: int | None, device: str, *, fetch_bigbench: bool = False
+    run_path: Path,
+    suites: list[str] | None,
+    step: int | None,
+    device: str,
+    *,
+    data: Path | None = None,
+    fetch_bigbench: bool = False,
 ) -> None:
     """Run `suites` (default: those of the run's configuration) on the checkpoint of `step` (default: on all).
 
-    Jobs that another process is evaluating are skipped. If the run is tracked in MLflow, its record is updated.
+    The dataset is the run's, or the one of that name in the folder `data`. Jobs that another process is evaluating are skipped. If
+    the run is tracked in MLflow, its record is updated.
 
     Raises:
         UserError: no such run, checkpoint or suite, or no suite to run.
     """
     run = RunFolder(run_path)
+    dataset = run.data_folder() if data is None else data / run.load_config().data.name
+    if not dataset.is_dir():
+        raise UserError(
+            f"{run.path} was trained on {dataset}, which is not here: name the folder that holds it by --data"
+        )
     names = list(suites or run.load_config().evaluation.suites)
     if not names:
         raise UserError(f"{run.path} names no suites of its own: give one with --suite, e.g. --suite recall-quick")
     if fetch_bigbench:
-        console.print(f"bigbench: {fetch(bigbench_folder(run.data_folder()))}")
+        console.print(f"bigbench: {fetch(bigbench_folder(dataset))}")
     recall_trained = trained_on_recall(run.path)
     jobs = [
         EvaluationJob(
             name,
             folder / MODEL,
-            run.data_folder(),
+            dataset,
             result_path(run.path, folder.name, load_suite(name).name),
             record["step"],
             record["tokens"],

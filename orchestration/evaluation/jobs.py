@@ -13,6 +13,7 @@ from ...evals.config import load_suite
 from ...evals.layout import complete_checkpoints, result_path, trained_on_recall
 from ...models.common.run_layout import MODEL
 from ...pipeline.config import RunConfig
+from ...pipeline.run.events import stopped_at
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.supervision import record_event
 from ..jobs.job import Job, Resources
@@ -103,6 +104,9 @@ def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = N
     """
     suites = {name: load_suite(name).name for name in (config.evaluation.suites if suites is None else suites)}
     recall = trained_on_recall(run.path)
+    stopped_step = stopped_at(run.events_file)
+    minutes = config.evaluation.timeout_minutes
+    timeout = None if minutes is None else 60 * minutes
     return [
         EvaluationJob(
             suite,
@@ -112,6 +116,7 @@ def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = N
             record["step"],
             record["tokens"],
             recall,
+            timeout_seconds=timeout,
         )
         for folder, record in complete_checkpoints(run.path)
         if is_due(
@@ -121,6 +126,7 @@ def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = N
             checkpoint_every=config.run.checkpoint_every,
             every=config.evaluation.every,
             every_tokens=config.evaluation.every_tokens,
+            stopped_step=stopped_step,
         )
         for suite, name in suites.items()
     ]
@@ -132,11 +138,23 @@ def missing_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None
 
 
 def is_due(
-    step: int, *, steps: int, batch_tokens: int, checkpoint_every: int, every: int, every_tokens: int | None
+    step: int,
+    *,
+    steps: int,
+    batch_tokens: int,
+    checkpoint_every: int,
+    every: int,
+    every_tokens: int | None,
+    stopped_step: int | None,
 ) -> bool:
     """Whether the checkpoint of `step` is to be evaluated: every `every` checkpoints, or the first after every `every_tokens`
-    tokens; the last one always."""
-    if step == steps:
+    tokens. Always those at which training ended or stopped, and those that are no multiples of `checkpoint_every`: a stop left
+    them, or another value of that key.
+
+    Args:
+        stopped_step: where training stopped or finished (`events.stopped_at`).
+    """
+    if step in (steps, stopped_step) or step % checkpoint_every:
         return True
     if every_tokens:
         return step * batch_tokens % every_tokens < checkpoint_every * batch_tokens

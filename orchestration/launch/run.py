@@ -52,26 +52,36 @@ def run_pipeline(
                     f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
                 )
             dataset = data / config.data.name
-            stopped_by = supervise(
-                run,
-                config,
-                run_on_cluster,
-                (config, run, data, address, tracking_uri, trust),
-                address=address,
-                progress=lambda: (_latest(run), len(result_files(run.path)), _count(dataset)),
-            )
+            try:
+                stopped_by = supervise(
+                    run,
+                    config,
+                    run_on_cluster,
+                    (config, run, data, address, tracking_uri, trust),
+                    address=address,
+                    progress=lambda: (_latest(run), len(result_files(run.path)), _count(dataset)),
+                )
+            except UserError:
+                if run.finished():  # evaluations failed: what there is gets its report
+                    _report(run, tracking_uri)
+                raise
         if stopped_by:
             _sync_briefly(run, tracking_uri)
             console.print(f"{run.path}: stopped by {stopped_by} before its end; the same command goes on")
             return
-        from ...evals.summary import write_summary
-        from ...pipeline.run.report import write_report
-        from ..tracking.mlflow import Tracker
+        _report(run, tracking_uri)
 
-        tracker = Tracker(run.path, tracking_uri)
-        report = write_report(run.path)
-        write_summary(run.path)
-        tracker.sync()
+
+def _report(run: RunFolder, tracking_uri: str | None) -> None:
+    """Write the report and the summary of the evaluations, and bring MLflow up to date."""
+    from ...evals.summary import write_summary
+    from ...pipeline.run.report import write_report
+    from ..tracking.mlflow import Tracker
+
+    tracker = Tracker(run.path, tracking_uri)
+    report = write_report(run.path)
+    write_summary(run.path)
+    tracker.sync()
     console.print(f"report: {report}")
     local = f"{sys.executable} -m mlflow ui --backend-store-uri {tracker.uri}  (http://127.0.0.1:5000)"
     console.print(f"MLflow: {tracker.uri if tracker.uri.startswith('http') else local}")

@@ -42,7 +42,7 @@ def run_state(
     alive = heartbeat is not None and now - heartbeat < HEARTBEAT_SILENT_SECONDS
     if last is None:
         return "running" if alive else "waiting" if heartbeat is None else "crashed"
-    if not alive and (last["kind"] == "stop" or (reached_stop and last["kind"] != "start")):
+    if last["kind"] == "stop" or (not alive and reached_stop and last["kind"] != "start"):
         return "stopped"
     if heartbeat is None:
         alive = now - last["time"] < silence_seconds(events)

@@ -122,7 +122,7 @@ def read_run(run: RunReader) -> RunSnapshot:
     events = run.last_events(_enough)
     last_event_time = events[-1]["time"] if events else 0.0
     checkpoints = run.complete_steps()
-    due = due_results(config, [step for step, _ in checkpoints])
+    due = due_results(config, [step for step, _ in checkpoints], run.stopped_at())
     results = run.result_names()
     done = [name for name in due if name in results]
     failed = [name for name in run.failures() if name in due and name not in done]
@@ -149,14 +149,14 @@ def section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def due_results(config: dict[str, Any], steps: list[int]) -> list[str]:
+def due_results(config: dict[str, Any], steps: list[int], stopped_step: int | None) -> list[str]:
     """Names (`step_00000100/language`) of all evaluations that are due at the checkpoints `steps`."""
     suites = dict.fromkeys(suite_name(name) for name in section(config, "evaluation").get("suites") or ())
-    due = [step for step in steps if is_due(config, step)]
+    due = [step for step in steps if is_due(config, step, stopped_step)]
     return [f"{checkpoint_name(step)}/{suite}" for step in due for suite in suites]
 
 
-def is_due(config: dict[str, Any], step: int) -> bool:
+def is_due(config: dict[str, Any], step: int, stopped_step: int | None) -> bool:
     """Whether an evaluation of `step` is due by a stored configuration, as `evaluation_jobs.is_due`."""
     train, evaluation = section(config, "train"), section(config, "evaluation")
     try:
@@ -167,6 +167,7 @@ def is_due(config: dict[str, Any], step: int) -> bool:
             checkpoint_every=section(config, "run")["checkpoint_every"],
             every=evaluation["every"],
             every_tokens=evaluation["every_tokens"],
+            stopped_step=stopped_step,
         )
     except (KeyError, TypeError):  # of an older version
         return False

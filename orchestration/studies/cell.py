@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ...evals.config import load_suite
-from ...evals.layout import complete_checkpoints, result_path
+from ...evals.layout import complete_checkpoints, result_path, trained_on_recall
 from ...evals.runner import run_suite
 from ...models.common.errors import UserError
 from ...models.common.files import write_json
@@ -93,7 +93,16 @@ class CellJob(Job):
             suite = load_suite(name)
             output = result_path(run.path, checkpoint.name, suite.name)
             model = checkpoint / MODEL
-            run_suite(model, suite, self.dataset, output, step=record["step"], tokens=record["tokens"], device=device)
+            run_suite(
+                model,
+                suite,
+                self.dataset,
+                output,
+                step=record["step"],
+                tokens=record["tokens"],
+                device=device,
+                recall_trained=trained_on_recall(run.path),
+            )
         result = collect(self.plan, self.cell, run.path, config.identity(), config.train.learning_rate, started)
         write_result(result_file(self.folder), result)
 

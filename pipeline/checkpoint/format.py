@@ -53,7 +53,36 @@ def check_checkpoint(checkpoint: Path) -> None:
             fault = f"is damaged: {path} is missing or damaged (sha256 is not {expected[:12]}...)"
             if not (checkpoint / ENGINE).exists():
                 fault = "holds weights only (see run.keep_checkpoints)"
-            raise UserError(f"{checkpoint} {fault}: delete {checkpoint} to resume from the checkpoint before it")
+            raise UserError(
+                f"{checkpoint} {fault}: no older checkpoint is whole either; restore it, or start a run under another name"
+            )
+
+
+def set_damaged_aside(run: RunFolder) -> list[Path]:
+    """Rename damaged checkpoints that are newer than the newest whole one, so that training goes on from that.
+
+    Returns:
+        the new paths of the damaged ones.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole; nothing is renamed.
+    """
+    damaged, first_problem = [], None
+    for checkpoint, _ in reversed(list(complete_checkpoints(run.path))):
+        try:
+            check_checkpoint(checkpoint)
+            break
+        except UserError as problem:
+            first_problem = first_problem or problem
+            damaged.append(checkpoint)
+    else:
+        if first_problem is not None:
+            raise first_problem
+    aside = [checkpoint.with_name(f".damaged.{checkpoint.name}") for checkpoint in damaged]
+    for checkpoint, path in zip(damaged, aside, strict=True):
+        shutil.rmtree(path, ignore_errors=True)
+        checkpoint.rename(path)
+    return aside
 
 
 def apply_retention(run: RunFolder, config: RunConfig) -> None:

@@ -10,12 +10,12 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
   mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known
   peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`
 - `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
-- `warning`: `step`, `message`; a SKA layer left its range
+- `warning`: `step`, `message`; a SKA layer left its range, or a checkpoint was damaged
 - `checkpoint`: `step`, `path`, `seconds` (until complete), `stall_seconds` (training stood still)
 - `straggler`: `step`, `rank`, `node`, `seconds` (that it computes a step), `median_seconds` (of all ranks), `message`
 - `skip`: `step`, `reason`; the step's gradient was not finite and no weight was changed
 - `rollback`: `step` (that training goes on from), `from_step`, `reason`
-- `stop`: `step`, `tokens`, `reason`; left before the end
+- `stop`: `step`, `tokens`, `reason` (a signal, or `run.stop_step`); left before the end
 - `finish`: `step`, `tokens`
 
 The processes that supervise a run write to a second log (`supervision.jsonl`, one writer at a time as here); readers of a run's
@@ -28,6 +28,7 @@ events get both. Its kinds:
 - `evaluation_failed`: `step`, `suite`, `message`; given up
 """
 
+import errno
 import heapq
 import json
 import math
@@ -47,15 +48,18 @@ TAIL_BYTES = 1 << 12  # read first from the end of a log
 
 
 class EventLog:
-    """Appends events to a file; `write` flushes each to the operating system.
+    """Appends events to a file; `write` gives each to the operating system.
 
-    A torn last line, left by a crash, is cut off, so that new events start on a line of their own.
+    A torn last line, left by a crash, is cut off, so that new events start on a line of their own. On a full disk events are kept
+    in memory, and follow when there is space again: a run must not end because of its log, and its next checkpoint says what is
+    wrong.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")  # noqa: SIM115 (kept open for the life of the run)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (kept open for the life of the run)
+        self._waiting = b""
         if size := self._file.tell():
             with open(self.path, "rb") as file:
                 whole = file.read().rfind(b"\n") + 1
@@ -66,11 +70,21 @@ class EventLog:
         """Append one event, with the current `time` by default; NaN and infinity, which JSON lacks, become null."""
         event = {"kind": kind, "time": time.time()} | fields
         line = json.dumps(_finite(event), allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
+        self._waiting += line.encode()
+        self._flush()
 
     def close(self) -> None:
+        self._flush()
         self._file.close()
+
+    def _flush(self) -> None:
+        """Write what is waiting; part of a line may be written, and the rest of it later."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def __enter__(self) -> "EventLog":
         return self
@@ -187,6 +201,14 @@ def last_events(path: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> l
                 length *= 8
     except OSError:
         return []
+
+
+def stopped_at(path: Path) -> int | None:
+    """The step at which training left, by its log: it stopped or finished there, and did not start again; else None."""
+    marks = ("start", "stop", "finish")
+    events = last_events(path, lambda tail: any(event["kind"] in marks for event in tail))
+    last = next((event for event in reversed(events) if event["kind"] in marks), None)
+    return last["step"] if last is not None and last["kind"] != "start" else None
 
 
 def _parse_event(line: bytes) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from ...models.common.run_layout import (
     checkpoint_name,
 )
 from ..monitoring.heartbeat import heartbeat_times
-from .events import EventReader, last_events, read_events, steps
+from .events import EventReader, last_events, read_events, steps, stopped_at
 from .folder import RunFolder
 
 
@@ -125,6 +125,10 @@ class RunReader:
     def last_events(self, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
         """The last events of the training, oldest first: as many as `enough` requires, or all of them."""
         return last_events(self.folder / EVENTS, enough)
+
+    def stopped_at(self) -> int | None:
+        """The step at which training stopped or finished; None while it goes on, or after a crash."""
+        return stopped_at(self.folder / EVENTS)
 
     def finished(self) -> bool:
         """Whether training reached its horizon."""

@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 
 import pytest
 
 from echo_lm.models.common.errors import UserError
-from echo_lm.pipeline.run.events import EventLog, EventReader, last_events, read_events, steps
+from echo_lm.pipeline.run.events import EventLog, EventReader, last_events, read_events, steps, stopped_at
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -161,3 +162,42 @@ def test_the_last_record_of_a_step_counts():
     events = [{"kind": "step", "step": step, "loss": loss} for step, loss in ((1, 3.0), (2, 2.0), (3, 9.0), (2, 2.1))]
     records = steps([{"kind": "start", "step": 0}, *events])
     assert [(event["step"], event["loss"]) for event in records] == [(1, 3.0), (2, 2.1), (3, 9.0)]
+
+
+def test_events_on_a_full_disk_follow_when_there_is_space(tmp_path):
+    """The log's descriptor is that of Linux's ever-full device for a while."""
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("step", step=1)
+    descriptor = log._file.fileno()
+    disk = os.dup(descriptor)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, descriptor)
+    for step in range(2, 100):
+        log.write("step", step=step, loss=1.0)
+    os.dup2(disk, descriptor)
+    log.write("step", step=100)
+    log.close()
+    assert [event["step"] for event in read_events(tmp_path / "events.jsonl")] == list(range(1, 101))
+    log = EventLog(tmp_path / "events.jsonl")
+    os.dup2(full, log._file.fileno())
+    log.write("step", step=101)
+    log.close()  # what cannot be written at the end is lost, and does not hide why the run ended
+    os.close(full)
+    os.close(disk)
+
+
+def test_the_step_at_which_training_left(tmp_path):
+    path = tmp_path / "events.jsonl"
+    assert stopped_at(path) is None
+    with EventLog(path) as log:
+        log.write("start", step=0)
+        for step in range(1, 200):
+            log.write("step", step=step)
+        assert stopped_at(path) is None
+        log.write("stop", step=199)
+        log.write("checkpoint", step=199)
+        assert stopped_at(path) == 199
+        log.write("start", step=199)
+        assert stopped_at(path) is None
+        log.write("finish", step=300)
+        assert stopped_at(path) == 300
