@@ -32,12 +32,13 @@ def evaluate_by_hand(
         UserError: no such run, checkpoint or suite, or no suite to run.
     """
     run = RunFolder(run_path)
-    dataset = run.data_folder() if data is None else data / run.load_config().data.name
+    config = run.load_config()
+    dataset = run.data_folder() if data is None else data / config.data.name
     if not dataset.is_dir():
         raise UserError(
             f"{run.path} was trained on {dataset}, which is not here: name the folder that holds it by --data"
         )
-    names = list(suites or run.load_config().evaluation.suites)
+    names = list(suites or config.evaluation.suites)
     if not names:
         raise UserError(f"{run.path} names no suites of its own: give one with --suite, e.g. --suite recall-quick")
     if fetch_bigbench:

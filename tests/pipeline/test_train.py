@@ -136,7 +136,9 @@ def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, s
     assert run.finished()
 
 
-def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(undisturbed, tmp_path, data_root, smoke):
+def test_damaged_checkpoints_are_set_aside_and_foreign_ones_refused_in_one_line(
+    undisturbed, tmp_path, data_root, smoke
+):
     config = smoke()
     copy = RunFolder(tmp_path / "copy")
     shutil.copytree(undisturbed.path, copy.path)
@@ -146,13 +148,21 @@ def test_damaged_or_foreign_checkpoints_are_refused_in_one_line(undisturbed, tmp
     with pytest.raises(UserError, match=r"holds a run with another model.d_model \(stored 32, asked 64\)"):
         copy.prepare(smoke("model.d_model=64"), data_root / config.data.name)
 
-    file = latest_checkpoint(copy) / "model" / "config.json"
+    def make_foreign() -> Path:
+        file = latest_checkpoint(copy) / "model" / "config.json"
+        other = json.loads(file.read_text())
+        other["echo"]["d_model"] = 64
+        file.write_text(json.dumps(other))
+        return file
+
+    damaged = make_foreign().parents[1]
+    assert copy.finished()
+    check_run(copy, config)
+    assert not damaged.exists()
+    assert damaged.with_name(f".damaged.{damaged.name}").is_dir()
+    assert not copy.finished(), "its last step has to be trained again"
+    file = make_foreign()
     record = json.loads((latest_checkpoint(copy) / "complete.json").read_text())
-    other = json.loads(file.read_text())
-    other["echo"]["d_model"] = 64
-    file.write_text(json.dumps(other))
-    with pytest.raises(UserError, match=r"config.json is missing or damaged"):
-        check_run(copy, config)
     record["sha256"]["model/config.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (latest_checkpoint(copy) / "complete.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="holds another architecture: its d_model is 64, the run's is 32"):
