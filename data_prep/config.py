@@ -9,7 +9,7 @@ from ..models.common.config import Config
 from .preparing.tokenizer import SMALLEST_VOCABULARY
 from .recall import TASKS, RecallVocabulary, minimum_length
 
-LocalKind = Literal["text", "jsonl", "parquet"]
+LocalKind = Literal["text", "jsonl", "csv", "parquet", "arrow", "save_to_disk", "megatron"]
 PackageKind = Literal[
     "wikipedia-vital",
     "brown",
@@ -26,36 +26,56 @@ PackageKind = Literal[
 ]
 SourceKind = Literal[LocalKind, "huggingface", "python-stdlib", PackageKind]
 Normalisation = Literal["nfc", "nfkc", "none"]
+Template = Literal["paragraphs", "lines", "chatml", "dialogue"]
+
+# Names that a folder source leaves out: hidden files and folders, and what tools and file managers leave behind.
+TOOL_FILES = (".*", "*~", "__pycache__", "__MACOSX", "Thumbs.db", "desktop.ini", "_SUCCESS")
 
 
 class SourceConfig(Config):
     """A source of documents, with its filters and limits.
 
     Attributes:
-        kind: "text" (a document per file), "jsonl" (one per line) or "parquet" (one per row) for local files, plain or with
-            `.gz` or `.zst`; "huggingface" for a dataset of the hub; the other kinds have fixed origins.
+        kind: for local files "text" (a document per file), "jsonl" (one per line, or per object of one JSON array), "csv",
+            "parquet" or "arrow" (one per row), "save_to_disk" (a folder that `datasets` wrote), "megatron" (`.bin` and
+            `.idx`); text, JSON and CSV plain or compressed; "huggingface" for a dataset of the hub; the other kinds have
+            fixed origins.
         name: of the source in shards, manifest and mixture; the kind if None.
         paths: files, folders or glob patterns (`**` is recursive), for the local kinds only.
+        include: patterns, as of a shell, of the names or relative paths of the files to take from `paths`; empty takes all.
+        exclude: patterns of the names or relative paths of files and folders to leave out. The default holds for what lies
+            below a folder of `paths`, not for names that `paths` spells out.
         dataset: name on the hub, or a local folder of the same layout, for "huggingface" only; with `subset`, `split`
-            and `revision` (a commit or tag; None takes the newest, which is recorded).
-        text_column: the key or column that holds the text.
+            and `revision` (a commit or tag; None takes the newest, which is recorded). `split` is also that of a
+            "save_to_disk" folder with several.
+        text_column: the key or column that holds the text; `a.b` is the key `b` of the object under `a`.
+        template: how a list becomes text: strings as "paragraphs" or "lines", chat messages as "chatml" or "dialogue".
+        tokenizer: of kind "megatron", the `tokenizer.json` that its ids are of.
+        separator: between the documents of a text file; None takes the file as one document.
         fallback: the kind to use when this one cannot be fetched, e.g. without network.
         normalisation: of Unicode; NFC changes no meaning, NFKC also folds ligatures and widths.
         min_characters, max_characters: other documents are filtered out.
-        keep: permitted values of a column, e.g. `{language: [en]}`; other documents are filtered out.
+        keep: permitted values of a column, e.g. `{language: [en]}`; other documents are filtered out. Dotted as above.
         at_least: smallest value of a numeric column, e.g. `{int_score: 4}`.
         limit_documents: use only the first `limit_documents` that pass these filters, duplicates included.
         limit_tokens: stop after the document with which the source, both splits together, reaches this number of tokens.
     """
 
+    added = ("include", "exclude", "template", "separator", "tokenizer")
+
     kind: SourceKind
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     paths: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = TOOL_FILES
     dataset: str | None = None
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
     text_column: str = "text"
+    template: Template | None = None
+    separator: str | None = Field(default=None, min_length=1)
+    tokenizer: str | None = None
     fallback: Literal["python-stdlib"] | None = None
     normalisation: Normalisation = "nfc"
     min_characters: int = Field(default=1, ge=1)
@@ -77,6 +97,10 @@ class SourceConfig(Config):
             raise ValueError(f"source {self.label}: kind {self.kind!r} needs paths")
         if not local and self.paths:
             raise ValueError(f"source {self.label}: kind {self.kind!r} takes no paths; use kind 'text' or 'jsonl'")
+        if (self.kind == "megatron") != (self.tokenizer is not None):
+            raise ValueError(f"source {self.label}: kind 'megatron' needs tokenizer, and no other kind takes it")
+        if self.separator is not None and self.kind != "text":
+            raise ValueError(f"source {self.label}: only kind 'text' takes a separator")
         if (self.kind == "huggingface") != (self.dataset is not None):
             raise ValueError(f"source {self.label}: kind 'huggingface' needs dataset, and no other kind takes it")
         return self
