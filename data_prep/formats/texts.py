@@ -38,19 +38,19 @@ def separated(file: io.BufferedReader, separator: bytes, first: int, longest: in
 
     Of a part longer than `longest` only the first `longest + 1` bytes are kept.
     """
-    buffer, kept, line = b"", b"", first
+    buffer, kept, line, newlines = b"", b"", first, 0
     while chunk := file.read(CHUNK):
         buffer += chunk
         *whole, buffer = buffer.split(separator)
         for part in whole:
             yield line, (kept + part)[: longest + 1]
-            line += (part + separator).count(b"\n")
-            kept = b""
+            line += newlines + (part + separator).count(b"\n")
+            kept, newlines = b"", 0
         # All but what may be the beginning of a separator is of the present part.
         certain = max(0, len(buffer) - len(separator) + 1)
-        if certain > longest and len(separator) <= len(buffer):
+        if certain > longest:
             kept = (kept + buffer[:certain])[: longest + 1]
-            line += buffer[:certain].count(b"\n")
+            newlines += buffer[:certain].count(b"\n")
             buffer = buffer[certain:]
     if kept or buffer:
         yield line, (kept + buffer)[: longest + 1]

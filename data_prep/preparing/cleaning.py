@@ -226,8 +226,9 @@ def finished_cleaning(unit: CleaningUnit) -> CleanRecord | None:
     stem = unit.stem
     if not all(stem.with_suffix(suffix).is_file() for suffix in (".json", ".npz", ".zst")):
         return None
-    record = CleanRecord.model_validate(read_json(stem.with_suffix(".json")))
-    return record if record.key == unit.key else None
+    values = read_json(stem.with_suffix(".json"))
+    # The key first: records of an earlier version lack fields.
+    return CleanRecord.model_validate(values) if values.get("key") == unit.key else None
 
 
 def read_arrays(unit: CleaningUnit) -> CleanArrays:

@@ -44,9 +44,13 @@ def jsonl_config(path: Path, **changes) -> DatasetConfig:
 
 
 def prepared(root: Path, kind: str, *paths: Path | str, **changes) -> Dataset:
-    """The dataset below `root` of one source "mine", which may be bad altogether; `dataset={...}` changes its config."""
+    """The dataset below `root` of one source "mine", which may be bad altogether; `dataset={...}` changes its config.
+
+    Kind "huggingface" takes a folder like a local kind.
+    """
     dataset_changes = {"max_bad_share": 1.0, "heldout_fraction": 0.2, "overlap": None, **changes.pop("dataset", {})}
-    source = SourceConfig(kind=kind, name="mine", paths=tuple(map(str, paths)), **changes)
+    places = {"dataset": str(paths[0])} if kind == "huggingface" else {"paths": tuple(map(str, paths))}
+    source = SourceConfig(kind=kind, name="mine", **places, **changes)
     return Dataset.open(prepare(jsonl_config(root, sources=(source,), **dataset_changes), root / "data"), verify=True)
 
 
