@@ -104,6 +104,7 @@ class FoundFiles:
         self.files: dict[str, None] = {}
         self.unreadable: dict[str, str] = {}
         self._skipped: dict[str, list[str]] = {}
+        self._include = config.include or (("*.bin",) if config.kind == "megatron" else ())
         self._exclude = config.exclude + (NOT_TABLES if config.kind != "text" else ())
 
     def add(self, pattern: str) -> None:
@@ -193,8 +194,9 @@ class FoundFiles:
         name, relative = os.path.basename(path), os.path.relpath(path, base)
         if not spelled_out and self._is_excluded(path, name, relative):
             return False
-        include = self.config.include
-        if include and not any(fnmatch.fnmatchcase(text, one) for one in include for text in (name, relative)):
+        if self._include and not any(
+            fnmatch.fnmatchcase(text, one) for one in self._include for text in (name, relative)
+        ):
             self._skipped.setdefault("not in include", []).append(path)
             return False
         return True

@@ -37,6 +37,9 @@ def test_a_recipe_of_data_alone(echo_lm, tmp_path: Path) -> None:
     assert "from 1 files" in out
     assert "splits are disjoint" in echo_lm("prepare", "data.yaml", "--verify")[1]
     assert "document 0 of" in echo_lm("data", "show", "data.yaml")[1]
+    assert "train.idx" in echo_lm("data", "export", "data.yaml", "--prefix", "train")[1]
+    assert {"train.bin", "train.idx", "train.tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert "is there already" in echo_lm("data", "export", "data.yaml", "--prefix", "train")[2]
     assert "nothing to do" in echo_lm("prepare", "data.yaml", "--no-ray")[1]
     write_lines(tmp_path / "in.jsonl", TEXTS[1:])
     code, _, err = echo_lm("prepare", "data.yaml", "--no-ray")
