@@ -51,7 +51,17 @@ class Fault(Record):
     lost_bytes: int = 0
 
     def __str__(self) -> str:
-        return f"source {self.source}: {self.file}, line {self.line}: {self.reason}"
+        return f"source {self.source}: {self.place}: {self.reason}"
+
+    @property
+    def place(self) -> str:
+        """File and line, in one line whatever the file's name."""
+        return f"{one_line(self.file)}, line {self.line}"
+
+
+def one_line(path: str) -> str:
+    """A path for a message: control characters and bytes that are not UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .records import Piece, UnreadableError
 Compression = Literal["gzip", "zstd", "xz", "bzip2"]
 
 HEAD_BYTES = 16
+CHUNK = 2**18
 LARGEST_WINDOW = 2**31  # of zstd, as `--long=31` writes it
 # What damaged compressed files, and files that vanish, raise.
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
@@ -57,15 +58,22 @@ def open_input(path: str) -> "fsspec.core.OpenFile | IO[bytes]":
 def open_piece(piece: Piece) -> Iterator[io.BufferedReader]:
     """Open a piece as a stream of its bytes, decompressed, without a byte order mark.
 
+    A compressed file of this machine is first read to its end for its checksums, since damage is noticed only there: nothing
+    of a damaged one is used. One that is cut off is good up to the cut.
+
     Raises:
+        READ_ERRORS: the file is damaged.
         UnreadableError: the first bytes are those of a format that holds no plain text.
     """
     with open_input(piece.path) as file:
         compression = compression_of(file.read(HEAD_BYTES))
-        file.seek(piece.start)
         if compression is None:
+            file.seek(piece.start)
             stream = io.BufferedReader(_Bounded(file, piece.stop - piece.start))
         else:
+            if "://" not in piece.path:
+                _check_sums(file, compression)
+            file.seek(0)
             stream = io.BufferedReader(_decompressed(file, compression))
         if piece.start == 0:
             head = stream.peek(HEAD_BYTES)
@@ -73,6 +81,16 @@ def open_piece(piece: Piece) -> Iterator[io.BufferedReader]:
             if head.startswith(codecs.BOM_UTF8):
                 stream.read(len(codecs.BOM_UTF8))
         yield stream
+
+
+def _check_sums(file: BinaryIO, compression: Compression) -> None:
+    file.seek(0)
+    stream, buffer = _decompressed(file, compression), bytearray(CHUNK)
+    try:
+        while stream.readinto(buffer):
+            pass
+    except EOFError:
+        pass
 
 
 def refuse_foreign(head: bytes) -> None:

@@ -14,6 +14,7 @@ from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, write_aside, write_json
 from ...models.common.validation import first_difference
 from ..config import DatasetConfig, SourceConfig
+from ..formats.records import one_line
 from ..sources import find_source
 from ..sources.huggingface import revision_of
 from ..sources.inputs import Marks, changed_input, check_unchanged, marks_of, write_inputs
@@ -148,7 +149,7 @@ def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress, marks: M
         marks.update(marks_of(plan.files))
         for file, sha256 in plan.files.items():
             if file not in marks or sha256_file(Path(file)) != sha256:
-                raise UserError(f"{file} changed since {folder} was begun: restore it, or delete that folder")
+                raise UserError(f"{one_line(file)} changed since {folder} was begun: restore it, or delete that folder")
         return plan
     sources = (*config.sources, *config.evaluation_sources)
     plans = []

@@ -99,7 +99,7 @@ def plan_source(config: SourceConfig, source_files: SourceFiles, unit_bytes: int
         piece = Piece(path=source_files.origin.partition(" @ ")[0], start=shard, stop=shard + 1)
         slices.append(_slice(config, "hub", [(piece, 0)]))
     if not slices:
-        reason = f"; {len(faults)} cannot be read, the first: {faults[0].file}: {faults[0].reason}" if faults else ""
+        reason = f"; {len(faults)} cannot be read, the first: {faults[0].place}: {faults[0].reason}" if faults else ""
         raise UserError(f"source {config.label} is empty: {len(files)} files without any text{reason}")
     return SourcePlan(
         config=config,

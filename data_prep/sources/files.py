@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +132,11 @@ class FoundFiles:
             left_out = sum(len(paths) for paths in self._skipped.values())
             reason = f" ({left_out} are left out by include and exclude)" if left_out else ""
             raise UserError(f"source {self.config.label}: no file matches {pattern}{reason}: correct sources.paths")
+
+    def leave_out(self, reason: str, files: Iterable[str]) -> None:
+        """Note files that are left out for another reason than a pattern."""
+        for file in sorted(files):
+            self._skipped.setdefault(reason, []).append(file)
 
     def skipped(self) -> tuple[SkippedFiles, ...]:
         """What the patterns left out, by pattern."""

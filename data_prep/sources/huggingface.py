@@ -16,7 +16,7 @@ from ...models.common.errors import UserError
 from ..config import SourceConfig
 from ..formats.records import Format, UnreadableError
 from .fetch import FetchError
-from .files import SourceFiles
+from .files import FoundFiles, SourceFiles
 
 Stream = Any  # datasets.IterableDataset; the package is imported only where a source needs it
 T = TypeVar("T")
@@ -49,7 +49,21 @@ def find_hub(config: SourceConfig, downloads: Path) -> SourceFiles:
     if None in formats:
         shards = open_stream(config, revision).num_shards
         return SourceFiles("huggingface", licence, "hub", (), origin, shards, is_hub=True)
-    return SourceFiles("huggingface", licence, "parquet", tuple(files), origin, formats=formats, is_hub=True)  # pyright: ignore[reportArgumentType]
+    found = FoundFiles(config)
+    if is_local:
+        found.add(config.dataset)
+        found.leave_out(f"not of split {config.split} as `datasets` finds it", found.files.keys() - set(files))
+    return SourceFiles(
+        "huggingface",
+        licence,
+        "parquet",
+        tuple(files),
+        origin,
+        formats=formats,  # pyright: ignore[reportArgumentType]
+        is_hub=True,
+        skipped=found.skipped(),
+        unreadable=tuple(found.unreadable.items()),
+    )
 
 
 def _data_files(config: SourceConfig, revision: str | None) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...models.common.errors import UserError
 from ...models.common.files import sha256_file, write_text
 from ..config import DatasetConfig
+from ..formats.records import one_line
 from . import find_source
 
 FILE_NAME = "inputs.jsonl"
@@ -41,7 +42,9 @@ def check_unchanged(folder: Path, marks: Marks, hashes: dict[str, str]) -> None:
     now = marks_of(marks)
     for path, sha256 in hashes.items():
         if path in marks and now.get(path) != marks[path] and (path not in now or sha256_file(Path(path)) != sha256):
-            raise UserError(f"{path} changed while {folder} was prepared: delete that folder and prepare again")
+            raise UserError(
+                f"{one_line(path)} changed while {folder} was prepared: delete that folder and prepare again"
+            )
 
 
 def write_inputs(folder: Path, rows: Iterable[tuple[str | None, Path, int, str]]) -> None:
@@ -69,11 +72,11 @@ def changed_input(folder: Path, config: DatasetConfig, downloads: Path) -> str |
             continue
         size, *times, _ = here[row["path"]]
         if size != row["bytes"] or (max(times) >= written and sha256_file(Path(row["path"])) != row["sha256"]):
-            return f"{row['path']} is not what it was"
+            return f"{one_line(row['path'])} is not what it was"
     for source in config.sources:
         known = {row["path"] for row in rows if row["source"] == source.label}
         if source.paths and known and known <= here.keys():
             new = sorted(set(find_source(source, downloads).files) - known)
             if new:
-                return f"source {source.label} has {len(new)} more files, the first: {new[0]}"
+                return f"source {source.label} has {len(new)} more files, the first: {one_line(new[0])}"
     return None

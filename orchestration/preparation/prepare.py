@@ -116,6 +116,8 @@ def _print_outcome(folder: Path) -> None:
 
 def _source_lines(source: SourceRecord) -> Iterator[str]:
     """What was used of a source, what was left out, and what the tokenizer could not read."""
+    from ...data_prep.formats.records import one_line
+
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in source.filtered_by.items())
     excluded = {
         f"filtered ({reasons})" if reasons else "filtered": source.filtered,
@@ -131,7 +133,7 @@ def _source_lines(source: SourceRecord) -> Iterator[str]:
         f"from {source.input_files:,} files" + (f" (left out: {exclusions})" if exclusions else "")
     )
     for skipped in source.skipped:
-        yield f"{source.name}: {skipped.files:,} files or folders not read ({skipped.reason}), the first: {skipped.first}"
+        yield f"{source.name}: {skipped.files:,} files or folders not read ({skipped.reason}), the first: {one_line(skipped.first)}"
     if source.unknown_tokens:
         share = source.unknown_tokens / source.tokens
         yield f"{source.name}: {share:.2%} of the tokens stand for text that the tokenizer does not know"

@@ -55,15 +55,15 @@ def test_text_that_begins_like_a_magic_number_is_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "remedy"),
     [
-        (b"PK\x03\x04", "a zip archive: unpack it"),
-        (b"PAR1", "use kind parquet"),
+        (b"PK\x03\x04\n\n", "a zip archive: unpack it"),
+        (b"PAR1\n\n", "use kind parquet"),
         ("text".encode("utf-16"), "convert it to UTF-8"),
         (gzip.compress(b"PAR1" + b"\0" * 50), "use kind parquet"),
     ],
 )
 def test_files_of_another_format_are_one_fault(tmp_path: Path, head: bytes, remedy: str) -> None:
     write_lines(tmp_path / "in/a.jsonl", TEXTS)
-    (tmp_path / "in/b.jsonl").write_bytes(head + b"\n\n\n")
+    (tmp_path / "in/b.jsonl").write_bytes(head)
     dataset = prepared(tmp_path, "jsonl", tmp_path / "in")
     (fault,) = faults_of(dataset)
     assert fault.file.endswith("b.jsonl")
@@ -92,6 +92,17 @@ def test_a_damaged_file_is_named_with_its_last_good_line(tmp_path: Path, compres
     assert last.line == max(read_lines, 1)
     assert ("rest unknown" if read_lines else "nothing of it was read") in last.reason
     assert record.documents + record.quarantined + record.duplicates == record.records
+
+
+def test_nothing_of_a_file_with_a_wrong_checksum_is_used(tmp_path: Path) -> None:
+    """A flipped bit of stored text still is JSON; only the checksum at the end tells."""
+    write_lines(tmp_path / "in/a.jsonl", TEXTS)
+    packed = gzip.compress(LINES.replace(b"document", b"something"), compresslevel=0)
+    (tmp_path / "in/b.jsonl").write_bytes(packed.replace(b"something 7 ", b"something 8 "))
+    dataset = prepared(tmp_path, "jsonl", tmp_path / "in")
+    assert texts_of(dataset) == sorted(TEXTS)
+    (fault,) = faults_of(dataset)
+    assert "CRC check failed" in fault.reason
 
 
 @pytest.mark.parametrize("cut", [5, 12, 40, -1, -2, -5])
