@@ -94,6 +94,16 @@ def test_a_damaged_file_is_named_with_its_last_good_line(tmp_path: Path, compres
     assert record.documents + record.quarantined + record.duplicates == record.records
 
 
+def test_a_gzip_file_of_an_invalid_block(tmp_path: Path) -> None:
+    """zlib's own error, which is none of the errors of files."""
+    write_lines(tmp_path / "in/a.jsonl", TEXTS)
+    packed = bytearray(gzip.compress(LINES))
+    packed[10] = 0x07  # a block of type 3
+    (tmp_path / "in/b.jsonl").write_bytes(packed)
+    (fault,) = faults_of(prepared(tmp_path, "jsonl", tmp_path / "in"))
+    assert "invalid block type" in fault.reason
+
+
 def test_nothing_of_a_file_with_a_wrong_checksum_is_used(tmp_path: Path) -> None:
     """A flipped bit of stored text still is JSON; only the checksum at the end tells."""
     write_lines(tmp_path / "in/a.jsonl", TEXTS)
