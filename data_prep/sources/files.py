@@ -115,12 +115,12 @@ class FoundFiles:
         """
         path = Path(pattern).expanduser().absolute()
         before = len(self.files) + len(self.unreadable)
-        if _has_magic(str(path)) and not path.exists():
+        if _has_magic(str(path)) and not os.path.exists(path):
             parts = path.parts
             first = next(i for i, part in enumerate(parts) if _has_magic(part))
             base, rest = Path(*parts[:first]), list(parts[first:])
         else:
-            base, rest = path, (["**", "*"] if path.is_dir() else [])
+            base, rest = path, (["**", "*"] if os.path.isdir(path) else [])
         matches: dict[str, None] = {}
         if os.path.lexists(base):
             for file in self._matches(str(base), rest, ()):

@@ -68,7 +68,8 @@ def texts_of(dataset: Dataset) -> list[str]:
 def faults_of(dataset: Dataset) -> list[Fault]:
     """The records that were set aside."""
     path = dataset.folder / "quarantine.jsonl"
-    return [Fault.model_validate_json(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [Fault.model_validate(json.loads(line)) for line in lines]
 
 
 def write_lines(path: Path, texts: Iterable[str]) -> Path:

@@ -37,8 +37,10 @@ def reasons(files: SourceFiles) -> dict[str, int]:
 
 
 @pytest.fixture
-def as_nobody() -> Iterator[Path]:
+def as_nobody(tmp_path: Path) -> Iterator[Path]:
     """A folder of a user to whom permissions apply, as this user; root may read everything."""
+    # What a preparation imports late lies where only root may look.
+    prepared(tmp_path, "jsonl", write_lines(tmp_path / "in.jsonl", ["x"]), dataset={"heldout_fraction": 0})
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)
         if os.geteuid():
@@ -152,3 +154,29 @@ def test_a_cache_of_links_to_blobs_without_names(tmp_path: Path) -> None:
     (tmp_path / "snapshot/a.jsonl.gz").symlink_to("../blobs/abc")
     dataset = prepared(tmp_path, "jsonl", tmp_path / "snapshot")
     assert len(texts_of(dataset)) == 50
+
+
+def test_names_that_are_not_utf8_or_not_one_line(tmp_path: Path) -> None:
+    for name in (b"\xff.jsonl", b"two\nlines.jsonl"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/" + name))
+        write_lines(path, [f"{name!r} {i}" for i in range(20)])
+        with open(path, "a") as file:
+            file.write("{bad\n")
+    dataset = prepared(tmp_path, "jsonl", tmp_path / "in")
+    assert len(texts_of(dataset)) == 40
+    assert sorted(str(fault).split("/in/")[1][:12] for fault in faults_of(dataset)) == [
+        "\\udcff.jsonl",
+        "two\\nlines.j",
+    ]
+    with pytest.raises(UserError) as caught:
+        prepared(tmp_path, "jsonl", tmp_path / "in", dataset={"max_bad_share": 0, "name": "strict"})
+    assert str(caught.value).isprintable()
+
+
+def test_a_folder_that_may_not_be_entered_is_refused_in_one_line(as_nobody: Path) -> None:
+    write(as_nobody, "closed/in/a.txt")
+    (as_nobody / "closed").chmod(0)
+    for pattern in ("closed/in", "closed/in/a.txt", "closed/in/*.txt"):
+        with pytest.raises(UserError, match="no file matches|cannot be read"):
+            found(as_nobody / pattern)
+    (as_nobody / "closed").chmod(0o700)
