@@ -9,7 +9,7 @@ from ..models.common.config import Config
 from .preparing.tokenizer import SMALLEST_VOCABULARY
 from .recall import TASKS, RecallVocabulary, minimum_length
 
-LocalKind = Literal["text", "jsonl", "parquet"]
+LocalKind = Literal["text", "jsonl", "csv", "parquet", "arrow", "save_to_disk", "megatron"]
 PackageKind = Literal[
     "wikipedia-vital",
     "brown",
@@ -26,28 +26,46 @@ PackageKind = Literal[
 ]
 SourceKind = Literal[LocalKind, "huggingface", "python-stdlib", PackageKind]
 Normalisation = Literal["nfc", "nfkc", "none"]
+Template = Literal["paragraphs", "lines", "chatml", "dialogue"]
+
+# Names that a folder source leaves out: hidden files and folders, and what tools and file managers leave behind.
+TOOL_FILES = (".*", "*~", "__pycache__", "__MACOSX", "Thumbs.db", "desktop.ini", "_SUCCESS")
 
 
 class SourceConfig(Config):
     """A source of documents, with its filters and limits."""
 
+    added = ("include", "exclude", "template", "separator", "tokenizer")
+
     kind: SourceKind
-    """Form or origin: "text" (a document per file), "jsonl" (one per line) or "parquet" (one per row) for local files, plain or
-    with `.gz` or `.zst`; "huggingface" for a dataset of the hub; the other kinds have fixed origins."""
+    """Form or origin: for local files "text" (a document per file), "jsonl" (one per line, or per object of one JSON array), "csv",
+    "parquet" or "arrow" (one per row), "save_to_disk" (a folder that `datasets` wrote), "megatron" (`.bin` and `.idx`); text, JSON
+    and CSV plain or compressed; "huggingface" for a dataset of the hub; the other kinds have fixed origins."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the source in shards, manifest and mixture; the kind if null."""
     paths: tuple[str, ...] = ()
     """Files, folders or glob patterns (`**` is recursive); for the local kinds only."""
+    include: tuple[str, ...] = ()
+    """Patterns, as of a shell, of the names or relative paths of the files to take from `paths`; empty takes all."""
+    exclude: tuple[str, ...] = TOOL_FILES
+    """Patterns of the names or relative paths of files and folders to leave out. The default holds for what lies below a folder of
+    `paths`, not for names that `paths` spells out."""
     dataset: str | None = None
     """Name on the hub, or a local folder of the same layout; for "huggingface" only."""
     subset: str | None = None
     """Subset of the hub's dataset; its default one if null."""
     split: str = "train"
-    """Split of the hub's dataset."""
+    """Split of the hub's dataset, or of a "save_to_disk" folder with several."""
     revision: str | None = None
     """Commit or tag of the hub's dataset; null takes the newest, which is recorded."""
     text_column: str = "text"
-    """The key or column that holds the text."""
+    """The key or column that holds the text; `a.b` is the key `b` of the object under `a`."""
+    template: Template | None = None
+    """How a list becomes text: strings as "paragraphs" or "lines", chat messages as "chatml" or "dialogue"."""
+    separator: str | None = Field(default=None, min_length=1)
+    """Text between the documents of a text file; null takes the file as one document."""
+    tokenizer: str | None = None
+    """Of kind "megatron": the `tokenizer.json` that its ids are of."""
     fallback: Literal["python-stdlib"] | None = None
     """The kind to use when this one cannot be fetched, for example without network."""
     normalisation: Normalisation = "nfc"
@@ -57,7 +75,7 @@ class SourceConfig(Config):
     max_characters: int | None = Field(default=None, ge=1)
     """Longer documents are filtered out; no limit if null."""
     keep: dict[str, tuple[str | int, ...]] = Field(default={})
-    """Permitted values of columns, such as `{language: [en]}`; other documents are filtered out."""
+    """Permitted values of columns, such as `{language: [en]}`, dotted as in `text_column`; other documents are filtered out."""
     at_least: dict[str, float] = Field(default={})
     """Smallest values of numeric columns, such as `{int_score: 4}`; documents below are filtered out."""
     limit_documents: int | None = Field(default=None, ge=1)
@@ -77,6 +95,10 @@ class SourceConfig(Config):
             raise ValueError(f"source {self.label}: kind {self.kind!r} needs paths")
         if not local and self.paths:
             raise ValueError(f"source {self.label}: kind {self.kind!r} takes no paths; use kind 'text' or 'jsonl'")
+        if (self.kind == "megatron") != (self.tokenizer is not None):
+            raise ValueError(f"source {self.label}: kind 'megatron' needs tokenizer, and no other kind takes it")
+        if self.separator is not None and self.kind != "text":
+            raise ValueError(f"source {self.label}: only kind 'text' takes a separator")
         if (self.kind == "huggingface") != (self.dataset is not None):
             raise ValueError(f"source {self.label}: kind 'huggingface' needs dataset, and no other kind takes it")
         return self

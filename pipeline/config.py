@@ -286,12 +286,17 @@ def load_config(recipe: str | Path, overrides: list[str] | None = None) -> RunCo
     Raises:
         UserError: no such recipe or file, not YAML, an unknown key, or a value of the wrong type.
     """
+    return parse_config(*load_values(recipe, overrides))
+
+
+def load_values(recipe: str | Path, overrides: list[str] | None = None) -> tuple[Any, str]:
+    """The plain values of a recipe with its overrides, not yet checked, and where they are from; errors as `load_config`."""
     text, origin = _read_recipe(recipe)
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{origin} is not valid YAML: {first_line(error)}") from error
-    return parse_config(apply_overrides(values, overrides or [], origin), origin)
+    return apply_overrides(values, overrides or [], origin), origin
 
 
 def apply_overrides(values: Any, overrides: list[str], origin: str) -> Any:

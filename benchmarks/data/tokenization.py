@@ -171,7 +171,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20, help="of each of the three parts, at most")
     arguments = parser.parse_args()
     kinds = arguments.kind or KINDS
-    files = [find_source(SourceConfig(kind=kind), arguments.data / DOWNLOADS_FOLDER).files[0] for kind in kinds]
+    downloads = arguments.data / DOWNLOADS_FOLDER
+    files = [Path(find_source(SourceConfig(kind=kind), downloads).files[0]) for kind in kinds]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         text = folder / "text.jsonl"

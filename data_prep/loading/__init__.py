@@ -1,5 +1,5 @@
 """Token shards to training batches: a batch is a pure function of the dataset, the mixture, the seed and the step.
 
 Read `dataset.py`, `loader.py`, `text_rows.py`, `packing.py` and `permutation.py`; `verify.py` checks a
-whole dataset.
+whole dataset, `megatron.py` exports it.
 """

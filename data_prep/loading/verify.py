@@ -1,16 +1,19 @@
 """Verification of a finished dataset by reading all of its files."""
 
 import hashlib
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from ...models.common.errors import UserError
-from ..preparing.manifest import Manifest, check_files, read_manifest
+from ..preparing.manifest import Manifest, Split, check_files, read_manifest
+from ..preparing.ngrams import split_words
 from ..preparing.tokenizer import end_of_text
 from .dataset import Dataset
 
+SHORT_TOKENS, BATCH = 256, 1024
 REMEDY = "delete the dataset's folder and prepare it again"
 
 
@@ -41,3 +44,27 @@ def verify(folder: Path) -> Manifest:
             elif digest in heldout:
                 raise UserError(f"{folder / shard.file} holds a document that is held out: {REMEDY}")
     return manifest
+
+
+def equal_documents(folder: Path, manifest: Manifest) -> int:
+    """The number of training documents whose words, case and punctuation aside, are those of a held-out document.
+
+    Only documents of up to `SHORT_TOKENS` tokens are compared: longer ones share runs of words, which the overlap check
+    counts.
+    """
+    dataset = Dataset.open(folder)
+    tokenizer = dataset.tokenizer()
+
+    def keys(split: Split) -> Iterator[bytes]:
+        for shard in manifest.of_split(split):
+            tokens = np.memmap(folder / shard.file, dtype=manifest.token_dtype, mode="r")
+            offsets = np.load(folder / shard.documents_file)
+            short = np.flatnonzero(np.diff(offsets) <= SHORT_TOKENS)
+            for i in range(0, len(short), BATCH):
+                batch = [tokens[offsets[j] : offsets[j + 1] - 1].tolist() for j in short[i : i + BATCH]]
+                for text in tokenizer.decode_batch(batch, skip_special_tokens=False):
+                    words = b" ".join(split_words(text.encode("utf-8")))
+                    yield hashlib.blake2b(words or text.strip().encode("utf-8"), digest_size=16).digest()
+
+    heldout = set(keys("heldout"))
+    return sum(key in heldout for key in keys("train"))

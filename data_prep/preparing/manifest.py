@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ...models.common.config import Record
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, sha256_json, write_json
 from ..config import DatasetConfig
+from ..sources.files import SkippedFiles
 from .tokenizer import FILE_NAME as TOKENIZER_FILE
 
 FILE_NAME = "manifest.json"
@@ -51,10 +52,15 @@ class SourceRecord(Record):
         kind: the adapter that delivered it (the fallback's, if the source could not be fetched).
         origin: package and version, or dataset and revision; empty for local files.
         input_sha256: hash over the hashes of the input files; over the origin if there are none.
-        records: number read; the sum of the following counts, except for documents beyond a limit.
+        records: number read, and files that cannot be opened; the sum of the counts from `quarantined` to `beyond_limit` and
+            of `documents`.
         quarantined: unusable records, listed in `quarantine.jsonl`.
-        filtered, duplicates, near_duplicates: excluded documents.
+        filtered, duplicates, near_duplicates: excluded documents; `filtered_by` counts the filtered ones by reason.
         overlapping: training documents excluded since they share runs with held-out or evaluation text.
+        beyond_limit: documents behind a limit of documents or tokens.
+        unknown_tokens: tokens that stand for text which the tokenizer does not know.
+        sampled_characters, lost_characters: of documents that were decoded again, and how many of them were not there.
+        skipped: files that the source's patterns leave out, by pattern.
         documents, tokens, bytes: in the shards, both splits together; bytes of UTF-8.
     """
 
@@ -73,6 +79,12 @@ class SourceRecord(Record):
     documents: int
     tokens: int
     bytes: int
+    filtered_by: dict[str, int] = Field(default={})
+    beyond_limit: int = 0
+    unknown_tokens: int = 0
+    sampled_characters: int = 0
+    lost_characters: int = 0
+    skipped: tuple[SkippedFiles, ...] = ()
 
 
 class OverlapRecord(Record):

@@ -41,25 +41,38 @@ def split_words(document: bytes) -> list[bytes]:
     return document.translate(_TABLE).split()
 
 
-def word_runs(documents: Sequence[bytes], length: int) -> tuple[np.ndarray, np.ndarray]:
+def word_runs(
+    documents: Sequence[bytes], length: int, *, whole_if_shorter: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Hash every run of `length` words of each document, in order.
 
+    Args:
+        documents: UTF-8.
+        length: words of a run.
+        whole_if_shorter: a document of one to `length - 1` words is one run; else it has none.
+
     Returns:
-        The hashes, uint64 `[runs]`, and the number of the document each belongs to, int64 `[runs]`. A document of
-        fewer words has none.
+        The hashes, uint64 `[runs]`, and the number of the document each belongs to, int64 `[runs]`.
     """
     lengths = np.array([len(document) for document in documents], dtype=np.int64)
     starts, values = _word_hashes(b" ".join(documents).translate(_TABLE))
-    count = len(values) - length + 1
-    if count < 1:
+    count = max(0, len(values) - length + 1)
+    if not len(values):
         return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
     # A run's hash is a polynomial in the multiplier modulo 2^64, computed for all runs as differences of one prefix sum.
     up, down = _power_tables(len(values))
     prefix = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(values * up)])
-    runs = _mix_bits((prefix[length:] - prefix[:-length]) * down[:count])
     owners = np.searchsorted(np.cumsum(lengths + 1), starts, side="right")
-    inside = owners[:count] == owners[length - 1 :]
-    return runs[inside], owners[:count][inside]
+    inside = owners[:count] == owners[length - 1 :] if count else np.empty(0, bool)
+    runs = _mix_bits((prefix[length:] - prefix[:-length]) * down[:count]) if count else np.empty(0, np.uint64)
+    runs, run_owners = runs[inside], owners[:count][inside]
+    if not whole_if_shorter:
+        return runs, run_owners
+    numbers, first, words = np.unique(owners, return_index=True, return_counts=True)
+    numbers, first, words = (part[words < length] for part in (numbers, first, words))
+    short = _mix_bits((prefix[first + words] - prefix[first]) * down[first] + words.astype(np.uint64))
+    order = np.argsort(np.concatenate([run_owners, numbers]), kind="stable")
+    return np.concatenate([runs, short])[order], np.concatenate([run_owners, numbers])[order]
 
 
 def _word_hashes(text: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """Preparation of a dataset: find and plan the sources, clean, select, train the tokenizer, tokenize, write the manifest."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,23 +10,32 @@ from typing import TypeVar
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ...models.common.config import Record
 from ...models.common.errors import UserError
-from ...models.common.files import read_json, sha256_file, write_aside, write_json, write_text
+from ...models.common.files import read_json, sha256_file, write_aside, write_json
 from ...models.common.validation import first_difference
 from ..config import DatasetConfig, SourceConfig
+from ..formats.records import one_line
 from ..sources import find_source
 from ..sources.huggingface import revision_of
+from ..sources.inputs import Marks, changed_input, check_unchanged, marks_of, write_inputs
 from .cleaning import FOLDER as WORK_FOLDER
 from .cleaning import CleaningUnit, CleanRecord, clean_unit, finished_cleaning
 from .manifest import FILE_NAME as MANIFEST_FILE
-from .manifest import QUARANTINE_FILE, read_manifest, write_manifest
-from .selection import check_faults, forbidden_runs, select, tokenizer_sample
+from .manifest import read_manifest, write_manifest
+from .quarantine import quarantine_cleaned, quarantine_tokenized
+from .selection import check_splits, forbidden_runs, select, selected_documents, tokenizer_sample
 from .shards import RUNS_FILE, TokenizingUnit, UnitRecord, finished_record, tokenize_unit
-from .slices import SourcePlan, plan_source
+from .slices import Plan, plan_source
 from .summary import make_manifest, overlap_report, token_dtype_for
 from .tokenizer import FILE_NAME as TOKENIZER_FILE
-from .tokenizer import adopt_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from .tokenizer import (
+    adopt_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_file,
+    train_tokenizer,
+    vocabulary_size,
+)
 
 DOWNLOADS_FOLDER = "_downloads"
 PLAN_FILE = "plan.json"
@@ -39,14 +47,6 @@ U = TypeVar("U")
 R = TypeVar("R")
 MapUnits = Callable[[Callable[[U], R], list[U]], Iterable[R]]
 OnProgress = Callable[[str, int, int], None]
-
-
-class Plan(Record):
-    """The plan of a preparation, completion file of its first stage: the config, and all sources, hashed and cut into slices."""
-
-    config: DatasetConfig
-    sources: tuple[SourcePlan, ...]
-    evaluation: tuple[SourcePlan, ...]
 
 
 def prepare(
@@ -65,25 +65,30 @@ def prepare(
 
     Raises:
         UserError: missing or empty source, too much of one unreadable; the folder holds another config or is in use;
-            no space left.
+            no space left; a source changed meanwhile, or since the dataset was completed.
     """
     folder = Path(root) / config.name
     report = on_progress or (lambda stage, done, total: None)
     if (folder / MANIFEST_FILE).is_file():
         _check_same_config(read_manifest(folder).config, config, folder)
+        if change := changed_input(folder, config, folder.parent / DOWNLOADS_FOLDER):
+            raise UserError(f"{change} since {folder} was prepared: choose another name, or delete the folder")
         return folder
     with _locked(folder):
-        plan = _make_plan(config, folder, report)
+        if config.tokenizer.load:  # before anything that takes long
+            _make_tokenizer(config, folder, tuple, report)
+        marks: Marks = {}
+        plan = _make_plan(config, folder, report, marks)
         units, cleaned = _clean(plan, folder, map_units, report)
-        _quarantine(plan, folder, units, cleaned)
+        check_unchanged(folder, marks, plan.files)
+        faults = quarantine_cleaned(plan, folder, units, cleaned)
         training = [unit for unit in units if not unit.evaluation]
         selection = select(config, training)
-        if not selection.dropped.size or not (~selection.dropped & ~selection.heldout).any():
-            raise UserError(f"{folder}: no document is left to train on: relax the filters, or add documents")
+        check_splits(config, folder, [s.name for s in plan.sources], selected_documents(training, selection))
         sha256 = _make_tokenizer(config, folder, lambda: tokenizer_sample(config, training, selection), report)
         runs_sha256 = _write_runs(folder, units) if config.overlap else None
         dropped = _dropped_positions(selection.units, selection.positions, selection.dropped, len(training))
-        vocab_size = load_tokenizer(folder).get_vocab_size()
+        vocab_size = vocabulary_size(load_tokenizer(folder))
         tokenizing_units = [
             TokenizingUnit(
                 cleaned=unit,
@@ -97,10 +102,12 @@ def prepare(
             for unit, drop in zip(training, dropped, strict=True)
         ]
         records = _tokenize(config, tokenizing_units, map_units, report)
+        quarantine_tokenized(plan, folder, faults, records, units, cleaned)
         overlaps = [overlap for record in records for overlap in record.overlaps]
         if config.overlap:
             write_json(folder / OVERLAP_FILE, overlap_report(config, records, overlaps))
         manifest = make_manifest(config, folder, plan.sources, training, cleaned, selection, records)
+        write_inputs(folder, _inputs(plan))
         write_manifest(folder, manifest)
         _remove_leftovers(folder)
     return folder
@@ -129,21 +136,27 @@ def _check_same_config(old: DatasetConfig, new: DatasetConfig, folder: Path) -> 
         )
 
 
-def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress) -> Plan:
-    """Make the plan, or load that of an interrupted preparation, so that a source from its fallback stays so."""
+def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress, marks: Marks) -> Plan:
+    """Make the plan, or load that of an interrupted preparation, so that a source from its fallback stays so.
+
+    Args:
+        marks: filled in, before the files are hashed.
+    """
     path = folder / PLAN_FILE
     if path.is_file():
         plan = Plan.model_validate(read_json(path))
         _check_same_config(plan.config, config, folder)
-        for file in (file for source in (*plan.sources, *plan.evaluation) for file in source.files):
-            if not file.path.is_file() or sha256_file(file.path) != file.sha256:
-                raise UserError(f"{file.path} changed since {folder} was begun: restore it, or delete that folder")
+        marks.update(marks_of(plan.files))
+        for file, sha256 in plan.files.items():
+            if file not in marks or sha256_file(Path(file)) != sha256:
+                raise UserError(f"{one_line(file)} changed since {folder} was begun: restore it, or delete that folder")
         return plan
     sources = (*config.sources, *config.evaluation_sources)
     plans = []
     for i, source in enumerate(sources):
         report("sources", i, len(sources))
         source_files = find_source(source, folder.parent / DOWNLOADS_FOLDER)
+        marks.update(marks_of(source_files.files))
         plans.append(plan_source(source, source_files, config.unit_bytes))
     report("sources", len(sources), len(sources))
     count = len(config.sources)
@@ -241,21 +254,14 @@ def _cleaning_units(plan: Plan, folder: Path) -> list[CleaningUnit]:
     ]
 
 
-def _quarantine(plan: Plan, folder: Path, units: list[CleaningUnit], records: list[CleanRecord]) -> None:
-    """Write the quarantine file; refuse a source that is empty or has too many faults."""
-    faults = [fault for record in records for fault in record.faults]
-    path = folder / QUARANTINE_FILE
-    if faults:
-        lines = [json.dumps(fault.model_dump(mode="json"), ensure_ascii=True) for fault in faults]
-        write_text(path, "\n".join(lines) + "\n")
+def _inputs(plan: Plan) -> Iterator[tuple[str | None, Path, int, str]]:
+    """The rows of the list of input files."""
     for source in (*plan.sources, *plan.evaluation):
-        own_records = [r for unit, r in zip(units, records, strict=True) if unit.part.source == source.name]
-        check_faults(plan.config, source.config, own_records, sum(file.bytes for file in source.files), path)
-        if not any(record.documents for record in own_records):
-            read, filtered = sum(r.records for r in own_records), sum(r.filtered for r in own_records)
-            raise UserError(
-                f"source {source.name} is empty: no text in {read} records, of which the filters left out {filtered}"
-            )
+        for file in source.files:
+            yield source.name, file.path, file.bytes, file.sha256
+    loaded = plan.config.tokenizer.load and tokenizer_file(plan.config.tokenizer.load)
+    if loaded:
+        yield None, loaded.absolute(), loaded.stat().st_size, sha256_file(loaded)
 
 
 def _make_tokenizer(config: DatasetConfig, folder: Path, texts: Callable[[], Iterable[str]], report: OnProgress) -> str:

@@ -1,5 +1,6 @@
 """Selection among the cleaned documents (limits, duplicates, samples), as pure functions of the first pass."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ...models.common.errors import UserError
-from ..config import DatasetConfig, SourceConfig
-from .cleaning import CleaningUnit, CleanRecord, read_arrays
+from ..config import DatasetConfig
+from ..formats.spool import read_spool
+from .cleaning import CleaningUnit, read_arrays
 from .documents import draw
 from .minhash import near_duplicates
-from .reading import Fault
-from .spool import read_spool
 
 
 @dataclass(frozen=True)
@@ -110,31 +110,36 @@ def forbidden_runs(units: Sequence[CleaningUnit]) -> dict[str, np.ndarray]:
     return {"runs": unique, "origins": np.concatenate(origins)[first], "names": np.array(names)}
 
 
-def check_faults(
-    config: DatasetConfig, source: SourceConfig, records: Sequence[CleanRecord], file_bytes: int, report: Path
+def selected_documents(units: Sequence[CleaningUnit], selection: Selection) -> Counter[tuple[str, str]]:
+    """The number of selected documents by source and split."""
+    counts = Counter[tuple[str, str]]()
+    for i, unit in enumerate(units):
+        own = (selection.units == i) & ~selection.dropped
+        counts[unit.part.source, "heldout"] += int((own & selection.heldout).sum())
+        counts[unit.part.source, "train"] += int((own & ~selection.heldout).sum())
+    return counts
+
+
+def check_splits(
+    config: DatasetConfig, folder: Path, names: Sequence[str], documents: Counter[tuple[str, str]]
 ) -> None:
-    """Refuse a source with too large a share of unusable records.
+    """Refuse a dataset with a source that has nothing to train on, or with nothing held out.
 
     Args:
-        config: with the permitted share.
-        source: to check.
-        records: of its units.
-        file_bytes: of all its files.
-        report: the file that lists all faults.
+        names: of the sources.
+        documents: their numbers of documents by source and split.
 
     Raises:
-        UserError: with the first fault.
+        UserError: names the source, or the fraction to raise.
     """
-    faults: list[Fault] = [fault for record in records for fault in record.faults]
-    if not faults:
-        return
-    total = sum(record.records for record in records)
-    lost = {fault.file: fault.lost_bytes for fault in faults if fault.lost_bytes}
-    share = max(len(faults) / total, sum(lost.values()) / file_bytes if file_bytes else 0.0)
-    if share > config.max_bad_share:
-        files = f" and {sum(lost.values()):,} of {file_bytes:,} bytes in whole files" if lost else ""
+    for name in names:
+        if not documents[name, "train"]:
+            raise UserError(
+                f"source {name} is empty: none of its documents is left to train on (the others are held out, "
+                "or repeat other sources)"
+            )
+    if config.heldout_fraction and not any(documents[name, "heldout"] for name in names):
         raise UserError(
-            f"source {source.label}: {len(faults)} of {total} records{files} cannot be used, more than "
-            f"max_bad_share={config.max_bad_share:g}; the first: {faults[0].file}, line {faults[0].line}: "
-            f"{faults[0].reason}; all: {report}"
+            f"no document of {documents.total()} fell into the held-out {config.heldout_fraction:.2%}: raise "
+            f"heldout_fraction, or add documents, and delete {folder}"
         )

@@ -2,23 +2,29 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ...models.common.config import Record
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, sha256_json, write_aside, write_json
-from .cleaning import CleaningUnit, read_arrays
+from ..formats.records import Fault
+from ..formats.spool import read_spool
+from .cleaning import CleanArrays, CleaningUnit, read_arrays
+from .encoding import DocumentEncoder
 from .manifest import ShardRecord, Split, TokenDtype, token_dtype
 from .ngrams import RunIndex, split_words, word_runs
-from .spool import read_spool
-from .tokenizer import FILE_NAME, end_of_text, load_tokenizer
+from .tokenizer import FILE_NAME, load_tokenizer
 
 BATCH = 64  # documents checked for overlaps together
+SAMPLED = 128  # one document in so many is decoded, to see what the tokenizer loses
+FORGED = (
+    "spells a special token that the tokenizer cannot read as plain text: change the text, or take another tokenizer"
+)
 RUNS_FILE = "work/runs.npz"
 
 
@@ -83,12 +89,22 @@ class Overlap(Record):
 
 
 class UnitRecord(Record):
-    """The record of a finished tokenizing unit; its completion file."""
+    """The record of a finished tokenizing unit; its completion file.
+
+    Attributes:
+        faults: documents that spell a special token which the tokenizer cannot read as text.
+        unknown: tokens that stand for text which the tokenizer does not know.
+        sampled_characters, lost_characters: of the documents that were decoded again, and how many of them were not there.
+    """
 
     index: int
     key: str
     shards: tuple[ShardRecord, ...]
     overlaps: tuple[Overlap, ...]
+    faults: tuple[Fault, ...] = ()
+    unknown: int = 0
+    sampled_characters: int = 0
+    lost_characters: int = 0
 
     @property
     def tokens(self) -> int:
@@ -102,10 +118,19 @@ def tokenize_unit(unit: TokenizingUnit) -> UnitRecord:
     Raises:
         UserError: no space left, or another tokenizer lies in the folder.
     """
-    tokenizer = _tokenizer(unit.folder, unit.tokenizer_sha256)
-    overlaps: list[Overlap] = []
-    shards = tuple(_write_shards(unit, tokenizer, overlaps))
-    record = UnitRecord(index=unit.index, key=unit.key, shards=shards, overlaps=tuple(overlaps))
+    encoder = _encoder(unit.folder, unit.tokenizer_sha256, unit.dtype)
+    tally = _Tally()
+    shards = tuple(_write_shards(unit, encoder, tally))
+    record = UnitRecord(
+        index=unit.index,
+        key=unit.key,
+        shards=shards,
+        overlaps=tuple(tally.overlaps),
+        faults=tuple(tally.faults),
+        unknown=tally.unknown,
+        sampled_characters=tally.sampled_characters,
+        lost_characters=tally.lost_characters,
+    )
     write_json(unit.record_path, record.model_dump(mode="json"))
     return record
 
@@ -125,10 +150,10 @@ def finished_record(unit: TokenizingUnit) -> UnitRecord | None:
 
 # One entry each: a worker tokenizes many units of one dataset.
 @lru_cache(maxsize=1)
-def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
+def _encoder(folder: Path, sha256: str, dtype: TokenDtype) -> DocumentEncoder:
     if sha256_file(folder / FILE_NAME) != sha256:
         raise UserError(f"{folder / FILE_NAME} changed while the dataset was prepared: delete the folder")
-    return load_tokenizer(folder)
+    return DocumentEncoder(load_tokenizer(folder), token_dtype(dtype))
 
 
 @lru_cache(maxsize=1)
@@ -138,19 +163,39 @@ def _run_index(folder: Path, sha256: str) -> tuple[RunIndex, np.ndarray, list[st
         return RunIndex(stored["runs"]), stored["origins"], [str(name) for name in stored["names"]]
 
 
-def _write_shards(unit: TokenizingUnit, tokenizer: Tokenizer, overlaps: list[Overlap]) -> Iterator[ShardRecord]:
-    separator = end_of_text(tokenizer)
+@dataclass
+class _Tally:
+    """What is noted while a unit is tokenized; see `UnitRecord`."""
+
+    overlaps: list[Overlap] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    unknown: int = 0
+    sampled_characters: int = 0
+    lost_characters: int = 0
+
+
+def _write_shards(unit: TokenizingUnit, encoder: DocumentEncoder, tally: _Tally) -> Iterator[ShardRecord]:
     open_shards: dict[Split, _Shard] = {"train": _Shard(unit, "train", 0), "heldout": _Shard(unit, "heldout", 0)}
+    arrays = read_arrays(unit.cleaned)
     total = 0
-    for document, heldout in _used_documents(unit, overlaps):
-        split: Split = "heldout" if heldout else "train"
+    for number, document, is_overlapping in _used_documents(unit, arrays, tally.overlaps):
+        if is_overlapping and unit.drop_overlaps:
+            continue
+        text = document.decode("utf-8")
+        tokens = encoder.encode(text)
+        if tokens is None:
+            place = {"file": str(arrays.names[arrays.files[number]]), "line": int(arrays.lines[number])}
+            tally.faults.append(Fault(source=unit.cleaned.part.source, reason=FORGED, **place))
+            continue
+        if encoder.unknown is not None:
+            tally.unknown += int((tokens == encoder.unknown).sum())
+        if number % SAMPLED == 0:
+            tally.sampled_characters += len(text)
+            tally.lost_characters += encoder.lost_characters(text, tokens)
+        split: Split = "heldout" if arrays.heldout[number] else "train"
         shard = open_shards[split]
-        # The fast call omits offsets, which are not needed. One document per call: more are no faster on one core.
-        (encoded,) = tokenizer.encode_batch_fast([document.decode("utf-8")], add_special_tokens=False)
-        ids = encoded.ids  # a new list
-        ids.append(separator)
-        shard.add(ids, len(document))
-        total += len(ids)
+        shard.add(tokens, len(document))
+        total += len(tokens)
         if shard.tokens >= unit.shard_tokens:
             yield shard.write()
             open_shards[split] = _Shard(unit, split, shard.part + 1)
@@ -161,9 +206,10 @@ def _write_shards(unit: TokenizingUnit, tokenizer: Tokenizer, overlaps: list[Ove
             yield shard.write()
 
 
-def _used_documents(unit: TokenizingUnit, overlaps: list[Overlap]) -> Iterator[tuple[bytes, bool]]:
-    """Yield the documents to tokenize, and whether each is held out; collects the overlaps of training documents."""
-    arrays = read_arrays(unit.cleaned)
+def _used_documents(
+    unit: TokenizingUnit, arrays: CleanArrays, overlaps: list[Overlap]
+) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield number, text and overlap of the documents that were selected; collects the overlaps of training documents."""
     lengths, heldout = arrays.lengths.tolist(), arrays.heldout.tolist()
     dropped = set(unit.drop)
     numbered = enumerate(read_spool(unit.cleaned.stem.with_suffix(".zst"), lengths))
@@ -176,14 +222,13 @@ def _used_documents(unit: TokenizingUnit, overlaps: list[Overlap]) -> Iterator[t
             overlaps.extend(batch_overlaps)
             overlapping = {overlap.document for overlap in batch_overlaps}
         for number, document in batch:
-            if not (unit.drop_overlaps and number in overlapping):
-                yield document, heldout[number]
+            yield number, document, number in overlapping
 
 
 def _find_overlaps(unit: TokenizingUnit, sha256: str, documents: Sequence[tuple[int, bytes]]) -> list[Overlap]:
     assert unit.cleaned.run_words
     index, origins, names = _run_index(unit.folder, sha256)
-    runs, owners = word_runs([document for _, document in documents], unit.cleaned.run_words)
+    runs, owners = word_runs([document for _, document in documents], unit.cleaned.run_words, whole_if_shorter=True)
     positions, places = index.find(runs)
     overlaps = []
     for owner in np.unique(owners[positions]):
@@ -215,13 +260,12 @@ class _Shard:
         self.unit = unit
         self.split: Split = split
         self.part = part
-        self.dtype = token_dtype(unit.dtype)
         self.documents: list[np.ndarray] = []
         self.tokens = self.text_bytes = 0
 
-    def add(self, ids: list[int], text_bytes: int) -> None:
-        self.documents.append(np.array(ids, dtype=self.dtype))
-        self.tokens += len(ids)
+    def add(self, tokens: np.ndarray, text_bytes: int) -> None:
+        self.documents.append(tokens)
+        self.tokens += len(tokens)
         self.text_bytes += text_bytes
 
     def write(self) -> ShardRecord:

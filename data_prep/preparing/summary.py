@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ...models.common.errors import UserError
 from ...models.common.files import sha256_file, sha256_json
 from ..config import DatasetConfig
 from .cleaning import CleaningUnit, CleanRecord
 from .manifest import QUARANTINE_FILE, Manifest, OverlapRecord, SourceRecord, TokenDtype, config_sha256
-from .selection import Selection
+from .selection import Selection, check_splits
 from .shards import Overlap, UnitRecord
 from .slices import SourcePlan
 from .tokenizer import FILE_NAME as TOKENIZER_FILE
-from .tokenizer import load_tokenizer
+from .tokenizer import load_tokenizer, vocabulary_size
 
 EXAMPLES = 20
 
@@ -38,22 +37,15 @@ def make_manifest(
     """Make the manifest of a dataset whose shards are all written.
 
     Raises:
-        UserError: a source has nothing to train on, or nothing was held out.
+        UserError: a source has nothing to train on, or nothing was held out, after overlaps and limits.
     """
     shards = tuple(shard for record in records for shard in record.shards)
-    for source in plans:
-        if not any(shard.source == source.name and shard.split == "train" for shard in shards):
-            raise UserError(
-                f"source {source.name} is empty: none of its documents is left to train on (the others are held out, "
-                "or repeat other sources)"
-            )
-    if config.heldout_fraction and not any(shard.split == "heldout" for shard in shards):
-        raise UserError(
-            f"no document of {sum(shard.documents for shard in shards)} fell into the held-out "
-            f"{config.heldout_fraction:.2%}: raise heldout_fraction, or add documents, and delete {folder}"
-        )
+    documents = Counter[tuple[str, str]]()
+    for shard in shards:
+        documents[shard.source, shard.split] += shard.documents
+    check_splits(config, folder, [source.name for source in plans], documents)
     overlaps = [overlap for record in records for overlap in record.overlaps]
-    vocab_size = load_tokenizer(folder).get_vocab_size()
+    vocab_size = vocabulary_size(load_tokenizer(folder))
     quarantine = folder / QUARANTINE_FILE
     by_index = {record.index: record for record in cleaned}
     return Manifest(
@@ -86,6 +78,19 @@ def _source_record(
     shards = [shard for record in records for shard in record.shards if shard.source == source.name]
     overlapping = {(o.unit, o.document) for o in overlaps if o.source == source.name}
     dropping = config.overlap is not None and config.overlap.action == "drop"
+    unit_records = [record for record in records if record.index in {units[i].index for i in own}]
+    filtered_by = Counter[str]()
+    for record in clean_records:
+        filtered_by.update(record.filtered_by)
+    counts = {
+        "records": sum(record.records for record in clean_records) + len(source.faults),
+        "quarantined": sum(len(record.faults) for record in (*clean_records, *unit_records)) + len(source.faults),
+        "filtered": filtered_by.total(),
+        "duplicates": int((selection.duplicate & is_own).sum()),
+        "near_duplicates": int((selection.near_duplicate & is_own).sum()),
+        "overlapping": len(overlapping) if dropping else 0,
+        "documents": sum(shard.documents for shard in shards),
+    }
     return SourceRecord(
         name=source.name,
         kind=source.kind,
@@ -93,15 +98,15 @@ def _source_record(
         origin=source.origin,
         input_files=len(source.files),
         input_sha256=sha256_json([file.sha256 for file in source.files] or source.origin),
-        records=sum(record.records for record in clean_records),
-        quarantined=sum(len(record.faults) for record in clean_records),
-        filtered=sum(record.filtered for record in clean_records),
-        duplicates=int((selection.duplicate & is_own).sum()),
-        near_duplicates=int((selection.near_duplicate & is_own).sum()),
-        overlapping=len(overlapping) if dropping else 0,
-        documents=sum(shard.documents for shard in shards),
+        **counts,
         tokens=sum(shard.tokens for shard in shards),
         bytes=sum(shard.text_bytes for shard in shards),
+        filtered_by=dict(sorted(filtered_by.items())),
+        beyond_limit=2 * counts["records"] - sum(counts.values()),
+        unknown_tokens=sum(record.unknown for record in unit_records),
+        sampled_characters=sum(record.sampled_characters for record in unit_records),
+        lost_characters=sum(record.lost_characters for record in unit_records),
+        skipped=source.skipped,
     )
 
 

@@ -1,12 +1,16 @@
 """The byte-level BPE tokenizer, with document separator and reserved tokens for recall tasks."""
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ...models.common.errors import UserError
 from ...models.common.files import write_text
+from ...models.common.validation import first_line
 
 FILE_NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -16,6 +20,10 @@ RESERVED = tuple(f"<|r{i}|>" for i in range(128))
 # Special tokens have the lowest ids, which are then independent of the vocabulary's size.
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, *RESERVED)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+LONGEST_STRETCH = 1_000
+HUB_SECONDS = 10
+MOST_HOLES = 100_000
+_STRETCH = re.compile(rf"\S{{{LONGEST_STRETCH + 1},}}|\s{{{LONGEST_STRETCH + 1},}}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: tuple[str, ...] = ()) -> Tokenizer:
@@ -36,34 +44,113 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: tuple
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(cut_stretches(texts), trainer)
     return tokenizer
+
+
+def cut_stretches(texts: Iterable[str]) -> Iterator[str]:
+    """Cut texts inside stretches of white space, or without any, that are longer than `LONGEST_STRETCH` characters.
+
+    Training a BPE takes time quadratic in the length of a pre-token; a DNA sequence or a million spaces are one.
+    """
+    for text in texts:
+        begin = 0
+        for match in _STRETCH.finditer(text):
+            for cut in range(match.start() + LONGEST_STRETCH, match.end(), LONGEST_STRETCH):
+                yield text[begin:cut]
+                begin = cut
+        yield text[begin:] if begin else text
 
 
 def adopt_tokenizer(name: str, special_tokens: tuple[str, ...] = ()) -> Tokenizer:
     """Load an existing tokenizer: a `tokenizer.json`, its folder, or a name on the Hugging Face hub.
 
-    Missing special tokens (document separator, padding, those of recall tasks) are appended to its vocabulary.
+    Missing special tokens (document separator, padding, those of recall tasks) are appended behind its highest id; ids that
+    no token has are named `<|unused5|>`, so that the size of the vocabulary is the highest id and one.
 
     Raises:
-        UserError: no tokenizer there, or the hub cannot be reached.
+        UserError: no tokenizer there, the hub cannot be reached, or two of its tokens share an id.
     """
-    path = Path(name).expanduser()
+    own = [*SPECIAL_TOKENS, *special_tokens]
     try:
-        if path.exists():
-            tokenizer = Tokenizer.from_file(str(path / FILE_NAME if path.is_dir() else path))
-        else:
-            tokenizer = Tokenizer.from_pretrained(name)
+        path = tokenizer_file(name) or _file_of_hub(name)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(json.dumps(_without_holes(values, name, own)))
+    except UserError:
+        raise
     except Exception as error:  # the library raises bare Exception
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"tokenizer {name} cannot be loaded ({reason}): name a tokenizer.json, or one of the hub and check the network"
+            f"tokenizer {name} cannot be loaded ({first_line(error)}): name a tokenizer.json, or one of the hub and check "
+            "the network"
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.add_special_tokens([*SPECIAL_TOKENS, *special_tokens])
+    tokenizer.add_special_tokens(own)
     reserved_start(tokenizer)
+    check_ids(tokenizer, name)
     return tokenizer
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The file of a tokenizer that lies on this machine; None for a name on the hub."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return None
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def _file_of_hub(name: str) -> Path:
+    """The `tokenizer.json` of a model of the hub, from the cache if the hub does not answer."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        # A download retries for half a minute before it says that there is no network; this call does not.
+        revision = HfApi().model_info(name, timeout=HUB_SECONDS).sha
+        return Path(hf_hub_download(name, FILE_NAME, revision=revision))
+    except Exception as error:
+        try:
+            return Path(hf_hub_download(name, FILE_NAME, local_files_only=True))
+        except Exception:
+            raise error from None
+
+
+def _without_holes(values: dict[str, Any], name: str, own: list[str]) -> dict[str, Any]:
+    """The contents of a tokenizer's file without holes in its ids, and with the tokens of `own` that it has as special ones.
+
+    The library numbers a new token by how many there are, so that behind a hole it would get the id of another.
+    """
+    for entry in values.get("added_tokens", ()):
+        entry["special"] = entry["special"] or entry["content"] in own
+    vocabulary = values["model"]["vocab"]
+    if not isinstance(vocabulary, dict):  # a list, numbered by position
+        return values
+    ids = {**vocabulary, **{entry["content"]: entry["id"] for entry in values.get("added_tokens", ())}}
+    size = max(ids.values(), default=-1) + 1
+    if size > len(ids) + MOST_HOLES:
+        raise UserError(f"tokenizer {name}: {len(ids)} tokens have ids up to {size - 1}: renumber them")
+    holes = sorted(set(range(size)) - set(ids.values()))
+    vocabulary.update({f"<|unused{token}|>": token for token in holes})
+    return values
+
+
+def check_ids(tokenizer: Tokenizer, name: str | Path) -> None:
+    """Check that no two tokens have one id.
+
+    Raises:
+        UserError: names two that do.
+    """
+    tokens: dict[int, str] = {}
+    for token, token_id in tokenizer.get_vocab().items():
+        if (other := tokens.setdefault(token_id, token)) != token:
+            first, second = sorted((token, other))
+            raise UserError(
+                f"tokenizer {name}: {first!r} and {second!r} have the same id {token_id}: renumber one of them"
+            )
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """The highest id and one, which is what a model's embedding needs; more than the number of tokens if ids have holes."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> Path:
@@ -79,7 +166,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Strings of special tokens in a text are encoded as plain text: a document cannot forge a border.
 
     Raises:
-        UserError: the file is missing, no tokenizer, or lacks the document separator.
+        UserError: the file is missing, no tokenizer, or lacks the document separator, or two of its tokens share an id.
     """
     path = Path(folder)
     path = path / FILE_NAME if path.is_dir() else path
@@ -91,6 +178,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"{path} is not a tokenizer of the `tokenizers` library ({error})") from error
     tokenizer.encode_special_tokens = True
     end_of_text(tokenizer)
+    check_ids(tokenizer, path)
     return tokenizer
 
 

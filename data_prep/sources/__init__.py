@@ -9,15 +9,15 @@ from pathlib import Path
 
 from ..config import SourceConfig
 from .fetch import FetchError
-from .files import Format, SourceFiles, find_local
+from .files import SourceFiles, find_local
 from .huggingface import find_hub
 from .packages import PACKAGES, find_package
 from .python_stdlib import find_python_stdlib
+from .saved import find_saved
 
 ADAPTERS: dict[str, Callable[[SourceConfig, Path], SourceFiles]] = {
-    "text": find_local,
-    "jsonl": find_local,
-    "parquet": find_local,
+    **dict.fromkeys(("text", "jsonl", "csv", "parquet", "arrow", "megatron"), find_local),
+    "save_to_disk": find_saved,
     "huggingface": find_hub,
     "python-stdlib": find_python_stdlib,
     "debian-descriptions": find_package,
@@ -39,4 +39,4 @@ def find_source(config: SourceConfig, downloads: Path) -> SourceFiles:
         return ADAPTERS[config.fallback](config, downloads)
 
 
-__all__ = ["ADAPTERS", "FetchError", "Format", "SourceFiles", "find_source"]
+__all__ = ["ADAPTERS", "FetchError", "SourceFiles", "find_source"]

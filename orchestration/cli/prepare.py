@@ -1,12 +1,15 @@
 """`echo-lm prepare`: a recipe's sources to a tokenizer and token shards."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..progress.bars import console
 from .options import Data, Overrides, Target
+
+if TYPE_CHECKING:
+    from ...data_prep.config import DatasetConfig
+    from ...pipeline.config import RunConfig
 
 
 def prepare(
@@ -25,23 +28,38 @@ def prepare(
     """Turn a recipe's sources into a tokenizer and verified token shards. Run again, only what is missing is done."""
     from functools import partial
 
-    from ...data_prep.loading.verify import verify as verify_dataset
-    from ..launch.target import data_root, resolve_target
+    from ..launch.target import data_root
     from ..preparation.executors import process_map
     from ..preparation.mixture import print_mixture
-    from ..preparation.prepare import prepare_dataset, prepare_on_ray, ray_is_installed
+    from ..preparation.prepare import prepare_dataset, prepare_on_ray, ray_is_installed, refuse_changed_sources
+    from ..preparation.verify import print_verification
 
-    config, _ = resolve_target(target, overrides, Path("runs"))
+    dataset, config = dataset_target(target, overrides)
     data = data_root(target, data)
-    folder = data / config.data.name
+    folder = data / dataset.name
     if verify:
-        manifest = verify_dataset(folder)
-        console.print(
-            f"{folder}: {len(manifest.shards)} shards and the tokenizer match the manifest; splits are disjoint"
-        )
+        print_verification(folder)
         return
+    refuse_changed_sources(dataset, data)
     if ray and ray_is_installed():
-        prepare_on_ray(config.data, data, workers, address)
+        prepare_on_ray(dataset, data, workers, address)
     else:
-        prepare_dataset(config.data, data, partial(process_map, workers=workers))
-    print_mixture(config, folder)
+        prepare_dataset(dataset, data, partial(process_map, workers=workers))
+    if config:
+        print_mixture(config, folder)
+
+
+def dataset_target(target: str, overrides: list[str] | None) -> "tuple[DatasetConfig, RunConfig | None]":
+    """The dataset of a recipe or run folder, and the whole recipe; None for a recipe with the section `data` alone.
+
+    Raises:
+        UserError: neither a recipe nor a run folder, or a bad override.
+    """
+    from ...pipeline.run.folder import RunFolder
+    from ..launch.target import resolve_target
+    from ..preparation.data_recipe import load_data_recipe
+
+    if not RunFolder(target).exists() and (dataset := load_data_recipe(target, overrides)):
+        return dataset, None
+    config, _ = resolve_target(target, overrides, Path("runs"))
+    return config.data, config

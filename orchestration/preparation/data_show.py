@@ -6,6 +6,7 @@ import numpy as np
 
 from ...data_prep.loading.dataset import Dataset
 from ...evals.figures.style import PALETTE, figure
+from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig
 from ..progress.bars import console
 from .mixture import print_mixture
@@ -15,8 +16,17 @@ BORDER = "─" * 60
 SHOWN_CHARACTERS = 2_000
 
 
-def show(config: RunConfig, folder: Path, documents: int, source: str | None, split: str) -> None:
-    """Print documents with their borders and the mixture of the recipe; draw the figure of document lengths.
+def show(
+    config: RunConfig | None,
+    folder: Path,
+    documents: int,
+    source: str | None,
+    split: str,
+    figure_file: Path | None = None,
+) -> None:
+    """Print documents with their borders and the mixture of the recipe, if there is one; draw the document lengths.
+
+    The figure goes into the dataset's folder if no file is named; a folder that cannot be written is no error then.
 
     Raises:
         UserError: not prepared, no such source, or a mixture that does not fit.
@@ -38,13 +48,22 @@ def show(config: RunConfig, folder: Path, documents: int, source: str | None, sp
                 text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters ...]\n{text[-half:]}"
             console.print(text, markup=False)
     console.print(BORDER)
-    print_mixture(config, folder)
-    console.print(f"document lengths: {draw_lengths(dataset)}")
+    if config:
+        print_mixture(config, folder)
+    try:
+        console.print(f"document lengths: {draw_lengths(dataset, figure_file or folder / FIGURE_FILE)}")
+    except UserError as error:
+        if figure_file:
+            raise
+        console.print(f"document lengths are not drawn, {error}, with --figure", markup=False)
 
 
-def draw_lengths(dataset: Dataset) -> Path:
-    """Draw the lengths of each source's training documents in the dataset's folder; returns the figure's path."""
-    path = dataset.folder / FIGURE_FILE
+def draw_lengths(dataset: Dataset, path: Path) -> Path:
+    """Draw the lengths of each source's training documents; returns the figure's path.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     lengths = {
         record.name: np.diff(dataset.split("train", record.name).document_offsets)
         for record in dataset.manifest.sources

@@ -1,12 +1,16 @@
 """The mixture of a recipe, printed before training: tokens of each source, and how often a source is repeated."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from ...data_prep.loading.dataset import Dataset
 from ...pipeline.config import RunConfig
 from ..progress.bars import console
+
+if TYPE_CHECKING:
+    from ...data_prep.loading.loader import BatchLoader
 
 
 def print_mixture(config: RunConfig, folder: Path) -> None:
@@ -32,5 +36,12 @@ def print_mixture(config: RunConfig, folder: Path) -> None:
         if use.epochs is not None and use.epochs > 1:
             repeated.append(f"this recipe repeats source {use.name} {use.epochs:.1f} times")
     console.print(table)
-    for line in repeated:
+    for line in (*repeated, *_left_out(config, loader)):
         console.print(line)
+
+
+def _left_out(config: RunConfig, loader: "BatchLoader") -> list[str]:
+    """A line for each source of the dataset that the recipe's text_weights do not name."""
+    names = loader.text.names if loader.text else ()
+    unused = [source.label for source in config.data.sources if source.label not in names] if names else []
+    return [f"this recipe reads nothing of source {name}: mixture.text_weights leaves it out" for name in unused]

@@ -2,9 +2,13 @@
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 from echo_lm.data_prep.config import DatasetConfig, SourceConfig, TokenizerConfig
+from echo_lm.data_prep.formats.records import Fault
+from echo_lm.data_prep.loading.dataset import Dataset
+from echo_lm.data_prep.preparing.prepare import prepare
 
 AWKWARD = [
     "e\u0301te\u0301 \u200b zero width",
@@ -37,6 +41,42 @@ def jsonl_config(path: Path, **changes) -> DatasetConfig:
         "shard_tokens": 1_500,
     }
     return DatasetConfig(**{**fields, **changes})
+
+
+def prepared(root: Path, kind: str, *paths: Path | str, **changes) -> Dataset:
+    """The dataset below `root` of one source "mine", which may be bad altogether; `dataset={...}` changes its config.
+
+    Kind "huggingface" takes a folder like a local kind.
+    """
+    dataset_changes = {"max_bad_share": 1.0, "heldout_fraction": 0.2, "overlap": None, **changes.pop("dataset", {})}
+    places = {"dataset": str(paths[0])} if kind == "huggingface" else {"paths": tuple(map(str, paths))}
+    source = SourceConfig(kind=kind, name="mine", **places, **changes)
+    return Dataset.open(prepare(jsonl_config(root, sources=(source,), **dataset_changes), root / "data"), verify=True)
+
+
+def texts_of(dataset: Dataset) -> list[str]:
+    """The documents of both splits, decoded, sorted."""
+    tokenizer = dataset.tokenizer()
+    streams = [dataset.split(split) for split in ("train", "heldout")]
+    return sorted(
+        tokenizer.decode(stream.document(i)[:-1].tolist(), skip_special_tokens=False)
+        for stream in streams
+        for i in range(stream.num_documents)
+    )
+
+
+def faults_of(dataset: Dataset) -> list[Fault]:
+    """The records that were set aside."""
+    path = dataset.folder / "quarantine.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [Fault.model_validate(json.loads(line)) for line in lines]
+
+
+def write_lines(path: Path, texts: Iterable[str]) -> Path:
+    """Write JSON lines with a text each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
 
 
 def tree(folder: Path) -> dict[str, bytes]:

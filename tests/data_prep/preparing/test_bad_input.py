@@ -45,7 +45,7 @@ def test_empty_source(tmp_path: Path, kind: str, content: str) -> None:
     [
         (b'{"text": "cut o', "not a line of JSON"),
         (b'{"title": "no text"}', "set text_column"),
-        (b'{"text": null}', "set text_column"),
+        (b'{"text": 7}', "set text_column"),
         (b'["text"]', "not a JSON object"),
         (b'{"text": "\xff"}', "not UTF-8"),
     ],

@@ -167,7 +167,7 @@ def test_only_what_readers_need_is_left(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus/.train-00000-000.bin.1.tmp").write_text("of a worker that was killed")
     folder = prepare(jsonl_config(corpus), tmp_path)
     shards = Dataset.open(folder).manifest.shards
-    expected = {"manifest.json", "tokenizer.json", "overlap.json"}
+    expected = {"manifest.json", "tokenizer.json", "overlap.json", "inputs.jsonl"}
     expected |= {name for shard in shards for name in (shard.file, shard.documents_file)}
     assert {path.name for path in folder.iterdir()} == expected
 

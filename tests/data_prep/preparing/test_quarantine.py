@@ -124,7 +124,7 @@ def test_more_of_it_than_the_set_share_stops_with_one_line(case: Callable, tmp_p
         (lambda path: parquet(path, "body"), "parquet", ("no column 'text'", "set text_column to one of body")),
         (lambda path: path.write_bytes(b""), "parquet", ("source mine is empty",)),
         (lambda path: pq.write_table(pa.table({"text": pa.array([], pa.string())}), path), "parquet", ("is empty",)),
-        (lambda path: path.write_text("not gzip"), "jsonl", ("line 1", "cannot be read on", "100%")),
+        (lambda path: path.write_text("not gzip"), "jsonl", ("line 1", "not a line of JSON")),
     ],
 )
 def test_a_source_that_is_bad_altogether(make: Callable, kind: str, parts: tuple[str, ...], tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_source_that_is_bad_altogether(make: Callable, kind: str, parts: tuple
         prepare(config_of(path, kind, share=0.01), tmp_path / "data")
     assert "\n" not in str(caught.value)
     for part in parts:
-        assert part in str(caught.value) or part == "100%"
+        assert part in str(caught.value)
 
 
 def test_a_document_of_50_megabytes(tmp_path: Path) -> None:

