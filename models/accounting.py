@@ -31,7 +31,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     d = config.d_model
     norm = d * (2 if config.norm == "layer" else 1)
     block = 2 * norm + feedforward_parameters(config)
-    layers = sum(mixer_class(kind).num_parameters(config) + block for kind in config.layers)
+    layers = sum(mixer.num_parameters(own) + block for mixer, own in _mixers(config))
     tables = 1 if config.tie_embeddings else 2
     return ParameterCount(tables * config.vocab_size * d, layers + norm)
 
@@ -45,8 +45,7 @@ def feedforward_parameters(config: ModelConfig) -> int:
 
 def forward_flops(config: ModelConfig, length: int) -> float:
     """FLOPs a token of a parallel forward pass over rows of `length` tokens, logits included."""
-    mixers = [mixer_class(kind) for kind in config.layers]
-    per_block = sum(_matrix_flops(config, mixer) + mixer.mixing_flops(config, length) for mixer in mixers)
+    per_block = sum(_matrix_flops(own, mixer) + mixer.mixing_flops(own, length) for mixer, own in _mixers(config))
     return per_block + 2 * config.d_model * config.vocab_size
 
 
@@ -57,8 +56,9 @@ def training_flops(config: ModelConfig, length: int) -> float:
 
 def decode_flops(config: ModelConfig, context: int) -> float:
     """FLOPs of one decoding step after `context` tokens; only attention depends on it."""
-    mixers = [mixer_class(kind) for kind in config.layers]
-    per_block = sum(_matrix_flops(config, mixer) + mixer.mixing_decode_flops(config, context) for mixer in mixers)
+    per_block = sum(
+        _matrix_flops(own, mixer) + mixer.mixing_decode_flops(own, context) for mixer, own in _mixers(config)
+    )
     return per_block + 2 * config.d_model * config.vocab_size
 
 
@@ -68,7 +68,7 @@ def state_bytes(config: ModelConfig, context: int, *, bytes_per_number: int = 4)
     SKA and the Mamba-2 scan state are always fp32; `bytes_per_number` is that of the weights, which the convolution's
     and the attention's entries follow.
     """
-    return sum(mixer_class(kind).state_bytes(config, context, bytes_per_number) for kind in config.layers)
+    return sum(mixer.state_bytes(own, context, bytes_per_number) for mixer, own in _mixers(config))
 
 
 def activation_bytes(config: ModelConfig, batch: int, length: int, *, bytes_per_number: int = 2) -> int:
@@ -77,7 +77,7 @@ def activation_bytes(config: ModelConfig, batch: int, length: int, *, bytes_per_
     tokens = batch * length
     d, width = config.d_model, config.feedforward.width
     block = 3 * d + width * {"koopman": 2, "koopman-gated": 5, "swiglu": 4}[config.feedforward.kind]
-    numbers = sum(mixer_class(kind).kept_numbers(config) + block for kind in config.layers) + d
+    numbers = sum(mixer.kept_numbers(own) + block for mixer, own in _mixers(config)) + d
     logits = 8 * config.vocab_size  # fp32, and their gradient
     return tokens * (numbers * bytes_per_number + logits)
 
@@ -103,7 +103,12 @@ def segment_messages(
     Raises:
         UserError: a mixer cannot be trained on segments.
     """
-    return [mixer_class(kind).segment_message(config, length, batch, bytes_per_number) for kind in config.layers]
+    return [mixer.segment_message(own, length, batch, bytes_per_number) for mixer, own in _mixers(config)]
+
+
+def _mixers(config: ModelConfig) -> "list[tuple[type[SequenceMixer], ModelConfig]]":
+    """The class of each block's mixer and the config as the block sees it."""
+    return [(mixer_class(kind), own) for kind, own in zip(config.layers, config.of_layers(), strict=True)]
 
 
 def _matrix_flops(config: ModelConfig, mixer: "type[SequenceMixer]") -> int:

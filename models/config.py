@@ -172,7 +172,7 @@ class FeedForwardConfig(Config):
 class ModelConfig(Config):
     """A stack of blocks, each a sequence mixer and a feed-forward, both pre-norm and residual."""
 
-    added = ("mixers",)
+    added = ("mixers", "ska_layers")
 
     name: str = "custom"
     """Name of the preset it came from, for people."""
@@ -188,6 +188,9 @@ class ModelConfig(Config):
     """Settings of the Mamba-2 layers; needed where `layers` has "mamba2"."""
     ska: SKAConfig | None = None
     """Settings of the SKA layers; needed where `layers` has "ska"."""
+    ska_layers: tuple[dict[str, Any], ...] = ()
+    """What single SKA layers have other than `ska` says: a mapping of its keys for each SKA layer, first to last. If empty, all
+    are alike."""
     attention: AttentionConfig | None = None
     """Settings of the attention layers; needed where `layers` has "attention"."""
     mixers: dict[str, dict[str, Any]] = Field(default={})
@@ -213,8 +216,16 @@ class ModelConfig(Config):
         for kind in dict.fromkeys((*self.layers, *self.mixers)):
             if self.section(kind) is None:
                 raise ValueError(f"layers use {kind!r}, but the section {kind!r} is missing")
-        if self.ska and self.d_model % self.ska.num_heads:
-            raise ValueError(f"ska.num_heads={self.ska.num_heads} must divide d_model={self.d_model}")
+        if self.ska_layers and len(self.ska_layers) != self.layers.count("ska"):
+            raise ValueError(
+                f"ska_layers has {len(self.ska_layers)} entries for {self.layers.count('ska')} SKA layers: give one for each, "
+                "{} where it is as `ska` says"
+            )
+        for ska in self.ska_sections():
+            if self.d_model % ska.num_heads:
+                raise ValueError(f"ska.num_heads={ska.num_heads} must divide d_model={self.d_model}")
+        if len({ska.gate_scale for ska in self.ska_sections() if ska.gate_input == "token"}) > 1:
+            raise ValueError("ska.gate_scale must be the same in all SKA layers whose gates see tokens")
         if self.attention and self.d_model % (2 * self.attention.num_heads):
             raise ValueError(
                 f"attention.num_heads={self.attention.num_heads} must divide d_model={self.d_model} evenly"
@@ -248,10 +259,39 @@ class ModelConfig(Config):
         except ValidationError as error:
             raise UserError(f"mixers.{kind}: {describe_validation_error(error, options)}") from None
 
+    def ska_sections(self) -> list[SKAConfig]:
+        """The settings of each SKA layer, first to last.
+
+        Raises:
+            UserError: an entry of `ska_layers` does not fit.
+        """
+        if not self.ska_layers:
+            return [self.ska] * self.layers.count("ska")
+        sections = []
+        for number, changes in enumerate(self.ska_layers):
+            try:
+                sections.append(SKAConfig.model_validate(self.ska.model_dump() | changes))
+            except ValidationError as error:
+                raise UserError(f"ska_layers.{number}: {describe_validation_error(error, SKAConfig)}") from None
+        return sections
+
+    def of_layers(self) -> list["ModelConfig"]:
+        """The config as each block of `layers` sees it, with its own settings in `ska`."""
+        if not self.ska_layers:
+            return [self] * len(self.layers)
+        sections = iter(self.ska_sections())
+        ska = [next(sections) if kind == "ska" else self.ska for kind in self.layers]
+        return [self.model_copy(update={"ska": section, "ska_layers": ()}) for section in ska]
+
+    @property
+    def gate_scale(self) -> str:
+        """`ska.gate_scale` of the layers whose gates see tokens, which is the same in all of them."""
+        return next((ska.gate_scale for ska in self.ska_sections() if ska.gate_input == "token"), "token")
+
     @property
     def has_write_gate(self) -> bool:
         """Whether SKA layers have a write gate."""
-        return "ska" in self.layers and self.ska.write_gate != "none"
+        return any(ska.write_gate != "none" for ska in self.ska_sections())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "model config") -> "ModelConfig":

@@ -65,7 +65,9 @@ class EchoLM(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, kind) for kind in config.layers)
+        self.blocks = nn.ModuleList(
+            Block(own, kind) for own, kind in zip(config.of_layers(), config.layers, strict=True)
+        )
         self.reads_token = any(block.mixer.reads_token for block in self.blocks)
         self.has_write_gate = any(block.mixer.has_write_gate for block in self.blocks)
         self.final_norm = make_norm(config.norm, config.d_model, config.norm_eps)
@@ -140,8 +142,7 @@ class EchoLM(nn.Module):
         x = self.embedding(tokens)
         if not self.reads_token:
             return x, None
-        ska = self.config.ska
-        if ska is not None and ska.gate_scale == "table":
+        if self.config.gate_scale == "table":
             return x, (x / at_least_fp32(self.embedding.weight.detach()).square().mean().sqrt()).to(x.dtype)
         return x, unit_rms(x, self.config.norm_eps)
 

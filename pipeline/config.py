@@ -217,12 +217,12 @@ class RunConfig(Config):
                 f"train.sequence_length={train.sequence_length} is not a multiple of "
                 f"run.sequence_parallel={run.sequence_parallel}"
             )
-        ska = self.model.resolve(vocab_size=512).ska
-        if run.sequence_parallel > 1 and ska and ska.mode == "chunk" and segment % ska.grid:
-            raise ValueError(
-                f"run.sequence_parallel={run.sequence_parallel} leaves {segment} tokens a worker, which is not a "
-                f"multiple of the {ska.grid} of a chunk (model.ska.mode=chunk)"
-            )
+        for ska in self.model.resolve(vocab_size=512).ska_sections():
+            if run.sequence_parallel > 1 and ska.mode == "chunk" and segment % ska.grid:
+                raise ValueError(
+                    f"run.sequence_parallel={run.sequence_parallel} leaves {segment} tokens a worker, which is not a "
+                    f"multiple of the {ska.grid} of a chunk (model.ska.mode=chunk)"
+                )
         return self
 
     @model_validator(mode="after")

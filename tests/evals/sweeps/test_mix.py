@@ -55,10 +55,13 @@ def test_the_screening_of_one_model_is_asked_what_no_table_reports():
     assert screen.seeds == (100,)
 
 
-def test_both_rounds_of_the_screening_ask_the_same():
-    first, second = (load_sweep(name) for name in ("one-model-screen", "one-model-screen-2"))
-    assert len(runs_of(second)) == len(second.arms)
-    assert (first.cells, first.seeds, first.own_queries) == (second.cells, second.seeds, second.own_queries)
+def test_all_rounds_of_the_screening_ask_the_same():
+    first, second, third = (load_sweep(f"one-model-screen{suffix}") for suffix in ("", "-2", "-3"))
+    for later in (second, third):
+        assert len(runs_of(later)) == len(later.arms)
+        assert (first.cells, first.seeds, first.own_queries) == (later.cells, later.seeds, later.own_queries)
+    long = {run.arm for run in runs_of(third) if run.training.steps == 12000}
+    assert long == set(list(third.arms)[: third.together])  # a group of their own
     steps = {run.arm: run.training.steps for run in runs_of(second)}
     assert {steps.pop(name) for name in ("attention", "mamba2")} == {8000}
     assert set(steps.values()) == {run.training.steps for run in runs_of(first)}
