@@ -346,6 +346,5 @@ def _read_recipe(recipe: str | Path) -> tuple[str, str]:
         near = difflib.get_close_matches(str(recipe), recipe_names(), n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}?" if near else f"recipes: {', '.join(recipe_names())}"
         raise UserError(f"there is no recipe or run folder {str(recipe)!r}: {hint} (or name a .yaml file)")
-    return resources.files(__package__).joinpath("recipes", f"{recipe}.yaml").read_text(
-        encoding="utf-8"
-    ), f"recipe {recipe}"
+    packaged = resources.files(__package__).joinpath("recipes", f"{recipe}.yaml")
+    return packaged.read_text(encoding="utf-8"), f"recipe {recipe}"

@@ -16,6 +16,7 @@ from echo_lm.evals.sweeps.config import RecallSweep
 from echo_lm.models import ModelConfig
 from echo_lm.models.common.config import Config
 from echo_lm.models.common.files import write_text
+from echo_lm.orchestration.preparation.data_recipe import DataRecipe
 from echo_lm.orchestration.studies.config import StudyConfig
 from echo_lm.pipeline.config import ModelSection, RunConfig
 
@@ -31,9 +32,10 @@ from the classes themselves; a test checks that it is current.
 # What a file is called on the page, its class, and which command reads it.
 FILES: tuple[tuple[str, type[Config], str], ...] = (
     ("recipe", RunConfig, "`echo-lm run`, `train`, `prepare`; tour: [recipes](../recipes.md)"),
+    ("recipe of data alone", DataRecipe, "`echo-lm prepare`; tour: [data](../data.md)"),
     ("model", ModelConfig, "`model` of a recipe; `config.json` beside the weights; tour: [models](../models.md)"),
     ("suite", Suite, "`echo-lm eval --suite`; tour: [evaluation](../evaluation.md)"),
-    ("recall sweep", RecallSweep, "sweeps of recall tasks; tour: [evaluation](../evaluation.md)"),
+    ("recall sweep", RecallSweep, "`echo-lm sweep`; tour: [evaluation](../evaluation.md)"),
     ("study", StudyConfig, "`echo-lm study`; tour: [studies](../studies.md)"),
 )
 PLAIN_TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "any value", Path: "path"}

@@ -15,7 +15,9 @@ class DataRecipe(Config):
     """A recipe with the section `data` alone."""
 
     name: str | None = None
+    """Name of the recipe; of no effect, since nothing is trained."""
     data: DatasetConfig
+    """The dataset to prepare."""
 
 
 def load_data_recipe(recipe: str | Path, overrides: list[str] | None = None) -> DatasetConfig | None:
