@@ -11,16 +11,6 @@ from echo_lm.pipeline.run.events import EventLog
 from tests.helpers.tracked_runs import START, write_evaluation, write_steps
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, so every test takes a copy."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def run_folder(tmp_path, empty_store) -> Path:
     """A run of 20 steps with one evaluation, a crash after step 12 that repeats steps 11 and 12, and its database."""
