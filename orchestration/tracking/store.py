@@ -65,7 +65,6 @@ def make_if_missing(database: Path, make: Callable[[str], object]) -> None:
     new = database.with_name(f".{database.name}.{uuid.uuid4().hex}.new")
     make(sqlite_uri(new))
     os.replace(new, database)
-    remove_stray_folders(sqlite_uri(new))
 
 
 def check_writable(database: Path) -> None:
