@@ -71,8 +71,8 @@ def evaluate_by_hand(
 
 def sync_record(run_path: Path) -> None:
     """Update the run's record in MLflow, if it has one; imports MLflow only then."""
-    from ..tracking.client import default_tracking_uri
+    from ..tracking.client import default_database
     from ..tracking.mlflow import Tracker
 
-    if Path(default_tracking_uri(run_path).removeprefix("sqlite:///")).is_file():
-        Tracker(run_path).sync()
+    if default_database(run_path).is_file():
+        Tracker(run_path).sync(alive=None)

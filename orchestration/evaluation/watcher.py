@@ -121,7 +121,7 @@ class Watcher:
         from ..tracking.mlflow import Tracker
 
         # A new tracker reads MLflow's state: the run may have been restarted, or tracked by another process.
-        sent = Tracker(path, self.uri, outage_logged=path in self._outage_logged).sync()
+        sent = Tracker(path, self.uri, outage_logged=path in self._outage_logged).sync(alive=None)
         (self._outage_logged.discard if sent else self._outage_logged.add)(path)
         return sent
 

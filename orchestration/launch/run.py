@@ -3,6 +3,8 @@
 The supervising process starts quickly and stays small: torch, Ray and MLflow are imported where the driver needs them.
 """
 
+import importlib.util
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -61,39 +63,84 @@ def run_pipeline(
                     address=address,
                     progress=lambda: (_latest(run), len(result_files(run.path)), _count(dataset)),
                 )
-            except UserError:
+            except BaseException:
                 if run.finished():  # evaluations failed: what there is gets its report
-                    _report(run, tracking_uri)
+                    _write_report(run)
+                _sync_briefly(run, tracking_uri)
                 raise
         if stopped_by:
             _sync_briefly(run, tracking_uri)
             console.print(f"{run.path}: stopped by {stopped_by} before its end; the same command goes on")
             return
-        _report(run, tracking_uri)
+        _write_report(run)
+        _record(run, tracking_uri)
 
 
-def _report(run: RunFolder, tracking_uri: str | None) -> None:
-    """Write the report and the summary of the evaluations, and bring MLflow up to date."""
+def _write_report(run: RunFolder) -> None:
+    """Write the report and the summary of the evaluations."""
     from ...evals.summary import write_summary
     from ...pipeline.run.report import write_report
+
+    report = write_report(run.path)
+    write_summary(run.path)
+    console.print(f"report: {report}", soft_wrap=True, markup=False)
+
+
+def _record(run: RunFolder, tracking_uri: str | None) -> None:
+    """Bring MLflow up to date, and say where to look at it.
+
+    Raises:
+        UserError: MLflow is installed here, but could not be written.
+    """
     from ..tracking.mlflow import Tracker
 
     tracker = Tracker(run.path, tracking_uri)
-    report = write_report(run.path)
-    write_summary(run.path)
-    tracker.sync()
-    console.print(f"report: {report}")
-    local = f"{sys.executable} -m mlflow ui --backend-store-uri {tracker.uri}  (http://127.0.0.1:5000)"
-    console.print(f"MLflow: {tracker.uri if tracker.uri.startswith('http') else local}")
+    if not tracker.sync(alive=False):
+        _report_missing_record(run, tracking_uri, tracker.problem)
+        return
+    opened = tracker.uri if tracker.uri.startswith("http") else f"{ui_command(tracker.uri)}  (http://127.0.0.1:5000)"
+    console.print(f"MLflow: {opened}", soft_wrap=True, markup=False)  # not wrapped: it is to be copied
+
+
+def ui_command(uri: str) -> str:
+    """The shell's command that opens a record in a file."""
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri])
+
+
+def _report_missing_record(run: RunFolder, tracking_uri: str | None, problem: str) -> None:
+    """Say that training and evaluations are complete, but not their record.
+
+    Raises:
+        UserError: MLflow is installed here, but could not be written.
+    """
+    if importlib.util.find_spec("mlflow") is None:  # on purpose, on small machines
+        console.print("MLflow: not installed here; `echo-lm track` replays the files elsewhere")
+        return
+    raise UserError(
+        f"{run.path} is trained and evaluated, but its record is not complete. {problem}, and complete the record with "
+        f"`{_track_command(run, tracking_uri)}`"
+    )
+
+
+def _track_command(run: RunFolder, tracking_uri: str | None) -> str:
+    uri = ["--tracking-uri", tracking_uri] if tracking_uri else []
+    return shlex.join(["echo-lm", "track", str(run.path), *uri])
 
 
 def _sync_briefly(run: RunFolder, tracking_uri: str | None) -> None:
-    """Tell MLflow that the run was stopped, unless that takes long: a batch system gives half a minute for everything."""
+    """Tell MLflow that the run has ended, unless that takes long: a batch system gives half a minute for everything."""
     from ..tracking.mlflow import Tracker
 
-    thread = threading.Thread(target=Tracker(run.path, tracking_uri).sync, daemon=True)
+    if not run.exists() or importlib.util.find_spec("mlflow") is None:
+        return
+    tracker, done = Tracker(run.path, tracking_uri, outage_logged=True), []
+    thread = threading.Thread(target=lambda: done.append(tracker.sync(alive=False)), daemon=True)
     thread.start()
     thread.join(SYNC_SECONDS)
+    if done != [True]:
+        why = tracker.problem or f"MLflow at {tracker.uri} took longer than {SYNC_SECONDS:g} s"
+        command = _track_command(run, tracking_uri)
+        console.print(f"{why}; `{command}` completes the record", soft_wrap=True, markup=False)
 
 
 def _latest(run: RunFolder) -> str:

@@ -7,24 +7,31 @@ resumes where it stopped, and a second one sends nothing.
 import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+import math
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from ...evals.layout import complete_checkpoints, result_files, stored_config
 from ...models.common.cached_files import Stamp, stamp
 from ...models.common.errors import UserError
-from ...models.common.files import read_json, sha256_file, write_text
+from ...models.common.files import sha256_file, write_text
 from ...models.common.run_layout import CONFIG, ENVIRONMENT, MODEL, REPORT
 from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.identity import run_id
-from .client import default_tracking_uri, experiment_id, mlflow_client, one_line
+from .client import default_tracking_uri, equals, experiment_id, mlflow_client
+from .errors import explain
+from .evaluations import EvaluationRuns
 from .model_card import FILE as MODEL_CARD
 from .model_card import model_card
-from .points import Point, chunks, evaluation_points, flatten
+from .points import EvaluationResult, EventPoints, Point, flatten
+from .status import RunStatus
+from .values import Refusal, metric, number, params, send
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,11 +39,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_TAG = "echo_lm.run_id"
-# Limits of one `log_batch` call, and of a parameter's value, set by MLflow.
-METRICS_A_CALL, PARAMS_A_CALL, PARAM_CHARACTERS = 1000, 100, 6000
 ARTIFACTS = (CONFIG, ENVIRONMENT, REPORT, "figures/*.png", "evals/summary.md", "evals/figures/*.png")
-PARENT_TAG = "mlflow.parentRunId"
-EVALUATION_TAG = "echo_lm.evaluation"
+# What MLflow answers about a run or experiment that is gone.
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+CARD_CHARACTERS = 5000  # of the description of a model's version, which some databases limit
+_named: set[tuple[str, Path, str]] = set()  # values that this process has said MLflow does not take
 
 
 def track(run_folder: Path, tracking_uri: str | None = None) -> str:
@@ -49,7 +56,7 @@ def track(run_folder: Path, tracking_uri: str | None = None) -> str:
         the id of the run in MLflow.
 
     Raises:
-        UserError: not a run folder, or MLflow cannot be reached.
+        UserError: not a run folder, or MLflow cannot be written; why, and what mends it.
     """
     tracker = Tracker(run_folder, tracking_uri)
     try:
@@ -57,15 +64,16 @@ def track(run_folder: Path, tracking_uri: str | None = None) -> str:
     except UserError:
         raise
     except Exception as error:  # any error below MLflow's client: HTTP, SQL, the file system
-        raise UserError(
-            f"MLflow at {tracker.uri} does not answer ({one_line(error)}): start it and run this again"
-        ) from error
+        raise UserError(f"{explain(error, tracker.uri)}, and run this again") from error
 
 
 class Tracker:
     """Sends new events and files of a run folder to MLflow; called repeatedly while the run goes on.
 
     A value is sent once. A step that is repeated after a crash has the same numbers, so either of its records is right.
+
+    Attributes:
+        problem: why the last `sync` failed, and what mends it; empty if it succeeded.
     """
 
     def __init__(
@@ -88,71 +96,122 @@ class Tracker:
         self.run_folder = Path(run_folder)
         stored_config(self.run_folder)
         self.uri = tracking_uri or default_tracking_uri(self.run_folder)
+        self.problem = ""
         self._tags = tags or {}
-        self._outage = outage_logged
+        self._outage_logged = outage_logged
         self._reset()
 
-    def sync(self) -> bool:
+    def sync(self, *, alive: bool | None = True) -> bool:
         """Send new events and files; True if MLflow now has everything in the folder.
 
         Never raises: training must not end because its record cannot be written. An outage is logged once, and the
         first call that succeeds after it catches up.
+
+        Args:
+            alive: whether the run goes on; None to judge it from its heartbeats.
         """
         try:
-            self.send()
+            self.send(alive=alive)
         except Exception as error:
-            if not self._outage:
-                logger.warning("MLflow at %s: %s; the run goes on, and this catches up", self.uri, one_line(error))
-            self._outage = True
-            # A failed call may have had an effect: the state is read from MLflow again.
-            self._reset()
+            self.problem = explain(error, self.uri)
+            if not self._outage_logged:
+                logger.warning("%s; the run goes on, and a later call catches up", self.problem)
+            self._outage_logged = True
             return False
-        self._outage = False
+        self.problem, self._outage_logged = "", False
         return True
 
-    def send(self) -> str:
-        """Send new events and files; returns MLflow's id of the run, and raises any error."""
-        with FileLock(self.run_folder / ".tracking.lock"):
-            client = self._client or mlflow_client(self.uri)
-            self._client = client
-            events = self._events.read()
-            if self._events.restarted:
-                self._skipped = self._starts = 0
-            evaluations = self._changed(result_files(self.run_folder))
-            if self._run_id is None:
-                self._run_id = self._find_or_create(client, events)
-                self._send_parameters(client)
-                self._send_data(client)
-            self._send_points(client, [*self._event_points(events), *evaluation_points(evaluations)])
-            finished = self._send_status(client, events)
-            self._send_evaluations(client, evaluations)
-            self._send_artifacts(client, evaluations)
-            for pattern in ARTIFACTS:
-                self._send_artifacts(client, self._changed(sorted(self.run_folder.glob(pattern))))
-            if finished:  # until then they grow
-                files = RunFolder(self.run_folder)
-                self._send_artifacts(client, self._changed([files.events_file, files.supervision_file]))
-                self._register(client)
-            return self._run_id
+    def send(self, *, alive: bool | None = None) -> str:
+        """Send new events and files; returns MLflow's id of the run, and raises any error. `alive` as in `sync`."""
+        with self._lock():
+            found_before = self._run_id is not None
+            try:
+                return self._send(alive)
+            except Exception as error:
+                # A failed call may have had an effect: the state is read from MLflow again.
+                self._reset()
+                # What an earlier call found there may be gone for good: then it is made again.
+                if not found_before or getattr(error, "error_code", None) not in GONE:
+                    raise
+                return self._send(alive)
+
+    def _lock(self) -> contextlib.AbstractContextManager:
+        """One process sends a run at a time; without a lock where the folder belongs to somebody else."""
+        writable = os.access(self.run_folder, os.W_OK)
+        return FileLock(self.run_folder / ".tracking.lock") if writable else contextlib.nullcontext()
+
+    def _send(self, alive: bool | None) -> str:
+        client = self._client or mlflow_client(self.uri)
+        self._client = client
+        if self._run_id and client.get_run(self._run_id).info.lifecycle_stage != "active":
+            self._reset()  # somebody deleted it in MLflow: it is made again
+        events = self._events.read()
+        if self._events.restarted:
+            self._points, self._status = EventPoints(), RunStatus()
+        self._status.add(events)
+        changed = self._changed(result_files(self.run_folder))
+        results = self._read_results(changed)
+        if self._run_id is None:
+            started = events[0]["time"] if events else (self.run_folder / CONFIG).stat().st_mtime
+            self._run_id = self._find_or_create(client, started)
+            self._send_parameters(client)
+            self._send_data(client)
+        points = [*self._points.read(events), *(point for result in results for point in result.points())]
+        self._send_points(client, points)
+        self._send_status(client, alive)
+        if results:
+            children = self._children or EvaluationRuns(
+                client, experiment_id(client, self.uri), self._run_id, self._tags
+            )
+            self._children = children
+            self._name([refusal for result in results for refusal in children.send(result)])
+        self._send_artifacts(client, changed)
+        for pattern in ARTIFACTS:
+            self._send_artifacts(client, self._changed(sorted(self.run_folder.glob(pattern))))
+        if self._status.finished:  # until then they grow
+            files = RunFolder(self.run_folder)
+            self._send_artifacts(client, self._changed([files.events_file, files.supervision_file]))
+            self._register(client)
+        return self._run_id
 
     def _reset(self) -> None:
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
         self._events = EventReader.of_run(self.run_folder)
-        self._sent: dict[str, set[int]] = {}  # steps that MLflow has, by metric
-        self._children: dict[str, str] = {}  # ids of the evaluations' runs, by name
+        self._points, self._status = EventPoints(), RunStatus()
+        self._sent: dict[
+            str, dict[int, tuple[int, float]]
+        ] = {}  # time (ms) and value at each step that MLflow has, by metric
+        self._children: EvaluationRuns | None = None
         self._uploaded: dict[Path, Stamp] = {}  # time of change and size, by file
-        self._skipped = 0
-        self._starts = 0
 
-    def _find_or_create(self, client: "MlflowClient", events: list[dict[str, Any]]) -> str:
+    def _name(self, refusals: Iterable[Refusal]) -> None:
+        """Log which values MLflow does not have and never will, in one line; each of them once."""
+        new = {key: why for key, why in refusals if (self.uri, self.run_folder, key) not in _named}
+        if new:
+            _named.update((self.uri, self.run_folder, key) for key in new)
+            key, why = next(iter(new.items()))
+            more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+            logger.warning("MLflow does not take %s of %s%s (%s); the files have it", key, self.run_folder, more, why)
+
+    def _read_results(self, paths: Iterable[Path]) -> list[EvaluationResult]:
+        """The whole ones of the result files; the others are logged."""
+        results, damaged = [], []
+        for path in paths:
+            try:
+                results.append(EvaluationResult.read(path))
+            except (UserError, OSError) as error:
+                damaged.append((path.relative_to(self.run_folder).as_posix(), str(error)))
+        self._name(damaged)
+        return results
+
+    def _find_or_create(self, client: "MlflowClient", started: float) -> str:
         experiment = experiment_id(client, self.uri)
         identity = run_id(self.run_folder)
         # A deleted run is not found: deleting in the UI and tracking again creates it anew.
-        runs = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+        runs = client.search_runs([experiment], filter_string=equals(RUN_TAG, identity), max_results=1)
         if runs:
             return runs[0].info.run_id
-        started = events[0]["time"] if events else (self.run_folder / CONFIG).stat().st_mtime
         name = self.run_folder.resolve().name
         tags = {RUN_TAG: identity} | self._tags
         run = client.create_run(experiment, start_time=int(started * 1000), tags=tags, run_name=name)
@@ -160,17 +219,13 @@ class Tracker:
 
     def _send_parameters(self, client: "MlflowClient") -> None:
         """Send config and environment, flattened; MLflow never changes a parameter, so a resumed run keeps its first ones."""
-        from mlflow.entities import Param, RunTag
-
         config = stored_config(self.run_folder)
         environment = RunFolder(self.run_folder).environment()
         values = dict(flatten(config)) | {f"environment.{key}": value for key, value in flatten(environment)}
         sent = client.get_run(self._run_id).data.params
-        params = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in values.items() if key not in sent]
-        for chunk in chunks(params, PARAMS_A_CALL):
-            client.log_batch(self._run_id, params=chunk)
+        self._name(send(client, self._run_id, "params", [item for item in params(values) if item.key not in sent]))
         if commit := environment.get("git_commit"):
-            client.log_batch(self._run_id, tags=[RunTag("mlflow.source.git.commit", commit)])
+            client.set_tag(self._run_id, "mlflow.source.git.commit", commit)
 
     def _send_data(self, client: "MlflowClient") -> None:
         """Send the manifest of the data (sources, licences, hashes); its own hash is the dataset's digest."""
@@ -187,37 +242,6 @@ class Tracker:
             client.log_inputs(self._run_id, [DatasetInput(dataset, [])])
             client.log_artifact(self._run_id, str(path), "data")
 
-    def _send_evaluations(self, client: "MlflowClient", paths: Iterable[Path]) -> None:
-        """Send each evaluation result as a child run with its values, time and file."""
-        from mlflow.entities import Metric
-
-        paths = list(paths)
-        if not paths:
-            return
-        experiment = experiment_id(client, self.uri)
-        if not self._children:
-            runs = client.search_runs(
-                [experiment], filter_string=f"tags.`{PARENT_TAG}` = '{self._run_id}'", max_results=5000
-            )
-            self._children = {run.data.tags.get(EVALUATION_TAG, ""): run.info.run_id for run in runs}
-        for path in paths:
-            result, name = read_json(path), f"{path.parent.name}/{path.stem}"
-            ended = int(result["ended"] * 1000)
-            if name not in self._children:
-                tags = {**self._tags, PARENT_TAG: self._run_id or "", EVALUATION_TAG: name}
-                started = int(result.get("started", result["ended"]) * 1000)
-                child = client.create_run(experiment, start_time=started, tags=tags, run_name=name)
-                self._children[name] = child.info.run_id
-            child_id = self._children[name]
-            sent = client.get_run(child_id).data.metrics
-            values = [
-                Metric(key, value, ended, result["step"]) for key, value in result["metrics"].items() if key not in sent
-            ]
-            for chunk in chunks(values, METRICS_A_CALL):
-                client.log_batch(child_id, metrics=chunk)
-            client.log_artifact(child_id, str(path))
-            client.set_terminated(child_id, "FINISHED", end_time=ended)
-
     def _register(self, client: "MlflowClient") -> None:
         """Register the final weights and their model card as a version of the registered model named like the run."""
         from mlflow.exceptions import MlflowException
@@ -227,49 +251,42 @@ class Tracker:
             return
         path = self.run_folder / MODEL_CARD
         if not path.is_file() or path.read_text(encoding="utf-8") != card:  # an unchanged file is not rewritten
-            write_text(path, card)
+            with contextlib.suppress(PermissionError):  # somebody else's folder
+                write_text(path, card)
         self._send_artifacts(client, self._changed([path]))
         if client.search_model_versions(f"run_id='{self._run_id}'"):
             return
         folder, _ = list(complete_checkpoints(self.run_folder))[-1]
         client.log_artifacts(self._run_id, str(folder / MODEL), "model")
-        name = self.run_folder.resolve().name
+        name = re.sub("[/:]", "_", self.run_folder.resolve().name)  # MLflow refuses these two
         with contextlib.suppress(MlflowException):  # it exists already
             client.create_registered_model(name)
         source = f"{client.get_run(self._run_id).info.artifact_uri}/model"
-        client.create_model_version(name, source=source, run_id=self._run_id, description=card)
-
-    def _event_points(self, events: Iterable[dict[str, Any]]) -> Iterator[Point]:
-        for event in events:
-            kind, time, step = event["kind"], event["time"], event.get("step", 0)
-            if kind == "step":
-                numbers = {key: value for key, value in event.items() if key not in ("kind", "time", "step")}
-                for key, value in numbers.items():
-                    if isinstance(value, int | float):
-                        yield Point(f"train/{key}", value, time, step)
-            elif kind == "checkpoint":
-                yield Point("train/checkpoint_seconds", event["seconds"], time, step)
-            elif kind == "skip":
-                self._skipped += 1
-                yield Point("train/skipped_steps", self._skipped, time, step)
-            elif kind == "start":
-                yield Point("train/restarts", self._starts, time, step)
-                self._starts += 1
+        client.create_model_version(name, source=source, run_id=self._run_id, description=card[:CARD_CHARACTERS])
 
     def _send_points(self, client: "MlflowClient", points: Iterable[Point]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = []
+        metrics, refused = [], []
         latest = {(point.key, point.step): point for point in points}
         for point in latest.values():
+            value, milliseconds = number(point.value), int(point.time * 1000)
+            if value is None:
+                refused.append((point.key, f"{json.dumps(point.value)[:40]} is no finite number"))
+                continue
             if point.key not in self._sent:
                 history = client.get_metric_history(self._run_id, point.key)
-                self._sent[point.key] = {metric.step for metric in history}
-            if point.step not in self._sent[point.key]:
-                self._sent[point.key].add(point.step)
-                metrics.append(Metric(point.key, point.value, int(point.time * 1000), point.step))
-        for chunk in chunks(metrics, METRICS_A_CALL):
-            client.log_batch(self._run_id, metrics=chunk)
+                stored = [(entry.step, entry.timestamp, entry.value) for entry in history]
+                self._sent[point.key] = {step: (time, old) for step, time, old in sorted(stored)}
+            sent = self._sent[point.key].get(point.step)
+            if sent and (not point.changes or math.isclose(sent[1], value)):
+                continue
+            if sent:  # of several values at a step, MLflow shows the one of the latest time
+                milliseconds = max(milliseconds, sent[0] + 1)
+            if item := metric(point.key, value, milliseconds, point.step):
+                self._sent[point.key][point.step] = (milliseconds, value)
+                metrics.append(item)
+            else:
+                refused.append((point.key, f"time {point.time} or step {point.step} is out of range"))
+        self._name([*refused, *send(client, self._run_id, "metrics", metrics)])
 
     def _changed(self, paths: Iterable[Path]) -> dict[Path, Stamp]:
         """Those of the files that changed since they were sent to MLflow, with their stamps."""
@@ -279,17 +296,20 @@ class Tracker:
     def _send_artifacts(self, client: "MlflowClient", stamps: dict[Path, Stamp]) -> None:
         for path, sent_stamp in stamps.items():
             folder = path.parent.relative_to(self.run_folder).as_posix()
-            client.log_artifact(self._run_id, str(path), None if folder == "." else folder)
+            if os.access(path, os.R_OK):
+                client.log_artifact(self._run_id, str(path), None if folder == "." else folder)
+            else:
+                self._name([(path.relative_to(self.run_folder).as_posix(), "it cannot be read")])
             self._uploaded[path] = sent_stamp
 
-    def _send_status(self, client: "MlflowClient", events: list[dict[str, Any]]) -> bool:
-        """Send the run's status, finished or running, by its last `start` or `finish`; True if finished."""
-        marks = [event for event in events if event["kind"] in ("start", "finish")]
-        if not marks:
-            return False
-        finished = marks[-1]["kind"] == "finish"
-        if finished:
-            client.set_terminated(self._run_id, "FINISHED", end_time=int(marks[-1]["time"] * 1000))
-        else:
-            client.update_run(self._run_id, "RUNNING")
-        return finished
+    def _send_status(self, client: "MlflowClient", alive: bool | None) -> None:
+        """Send the run's status and, unless it goes on, the time of its end."""
+        found = self._status.now(self.run_folder, alive)
+        if found is None:
+            return
+        status, ended = found
+        stored = client.get_run(self._run_id).info
+        if ended is None and stored.status != status:
+            client.update_run(self._run_id, status)
+        elif ended is not None and (stored.status, stored.end_time) != (status, int(ended * 1000)):
+            client.set_terminated(self._run_id, status, end_time=int(ended * 1000))

@@ -6,24 +6,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...models.common.errors import UserError
 from ...models.common.files import read_json
+from .values import mlflow_key, mlflow_keys
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of a metric."""
+    """One value of a metric, under its name in MLflow.
+
+    Attributes:
+        changes: whether the value may be another one later, as that of a suite that was changed and evaluated again.
+    """
 
     key: str
-    value: float
+    value: Any
     time: float  # unix seconds
     step: int
+    changes: bool = False
 
 
-def evaluation_points(paths: Iterable[Path]) -> Iterator[Point]:
-    for path in paths:
-        result = read_json(path)
-        for key, value in result["metrics"].items():
-            yield Point(key, value, result["ended"], result["step"])
+@dataclass(frozen=True)
+class EvaluationResult:
+    """A result file: the values of one suite on one checkpoint.
+
+    Attributes:
+        name: checkpoint and suite, `step_00000020/recall-quick`.
+        started, ended: unix seconds.
+    """
+
+    path: Path
+    name: str
+    step: int
+    started: float
+    ended: float
+    metrics: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "EvaluationResult":
+        """Read a result file.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        content = read_json(path)
+        try:
+            return cls(
+                path=path,
+                name=f"{path.parent.name}/{path.stem}",
+                step=int(content["step"]),
+                started=float(content.get("started", content["ended"])),
+                ended=float(content["ended"]),
+                metrics=dict(content["metrics"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is no result of a suite ({error!r}): delete it, and it is made again") from error
+
+    def points(self) -> Iterator[Point]:
+        """Its values, under names with the suite's: two suites may measure what has one name."""
+        keys = mlflow_keys(self.metrics)
+        for name, value in self.metrics.items():
+            yield Point(mlflow_key(f"eval/{self.path.stem}/{keys[name]}"), value, self.ended, self.step, changes=True)
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -36,6 +79,24 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, json.dumps(item) if isinstance(item, list) else item
 
 
-def chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+class EventPoints:
+    """The values of a run's events; counts what is numbered over the whole run."""
+
+    def __init__(self) -> None:
+        self.skipped = self.starts = 0
+
+    def read(self, events: Iterable[dict[str, Any]]) -> Iterator[Point]:
+        for event in events:
+            kind, time, step = event["kind"], event["time"], event.get("step", 0)
+            if kind == "step":
+                for key, value in event.items():
+                    if key not in ("kind", "time", "step") and isinstance(value, int | float):
+                        yield Point(mlflow_key(f"train/{key}"), value, time, step)
+            elif kind == "checkpoint":
+                yield Point("train/checkpoint_seconds", event["seconds"], time, step)
+            elif kind == "skip":
+                self.skipped += 1
+                yield Point("train/skipped_steps", self.skipped, time, step)
+            elif kind == "start":
+                yield Point("train/restarts", self.starts, time, step)
+                self.starts += 1

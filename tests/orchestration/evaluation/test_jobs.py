@@ -95,7 +95,7 @@ def test_a_watcher_evaluates_runs_it_did_not_start_once(run, monkeypatch):
     assert watcher.round()
     assert Watcher(f"{run.path.parent}/*", tracking_uri=watcher.uri).round()
     assert results(run) == before
-    history = metric_history(watcher.uri, "recall/niah-4/length-128")
+    history = metric_history(watcher.uri, "eval/short/recall/niah-4/length-128")
     assert [step for step, _ in history] == [10, 20]
 
 
@@ -270,4 +270,4 @@ def test_a_scheduled_suite_survives_its_worker_ray_and_mlflow(run, suites, monke
     watcher.address = None
     wait_for(watcher.round)  # MLflow is back: the files catch up, once its client's last pause is over
     assert results(run) == before
-    assert [step for step, _ in metric_history(watcher.uri, "recall/niah-4/length-128")] == [10, 20]
+    assert [step for step, _ in metric_history(watcher.uri, "eval/long/recall/niah-4/length-128")] == [10, 20]

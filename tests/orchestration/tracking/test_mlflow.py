@@ -14,72 +14,19 @@ import yaml
 from echo_lm.models import build_model, save_pretrained
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.files import write_json
-from echo_lm.orchestration.tracking.client import default_tracking_uri
 from echo_lm.orchestration.tracking.mlflow import Tracker, track
 from echo_lm.pipeline.run.events import EventLog
-
-START = 1_700_000_000.0
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, so every test takes a copy."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def run_folder(tmp_path, empty_store) -> Path:
-    """A run of 20 steps with one evaluation, a crash after step 12 that repeats steps 11 and 12, and its database."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    folder = tmp_path / "runs" / "small"
-    folder.mkdir(parents=True)
-    config = {"train": {"steps": 20, "learning_rate": 0.001}, "data": {"name": "toy", "sources": ["a", "b"]}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    write_json(folder / "environment.json", {"run_id": "small-1", "git_commit": "abc123", "versions": {"torch": "2"}})
-    with EventLog(folder / "events.jsonl") as log:
-        log.write("start", time=START, step=0)
-        write_steps(log, 1, 12)
-        log.write("start", time=START + 100, step=10)
-        write_steps(log, 11, 20, late=100)
-        log.write("checkpoint", time=START + 121, step=20, path="checkpoints/step_00000020", seconds=0.5)
-    write_evaluation(folder, 20, 0.75)
-    return folder
-
-
-def write_steps(log: EventLog, first: int, last: int, late: float = 0) -> None:
-    for step in range(first, last + 1):
-        log.write("step", time=START + step + late, step=step, loss=5 / step, tokens=step * 64, grad_norm=float("nan"))
-
-
-def write_evaluation(folder: Path, step: int, accuracy: float) -> None:
-    metrics = {"recall/sysprompt-4/length-64": accuracy}
-    times = {"started": START + step + 100, "ended": START + step + 105}
-    result = {"suite": "recall-quick", "step": step, **times, "metrics": metrics}
-    write_json(folder / "evals" / f"step_{step:08d}" / "recall-quick.json", result)
-
-
-def client(folder: Path):
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=default_tracking_uri(folder))
-
-
-def everything(folder: Path) -> list:
-    mlflow = client(folder)
-    return mlflow.search_runs([experiment.experiment_id for experiment in mlflow.search_experiments()])
-
-
-def all_runs(folder: Path) -> list:
-    """Without those of evaluations."""
-    return [run for run in everything(folder) if "mlflow.parentRunId" not in run.data.tags]
-
-
-def history(folder: Path, run: str, key: str) -> list[tuple[int, float]]:
-    return sorted((metric.step, metric.value) for metric in client(folder).get_metric_history(run, key))
+from tests.helpers.tracked_runs import (
+    ACCURACY,
+    START,
+    all_runs,
+    children,
+    client,
+    everything,
+    history,
+    write_evaluation,
+    write_steps,
+)
 
 
 def test_a_replay_holds_what_the_files_hold(run_folder):
@@ -87,7 +34,7 @@ def test_a_replay_holds_what_the_files_hold(run_folder):
     record = client(run_folder).get_run(run)
     assert record.info.run_name == "small"
     assert record.info.start_time == START * 1000
-    assert record.info.status == "RUNNING"
+    assert record.info.status == "FAILED", "its log ends in 2023 without `finish` or `stop`"
     assert record.data.params["train.learning_rate"] == "0.001"
     assert record.data.params["data.sources"] == '["a", "b"]'
     assert record.data.params["environment.versions.torch"] == "2"
@@ -95,7 +42,7 @@ def test_a_replay_holds_what_the_files_hold(run_folder):
     assert history(run_folder, run, "train/loss") == [(step, 5 / step) for step in range(1, 21)]
     assert history(run_folder, run, "train/restarts") == [(0, 0), (10, 1)]
     assert history(run_folder, run, "train/checkpoint_seconds") == [(20, 0.5)]
-    assert history(run_folder, run, "recall/sysprompt-4/length-64") == [(20, 0.75)]
+    assert history(run_folder, run, f"eval/recall-quick/{ACCURACY}") == [(20, 0.75)]
     assert history(run_folder, run, "train/grad_norm") == [], "null is not a number"
     files = {file.path for file in client(run_folder).list_artifacts(run)}
     assert {"config.yaml", "environment.json", "evals"} <= files
@@ -125,18 +72,75 @@ def test_a_tail_and_a_replay_build_the_same_record(run_folder):
     run_id = run.info.run_id
     assert history(run_folder, run_id, "train/loss") == [(step, 5 / step) for step in range(1, 21)]
     assert history(run_folder, run_id, "train/restarts") == [(0, 0), (10, 1)]
-    assert history(run_folder, run_id, "recall/sysprompt-4/length-64") == [(20, 0.75)]
+    assert history(run_folder, run_id, f"eval/recall-quick/{ACCURACY}") == [(20, 0.75)]
     assert track(run_folder) == run_id
 
 
-def test_an_evaluation_that_is_done_again_does_not_double_its_values(run_folder):
+def test_an_evaluation_that_is_done_again_replaces_its_values(run_folder):
     tracker = Tracker(run_folder)
     tracker.sync()
-    write_evaluation(run_folder, 20, 0.7501)
-    write_evaluation(run_folder, 10, 0.5)
+    write_evaluation(run_folder, 20, 0.5)  # as by a suite that was changed and kept its name
+    write_evaluation(run_folder, 10, 0.25)
     tracker.sync()
-    (run,) = all_runs(run_folder)
-    assert history(run_folder, run.info.run_id, "recall/sysprompt-4/length-64") == [(10, 0.5), (20, 0.75)]
+    for _ in range(2):
+        (run,) = all_runs(run_folder)
+        values = history(run_folder, run.info.run_id, f"eval/recall-quick/{ACCURACY}")
+        assert values == [(10, 0.25), (20, 0.5), (20, 0.75)]
+        assert run.data.metrics[f"eval/recall-quick/{ACCURACY}"] == 0.5, "the later one counts"
+        shown = {child.info.run_name: child.data.metrics for child in children(run_folder, run.info.run_id)}
+        assert shown == {"step_00000010/recall-quick": {ACCURACY: 0.25}, "step_00000020/recall-quick": {ACCURACY: 0.5}}
+        track(run_folder)
+
+
+def test_two_suites_that_measure_the_same_have_a_curve_each(run_folder):
+    write_evaluation(run_folder, 20, 0.25, suite="recall-full")
+    run = track(run_folder)
+    assert history(run_folder, run, f"eval/recall-quick/{ACCURACY}") == [(20, 0.75)]
+    assert history(run_folder, run, f"eval/recall-full/{ACCURACY}") == [(20, 0.25)]
+    assert len(children(run_folder, run)) == 2
+
+
+def test_a_record_of_an_earlier_version_goes_on(run_folder):
+    """Its evaluations' keys lack the suite; they stay, and the new ones hold all values."""
+    run = track(run_folder)
+    client(run_folder).log_metric(run, ACCURACY, 0.5, step=10)
+    write_evaluation(run_folder, 10, 0.5)
+    assert track(run_folder) == run
+    assert history(run_folder, run, ACCURACY) == [(10, 0.5)]
+    assert history(run_folder, run, f"eval/recall-quick/{ACCURACY}") == [(10, 0.5), (20, 0.75)]
+
+
+def test_what_was_deleted_in_mlflow_while_a_run_goes_on_is_made_again(run_folder, caplog):
+    tracker = Tracker(run_folder)
+    assert tracker.sync()
+    mlflow = client(run_folder)
+    (first,) = all_runs(run_folder)
+    mlflow.delete_run(first.info.run_id)
+    assert tracker.sync(), tracker.problem
+    (second,) = all_runs(run_folder)
+    assert second.info.run_id != first.info.run_id
+    mlflow.delete_experiment(second.info.experiment_id)
+    assert all_runs(run_folder) == []
+    with EventLog(run_folder / "events.jsonl") as log:
+        write_steps(log, 21, 22, late=100)
+    assert tracker.sync(), tracker.problem
+    assert "restored with its runs" in caplog.text
+    assert len(history(run_folder, second.info.run_id, "train/loss")) == 22
+
+
+def test_a_deleted_experiment_is_restored(run_folder):
+    run = track(run_folder)
+    client(run_folder).delete_experiment(client(run_folder).get_run(run).info.experiment_id)
+    assert track(run_folder) == run
+    assert client(run_folder).get_run(run).info.lifecycle_stage == "active"
+
+
+def test_a_damaged_result_leaves_the_others(run_folder, caplog):
+    (run_folder / "evals" / "step_00000020" / "torn.json").write_text('{"suite": "to')
+    write_json(run_folder / "evals" / "step_00000020" / "empty.json", {})
+    run = track(run_folder)
+    assert [child.info.run_name for child in children(run_folder, run)] == ["step_00000020/recall-quick"]
+    assert caplog.text.count("MLflow does not take") == 1
 
 
 def test_an_evaluation_is_a_run_below_its_run_once(run_folder):
@@ -144,9 +148,9 @@ def test_an_evaluation_is_a_run_below_its_run_once(run_folder):
     for _ in range(2):
         (child,) = [run for run in everything(run_folder) if run.data.tags.get("mlflow.parentRunId") == first]
         assert child.info.run_name == "step_00000020/recall-quick"
-        assert child.data.metrics == {"recall/sysprompt-4/length-64": 0.75}
+        assert child.data.metrics == {ACCURACY: 0.75}
         assert (child.info.status, child.info.end_time) == ("FINISHED", (START + 125) * 1000)
-        assert history(run_folder, child.info.run_id, "recall/sysprompt-4/length-64") == [(20, 0.75)]
+        assert history(run_folder, child.info.run_id, ACCURACY) == [(20, 0.75)]
         assert track(run_folder) == first
 
 
