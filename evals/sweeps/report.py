@@ -97,7 +97,8 @@ def _protocol(report: Report) -> str:
             if training.cooldown:
                 learned += f" and {training.cooldown} steps at a rate that falls to zero are done"
     else:
-        lengths, tasks = " or ".join(map(str, training.lengths)), " and ".join(training.tasks)
+        lengths = " or ".join(map(str, training.lengths))
+        tasks = " and ".join(training.tasks) if training.mix is None else f"the mix {training.mix!r}"
         learned = (
             f"Trained for {training.steps:,} steps of {training.batch_sequences} sequences of {lengths} tokens on {tasks}, "
             "unless the arm says otherwise"
