@@ -7,7 +7,7 @@ from pathlib import Path
 from ...models.common.cached_files import read_json_if_whole, stamp, subfolders
 from ...models.common.run_layout import EVALUATION_LEASES
 from ...pipeline.run.reader import RunReader
-from ..jobs.leases import EXPIRY_SECONDS
+from ..jobs.leases import looks_held
 from ..monitor.summary import RunSummary
 from ..studies.results import FILE_NAME as CELL_FILE
 
@@ -65,6 +65,6 @@ def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[N
 def _add_lease(node, path: Path, verb: str, name: str, address: str) -> None:
     """Add the work of a lease's holder, if the lease is held."""
     heartbeat, record = stamp(path), read_json_if_whole(path)
-    if heartbeat and record and time.time() - heartbeat[0] / 1e9 < EXPIRY_SECONDS:
+    if heartbeat and record and looks_held(path):
         host = str(record.get("machine", "")).partition("/")[0]
         node(host or "unknown", heartbeat[0] / 1e9).work.append((verb, name, address))

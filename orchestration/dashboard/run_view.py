@@ -1,17 +1,15 @@
 """The detailed view of one run: the contents of its page and its curves."""
 
 import threading
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...evals.layout import result_path
-from ...models.common.cached_files import stamp
 from ...models.common.run_layout import checkpoint_name
 from ...pipeline.run.reader import RunReader
-from ..jobs.leases import EXPIRY_SECONDS
+from ..jobs.leases import looks_held
 from ..monitor.summary import RunSummary, is_due, section, suite_name
 from .history import COLUMNS, History
 
@@ -158,8 +156,7 @@ def _matrix(
 def _cell(result: dict[str, Any] | None, output: Path, failure: str | None, due: bool) -> EvaluationStatus:
     if result is not None:
         return EvaluationStatus("done", headline(result), f"took {result['ended'] - result['started']:.1f} s")
-    lease = stamp(output.with_suffix(".lease"))
-    if lease is not None and time.time() - lease[0] / 1e9 < EXPIRY_SECONDS:
+    if looks_held(output.with_suffix(".lease")):
         return EvaluationStatus("running", "running")
     if failure is not None:
         return EvaluationStatus("failed", "failed", failure)

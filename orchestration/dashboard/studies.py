@@ -1,7 +1,6 @@
 """Views of scaling studies, read from their folders: states of the cells, fitted laws, figures of the report."""
 
 import re
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from ...models.common.cached_files import read_json_if_whole, stamp, subfolders
 from ...models.common.run_layout import CONFIG, REPORT
 from ...pipeline.run.reader import RunReader
-from ..jobs.leases import EXPIRY_SECONDS
+from ..jobs.leases import looks_held
 from ..studies.analysis.captions import CAPTIONS
 from ..studies.results import FILE_NAME as CELL_FILE
 
@@ -129,8 +128,7 @@ def _state(folder: Path, cell: str) -> tuple[str, dict[str, Any]]:
     record = read_json_if_whole(folder / "runs" / cell / CELL_FILE)
     if record is not None:
         return "done", record
-    lease = stamp(folder / "leases" / f"{cell}.lease")
-    if lease is not None and time.time() - lease[0] / 1e9 < EXPIRY_SECONDS:
+    if looks_held(folder / "leases" / f"{cell}.lease"):
         return "running", {}
     failure = read_json_if_whole(folder / "failures" / f"{cell}.json")
     return ("failed", failure) if failure is not None else ("waiting", {})

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from ...models.common.cached_files import stamp
 from ...models.common.files import write_json
 
 HEARTBEAT_SECONDS = 5.0
@@ -102,16 +103,33 @@ def holder(path: Path | str, *, expiry_seconds: float = EXPIRY_SECONDS) -> dict[
     return _read(path) if _is_held(path, expiry_seconds) else None
 
 
+def looks_held(path: Path | str) -> bool:
+    """Whether the lease at `path` is held, by this machine's clock; for readers, as nothing is written.
+
+    `holder` asks the file system's clock, which takes a file in the folder.
+    """
+    record, heartbeat = _read(Path(path)), stamp(path)
+    if record is None or heartbeat is None or _is_dead(record):
+        return False
+    return time.time() - heartbeat[0] / 1e9 < EXPIRY_SECONDS
+
+
 def _is_held(path: Path, expiry_seconds: float) -> bool:
     record = _read(path)
     if record is None:
         return False
-    if record["machine"] == _machine() and not _is_running(record["pid"], record["born"]):
+    if _is_dead(record):
         return False
     try:
         return _file_system_time(path.parent) - path.stat().st_mtime < expiry_seconds
     except FileNotFoundError:
         return False
+
+
+def _is_dead(record: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that has ended."""
+    here = record.get("machine") == _machine()
+    return here and not _is_running(record.get("pid", -1), record.get("born", 0.0))
 
 
 def _is_running(pid: int, born: float) -> bool:
@@ -146,11 +164,12 @@ def _guard(path: Path) -> FileLock:
 
 def _owner(path: Path) -> str | None:
     record = _read(path)
-    return record["owner"] if record else None
+    return record.get("owner") if record else None
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
+    return record if isinstance(record, dict) else None

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.reader import RunReader
-from ..jobs.leases import holder
+from ..jobs.leases import looks_held
 from ..monitor.summary import read_run
 from ..progress.bars import console
 from .analysis.fit import Interval, StudyFit
@@ -116,7 +116,7 @@ def interval_text(interval: Interval) -> str:
 def _state(folder: StudyFolder, cell: StudyCell, results: dict[str, CellResult], failed: dict[str, str]) -> str:
     if cell.name in results:
         return "done"
-    if holder(lease_path(folder.run(cell))) is not None:
+    if looks_held(lease_path(folder.run(cell))):
         return "running"
     return "failed" if cell.name in failed else "waiting"
 

@@ -9,7 +9,7 @@ from ...evals.sweeps.plan import missing_runs
 from ...evals.sweeps.result_files import Results, SweepFolder
 from ...evals.sweeps.runs import RecallRun, runs_of
 from ...models import count_parameters
-from ..jobs.leases import holder
+from ..jobs.leases import looks_held
 
 
 def plan_table(sweep: RecallSweep) -> Table:
@@ -64,7 +64,7 @@ def status_table(target: str, sweeps: Path) -> Table:
         runs = [run for run in planned if arm in (run.arm, "all")]
         done = sum(run.id in found for run in runs)
         open_runs = [run for run in runs if run.id in missing]
-        at_work = [run for run in open_runs if holder(folder.lease_file(run.id)) is not None]
+        at_work = [run for run in open_runs if looks_held(folder.lease_file(run.id))]
         failures = sum(run.id in failed for run in open_runs)
         if arm == "all":
             table.add_section()

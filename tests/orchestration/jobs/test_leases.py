@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from echo_lm.orchestration.jobs.leases import claim, holder
+from echo_lm.orchestration.jobs.leases import claim, holder, looks_held
 
 HOLD = """
 import sys, time
@@ -123,3 +123,16 @@ def test_threads_of_one_process_exclude_each_other_too(tmp_path):
         thread.join()
     assert len([lease for lease in won if lease]) == 1
     next(lease for lease in won if lease).release()
+
+
+def test_a_reader_sees_a_lease_by_its_age_and_writes_nothing(tmp_path):
+    path = tmp_path / "job.lease"
+    assert not looks_held(path)
+    with claim(path):
+        assert looks_held(path)
+        before = sorted(tmp_path.iterdir())
+        assert looks_held(path)
+        assert sorted(tmp_path.iterdir()) == before
+        os.utime(path, (time.time() - 3600,) * 2)
+        assert not looks_held(path)
+    assert not looks_held(path)
