@@ -10,7 +10,7 @@ from ...evals.layout import result_path
 from ...models.common.run_layout import checkpoint_name
 from ...pipeline.run.reader import RunReader
 from ..jobs.leases import looks_held
-from ..monitor.summary import RunSummary, is_due, section, suite_name
+from ..monitor.summary import RunSummary, due_steps, section, suite_name
 from .history import COLUMNS, History
 
 HEADLINE_TASK = "sysprompt-4"
@@ -136,9 +136,10 @@ def _matrix(
     suites = list(dict.fromkeys([*configured, *(result["suite"] for result in results)]))
     result_of = {(result["step"], result["suite"]): result for result in results}
     steps = sorted({step for step, _ in run.complete_steps()} | {step for step, _ in result_of}, reverse=True)
-    failure_messages, rows, stopped_step = run.failures(), [], run.stopped_at()
+    failure_messages, rows = run.failures(), []
+    due_here = due_steps(config, sorted(step for step, _ in run.complete_steps()), run.stopped_at())
     for step in steps:
-        due = is_due(config, step, stopped_step)
+        due = step in due_here
         name = checkpoint_name(step)
         cells = (
             _cell(

@@ -7,6 +7,7 @@ that a scheduler, a watcher and a user never run the same job at once. All state
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ...evals.config import load_suite
@@ -104,9 +105,18 @@ def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = N
     """
     suites = {name: load_suite(name).name for name in (config.evaluation.suites if suites is None else suites)}
     recall = trained_on_recall(run.path)
-    stopped_step = stopped_at(run.events_file)
     minutes = config.evaluation.timeout_minutes
     timeout = None if minutes is None else 60 * minutes
+    checkpoints = list(complete_checkpoints(run.path))
+    due = due_steps(
+        [record["step"] for _, record in checkpoints],
+        last_step=config.train.steps,
+        batch_tokens=config.train.batch_tokens,
+        checkpoint_every=config.run.checkpoint_every,
+        every=config.evaluation.every,
+        every_tokens=config.evaluation.every_tokens,
+        stopped_step=stopped_at(run.events_file),
+    )
     return [
         EvaluationJob(
             suite,
@@ -118,16 +128,8 @@ def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = N
             recall,
             timeout_seconds=timeout,
         )
-        for folder, record in complete_checkpoints(run.path)
-        if is_due(
-            record["step"],
-            steps=config.train.steps,
-            batch_tokens=config.train.batch_tokens,
-            checkpoint_every=config.run.checkpoint_every,
-            every=config.evaluation.every,
-            every_tokens=config.evaluation.every_tokens,
-            stopped_step=stopped_step,
-        )
+        for folder, record in checkpoints
+        if record["step"] in due
         for suite, name in suites.items()
     ]
 
@@ -137,25 +139,26 @@ def missing_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None
     return [job for job in due_jobs(run, config, suites) if not job.output.is_file()]
 
 
-def is_due(
-    step: int,
+def due_steps(
+    steps: Iterable[int],
     *,
-    steps: int,
+    last_step: int,
     batch_tokens: int,
     checkpoint_every: int,
     every: int,
     every_tokens: int | None,
     stopped_step: int | None,
-) -> bool:
-    """Whether the checkpoint of `step` is to be evaluated: every `every` checkpoints, or the first after every `every_tokens`
-    tokens. Always those at which training ended or stopped, and those that are no multiples of `checkpoint_every`: a stop left
-    them, or another value of that key.
+) -> set[int]:
+    """Which of the checkpoints that exist are to be evaluated.
+
+    The first one at or after every multiple of `every` times `checkpoint_every` steps, or of `every_tokens` tokens; and that at
+    which training ended, or stopped.
 
     Args:
+        steps: of the complete checkpoints, ascending.
         stopped_step: where training stopped or finished (`events.stopped_at`).
     """
-    if step in (steps, stopped_step) or step % checkpoint_every:
-        return True
-    if every_tokens:
-        return step * batch_tokens % every_tokens < checkpoint_every * batch_tokens
-    return step % (checkpoint_every * every) == 0
+    period = every_tokens / batch_tokens if every_tokens else checkpoint_every * every
+    checkpoints = [0, *steps]
+    reached = {step for before, step in pairwise(checkpoints) if step // period > before // period}
+    return {step for step in checkpoints[1:] if step in reached or step in (last_step, stopped_step)}

@@ -152,17 +152,17 @@ def section(config: dict[str, Any], name: str) -> dict[str, Any]:
 def due_results(config: dict[str, Any], steps: list[int], stopped_step: int | None) -> list[str]:
     """Names (`step_00000100/language`) of all evaluations that are due at the checkpoints `steps`."""
     suites = dict.fromkeys(suite_name(name) for name in section(config, "evaluation").get("suites") or ())
-    due = [step for step in steps if is_due(config, step, stopped_step)]
+    due = sorted(due_steps(config, steps, stopped_step))
     return [f"{checkpoint_name(step)}/{suite}" for step in due for suite in suites]
 
 
-def is_due(config: dict[str, Any], step: int, stopped_step: int | None) -> bool:
-    """Whether an evaluation of `step` is due by a stored configuration, as `evaluation_jobs.is_due`."""
+def due_steps(config: dict[str, Any], steps: list[int], stopped_step: int | None) -> set[int]:
+    """Which of the checkpoints `steps` are to be evaluated by a stored configuration (`evaluation_jobs.due_steps`)."""
     train, evaluation = section(config, "train"), section(config, "evaluation")
     try:
-        return evaluation_jobs.is_due(
-            step,
-            steps=train["steps"],
+        return evaluation_jobs.due_steps(
+            steps,
+            last_step=train["steps"],
             batch_tokens=train["batch_tokens"],
             checkpoint_every=section(config, "run")["checkpoint_every"],
             every=evaluation["every"],
@@ -170,7 +170,7 @@ def is_due(config: dict[str, Any], step: int, stopped_step: int | None) -> bool:
             stopped_step=stopped_step,
         )
     except (KeyError, TypeError):  # of an older version
-        return False
+        return set()
 
 
 @lru_cache(maxsize=256)

@@ -24,6 +24,7 @@ from echo_lm.orchestration.jobs.executors import ProcessExecutor
 from echo_lm.orchestration.jobs.job import run_under_leases
 from echo_lm.orchestration.jobs.leases import claim, holder
 from echo_lm.orchestration.jobs.scheduler import Scheduler
+from echo_lm.pipeline.run.events import EventLog
 from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.ports import free_port
 
@@ -193,6 +194,14 @@ def test_every_so_many_tokens(run, smoke):
     assert [job.step for job in due_jobs(run, config)] == [7, 14, 21, 28, 30]
     config = smoke("run.checkpoint_every=4", "evaluation.every=2", "evaluation.suites=[language]")
     assert [job.step for job in due_jobs(run, config)] == [8, 16, 24, 30]
+    # None of them is a multiple of what `checkpoint_every` is now: the first after each multiple.
+    for step in range(1, 31):
+        if step % 3:
+            shutil.rmtree(run.checkpoints / f"step_{step:08d}")
+    assert [job.step for job in due_jobs(run, config)] == [9, 18, 24, 30]
+    with EventLog(run.events_file) as log:
+        log.write("stop", step=21)
+    assert [job.step for job in due_jobs(run, config)] == [9, 18, 21, 24, 30]
 
 
 class Head:
