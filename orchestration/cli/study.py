@@ -61,7 +61,8 @@ def run(
 
     Without --ray or --address the cells are processes of this machine, packed on its devices.
     """
-    from ..studies.archive import check_archive, unpack
+    from ..jobs.archive import check_archive
+    from ..studies.archive import unpack
     from ..studies.config import load_study
     from ..studies.folder import StudyFolder, describe_remaining
     from ..studies.reporting import fit_and_report

@@ -5,23 +5,12 @@ from pathlib import Path
 
 from ...models.common.errors import UserError
 from ...models.common.files import write_aside
+from ..jobs.archive import SUFFIX
 from .cell import result_file
 from .export import import_study
 from .folder import StudyFolder
 
-SUFFIX = ".tar.xz"
 EXCLUDED = (".safetensors", ".tmp")  # weights, and files that are being written
-
-
-def check_archive(path: Path) -> None:
-    """Refuse an archive that could not be written at the end.
-
-    Raises:
-        UserError: another suffix, or a folder.
-    """
-    if not path.name.endswith(SUFFIX) or path.is_dir():
-        raise UserError(f"--archive {path}: name a file that ends in {SUFFIX}")
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def pack(folder: StudyFolder, archive: Path) -> None:

@@ -12,13 +12,14 @@ from ...evals.sweeps.report import write_report
 from ...evals.sweeps.result_files import SweepFolder
 from ...models.common.errors import UserError
 from ...pipeline.stop_signal import StopSignal
+from ..jobs.archive import check_archive
 from ..jobs.cluster import ray_cluster
 from ..jobs.executors import Executor, ProcessExecutor
 from ..jobs.job import Job, Resources
 from ..jobs.ray_executor import RayExecutor
 from ..jobs.scheduler import Scheduler
 from ..progress.bars import console, stage
-from .archive import check_archive, pack
+from .archive import pack
 from .group import GroupJob
 from .queue import SweepQueue
 
