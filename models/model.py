@@ -98,7 +98,7 @@ class EchoLM(nn.Module):
                 over the group is the gradient. See `kernels/sequence.py`.
             write_mask: bool `[B, T]`, the positions that SKA layers write into their sums (the paper's prefix mask); default
                 all. For whole rows in one pass, not for segments or decoding.
-            openness: tell how far the write gates were open, too; for models that have some.
+            return_gate_mean: return how far the write gates were open, too; for models that have some.
             head_fn: function of the normed residual stream, `[B, T, d_model]` or `[n, d_model]`, and the matrix of the logits
                 `[vocab_size, d_model]`. Training computes the loss here, without ever holding all logits.
 
@@ -120,6 +120,31 @@ class EchoLM(nn.Module):
                 cu_seqlens, context = context.cu_seqlens, None
             elif write_mask is not None:
                 raise ValueError("write_mask must be None beside a context of several ranks: it needs whole rows")
+        x, gate_mean = self.run_blocks(
+            tokens, cu_seqlens=cu_seqlens, context=context, write_mask=write_mask, return_gate_mean=return_gate_mean
+        )
+        if logits_to_keep is not None:
+            by_mask = logits_to_keep.dtype == torch.bool
+            x = x[logits_to_keep] if by_mask else x.flatten(0, 1).index_select(0, logits_to_keep)
+        result = self.logits(x, head_fn)
+        return (result, gate_mean) if return_gate_mean else result
+
+    def run_blocks(
+        self,
+        tokens: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        context: SequenceContext | None = None,
+        write_mask: Tensor | None = None,
+        return_gate_mean: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embedding and all blocks, the part of `forward` whose shapes depend on those of `tokens` alone.
+
+        Training may replace it by a CUDA graph of itself (`pipeline/cuda_graphs.py`).
+
+        Returns:
+            the residual stream `[B, T, d_model]`, and the mean of the write gates, or None without `return_gate_mean`.
+        """
         x, token = self.embed(tokens)
         gate_means = []
         for block in self.blocks:
@@ -129,11 +154,7 @@ class EchoLM(nn.Module):
                 gate_means.append(gate_mean)
             else:
                 x = block(x, token, **options)
-        if logits_to_keep is not None:
-            by_mask = logits_to_keep.dtype == torch.bool
-            x = x[logits_to_keep] if by_mask else x.flatten(0, 1).index_select(0, logits_to_keep)
-        result = self.logits(x, head_fn)
-        return (result, torch.stack(gate_means).mean()) if return_gate_mean else result
+        return x, torch.stack(gate_means).mean() if return_gate_mean else None
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens `[...]` to the residual stream that the first block gets, `[..., d_model]`, and to what write gates with

@@ -102,6 +102,8 @@ class TrainSection(Config):
 class RunSection(Config):
     """Execution settings: workers, ZeRO, checkpoints, restarts. They may change on resume and alter results only by rounding."""
 
+    added = ("cuda_graphs",)
+
     workers: int = Field(default=1, gt=0)
     """Processes, one a GPU."""
     min_workers: int | None = Field(default=None, gt=0)
@@ -119,6 +121,8 @@ class RunSection(Config):
     """Keep AdamW and its state on the CPU."""
     compile: bool = False
     """Use torch.compile for every block: longer to start, faster steps."""
+    cuda_graphs: bool = True
+    """Launch the blocks as CUDA graphs, which frees small models from the host: with ZeRO 0 or 1 and whole sequences on a GPU."""
     prefetch: int = Field(default=2, gt=0)
     """Batches made ahead of the step that needs them."""
     checkpoint_every: int = Field(default=100, gt=0)

@@ -14,6 +14,7 @@ from ..models import EchoLM, build_model, parameter_groups
 from ..models.common.errors import UserError
 from ..models.model import Block
 from .config import RunConfig
+from .cuda_graphs import GraphedBlocks, why_not
 from .mesh import Mesh
 from .quiet_deepspeed import deepspeed
 
@@ -103,6 +104,8 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
     if run.zero_stage in (1, 2) and not run.offload_optimizer:
         # A norm that is not finite skips the step already; checking each gradient before that takes thousands of launches.
         engine.optimizer.check_overflow = lambda partition_gradients=True: None
+    if why_not(config, device) is None:
+        GraphedBlocks(engine.module)
     return engine
 
 

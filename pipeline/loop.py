@@ -17,6 +17,7 @@ from .checkpoint.format import latest_checkpoint, set_damaged_aside
 from .checkpoint.reader import load_checkpoint
 from .checkpoint.writer import CheckpointWriter
 from .config import RunConfig
+from .cuda_graphs import graphed_blocks, why_not
 from .engine import build_engine, choose_device, join_process_group
 from .garbage import GarbageCollection
 from .mesh import Mesh, make_mesh
@@ -104,6 +105,7 @@ class _Loop:
         self.writer = CheckpointWriter(engine, run, config, step=self.step, replaced=heartbeat.replaced)
         self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
         self.health = SKAHealthMonitor(engine, config)
+        self.graphed = graphed_blocks(engine.module)
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
         if self.log:  # the environment is that of rank 0
             self._event("start", **self._position(), pid=os.getpid(), **self._topology(), **describe_environment())
@@ -217,6 +219,9 @@ class _Loop:
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
             fields = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
             self._event("straggler", step=self.step, **fields)
+        reason = self.graphed.take_eager_reason() if self.graphed else None
+        if reason:
+            self._event("warning", step=self.step, message=f"passes without CUDA graphs: {reason}")
 
     def _report_checkpoints(self) -> None:
         completed = self.writer.completed()
@@ -239,6 +244,7 @@ class _Loop:
             "zero_stage": run.zero_stage,
             "sequence_parallel": run.sequence_parallel,
             "device": str(self.engine.device),
+            "cuda_graphs": why_not(self.config, self.engine.device) or "blocks",
             "nodes": self.nodes,
         }
 

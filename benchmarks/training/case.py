@@ -18,6 +18,7 @@ def make_config(
     zero_stage: int = 1,
     vocabulary: int = 32_000,
     precision: str = "bf16",
+    cuda_graphs: bool = True,
 ):
     """A run of `model` on rows of `length` tokens, `tokens` a step over all workers, `rows` of them in a micro-batch."""
     from echo_lm.pipeline.config import RunConfig
@@ -46,14 +47,15 @@ def make_config(
                 "microbatch_sequences": rows,
                 "activation_checkpointing": checkpointed,
                 "compile": compile,
+                "cuda_graphs": cuda_graphs,
                 "device": device,
             },
         }
     )
 
 
-def random_batch(rows: int, length: int, vocabulary: int):
-    """Rows of random tokens, each one document, every label counted."""
+def random_batch(rows: int, length: int, vocabulary: int, document: int | None = None):
+    """Rows of random tokens, every label counted; each row is one document, or has documents of `document` tokens."""
     import torch
 
     from echo_lm.data_prep.loading.batch import Batch
@@ -63,9 +65,9 @@ def random_batch(rows: int, length: int, vocabulary: int):
         tokens=tokens[:, :-1].contiguous(),
         labels=tokens[:, 1:].contiguous(),
         loss_mask=torch.ones(rows, length),
-        cu_seqlens=torch.arange(rows + 1, dtype=torch.int32) * length,
+        cu_seqlens=torch.arange(0, rows * length + 1, document or length, dtype=torch.int32),
         is_recall=torch.zeros(rows, dtype=torch.bool),
-        whole_rows=True,
+        whole_rows=document is None,
     )
 
 

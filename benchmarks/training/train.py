@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.reporting import hardware, last_line, reason_of, write
-from benchmarks.training.case import Case, make_config
+from benchmarks.training.case import Case, make_config, random_batch
 from benchmarks.training.step_profile import print_profile
 from echo_lm.models.common.provenance import commit
 
@@ -61,10 +61,11 @@ def fit(model: str, length: int, tokens: int, options: argparse.Namespace) -> tu
                 rows,
                 checkpointed=checkpointed,
                 compile=options.compile,
+                cuda_graphs=options.cuda_graphs,
                 device=options.device,
                 vocabulary=options.vocabulary,
             )
-            case = Case(config)
+            case = Case(config, random_batch(tokens // length, length, options.vocabulary, options.document))
             loss = case.step()[1]
             for _ in range(options.warmup - 1):
                 case.step()
@@ -103,6 +104,8 @@ def measure(model: str, length: int, tokens: int, options: argparse.Namespace) -
         "microbatch_rows": rows,
         "activation_checkpointing": checkpointed,
         "compile": options.compile,
+        "cuda_graphs": options.cuda_graphs,
+        "document_tokens": options.document,
         "backend": "ZeRO-1, bf16, " + ("Triton kernels" if case.device.type == "cuda" else "PyTorch"),
         "step_seconds": [round(seconds, 4) for seconds in times],
         "first_loss": round(loss, 4),
@@ -146,6 +149,8 @@ def start(model: str, length: int, options: argparse.Namespace, tail: list[str])
     command += ["--tiny"] * options.tiny
     command += ["--step-tokens", str(options.step_tokens), "--microbatch-tokens", str(options.microbatch_tokens)]
     command += ["--warmup", str(options.warmup), "--steps", str(options.steps)]
+    command += ["--cuda-graphs" if options.cuda_graphs else "--no-cuda-graphs"]
+    command += ["--document", str(options.document)] if options.document else []
     command += ["--compile" if options.compile else "--no-compile", *tail]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -194,6 +199,8 @@ def main() -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--tiny", action="store_true", help="small models and lengths")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--document", type=int, help="tokens of a document; a row is one if left out")
     parser.add_argument("--step-tokens", type=int)
     parser.add_argument("--microbatch-tokens", type=int)
     parser.add_argument("--warmup", type=int, default=3)

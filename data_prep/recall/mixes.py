@@ -18,4 +18,13 @@ BROAD: tuple[tuple[str, dict[str, Any]], ...] = (
     ("multihop", {"noise": "many", "mentions": 0.1}),
 )
 
-MIXES = MappingProxyType({"broad": BROAD})
+# The same with pairs that stand alone in noise, as needles do: without them only two hops ask for a pair outside of a block, and a
+# model that has not learned two hops is never taught to write one. Needles are then no longer asked zero-shot.
+BROAD_NEEDLES = (
+    *BROAD,
+    ("niah", {"noise": "many"}),
+    ("niah", {"noise": "many", "mentions": 0.1}),
+    ("niah", {"noise": "many", "mentions": 0.4}),
+)
+
+MIXES = MappingProxyType({"broad": BROAD, "broad-needles": BROAD_NEEDLES})

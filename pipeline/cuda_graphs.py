@@ -1,0 +1,149 @@
+"""CUDA graphs of a micro-batch: forward and backward pass of all blocks become two launches.
+
+A block of a small model is done sooner than Python has launched its kernels, so that the GPU waits for the host. Captured are the
+embedding and the blocks (`EchoLM.run_blocks`), whose shapes are the same in every micro-batch; the head, the loss and the
+optimizer's step are not: the number of labels differs from batch to batch, and they are few launches. Gradients reach the
+parameters through autograd, so ZeRO sees them as ever.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.sequence import SequenceContext
+from ..models import EchoLM
+from .config import RunConfig
+
+TOKENS_PER_DOCUMENT = 16  # the graph has room for the borders of as many documents as this average length gives
+
+
+def why_not(config: RunConfig, device: torch.device) -> str | None:
+    """The reason why a run trains without CUDA graphs, or None if it trains with them."""
+    run = config.run
+    if device.type != "cuda":
+        return "there is no CUDA device"
+    if not run.cuda_graphs:
+        return "run.cuda_graphs is false"
+    if run.zero_stage > 1:
+        return f"run.zero_stage={run.zero_stage} exchanges gradients or weights within the passes: use stage 0 or 1"
+    if run.sequence_parallel > 1:
+        return "run.sequence_parallel shares sequences: its exchanges have sizes that the host reads"
+    return None
+
+
+def graphed_blocks(model: EchoLM) -> "GraphedBlocks | None":
+    """The graphs of a model that trains with them."""
+    return model.run_blocks if isinstance(model.run_blocks, GraphedBlocks) else None
+
+
+class GraphedBlocks:
+    """Replaces `model.run_blocks` by a CUDA graph of it where a graph serves; other calls run as before.
+
+    The graph is captured at the first training pass, for its shape of tokens. Passes of another shape, with more documents than
+    there is room for, with a write mask or without gradients run as before; `take_eager_reason` says why training passes did. It
+    holds the activations of one micro-batch for good, as eager training does in its cache between the passes.
+    """
+
+    def __init__(self, model: EchoLM):
+        self._model = model
+        self._eager = model.run_blocks
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._graphed: Any = None
+        self._key: tuple[torch.Size, bool, bool] | None = None
+        self._addresses: list[int] = []
+        self._gradients: dict[torch.dtype, Tensor] = {}
+        self._eager_reason: str | None = None
+        self._told = False
+        model.run_blocks = self  # type: ignore[method-assign]
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        context: SequenceContext | None = None,
+        write_mask: Tensor | None = None,
+        return_gate_mean: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `EchoLM.run_blocks`."""
+        key = (tokens.shape, cu_seqlens is not None, return_gate_mean)
+        if write_mask is not None or context is not None or not torch.is_grad_enabled():
+            reason = "not a training pass of whole rows"
+        elif self._key not in (None, key):
+            reason = f"a micro-batch has the shape {tuple(tokens.shape)}, the graph {tuple(self._key[0])}"
+        elif cu_seqlens is not None and len(cu_seqlens) > self._room(tokens):
+            reason = f"a micro-batch has {len(cu_seqlens) - 1:,} documents in {tokens.numel():,} tokens"
+        else:
+            reason = None
+        if reason is not None:
+            if torch.is_grad_enabled():
+                self._eager_reason = self._eager_reason or reason
+            return self._eager(
+                tokens, cu_seqlens=cu_seqlens, context=context, write_mask=write_mask, return_gate_mean=return_gate_mean
+            )
+        inputs = (tokens,)
+        if cu_seqlens is not None:  # leading zeros mark the first token's border over and over: no other
+            inputs = (tokens, F.pad(cu_seqlens, (self._room(tokens) - len(cu_seqlens), 0)))
+        addresses = [parameter.data_ptr() for parameter in self._parameters]
+        if self._graphed is None or addresses != self._addresses:  # loading a checkpoint may move weights
+            self._capture(inputs, return_gate_mean)
+            self._key, self._addresses = key, addresses
+        self._prepare_gradients()
+        result = self._graphed(*inputs)
+        return result if return_gate_mean else (result, None)
+
+    @staticmethod
+    def _room(tokens: Tensor) -> int:
+        """Entries of `cu_seqlens` in the graph."""
+        return 1 + len(tokens) + tokens.numel() // TOKENS_PER_DOCUMENT
+
+    def take_eager_reason(self) -> str | None:
+        """Return why a training pass first ran without the graph, once; otherwise None."""
+        if self._told or self._eager_reason is None:
+            return None
+        self._told = True
+        return self._eager_reason
+
+    def _capture(self, inputs: tuple[Tensor, ...], return_gate_mean: bool) -> None:
+        self._graphed = None  # frees the memory of an earlier one
+        part = _Blocks(self._model, self._eager, return_gate_mean)
+        # Three passes on the side come first: they compile what is compiled at its first call.
+        samples = tuple(tensor.clone() for tensor in inputs)
+        self._graphed = torch.cuda.make_graphed_callables(part, samples, allow_unused_input=True)
+
+    def _prepare_gradients(self) -> None:
+        """Give every parameter that has no gradient a zero one, before the backward pass adds to it.
+
+        Autograd would otherwise take the graph's own buffers for gradients, which the next replay overwrites.
+        """
+        without = [parameter for parameter in self._parameters if parameter.grad is None]
+        if len(without) < len(self._parameters):
+            for parameter in without:
+                parameter.grad = torch.zeros_like(parameter)
+            return
+        by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+        for parameter in without:
+            by_dtype.setdefault(parameter.dtype, []).append(parameter)
+        for dtype, parameters in by_dtype.items():
+            if dtype not in self._gradients:
+                size = sum(parameter.numel() for parameter in parameters)
+                self._gradients[dtype] = torch.zeros(size, dtype=dtype, device=parameters[0].device)
+            flat = self._gradients[dtype].zero_()
+            parts = flat.split([parameter.numel() for parameter in parameters])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
+
+
+class _Blocks(nn.Module):
+    """`run_blocks` as a module of tensors alone, which `make_graphed_callables` takes."""
+
+    def __init__(self, model: EchoLM, run_blocks: Any, return_gate_mean: bool):
+        super().__init__()
+        self.model = model
+        self._run_blocks, self._return_gate_mean = run_blocks, return_gate_mean
+
+    def forward(self, tokens: Tensor, cu_seqlens: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        x, gate_mean = self._run_blocks(tokens, cu_seqlens=cu_seqlens, return_gate_mean=self._return_gate_mean)
+        return (x, gate_mean) if self._return_gate_mean else x
