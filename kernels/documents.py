@@ -34,7 +34,7 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
                 f"cu_seqlens must increase from 0 to batch * length = {tokens}, not run from {first} to {last}"
             )
     starts = torch.zeros(tokens, dtype=torch.bool, device=device)
-    starts[cu_seqlens[:-1].to(device=device, dtype=torch.int64)] = True
+    starts.index_fill_(0, cu_seqlens[:-1].to(device=device, dtype=torch.int64), True)
     starts = starts.view(batch, length)
     starts[:, 0] = False
     # On a GPU the question would make the host wait.

@@ -39,6 +39,7 @@ class SKAConfig(Config):
         "value_shift",
         "two_hop_heads",
         "blend",
+        "tied_start",
     )
 
     num_heads: Positive
@@ -77,6 +78,8 @@ class SKAConfig(Config):
     """Number of filter steps, K, with which a query is propagated before values are read."""
     blend: bool = False
     """Read a mixture of the powers 0 to K, whose shares the layer's input sets for each token and head, instead of K alone."""
+    tied_start: bool = False
+    """Start queries with the weights of the keys, so that a token finds its earlier occurrences before anything is learned."""
     value_lag: bool = False
     """Bind each value to the key before it instead of to its own."""
     gamma: float = 1.0

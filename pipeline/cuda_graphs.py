@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..kernels.sequence import SequenceContext
 from ..models import EchoLM
@@ -91,7 +92,7 @@ class GraphedBlocks:
             self._capture(inputs, return_gate_mean)
             self._key, self._addresses = key, addresses
         self._prepare_gradients()
-        result = self._graphed(*inputs)
+        result = self._graphed(*inputs, *self._parameters)
         return result if return_gate_mean else (result, None)
 
     @staticmethod
@@ -107,11 +108,23 @@ class GraphedBlocks:
         return self._eager_reason
 
     def _capture(self, inputs: tuple[Tensor, ...], return_gate_mean: bool) -> None:
+        """Capture the passes over `inputs`, whose shapes all later ones have.
+
+        They read the weights through leaves of their own that share the memory: autograd's nodes of the parameters themselves
+        belong to the default stream, which must not wait for a stream that is captured.
+        """
         self._graphed = None  # frees the memory of an earlier one
         part = _Blocks(self._model, self._eager, return_gate_mean)
-        # Three passes on the side come first: they compile what is compiled at its first call.
+        names = [name for name, parameter in part.named_parameters() if parameter.requires_grad]
+        leaves = [nn.Parameter(parameter.detach()) for parameter in self._parameters]
+
+        def run(*tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            own, weights = tensors[: len(inputs)], tensors[len(inputs) :]
+            return functional_call(part, dict(zip(names, weights, strict=True)), own)
+
         samples = tuple(tensor.clone() for tensor in inputs)
-        self._graphed = torch.cuda.make_graphed_callables(part, samples, allow_unused_input=True)
+        # Three passes on the side come first: they compile what is compiled at its first call.
+        self._graphed = torch.cuda.make_graphed_callables(run, (*samples, *leaves), allow_unused_input=True)
 
     def _prepare_gradients(self) -> None:
         """Give every parameter that has no gradient a zero one, before the backward pass adds to it.

@@ -316,6 +316,8 @@ class SKA(SKACosts):
         # An orthogonal start for keys and queries and a silent output are the paper's.
         nn.init.orthogonal_(self.q_proj.weight, generator=generator)
         nn.init.orthogonal_(self.k_proj.weight, generator=generator)
+        if self.config.tied_start:
+            self.q_proj.weight.copy_(self.k_proj.weight)
         normal_by_fan_in(self.v_proj.weight, generator)
         nn.init.zeros_(self.out_proj.weight)
         if self.gate_proj is not None:
