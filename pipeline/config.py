@@ -217,10 +217,8 @@ class RunConfig(Config):
             )
         segment, rest = divmod(train.sequence_length, run.sequence_parallel)
         if rest:
-            raise ValueError(
-                f"train.sequence_length={train.sequence_length} is not a multiple of "
-                f"run.sequence_parallel={run.sequence_parallel}"
-            )
+            sizes = f"train.sequence_length={train.sequence_length}", f"run.sequence_parallel={run.sequence_parallel}"
+            raise ValueError(" is not a multiple of ".join(sizes))
         for ska in self.model.resolve(vocab_size=512).ska_sections():
             if run.sequence_parallel > 1 and ska.mode == "chunk" and segment % ska.grid:
                 raise ValueError(

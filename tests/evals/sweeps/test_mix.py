@@ -16,7 +16,7 @@ from echo_lm.evals.sweeps.training_config import RecallTraining
 def test_a_mix_is_what_its_name_says_for_ever():
     """Trainings are found by the name: a better mix gets a name of its own."""
     digests = {name: hashlib.sha256(json.dumps(mix).encode()).hexdigest()[:16] for name, mix in MIXES.items()}
-    assert digests == {"broad": "f6c3295894756df1"}
+    assert digests == {"broad": "f6c3295894756df1", "broad-needles": "6722a949f7f1c48b"}
 
 
 def test_a_batch_holds_every_part_of_the_mix_in_equal_shares():
@@ -56,12 +56,28 @@ def test_the_screening_of_one_model_is_asked_what_no_table_reports():
 
 
 def test_all_rounds_of_the_screening_ask_the_same():
-    first, second, third = (load_sweep(f"one-model-screen{suffix}") for suffix in ("", "-2", "-3"))
+    first, second, third, *seeds_too = (
+        load_sweep(f"one-model-screen{suffix}") for suffix in ("", "-2", "-3", "-4", "-5")
+    )
     for later in (second, third):
         assert len(runs_of(later)) == len(later.arms)
         assert (first.cells, first.seeds, first.own_queries) == (later.cells, later.seeds, later.own_queries)
+    for later in seeds_too:
+        assert len(runs_of(later)) == 3 * len(later.arms)
+        assert (first.cells, first.own_queries) == (later.cells, later.own_queries)
     long = {run.arm for run in runs_of(third) if run.training.steps == 12000}
     assert long == set(list(third.arms)[: third.together])  # a group of their own
     steps = {run.arm: run.training.steps for run in runs_of(second)}
     assert {steps.pop(name) for name in ("attention", "mamba2")} == {8000}
     assert set(steps.values()) == {run.training.steps for run in runs_of(first)}
+
+
+def test_the_chosen_arm_is_reported_on_seeds_and_cells_that_chose_nothing():
+    chosen, rivals = load_sweep("one-model-late"), load_sweep("one-model-rivals")
+    screens = [load_sweep(f"one-model-screen{suffix}") for suffix in ("", "-2", "-3", "-4", "-5")]
+    screened = {(cell.label, cell.length) for screen in screens for cell in screen.cells}
+    assert not screened & {(cell.label, cell.length) for cell in chosen.cells}
+    assert not {*chosen.seeds} & {seed for screen in screens for seed in screen.seeds}
+    assert chosen.cells == rivals.cells
+    assert {*rivals.seeds} < {*chosen.seeds}
+    assert rivals.learning_rates == chosen.learning_rates
