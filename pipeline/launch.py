@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..models.common.errors import UserError
+from ..models.common.files import disk_is_full, no_space
 from .config import RunConfig
 from .loop import train
 from .run.folder import RunFolder
@@ -66,6 +69,8 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         run.raise_recorded_error()
         if stop.received:  # it came before a worker could handle it: nothing was trained
             return
+        if disk_is_full(run.path):  # the error could not be recorded
+            raise no_space(run.path) from error
         raise UserError(
             f"a training process of {run.path} failed {config.run.max_restarts + 1} times "
             f"(see {logs}); the last complete checkpoint is kept, the same command goes on from it"
@@ -88,7 +93,13 @@ def _environ(values: dict[str, str]) -> Iterator[None]:
 
 
 def _worker(run_path: str) -> None:
-    train(Path(run_path))
+    """Train as one rank; an error goes to this rank's log. Torch would write it to a file that a full disk tears."""
+    try:
+        train(Path(run_path))
+    except Exception:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        sys.exit(1)
 
 
 class _ForwardStop(StopSignal):
