@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from ...models.common.errors import UserError
+from ...models.common.errors import UserError, not_installed
 from ...models.common.files import FULL
 from .data import data_app
 from .evaluate import evaluate
@@ -45,6 +45,11 @@ def main() -> None:
         app(standalone_mode=True)
     except UserError as error:
         print(f"echo-lm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (missing := not_installed(error)) is None:
+            raise
+        print(f"echo-lm: {missing}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in FULL:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from ...models.common.errors import UserError
+from ...models.common.errors import UserError, not_installed
 from ...pipeline.monitoring.heartbeat import heartbeat_times
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.stop_request import request_stop
@@ -163,6 +163,9 @@ def _run_driver(function: DriverFunction, arguments: tuple, heartbeat: Synchroni
         outcome = ("away", str(error), "")
     except UserError as error:
         outcome = ("user", str(error), "")
+    except ModuleNotFoundError as error:
+        missing = not_installed(error)
+        outcome = ("user", str(missing), "") if missing else ("failed", str(error), traceback.format_exc())
     except KeyboardInterrupt:
         return
     except BaseException as error:
@@ -188,9 +191,11 @@ class DriverHeartbeat(threading.Thread):
         self._node, self._head = context.get_node_id(), context.gcs_address
         if not self.is_alive():
             self.start()
-        yield
-        with self._cluster_lock:
-            self._node = ""
+        try:
+            yield
+        finally:
+            with self._cluster_lock:
+                self._node = ""
 
     def run(self) -> None:
         import ray

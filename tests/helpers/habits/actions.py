@@ -5,6 +5,7 @@ the protocol. A new habit is a function and a line in `ACTIONS`.
 """
 
 import contextlib
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -13,8 +14,6 @@ from pathlib import Path
 
 import psutil
 
-from echo_lm.evals.layout import complete_checkpoints
-from echo_lm.models.common.run_layout import ENGINE
 from tests.helpers.stopping import steps_of
 
 from .world import SIGNAL_NAMES, STEPS, TOPOLOGIES, Ended, Run, World, starts_of, wait_until
@@ -38,7 +37,7 @@ def train_on(world: World, run: Run) -> str:
     ended = ended_well(world.finish(world.start(run, f"run.stop_step={step}")), 0)
     if step < STEPS:
         assert f"run.stop_step={step} is reached" in " ".join(ended.output.split()), ended.output
-        assert run.whole_steps()[-1] == step
+        assert run.newest_step() == step
     else:
         assert run.finished, ended.output
     run.overrides.clear()
@@ -56,7 +55,7 @@ def stop(world: World, run: Run) -> str:
     if ended.code == 0 and not run.finished:
         assert "goes on" in ended.output, ended.output
     if run.folder.exists() and len(starts_of(run)) > before and steps_of(run.path) > run.saved:
-        assert run.whole_steps()[-1] == steps_of(run.path), f"steps were lost; output:\n{ended.output}"
+        assert run.newest_step() == steps_of(run.path), f"steps were lost; output:\n{ended.output}"
     return f"{SIGNAL_NAMES[number]} {moment}, code {ended.code}"
 
 
@@ -69,6 +68,8 @@ def interrupt(world: World, run: Run) -> str:
     ended = world.finish(process)
     if ended.code == -signal.SIGINT:  # Python itself was starting
         return f"{moment}, before the command began"
+    # Python prints where a process was interrupted that had only begun to import its modules.
+    ended.output = re.sub(r"(Traceback[^\n]*\n(  [^\n]*\n)+)+KeyboardInterrupt", "", ended.output)
     ended_well(ended, 0, 130)
     return f"{'Ctrl-C' if group else 'SIGINT'} {moment}, code {ended.code}"
 
@@ -170,9 +171,8 @@ def change_suites(world: World, run: Run) -> str:
 
 def damage(world: World, run: Run) -> str:
     """Cut, empty, delete or overwrite a file of the newest checkpoint."""
-    newest, _ = list(complete_checkpoints(run.path))[-1]
-    files = [path for path in newest.rglob("*") if path.is_file()]
-    path = world.rng.choice(files)
+    newest = run.whole()[-1]
+    path = world.rng.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
     how = world.rng.choice(["cut", "empty", "delete", "overwrite"])
     content = path.read_bytes()
     if how == "delete":
@@ -180,7 +180,7 @@ def damage(world: World, run: Run) -> str:
     else:
         new = {"cut": content[:-1], "empty": b"", "overwrite": bytes([content[0] ^ 1]) + content[1:]}[how]
         path.write_bytes(new)
-    run.saved = run.whole_steps()[-2] if len(run.whole_steps()) > 1 else 0
+    run.saved = run.newest_step()
     return f"{how} {path.relative_to(newest)}"
 
 
@@ -230,9 +230,8 @@ def _unfinished(world: World, run: Run) -> bool:
 
 
 def _has_two_whole_checkpoints(world: World, run: Run) -> bool:
-    """So that there is one to go on from; only those that retention left resumable count."""
-    folders = [folder for folder, _ in complete_checkpoints(run.path)] if run.folder.exists() else []
-    return not world.full and sum((folder / ENGINE).is_dir() for folder in folders) > 1 and run.saved > 0
+    """So that there is one to go on from. A finished run would not notice."""
+    return _unfinished(world, run) and len(run.whole()) > 1
 
 
 ACTIONS = [

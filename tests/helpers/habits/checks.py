@@ -5,9 +5,9 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from echo_lm.evals.layout import complete_checkpoints, result_files
+from echo_lm.evals.layout import result_files
 from echo_lm.orchestration.evaluation.jobs import due_jobs, missing_jobs
-from echo_lm.pipeline.run.events import read_events, steps
+from echo_lm.pipeline.run.events import read_events, steps, stopped_at
 from echo_lm.pipeline.run.folder import RunFolder
 from echo_lm.pipeline.run.identity import run_id
 
@@ -52,22 +52,14 @@ def check_losses(run: Run, references: References) -> None:
 
 def check_checkpoints(run: Run) -> None:
     """No checkpoint was lost, and each of them is evaluated, named as missing, or not due."""
-    found = [record["step"] for _, record in complete_checkpoints(run.path)]
-    newest = max(found, default=0)
+    newest = run.newest_step()
     assert newest >= run.saved, f"the newest checkpoint was {run.saved}, now it is {newest}"
     run.saved = newest
-    config = run.folder.load_config()
-    jobs = due_jobs(run.folder, config)
-    if found and config.evaluation.suites:
-        assert newest in {job.step for job in jobs} or not _stopped(run), "the last checkpoint is not to be evaluated"
+    if newest and newest == stopped_at(run.folder.events_file):
+        due = {job.step for job in due_jobs(run.folder, run.folder.load_config())}
+        assert newest in due or not run.folder.load_config().evaluation.suites, "the last checkpoint is not evaluated"
     for path in result_files(run.path):
         assert json.loads(path.read_text())["step"] == int(path.parent.name.removeprefix("step_"))
-
-
-def _stopped(run: Run) -> bool:
-    kinds = [event["kind"] for event in read_events(run.folder.events_file)]
-    marks = [kind for kind in kinds if kind in ("start", "stop", "finish")]
-    return marks[-1:] in (["stop"], ["finish"])
 
 
 def check_complete(world: World, run: Run) -> None:

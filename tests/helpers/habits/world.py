@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psutil
 
-from echo_lm.evals.layout import complete_checkpoints
+from echo_lm.evals.layout import checkpoint_folders
+from echo_lm.models.common.errors import UserError
+from echo_lm.pipeline.checkpoint.format import check_checkpoint
 from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.stopping import COMMAND, steps_of
@@ -52,8 +54,17 @@ class Run:
     def finished(self) -> bool:
         return self.folder.finished()
 
-    def whole_steps(self) -> list[int]:
-        return [record["step"] for _, record in complete_checkpoints(self.path)]
+    def whole(self) -> list[Path]:
+        """The checkpoints that training can go on from, oldest first."""
+        found = []
+        for folder in checkpoint_folders(self.path):
+            with contextlib.suppress(UserError):
+                check_checkpoint(folder)
+                found.append(folder)
+        return found
+
+    def newest_step(self) -> int:
+        return max((int(folder.name.removeprefix("step_")) for folder in self.whole()), default=0)
 
 
 @dataclass
