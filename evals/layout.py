@@ -30,11 +30,14 @@ def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any
     for path in sorted(Path(run_folder).glob(COMPLETE_CHECKPOINTS)):
         try:
             record = read_json(path)
-        except UserError:
-            if path.is_file():
-                raise
-            continue  # removed at this moment
+        except UserError:  # removed at this moment, or damaged: then training sets the folder aside
+            continue
         yield path.parent, record
+
+
+def checkpoint_folders(run_folder: Path) -> list[Path]:
+    """Folders of the checkpoints, by step, also of those whose `complete.json` is damaged or was deleted."""
+    return sorted(path for path in (Path(run_folder) / CHECKPOINTS).glob(f"{CHECKPOINT_PREFIX}*") if path.is_dir())
 
 
 def complete_steps(run_folder: Path) -> list[tuple[int, float]]:

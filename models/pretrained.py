@@ -1,4 +1,8 @@
-"""Weights on disk: a folder with `model.safetensors` and `config.json`, both written aside and renamed."""
+"""Weights on disk: a folder with `model.safetensors` and `config.json`, both written aside and renamed.
+
+Folders that `save_pretrained` of `transformers` wrote are read too: there every name has the wrapper's prefix, and large models
+lie in several files that an index names.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .common.errors import UserError
-from .common.files import write_aside
+from .common.files import read_json, write_aside
 from .model import EchoLM, build_model
 from .stored_config import read_config, write_config
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of `transformers`: {"weight_map": {tensor: file}}
+PREFIX = "model."  # of `transformers`: the attribute of `EchoForCausalLM` that holds our model
 
 
 def save_pretrained(model: EchoLM, folder: str | Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -35,7 +41,7 @@ def save_pretrained(model: EchoLM, folder: str | Path, *, state_dict: Mapping[st
 def from_pretrained(
     folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> EchoLM:
-    """Read a model that `save_pretrained` wrote.
+    """Read a model that `save_pretrained` wrote, ours or that of `transformers`.
 
     Args:
         dtype: of the parameters; default: as stored.
@@ -45,15 +51,31 @@ def from_pretrained(
     """
     folder = Path(folder)
     config = read_config(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder / WEIGHTS} is missing: name a folder written by save_pretrained")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged ({error}): take another checkpoint") from error
+    tensors = {}
+    for path in _weight_files(folder):
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): take another checkpoint") from error
+    if tensors and all(name.startswith(PREFIX) for name in tensors):
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     model = build_model(config, device="meta")
     load_state(model, tensors, where=str(folder / WEIGHTS))
     return model.to(device=device, dtype=dtype)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of a model's weights: one, or those that an index names."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder / WEIGHTS} is missing: name a folder written by save_pretrained")
+    names = read_json(folder / INDEX).get("weight_map", {})
+    files = [folder / name for name in sorted(set(names.values()))]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path} is missing, which {folder / INDEX} names: copy it there, or save the model again")
+    return files
 
 
 def load_state(model: EchoLM, tensors: Mapping[str, Tensor], *, where: str = "the state") -> None:

@@ -3,18 +3,22 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..models.common.errors import UserError
+from ..models.common.files import disk_is_full, no_space
 from .config import RunConfig
 from .loop import train
 from .run.folder import RunFolder
@@ -29,16 +33,17 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     their output goes to `logs/` in the run folder. One worker is spawned too: DeepSpeed keeps process groups in module
     globals, so a process can train only once.
 
-    SIGTERM and SIGUSR1 reach the workers, which save a checkpoint and leave.
+    SIGTERM and SIGUSR1 reach the workers, which save a checkpoint and leave. SIGINT, SIGHUP and SIGQUIT end them.
 
     Raises:
+        KeyboardInterrupt: at SIGINT.
+        SystemExit: at SIGHUP or SIGQUIT.
         UserError: recorded by a worker, a port in use, or a worker group that kept dying.
     """
     run.error_file.unlink(missing_ok=True)
     clear_stop_request(run)
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # the one line that counts is raised below
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each has its own; the one line that counts is raised below
     environment = {
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         # A worker group that is started again must not find the addresses of the dead one in the store: a fresh store each time.
@@ -62,10 +67,16 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     try:
         with _ForwardStop() as stop, _environ(environment):
             elastic_launch(agent, _worker)(str(run.path))
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
         run.raise_recorded_error()
         if stop.received:  # it came before a worker could handle it: nothing was trained
             return
+        if disk_is_full(run.path):  # the error could not be recorded
+            raise no_space(run.path) from error
         raise UserError(
             f"a training process of {run.path} failed {config.run.max_restarts + 1} times "
             f"(see {logs}); the last complete checkpoint is kept, the same command goes on from it"
@@ -88,7 +99,13 @@ def _environ(values: dict[str, str]) -> Iterator[None]:
 
 
 def _worker(run_path: str) -> None:
-    train(Path(run_path))
+    """Train as one rank; an error goes to this rank's log. Torch would write it to a file that a full disk tears."""
+    try:
+        train(Path(run_path))
+    except Exception:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        sys.exit(1)
 
 
 class _ForwardStop(StopSignal):

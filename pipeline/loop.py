@@ -41,7 +41,7 @@ def train(run_path: Path | str) -> None:
         UserError: also recorded in the run's `error.json`, since this may be a process of a worker group.
     """
     run = RunFolder(run_path)
-    with StopSignal() as stop:
+    with StopSignal(later_ends=False) as stop:
         try:
             _train(run, run.load_config(), stop)
         except UserError as error:

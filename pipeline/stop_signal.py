@@ -1,14 +1,20 @@
 """SIGTERM, or SIGUSR1 as batch systems send it before the time is up, as a request to save a checkpoint and exit."""
 
+import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAME_SECONDS = 5.0  # signals so soon after the first one are the same request
 
 
 class StopSignal:
-    """Context whose `received` turns true at the first such signal; the second one ends the process as usual.
+    """Context whose `received` turns true at the first such signal; one that comes later ends the process as usual.
+
+    A batch system may signal every process of a job, and those that pass the signal on do so besides: what follows the first
+    one within seconds is ignored.
 
     Outside the main thread (a Ray worker trains in another one) signals cannot be handled, and none is.
 
@@ -16,8 +22,9 @@ class StopSignal:
         reason: name of the signal; empty before.
     """
 
-    def __init__(self) -> None:
-        self.reason = ""
+    def __init__(self, *, later_ends: bool = True) -> None:
+        """With `later_ends` False later signals are ignored too: for processes that end with the one that started them."""
+        self.reason, self._first_at, self._later_ends = "", 0.0, later_ends
         self._in_main_thread = threading.current_thread() is threading.main_thread()
 
     @property
@@ -38,6 +45,9 @@ class StopSignal:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-        for number in SIGNALS:
+        now = time.monotonic()
+        if not self.reason:
+            self.reason, self._first_at = signal.Signals(number).name, now
+        elif self._later_ends and now - self._first_at > SAME_SECONDS:
             signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

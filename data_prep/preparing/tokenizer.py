@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ...models.common.errors import UserError
-from ...models.common.files import write_text
+from ...models.common.files import read_json, write_text
 from ...models.common.validation import first_line
+from ...models.stored_config import write_tokenizer_config
 
 FILE_NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -158,6 +160,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> Path:
     path = folder / FILE_NAME
     write_text(path, tokenizer.to_str(pretty=True) + "\n")
     return path
+
+
+def copy_tokenizer(file: Path, folder: Path) -> None:
+    """Copy a `tokenizer.json` into a model's folder, with the settings beside it that `transformers` wants."""
+    shutil.copyfile(file, folder / FILE_NAME)
+    ids = {token["content"]: token["id"] for token in read_json(file).get("added_tokens", ())}
+    if END_OF_TEXT in ids and PAD in ids:
+        write_tokenizer_config(folder, end=(END_OF_TEXT, ids[END_OF_TEXT]), padding=(PAD, ids[PAD]))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

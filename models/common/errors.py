@@ -6,3 +6,27 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+# The extra of `pip install echo-lm[...]` that brings an optional package.
+EXTRAS = {
+    "ray": "cluster",
+    "pyarrow": "cluster",
+    "mlflow": "track",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "jinja2": "serve",
+    "plotly": "serve",
+    "datasets": "hub",
+    "datasketch": "hub",
+    "transformers": "hub",
+    "lm_eval": "hub",
+}
+
+
+def not_installed(error: ModuleNotFoundError) -> UserError | None:
+    """What to say of an optional package that is missing; None if the missing module is another one, a mistake in the code."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    return UserError(f"{package} is not installed here: pip install 'echo-lm[{EXTRAS[package]}]'")

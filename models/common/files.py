@@ -1,5 +1,6 @@
 """Atomic writing of files: to a temporary path, flushed to disk, renamed."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -10,6 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk, or of a user's share of it, that is full
+PROBE_BYTES = 2**16
+
+
+def no_space(folder: Path | str) -> UserError:
+    """The error to raise when the disk of `folder` is full."""
+    return UserError(f"no space left on the disk of {folder}: free some and run the same command again")
+
+
+def disk_is_full(folder: Path) -> bool:
+    """Whether a few kilobytes cannot be written to `folder`, which asks for quotas too."""
+    probe = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        probe.write_bytes(b"\0" * PROBE_BYTES)
+    except OSError as error:
+        return error.errno in FULL
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return False
 
 
 @contextmanager
@@ -33,10 +55,8 @@ def write_aside(path: Path, *, flush_folder: bool = True) -> Iterator[Path]:
         if flush_folder:
             sync_folder(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left on the disk of {path.parent}: free some and run the same command again"
-            ) from error
+        if error.errno in FULL:
+            raise no_space(path.parent) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{path} cannot be written ({error.strerror}): name a folder you own") from error
         raise

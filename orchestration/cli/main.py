@@ -4,7 +4,8 @@ import sys
 
 import typer
 
-from ...models.common.errors import UserError
+from ...models.common.errors import UserError, not_installed
+from ...models.common.files import FULL
 from .data import data_app
 from .evaluate import evaluate
 from .generate import generate
@@ -44,6 +45,17 @@ def main() -> None:
         app(standalone_mode=True)
     except UserError as error:
         print(f"echo-lm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (missing := not_installed(error)) is None:
+            raise
+        print(f"echo-lm: {missing}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(f"echo-lm: no space left on the disk{where}: free some and run the same command again", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("echo-lm: interrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)

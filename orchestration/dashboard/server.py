@@ -4,7 +4,7 @@ import ipaddress
 import socket
 from pathlib import Path
 
-from ...models.common.errors import UserError
+from ...models.common.errors import UserError, not_installed
 from ..progress.bars import console
 
 LOOPBACK = "127.0.0.1"
@@ -32,7 +32,7 @@ def serve(runs: Path, studies: Path, host: str = LOOPBACK, port: int = 8484) -> 
 
         plotly_script()
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: `pip install 'echo-lm[serve]'`") from error
+        raise not_installed(error) or error from error
     with _listen(host, port) as listener:
         host, port = listener.getsockname()[:2]
         url_host = f"[{host}]" if ":" in host else host

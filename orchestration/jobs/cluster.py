@@ -50,6 +50,9 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     import ray
     from ray.exceptions import AuthenticationError
 
+    away = f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
+    if address and not is_reachable(address):  # Ray would try for minutes
+        raise ClusterUnavailable(away)
     environment = {name: value for name, value in WORKER_ENVIRONMENT.items() if value}
     local = {
         "include_dashboard": False,
@@ -73,9 +76,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     except Exception as error:  # a head that is starting or ending raises many kinds of errors
         if address is None:
             raise
-        raise ClusterUnavailable(
-            f"no Ray cluster answers at {address}: start one with `ray start --head` or leave --address out"
-        ) from error
+        raise ClusterUnavailable(away) from error
     try:
         yield
     finally:

@@ -17,11 +17,11 @@ from typing import Any
 
 import psutil
 
-from ...models.common.errors import UserError
+from ...models.common.errors import UserError, not_installed
 from ...pipeline.monitoring.heartbeat import heartbeat_times
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.stop_request import request_stop
-from ...pipeline.stop_signal import StopSignal
+from ...pipeline.stop_signal import SIGNALS, StopSignal
 from ..jobs.cluster import ClusterUnavailable, is_reachable
 from ..jobs.parent import end_with_parent
 
@@ -56,7 +56,13 @@ class DriverProcess:
         self._process = context.Process(
             target=_run_driver, args=(function, arguments, self._heartbeat, sender), name="driver"
         )
-        self._process.start()
+        # A batch system may signal every process of a job. The driver and what it starts, Ray's processes above all, are to live
+        # until the checkpoint is saved: the supervisor says when and how they end. They inherit the mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.pid = self._process.pid
         sender.close()
 
@@ -121,7 +127,7 @@ class _StopRequest:
         now = time.monotonic()
         if not self._asked_at:
             self._asked_at = self._changed_at = now
-            with contextlib.suppress(OSError):  # a full disk: no checkpoint can be saved either
+            with contextlib.suppress(UserError):  # a full disk: no checkpoint can be saved either
                 request_stop(self._run, reason)
         heartbeats = heartbeat_times(self._run)
         if heartbeats != self._heartbeats:
@@ -146,8 +152,9 @@ def _end(processes: set[psutil.Process]) -> None:
 def _run_driver(function: DriverFunction, arguments: tuple, heartbeat: Synchronized, connection: Connection) -> None:
     """Run `function` in the driver's process, which ends with its supervisor, and send the outcome."""
     end_with_parent()
-    # A batch system may send it to every process of a job: the supervisor says when and how this one ends.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, SIGNALS
+    )  # already inherited, but multiprocessing may have unblocked SIGTERM
     outcome: tuple[Any, ...] = ("done", "", "")
     driver_heartbeat = DriverHeartbeat(heartbeat)
     try:
@@ -156,6 +163,9 @@ def _run_driver(function: DriverFunction, arguments: tuple, heartbeat: Synchroni
         outcome = ("away", str(error), "")
     except UserError as error:
         outcome = ("user", str(error), "")
+    except ModuleNotFoundError as error:
+        missing = not_installed(error)
+        outcome = ("user", str(missing), "") if missing else ("failed", str(error), traceback.format_exc())
     except KeyboardInterrupt:
         return
     except BaseException as error:
@@ -181,9 +191,11 @@ class DriverHeartbeat(threading.Thread):
         self._node, self._head = context.get_node_id(), context.gcs_address
         if not self.is_alive():
             self.start()
-        yield
-        with self._cluster_lock:
-            self._node = ""
+        try:
+            yield
+        finally:
+            with self._cluster_lock:
+                self._node = ""
 
     def run(self) -> None:
         import ray

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
@@ -92,5 +93,11 @@ def process_map(function: Callable[[Any], Any], units: Iterable[Any], workers: i
     # Threads of this process (progress, torch) make a fork unsafe.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=min(len(units), workers or os.cpu_count() or 1), mp_context=context) as pool:
-        for future in as_completed([pool.submit(function, unit) for unit in units]):
-            yield future.result()
+        try:
+            for future in as_completed([pool.submit(function, unit) for unit in units]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that prepared data was killed: if memory ran out, take fewer --workers or a smaller "
+                "data.unit_bytes; the same command goes on with what is missing"
+            ) from error

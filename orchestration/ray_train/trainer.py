@@ -7,6 +7,7 @@ from typing import Any
 
 from ...models.accounting import count_parameters
 from ...models.common.errors import UserError
+from ...models.common.files import disk_is_full, no_space
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 
@@ -70,6 +71,8 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         run.raise_recorded_error()
+        if disk_is_full(run.path):  # the error could not be recorded
+            raise no_space(run.path) from error
         if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
             raise UserError(
                 f"the cluster had no room for {counts[0]} workers of {run.path} for {config.run.cluster_wait_seconds:.0f} s "

@@ -251,7 +251,7 @@ class Tracker:
             return
         path = self.run_folder / MODEL_CARD
         if not path.is_file() or path.read_text(encoding="utf-8") != card:  # an unchanged file is not rewritten
-            with contextlib.suppress(PermissionError):  # somebody else's folder
+            with contextlib.suppress(UserError):  # somebody else's folder
                 write_text(path, card)
         self._send_artifacts(client, self._changed([path]))
         if client.search_model_versions(f"run_id='{self._run_id}'"):

@@ -11,7 +11,7 @@ and any sequence parallelism, and bit for bit into the one that wrote it.
 import shutil
 from pathlib import Path
 
-from ...evals.layout import complete_checkpoints
+from ...evals.layout import checkpoint_folders, complete_checkpoints
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file
 from ...models.common.run_layout import COMPLETE, ENGINE
@@ -41,7 +41,10 @@ def check_checkpoint(checkpoint: Path) -> None:
     Raises:
         UserError: a file is missing or damaged, or an earlier version of Echo-LM wrote it.
     """
-    record = read_json(checkpoint / COMPLETE)
+    try:
+        record = read_json(checkpoint / COMPLETE)
+    except UserError as error:
+        raise _damaged(checkpoint, f"is damaged: {checkpoint / COMPLETE} is missing or damaged") from error
     if record.get("format") != FORMAT:
         raise UserError(
             f"{checkpoint} was written by an earlier version of Echo-LM (format {record.get('format', 1)}, this one reads "
@@ -53,9 +56,13 @@ def check_checkpoint(checkpoint: Path) -> None:
             fault = f"is damaged: {path} is missing or damaged (sha256 is not {expected[:12]}...)"
             if not (checkpoint / ENGINE).exists():
                 fault = "holds weights only (see run.keep_checkpoints)"
-            raise UserError(
-                f"{checkpoint} {fault}: no older checkpoint is whole either; restore it, or start a run under another name"
-            )
+            raise _damaged(checkpoint, fault)
+
+
+def _damaged(checkpoint: Path, fault: str) -> UserError:
+    return UserError(
+        f"{checkpoint} {fault}: no older checkpoint is whole either; restore it, or start a run under another name"
+    )
 
 
 def set_damaged_aside(run: RunFolder) -> list[Path]:
@@ -68,7 +75,7 @@ def set_damaged_aside(run: RunFolder) -> list[Path]:
         UserError: there are checkpoints, but none is whole; nothing is renamed.
     """
     damaged, first_problem = [], None
-    for checkpoint, _ in reversed(list(complete_checkpoints(run.path))):
+    for checkpoint in reversed(checkpoint_folders(run.path)):
         try:
             check_checkpoint(checkpoint)
             break

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...data_prep.preparing.tokenizer import FILE_NAME, copy_tokenizer
 from ...models import save_pretrained
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, sync_folder, write_aside, write_json, write_text
@@ -208,8 +209,7 @@ class CheckpointWriter:
             if rank == 0:
                 model = partial / MODEL
                 save_pretrained(self._engine.module, model, state_dict=weights)
-                tokenizer = self._run.data_folder() / "tokenizer.json"
-                shutil.copyfile(tokenizer, model / tokenizer.name)
+                copy_tokenizer(self._run.data_folder() / FILE_NAME, model)
                 write_json(partial / ENGINE / "state.json", state)
                 files += [*model.iterdir(), partial / ENGINE / "state.json"]
             for path in files:

@@ -28,7 +28,6 @@ events get both. Its kinds:
 - `evaluation_failed`: `step`, `suite`, `message`; given up
 """
 
-import errno
 import heapq
 import json
 import math
@@ -39,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.common.errors import UserError
+from ...models.common.files import FULL
 from ...models.common.renamed_keys import with_new_keys
 from ...models.common.run_layout import EVENTS, SUPERVISION
 
@@ -83,7 +83,7 @@ class EventLog:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
 
     def __enter__(self) -> "EventLog":

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...evals.layout import stored_config
 from ...models.common.cached_files import read_json_if_whole, subfolders
+from ...models.common.errors import UserError
 from ...models.common.files import write_json
 from ...models.common.run_layout import ENVIRONMENT, IDENTITY
 
@@ -35,7 +36,7 @@ def run_id(run_folder: Path, *, new: bool = False) -> str:
         identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{identity}/{place}").hex
     record = {"run_id": identity} | place | record
     if record != stored:
-        with contextlib.suppress(OSError):  # somebody else's folder, or a full disk
+        with contextlib.suppress(UserError, OSError):  # somebody else's folder, or a full disk
             write_json(folder / IDENTITY, record)
     return identity
 

@@ -1,5 +1,6 @@
 """Commands that are stopped by a signal while they train, for tests."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -25,8 +26,14 @@ def steps_of(run: Path) -> int:
     return max((event["step"] for event in read_events(run / "events.jsonl") if event["kind"] == "step"), default=0)
 
 
-def stop_at(process: subprocess.Popen, run: Path, step: int, number: int = signal.SIGTERM) -> tuple[float, str]:
-    """Send the signal when the run has recorded `step`; returns the seconds until the end, and the output."""
+def stop_at(
+    process: subprocess.Popen, run: Path, step: int, number: int = signal.SIGTERM, *, everyone: bool = False
+) -> tuple[float, str]:
+    """Send the signal when the run has recorded `step`; returns the seconds until the end, and the output.
+
+    Args:
+        everyone: send it to every process below the command too, the deepest first, as some batch systems do.
+    """
     deadline = time.monotonic() + 600
     while steps_of(run) < step:
         assert process.poll() is None, process.stdout.read()
@@ -34,6 +41,9 @@ def stop_at(process: subprocess.Popen, run: Path, step: int, number: int = signa
         time.sleep(0.1)
     descendants = psutil.Process(process.pid).children(recursive=True)
     stopped = time.monotonic()
+    for other in reversed(descendants) if everyone else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            other.send_signal(number)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     seconds = time.monotonic() - stopped

@@ -20,7 +20,11 @@ def test_round_trip(name, random_model, tmp_path):
     loaded = from_pretrained(tmp_path / "model")
     assert loaded.config == model.config == read_config(tmp_path / "model")
     assert torch.equal(loaded(TOKENS), model(TOKENS))
-    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "modeling_echo_lm.py",
+    ]
     trained = {key for key, weight in model.named_parameters() if weight.requires_grad}
     assert {key for key, weight in loaded.named_parameters() if weight.requires_grad} == trained
 
@@ -94,33 +98,6 @@ def test_a_refused_state_changes_nothing(random_model):
 def test_importing_models_loads_no_transformers():
     code = "import sys, echo_lm.models; sys.exit('transformers' in sys.modules or 'deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_transformers_takes_the_model(random_model, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    from echo_lm.models import generate
-    from echo_lm.models.huggingface import to_huggingface
-
-    model = random_model("echo-1m")
-    wrapped = to_huggingface(model)
-    want = model(TOKENS)
-    assert torch.equal(wrapped(TOKENS).logits, want)
-    labels = TOKENS.clone()
-    labels[:, :5] = -100
-    nats = -want[:, 4:-1].log_softmax(-1).gather(2, TOKENS[:, 5:, None]).mean()
-    torch.testing.assert_close(wrapped(TOKENS, labels=labels).loss, nats)
-
-    wrapped.save_pretrained(tmp_path / "hf")
-    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    assert torch.equal(opened(TOKENS).logits, want)
-    save_pretrained(model, tmp_path / "ours")
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "ours")(TOKENS).logits, want)
-
-    continued = opened.generate(TOKENS[:, :4], max_new_tokens=4, do_sample=False)
-    assert continued[:, 4:].tolist() == generate(model, TOKENS[:, :4].tolist(), max_new_tokens=4)
-    with pytest.raises(ValueError, match="right"):
-        wrapped(TOKENS[:, :3], attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
 
 
 def test_weights_of_mamba_ssm_pass_unchanged():

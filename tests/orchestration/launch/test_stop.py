@@ -1,6 +1,6 @@
 """SIGTERM to `train` and `run`: a checkpoint of the last step, nothing left behind, and the same command goes on.
 
-A batch system sends it half a minute before it kills everything.
+A batch system sends it half a minute before it kills everything; Slurm without `B:` and systemd to every process of the job.
 """
 
 import signal
@@ -16,19 +16,25 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.mark.parametrize(
-    ("command", "number"), [("train", signal.SIGTERM), ("train", signal.SIGUSR1), ("run", signal.SIGTERM)]
+    ("command", "number", "everyone"),
+    [
+        ("train", signal.SIGTERM, False),
+        ("train", signal.SIGUSR1, True),
+        ("run", signal.SIGTERM, True),
+    ],
 )
-def test_a_stopped_run_keeps_its_last_step_and_goes_on(tmp_path, data_root, command, number):
+def test_a_stopped_run_keeps_its_last_step_and_goes_on(tmp_path, data_root, command, number, everyone):
     run = tmp_path / "runs" / "smoke"
     options = [] if command == "train" else ["--tracking-uri", f"sqlite:///{tmp_path / 'm.db'}"]
     line = [command, "smoke", *LONG, "--runs", tmp_path / "runs", "--data", data_root, *options]
     process = start(*line)
-    seconds, output = stop_at(process, run, 5, number)
+    seconds, output = stop_at(process, run, 5, number, everyone=everyone)
     assert process.returncode == 0, output
     assert "the same command goes on" in output.replace("\n", " ")
     print(f"{command}: {seconds:.1f} s from the signal to the end")
     assert seconds < GRACE_SECONDS
-    stopped = check_stopped(run, "SIGTERM" if command == "train" else signal.Signals(number).name)
+    # The command of `train` passes any of them on as SIGTERM.
+    stopped = check_stopped(run, signal.Signals(number).name if command == "run" or everyone else "SIGTERM")
     again = start(*line, f"run.stop_step={stopped + 2}")
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output

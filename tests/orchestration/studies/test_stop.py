@@ -1,4 +1,4 @@
-"""SIGTERM to `study run`: running cells save a checkpoint and have no result yet."""
+"""SIGTERM to every process of `study run`: running cells save a checkpoint and have no result yet."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_a_stopped_study_keeps_the_steps_of_its_cells(tmp_path, data_root, study
     (tmp_path / "data" / "python-stdlib-sample").symlink_to(data_root / "python-stdlib-sample")
     process = start("study", "run", file, "--studies", tmp_path / "studies", "--data", tmp_path / "data")
     run = tmp_path / "studies" / "toy" / "runs" / "transformer-xs-2.048M-s0"
-    seconds, output = stop_at(process, run, 5)
+    seconds, output = stop_at(process, run, 5, everyone=True)
     assert process.returncode == 0, output
     assert "1 of 1 cells are left" in output
     print(f"study run: {seconds:.1f} s from the signal to the end")

@@ -1,5 +1,6 @@
 """The id of a run stays with its folder when that is moved or renamed; a copy gets another one."""
 
+import errno
 import shutil
 
 import pytest
@@ -85,10 +86,10 @@ def test_in_a_folder_that_cannot_be_written_the_id_of_a_copy_is_the_same_each_ti
     first = run_id(run, new=True)
     copy = shutil.copytree(run, run.parent / "copy")
 
-    def full(*arguments):
-        raise OSError("No space left on device")
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("echo_lm.pipeline.run.identity.write_json", full)
+    monkeypatch.setattr("echo_lm.models.common.files.os.fsync", full)
     assert run_id(copy) == run_id(copy) != first
 
 

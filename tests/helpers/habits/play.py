@@ -1,0 +1,102 @@
+"""One random sequence: `python -m tests.helpers.habits.play --seed 7 --command train` plays it and prints what happened."""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from echo_lm.pipeline.config import load_config
+from echo_lm.pipeline.launch import launch
+from echo_lm.pipeline.run.folder import RunFolder
+
+from .actions import ACTIONS, ended_well
+from .checks import References, check, check_complete, check_record, reference_losses
+from .world import RECIPE, TOPOLOGIES, World, disk
+
+LENGTH = 8
+
+
+def play(place: Path, seed: int, command: str, data: Path, references: References, length: int = LENGTH) -> list[str]:
+    """Play a sequence in the empty folder `place`; returns the protocol, a line for each action.
+
+    Raises:
+        AssertionError: something did not hold; with the protocol up to there.
+    """
+    protocol: list[str] = []
+    with disk(place):
+        world = World(place, seed, command, data)
+        try:
+            for _ in range(length):
+                world.current = world.rng.choice(world.runs)
+                possible = [action for action in ACTIONS if action.possible(world, world.current)]
+                (action,) = world.rng.choices(possible, [action.weight for action in possible])
+                began, name = time.monotonic(), world.current.path.name
+                protocol.append(f"{action.do.__name__} {name} ...")
+                note = action.do(world, world.current)
+                protocol[-1] = f"{action.do.__name__} {name} ({note}) {time.monotonic() - began:.1f} s"
+                check(world, references)
+            protocol.append("to the end ...")
+            _to_the_end(world, references)
+            protocol.pop()
+        except Exception as error:
+            story = "\n".join(protocol)
+            raise AssertionError(f"seed {seed}, {command}:\n{story}\n{error}") from error
+        finally:
+            world.close()
+    return protocol
+
+
+def _to_the_end(world: World, references: References) -> None:
+    """Free the disk and let every run come to its end."""
+    if world.full:
+        world.ballast.unlink()
+    for run in world.runs:
+        ended_well(world.finish(world.start(run)), 0)
+        check(world, references)
+        check_complete(world, run)
+        if world.command == "train":
+            ended_well(world.launch(["track", str(run.path), "--tracking-uri", world.record]).end(120), 0)
+        check_record(world, run)
+
+
+def undisturbed(place: Path, data: Path, topologies: list[tuple[int, int]]) -> References:
+    """Train the recipe once with each (workers, ZeRO stage)."""
+    references = {}
+    for workers, stage in topologies:
+        config = load_config("smoke", [*RECIPE, f"run.workers={workers}", f"run.zero_stage={stage}"])
+        run = RunFolder(place / f"{workers}-{stage}")
+        run.prepare(config, data / config.data.name)
+        launch(run, config)
+        references[workers, stage] = reference_losses(run.path)
+    return references
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--command", choices=["train", "run"], default="train")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with the dataset of recipe smoke")
+    parser.add_argument("--references", type=Path, required=True, help="JSON of losses; made if it is missing")
+    parser.add_argument("--length", type=int, default=LENGTH)
+    options = parser.parse_args()
+    place = Path(tempfile.mkdtemp(prefix=f"habits-{options.command}-{options.seed}-"))
+    if not options.references.is_file():
+        losses = undisturbed(place / "undisturbed", options.data, list(TOPOLOGIES))
+        options.references.write_text(json.dumps([[key, values] for key, values in losses.items()]))
+    references = {tuple(key): values for key, values in json.loads(options.references.read_text())}
+    try:
+        print("\n".join(play(place, options.seed, options.command, options.data, references, options.length)))
+    except AssertionError:
+        traceback.print_exc(limit=0)
+        print(f"left in {place}")
+        return 1
+    shutil.rmtree(place)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
