@@ -5,7 +5,8 @@ from pathlib import Path
 from ...models.common.errors import UserError
 from ...models.common.files import write_json
 from ..progress.bars import console
-from .analysis.fit import StudyFit, fit_study
+from .analysis.fit import fit_study
+from .analysis.records import StudyFit
 from .analysis.report import write_report
 from .export import export_study
 from .folder import StudyFolder, failed_cells

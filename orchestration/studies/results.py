@@ -159,6 +159,10 @@ def collect(
         raise UserError(
             f"cell {cell.name}: evaluation.loss={loss_metric!r} is not measured by the suites: they give {measured} ..."
         )
+    if not math.isfinite(metrics[loss_metric]):
+        raise UserError(
+            f"cell {cell.name}: {loss_metric} is {metrics[loss_metric]}: it diverged; a lower learning rate may help"
+        )
     config = preset(cell.preset, vocab_size=plan.vocab_size, **cell.model)
     speeds = [event["tokens_per_second"] for event in run.steps]
     return CellResult(

@@ -11,7 +11,7 @@ from ...pipeline.run.reader import RunReader
 from ..jobs.leases import looks_held
 from ..monitor.summary import read_run
 from ..progress.bars import console
-from .analysis.fit import Interval, StudyFit
+from .analysis.records import Interval, StudyFit
 from .cell import lease_path
 from .folder import StudyFolder, failed_cells
 from .learning_rate import given_rule

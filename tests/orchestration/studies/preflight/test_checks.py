@@ -130,8 +130,8 @@ def test_cells_of_one_name_are_refused(study, changes, message):
 def test_errors_name_family_and_size(study):
     with pytest.raises(UserError, match="family echo at size odd"):
         make_plan(study(sizes={"odd": {"preset": "1m", "model": {"d_model": -3}}}))
+    sizes = {"odd": {"preset": "1m", "model": {"d_model": 64, "ska": {"rank": 16}}, "feedforward_width": 64}}
     with pytest.raises(UserError, match="family transformer at size odd"):
-        sizes = {"odd": {"preset": "1m", "model": {"d_model": 64, "ska": {"rank": 16}}, "feedforward_width": 64}}
         make_plan(study(sizes=sizes))
 
 
