@@ -191,6 +191,8 @@ class LimitConfig(Config):
 class FitConfig(Config):
     """Options of the fits."""
 
+    added = ("expected_noise",)
+
     hold_out: tuple[str, ...] | None = None
     """Sizes excluded from the fits and predicted by them; null takes the last size."""
     huber_delta: Positive = 1e-2
@@ -198,6 +200,8 @@ class FitConfig(Config):
     counts as an outlier. Chinchilla took 1e-3, which is nearly the sum of absolute residuals."""
     bootstrap: int = Field(default=1000, ge=100)
     """Resamples behind the intervals."""
+    expected_noise: Positive = 5e-3
+    """Noise of one run around the law, relative, for which `study plan` says how wide the intervals will be."""
     state_context: int = Field(default=2048, gt=0)
     """Tokens of context at which a model's state is counted, for the tables."""
 

@@ -19,6 +19,12 @@ class Interval(Record):
     high: float
     at_bound: tuple[Literal["value", "low", "high"], ...] = ()
 
+    def __str__(self) -> str:
+        """`0.348 (0.331 to 0.362)`; what is a bound of the fit has a star."""
+        keys: tuple[Literal["value", "low", "high"], ...] = ("value", "low", "high")
+        value, low, high = (f"{getattr(self, key):.3g}" + ("*" if key in self.at_bound else "") for key in keys)
+        return f"{value} ({low} to {high})"
+
 
 class Residual(Record):
     """log(measured loss / fitted loss) of a cell in the fit; of several seeds the mean, under the first one's name."""

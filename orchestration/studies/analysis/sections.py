@@ -8,7 +8,7 @@ from ..learning_rate import LearningRateRule
 from ..plan import Plan
 from ..results import CellResult
 from .captions import CAPTIONS
-from .records import Interval, StudyFit
+from .records import StudyFit
 
 
 def missing(plan: Plan, fit: StudyFit, failed: dict[str, str]) -> str:
@@ -28,7 +28,7 @@ def laws(fit: StudyFit) -> str:
             rows.append((law.family, law.cells, law.note, *[""] * 6))
         else:
             values = (law.E, law.alpha, law.beta, law.A, law.B, law.size_exponent)
-            rows.append((law.family, law.cells, *map(_text, values), f"{law.scale:.2%}"))
+            rows.append((law.family, law.cells, *map(str, values), f"{law.scale:.2%}"))
     table = _table(("family", "runs", "E", "alpha", "beta", "A", "B", "N_opt ~ C^", "noise"), rows)
     remarks = [f"- {name} has no positive finite loss: it diverged, and enters nothing" for name in fit.unusable]
     for law in fit.laws:
@@ -80,7 +80,7 @@ def optima(fit: StudyFit) -> str:
     """Best size and tokens at several costs, by the laws."""
     if not fit.optima:
         return ""
-    rows = [(o.family, f"{o.flops:.2e}", _text(o.parameters), _text(o.tokens)) for o in fit.optima]
+    rows = [(o.family, f"{o.flops:.2e}", str(o.parameters), str(o.tokens)) for o in fit.optima]
     table = _table(("family", "FLOPs", "N_opt", "D_opt"), rows)
     return (
         f"## Best size and tokens by the laws\n\n{table}\n\nEach size with its own FLOPs a token; among the "
@@ -101,7 +101,7 @@ def other_laws(fit: StudyFit) -> str:
         lines.append(f"- {family}, error on sizes and budgets that were left out one by one: {', '.join(errors)}")
     if fit.joint is not None and fit.joint.alpha is not None and fit.joint.beta is not None:
         lines.append(
-            f"- all families with exponents in common: alpha {_text(fit.joint.alpha)}, beta {_text(fit.joint.beta)}, noise "
+            f"- all families with exponents in common: alpha {fit.joint.alpha}, beta {fit.joint.beta}, noise "
             f"{fit.joint.scale:.2%}"
         )
     for law in fit.repeated:
@@ -110,8 +110,8 @@ def other_laws(fit: StudyFit) -> str:
         else:
             lines.append(
                 f"- {law.family}, up to {law.epochs:.1f} epochs: the law for repeated data (Muennighoff et al. 2023) "
-                f"has R = {_text(law.R)} "
-                f"repetitions and beta {_text(law.beta)}; the law above counts repeated tokens as new ones"
+                f"has R = {law.R} "
+                f"repetitions and beta {law.beta}; the law above counts repeated tokens as new ones"
             )
     if not lines:
         return ""
@@ -157,7 +157,7 @@ def recall(fit: StudyFit, drawn: dict[str, Path]) -> str:
             law.task,
             law.family,
             f"{law.cells} ({law.models} models)",
-            *(_text(law.exponents[name]) if name in law.exponents else "-" for name in names),
+            *(str(law.exponents[name]) if name in law.exponents else "-" for name in names),
             f"{law.rmse:.1%}" if law.rmse is not None else law.note,
         )
         for law in fit.recall
@@ -262,15 +262,6 @@ def figures(drawn: dict[str, Path], *names: str) -> str:
     """Those of the named figures that were drawn."""
     available = [name for name in names if name in drawn]
     return "\n\n".join(f"![{CAPTIONS[name]}](figures/{name}.png)\n*{CAPTIONS[name]}*" for name in available)
-
-
-def _text(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    value, low, high = (
-        f"{getattr(interval, key):.3g}" + ("*" if key in interval.at_bound else "") for key in ("value", "low", "high")
-    )
-    return f"{value} ({low} to {high})"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

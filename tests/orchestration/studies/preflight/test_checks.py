@@ -14,6 +14,7 @@ from echo_lm.orchestration.studies.learning_rate import given_rule
 from echo_lm.orchestration.studies.plan import cell_config
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.preflight.checks import check_loss, check_stored
+from echo_lm.orchestration.studies.reporting import take_fit_options
 from echo_lm.orchestration.studies.results import write_result
 
 SUITE = "name: text\nlanguage: {tokens: %d, sequence_length: 256}\n"
@@ -143,3 +144,14 @@ def test_a_study_is_run_by_its_folder_too(stored):
         load_study(folder.path)
     result = CliRunner().invoke(app, ["study", "plan", str(folder.path / "runs")])
     assert "name a .yaml file, or the folder of a study that was run" in str(result.exception)
+
+
+def test_a_file_given_to_fit_says_what_is_held_out_now(stored, study_file, study):
+    folder, plan = stored({})
+    take_fit_options(folder, str(study_file(fit={"hold_out": ["1m"], "state_context": 4096})))
+    later = folder.load_plan()
+    assert {cell.size for cell in later.cells if cell.held_out} == {"1m"}
+    assert later.cells == make_plan(study(fit={"hold_out": ["1m"], "state_context": 4096})).cells
+    assert {cell.size for cell in plan.cells if cell.held_out} == {"50m"}
+    with pytest.raises(UserError, match="is study other, .* holds toy"):
+        take_fit_options(folder, str(study_file(name="other")))
