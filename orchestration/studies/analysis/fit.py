@@ -163,12 +163,14 @@ def _optima(family: str, fit: LawFit, cells: Sequence[CellResult]) -> list[Optim
         edges = {"value": sizes[i], "low": size[0], "high": size[1]}
         at_edge = tuple(key for key, n in edges.items() if n <= costs.n[0] * 1.01 or n >= costs.n[-1] / 1.01)
         low, high = fit.interval_of(all_tokens[:, i])
+        most = max(r.cell.tokens for r in cells)
+        beyond = tuple(key for key, d in (("value", tokens[i]), ("low", low), ("high", high)) if d > most)
         found.append(
             Optimum(
                 family=family,
                 flops=float(cost),
                 parameters=Interval(value=float(sizes[i]), low=size[0], high=size[1], at_bound=at_edge),
-                tokens=Interval(value=float(tokens[i]), low=low, high=high),
+                tokens=Interval(value=float(tokens[i]), low=low, high=high, at_bound=beyond),
             )
         )
     return found

@@ -85,7 +85,7 @@ def optima(fit: StudyFit) -> str:
     return (
         f"## Best size and tokens by the laws\n\n{table}\n\nEach size with its own FLOPs a token; among the "
         "sizes that were fitted; *: the "
-        "smallest or largest of them, so the best lies there or beyond."
+        "smallest or largest of them, so the best lies there or beyond, or more tokens than any of these cells had."
     )
 
 
