@@ -98,7 +98,8 @@ def other_laws(fit: StudyFit) -> str:
             for choice in fit.choice
             if choice.family == family
         ]
-        lines.append(f"- {family}, error on sizes and budgets that were left out one by one: {', '.join(errors)}")
+        what = "error on sizes (and budgets, where three others are left) that were left out one by one"
+        lines.append(f"- {family}, {what}: {', '.join(errors)}")
     if fit.joint is not None and fit.joint.alpha is not None and fit.joint.beta is not None:
         lines.append(
             f"- all families with exponents in common: alpha {fit.joint.alpha}, beta {fit.joint.beta}, noise "
