@@ -24,14 +24,19 @@ Uri = Annotated[str | None, typer.Option(help="MLflow tracking URI; mlflow.db be
 
 @study_app.command()
 def plan(study: Study, data: Data = Path("data")) -> None:
-    """Every cell with its FLOPs, tokens, epochs, predicted hours and cost. Runs nothing, refuses impossible cells."""
+    """Every cell with its FLOPs, tokens, epochs, predicted hours and cost, and what the cells can tell. Runs nothing.
+
+    Impossible cells are refused; a design that cannot identify the loss law is warned of, with cells worth adding.
+    """
     from ..studies.config import load_study
+    from ..studies.preflight.design import describe_designs
     from ..studies.run import plan_study
     from ..studies.tables import plan_summary, plan_table
 
     planned = plan_study(load_study(study), data)
     console.print(plan_table(planned))
     console.print(plan_summary(planned), markup=False)
+    console.print("\n".join(describe_designs(planned)), markup=False)
 
 
 @study_app.command()
@@ -65,6 +70,7 @@ def run(
     from ..studies.archive import unpack
     from ..studies.config import load_study
     from ..studies.folder import StudyFolder, describe_remaining
+    from ..studies.preflight.design import plan_warnings
     from ..studies.reporting import fit_and_report
     from ..studies.run import plan_study, run_study
     from ..studies.tables import plan_summary
@@ -77,7 +83,10 @@ def run(
         check_archive(archive)
     if source is not None:
         unpack(source, StudyFolder(studies / loaded.name))
-    console.print(plan_summary(plan_study(loaded, data)), markup=False)
+    planned = plan_study(loaded, data)
+    console.print(plan_summary(planned), markup=False)
+    for warning in plan_warnings(planned):
+        console.print(f"WARNING: {warning}", markup=False)
     ray |= address is not None
     folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=limit_seconds, archive=archive)
     if remaining := describe_remaining(folder, folder.load_plan()):
@@ -101,23 +110,31 @@ def status(
 
 @study_app.command()
 def fit(study: Study, studies: Studies = Path("studies")) -> None:
-    """Fit the finished cells: fit.json, and the laws as a table."""
+    """Fit the finished cells: fit.json, and the laws as a table. Given a .yaml file, its `fit` and `evaluation.loss` count."""
     from ..studies.folder import find_study
-    from ..studies.reporting import write_fit
+    from ..studies.reporting import take_fit_options, write_fit
     from ..studies.tables import laws_table
 
     folder = find_study(study, studies)
+    if study.endswith((".yaml", ".yml")):
+        take_fit_options(folder, study)
     console.print(laws_table(write_fit(folder)))
     console.print(f"fit: {folder.fit_file}")
 
 
 @study_app.command()
 def report(study: Study, studies: Studies = Path("studies")) -> None:
-    """Fit, then write report.md, report.html and the figures; mirror them in MLflow where it is installed."""
-    from ..studies.folder import find_study
-    from ..studies.reporting import fit_and_report
+    """Fit, then write report.md, report.html and the figures; mirror them in MLflow where it is installed.
 
-    fit_and_report(find_study(study, studies))
+    Given a .yaml file, its `fit` and `evaluation.loss` count.
+    """
+    from ..studies.folder import find_study
+    from ..studies.reporting import fit_and_report, take_fit_options
+
+    folder = find_study(study, studies)
+    if study.endswith((".yaml", ".yml")):
+        take_fit_options(folder, study)
+    fit_and_report(folder)
 
 
 @study_app.command()

@@ -91,18 +91,22 @@ class CellJob(Job):
         device = "cuda" if config.run.device == "cuda" else "cpu"
         for name in config.evaluation.suites:
             suite = load_suite(name)
-            output = result_path(run.path, checkpoint.name, suite.name)
-            model = checkpoint / MODEL
-            run_suite(
-                model,
-                suite,
-                self.dataset,
-                output,
-                step=record["step"],
-                tokens=record["tokens"],
-                device=device,
-                recall_trained=trained_on_recall(run.path),
-            )
+            try:
+                run_suite(
+                    checkpoint / MODEL,
+                    suite,
+                    self.dataset,
+                    result_path(run.path, checkpoint.name, suite.name),
+                    step=record["step"],
+                    tokens=record["tokens"],
+                    device=device,
+                    recall_trained=trained_on_recall(run.path),
+                )
+            except UserError as error:
+                raise UserError(
+                    f"cell {self.cell.name} cannot be measured: {error}. A study keeps one checkpoint of a cell: if it is "
+                    f"damaged, remove {run.path} and run the study again, which trains this cell anew"
+                ) from error
         result = collect(self.plan, self.cell, run.path, config.identity(), config.train.learning_rate, started)
         write_result(result_file(self.folder), result)
 

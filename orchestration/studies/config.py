@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from ...data_prep.config import DatasetConfig, MixtureConfig
 from ...models.common.config import Config
 from ...models.common.errors import UserError
+from ...models.common.files import read_json
 from ...models.common.validation import describe_validation_error, first_line
 from ...models.presets import FAMILIES, SIZES
 
@@ -190,6 +191,8 @@ class LimitConfig(Config):
 class FitConfig(Config):
     """Options of the fits."""
 
+    added = ("expected_noise",)
+
     hold_out: tuple[str, ...] | None = None
     """Sizes excluded from the fits and predicted by them; null takes the last size."""
     huber_delta: Positive = 1e-2
@@ -197,6 +200,8 @@ class FitConfig(Config):
     counts as an outlier. Chinchilla took 1e-3, which is nearly the sum of absolute residuals."""
     bootstrap: int = Field(default=1000, ge=100)
     """Resamples behind the intervals."""
+    expected_noise: Positive = 5e-3
+    """Noise of one run around the law, relative, for which `study plan` says how wide the intervals will be."""
     state_context: int = Field(default=2048, gt=0)
     """Tokens of context at which a model's state is counted, for the tables."""
 
@@ -281,12 +286,14 @@ def study_names() -> list[str]:
 
 
 def load_study(study: str | Path) -> StudyConfig:
-    """Load a study by its name, or from a YAML file.
+    """Load a study by its name, from a YAML file, or as the plan in its folder states it.
 
     Raises:
-        UserError: no such study or file, not YAML, an unknown key, or a value of the wrong type.
+        UserError: no such study, file or folder, not YAML, an unknown key, or a value of the wrong type.
     """
     path = Path(study)
+    if (path / "plan.json").is_file():
+        return _stored_study(path / "plan.json")
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             text, origin = path.read_text(encoding="utf-8"), str(path)
@@ -298,7 +305,9 @@ def load_study(study: str | Path) -> StudyConfig:
     else:
         near = difflib.get_close_matches(str(study), study_names(), n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}?" if near else f"studies: {', '.join(study_names())}"
-        raise UserError(f"there is no study {str(study)!r}: {hint} (or name a .yaml file)")
+        raise UserError(
+            f"there is no study {str(study)!r}: {hint} (or name a .yaml file, or the folder of a study that was run)"
+        )
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -309,6 +318,13 @@ def load_study(study: str | Path) -> StudyConfig:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {describe_validation_error(error, StudyConfig)}") from error
+
+
+def _stored_study(plan_file: Path) -> StudyConfig:
+    try:
+        return StudyConfig.model_validate(read_json(plan_file)["study"])
+    except (ValidationError, KeyError, TypeError) as error:
+        raise UserError(f"{plan_file} does not fit this version: name the study's file instead") from error
 
 
 def _one_of(name: str, names: Any, kind: str) -> None:

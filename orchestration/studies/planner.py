@@ -12,7 +12,17 @@ from ...models.common.errors import UserError
 from ...models.presets import matching_width
 from .config import StudyConfig
 from .packing import makespan
-from .plan import PROCESS_GIB, Plan, StudyCell, budget_label, cells_of_kind, microbatch_sequences, to_pack, zero_stage
+from .plan import (
+    PROCESS_GIB,
+    Plan,
+    StudyCell,
+    budget_label,
+    budget_names,
+    cells_of_kind,
+    microbatch_sequences,
+    to_pack,
+    zero_stage,
+)
 
 
 def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
@@ -25,8 +35,14 @@ def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
         UserError: a cell is impossible on this hardware or data, or the whole takes longer than allowed.
     """
     vocab_size = dataset.tokenizer().get_vocab_size() if dataset else study.data.tokenizer.vocab_size
-    planner = _Planner(study, vocab_size, dataset)
-    cells = [cell for cell in planner.cells() if not any(fnmatch.fnmatch(cell.name, p) for p in study.exclude)]
+    _refuse_repetitions(study)
+    all_cells = _Planner(study, vocab_size, dataset).cells()
+    for pattern in study.exclude:
+        if not any(fnmatch.fnmatch(cell.name, pattern) for cell in all_cells):
+            raise UserError(
+                f"study {study.name}: exclude: {pattern!r} is the name of no cell; names are like {all_cells[0].name}"
+            )
+    cells = [cell for cell in all_cells if not any(fnmatch.fnmatch(cell.name, p) for p in study.exclude)]
     if not any(cell.kind == "main" for cell in cells):
         raise UserError(f"study {study.name}: exclude leaves no cell")
     _refuse_impossible(study, cells)
@@ -129,15 +145,21 @@ class _Planner:
             overrides["feedforward"] = {"width": size_config.feedforward_width}
         elif (size_config.model or size_config.feedforward_width) and family != first:
             target = count_parameters(self._model(first, size)[2]).non_embedding
-            width = matching_width(preset(name, vocab_size=self.vocab_size, **overrides), target)
+            width = matching_width(self._preset(family, size, name, overrides), target)
             if width < 8:
                 raise UserError(
                     f"{name} at size {size} has more parameters than {first} even without its feed-forward: "
                     f"raise sizes.{size}.feedforward_width"
                 )
             overrides["feedforward"] = {"width": width}
-        config = preset(name, vocab_size=self.vocab_size, **overrides)
+        config = self._preset(family, size, name, overrides)
         return self._models.setdefault((family, size), (name, overrides, config))
+
+    def _preset(self, family: str, size: str, name: str, overrides: dict[str, Any]) -> ModelConfig:
+        try:
+            return preset(name, vocab_size=self.vocab_size, **overrides)
+        except UserError as error:
+            raise UserError(f"study {self.study.name}: family {family} at size {size}: {error}") from error
 
     def _batch_tokens(self, tokens: float) -> int:
         rule, length = self.study.batch, self.study.train.sequence_length
@@ -171,6 +193,25 @@ class _Planner:
             )
             self._epochs[batch_tokens] = max((use.epochs or 0.0 for use in loader.describe(1)), default=0.0)
         return self._epochs[batch_tokens] * steps
+
+
+def _refuse_repetitions(study: StudyConfig) -> None:
+    """Raise a `UserError` if two cells would have one name: a list holds a value twice, or two values with one label."""
+    sweep = study.learning_rate.sweep
+    lists: dict[str, list[str]] = {
+        "families": list(study.families),
+        "seeds": [str(seed) for seed in study.seeds],
+        f"budgets.{study.budgets.kind}": budget_names(study),
+        "fit.hold_out": list(study.fit.hold_out or ()),
+        "learning_rate.sweep.sizes": list(sweep.sizes) if sweep else [],
+        "learning_rate.sweep.factors": [f"{factor:g}" for factor in sweep.factors] if sweep else [],
+    }
+    for key, labels in lists.items():
+        if repeated := next((label for label in labels if labels.count(label) > 1), None):
+            raise UserError(
+                f"study {study.name}: {key} gives {repeated} twice: cells of one name would be one cell; give values that "
+                "differ in their first three digits"
+            )
 
 
 def _refuse_impossible(study: StudyConfig, cells: list[StudyCell]) -> None:

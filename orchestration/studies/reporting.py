@@ -2,14 +2,50 @@
 
 from pathlib import Path
 
+from ...models import preset
+from ...models.accounting import state_bytes
 from ...models.common.errors import UserError
 from ...models.common.files import write_json
 from ..progress.bars import console
-from .analysis.fit import StudyFit, fit_study
+from .analysis.fit import fit_study
+from .analysis.records import StudyFit
 from .analysis.report import write_report
+from .config import load_study
 from .export import export_study
 from .folder import StudyFolder, failed_cells
 from .run import stored_rule
+
+
+def take_fit_options(folder: StudyFolder, file: str) -> None:
+    """Store in the folder's plan what a study's file now says of its fits: question, `fit` and `evaluation.loss`.
+
+    Nothing of it belongs to what a cell has done, so cells that have run stay as they are.
+
+    Raises:
+        UserError: the file is of another study.
+    """
+    study, plan = load_study(file), folder.load_plan()
+    if study.name != plan.study.name:
+        raise UserError(
+            f"{file} is study {study.name}, {folder.path} holds {plan.study.name}: name the file of that study"
+        )
+    evaluation = plan.study.evaluation.model_copy(update={"loss": study.evaluation.loss})
+    options = {"question": study.question, "fit": study.fit, "evaluation": evaluation}
+    now = plan.study.model_copy(update=options)
+    cells = tuple(
+        cell.model_copy(
+            update={
+                "held_out": cell.size in now.held_out_sizes,
+                "state_bytes": state_bytes(
+                    preset(cell.preset, vocab_size=plan.vocab_size, **cell.model), now.fit.state_context
+                ),
+            }
+        )
+        for cell in plan.cells
+    )
+    changed = plan.model_copy(update={"study": now, "cells": cells})
+    if changed != plan:
+        write_json(folder.plan_file, changed.model_dump(mode="json"))
 
 
 def write_fit(folder: StudyFolder) -> StudyFit:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from ...evals.config import load_suite
 from ...evals.layout import result_path
 from ...models import preset
 from ...models.accounting import state_bytes
@@ -40,7 +41,9 @@ class CellResult(Record):
 
     Attributes:
         identity: of its run's configuration.
-        loss: the metric that the study fits.
+        loss: the metric `evaluation.loss` of the study when the cell was measured.
+        suites: the suites that measured `metrics` and `recall`: name -> SHA-256 of what they measure (sample, context, tasks);
+            empty in records of earlier versions, which do not say it.
         learning_rate: its peak.
         seconds: of training and evaluation, over all attempts, and of the last one's start; `training_seconds` of its steps
             alone.
@@ -52,6 +55,7 @@ class CellResult(Record):
     identity: str
     loss: float
     metrics: dict[str, float]
+    suites: dict[str, str] = Field(default={})
     recall: tuple[RecallRow, ...]
     learning_rate: float
     seconds: float
@@ -141,15 +145,24 @@ def collect(
         if after["kind"] != "start"
     )
     seconds += max(0.0, run.starts[-1]["time"] - started)  # negative if this attempt only evaluated
-    for file in sorted(result_path(folder, checkpoint.name, "any").parent.glob("*.json")):
-        result = read_json(file)
+    suites: dict[str, str] = {}
+    # Not every file there: results of suites that the study no longer asks for measure something else under the same names.
+    for suite in plan.study.evaluation.suites:
+        result = read_json(result_path(folder, checkpoint.name, load_suite(suite).name))
+        suites[result["suite"]] = result["suite_sha256"]
         metrics |= result["metrics"]
         rows += result["rows"]
         seconds += result["ended"] - result["started"]
     loss_metric = plan.study.evaluation.loss
     if loss_metric not in metrics:
         measured = ", ".join(sorted(metrics)[:6])
-        raise UserError(f"evaluation.loss={loss_metric!r} is not measured by the suites: they give {measured} ...")
+        raise UserError(
+            f"cell {cell.name}: evaluation.loss={loss_metric!r} is not measured by the suites: they give {measured} ..."
+        )
+    if not math.isfinite(metrics[loss_metric]):
+        raise UserError(
+            f"cell {cell.name}: {loss_metric} is {metrics[loss_metric]}: it diverged; a lower learning rate may help"
+        )
     config = preset(cell.preset, vocab_size=plan.vocab_size, **cell.model)
     speeds = [event["tokens_per_second"] for event in run.steps]
     return CellResult(
@@ -157,6 +170,7 @@ def collect(
         identity=identity,
         loss=metrics[loss_metric],
         metrics=metrics,
+        suites=suites,
         recall=tuple(
             RecallRow(
                 **{key: row[key] for key in RecallRow.model_fields if key != "state_bytes"},

@@ -11,10 +11,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ...data_prep.loading.dataset import Dataset
-from ...evals.config import load_suite
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
-from ...models.common.validation import first_difference
 from ...pipeline.stop_signal import StopSignal
 from ..jobs.executors import Executor, ProcessExecutor
 from ..jobs.ray_executor import RayExecutor
@@ -30,6 +28,7 @@ from .learning_rate import LearningRateRule, fitted_rule, given_rule
 from .packing import longest_first
 from .plan import Plan, StudyCell, cell_config, to_pack
 from .planner import make_plan
+from .preflight.checks import check_loss, check_stored
 from .results import Pace
 
 
@@ -37,10 +36,9 @@ def plan_study(study: StudyConfig, data: Path) -> Plan:
     """Plan a study, with epochs if its data is prepared.
 
     Raises:
-        UserError: an impossible cell, or a suite that does not exist.
+        UserError: an impossible cell, a suite that does not exist, or a loss that no suite measures or that several do.
     """
-    for suite in study.evaluation.suites:
-        load_suite(suite)
+    check_loss(study)
     ready = dataset_is_complete(study.data, data)
     return make_plan(study, Dataset.open(data / study.data.name) if ready else None)
 
@@ -78,7 +76,8 @@ def run_study(
     with ray_cluster(address) if use_ray else nullcontext():
         dataset = prepare_dataset(study.data, data, map_units=ray_data_map if use_ray else None)
         plan = make_plan(study, Dataset.open(dataset, verify=True))
-        _store_plan(folder, plan)
+        check_stored(folder, plan)  # before the plan is written: a refused study leaves its folder as it was
+        write_json(folder.plan_file, plan.model_dump(mode="json"))
         hardware = study.hardware
         executor = RayExecutor() if use_ray else ProcessExecutor(hardware.devices, gpus=hardware.device == "cuda")
         with StopSignal() as stop, executor:
@@ -192,31 +191,3 @@ def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | 
 
         scheduler.run(show, lambda: stop.received)
         show()
-
-
-def _store_plan(folder: StudyFolder, plan: Plan) -> None:
-    """Write the plan; the cells of a stored plan must be unchanged and must all be in the new one.
-
-    Raises:
-        UserError: the study in the folder is another one.
-    """
-    if folder.plan_file.is_file():
-        old = {cell.name: cell for cell in folder.load_plan().cells}
-        new = {cell.name: cell for cell in plan.cells}
-        for name, cell in old.items():
-            if name not in new:
-                raise UserError(
-                    f"{folder.path} holds cell {name}, which the study no longer plans: put it back, or name the study anew"
-                )
-            # These may change, since they do not affect the result of a cell.
-            ignore = {"seconds", "per_device", "memory_gib", "held_out", "epochs", "state_bytes"}
-            difference = first_difference(
-                cell.model_dump(mode="json", exclude=ignore), new[name].model_dump(mode="json", exclude=ignore)
-            )
-            if difference:
-                field, before, after = difference
-                raise UserError(
-                    f"{folder.path} holds cell {name} with another {field} (stored {before!r}, asked {after!r}): "
-                    "name the study anew"
-                )
-    write_json(folder.plan_file, plan.model_dump(mode="json"))

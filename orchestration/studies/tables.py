@@ -11,7 +11,7 @@ from ...pipeline.run.reader import RunReader
 from ..jobs.leases import looks_held
 from ..monitor.summary import read_run
 from ..progress.bars import console
-from .analysis.fit import Interval, StudyFit
+from .analysis.records import StudyFit
 from .cell import lease_path
 from .folder import StudyFolder, failed_cells
 from .learning_rate import given_rule
@@ -104,13 +104,8 @@ def laws_table(fit: StudyFit) -> Table:
             table.add_row(law.family, str(law.cells), law.note, *[""] * 5)
         else:
             values = (law.E, law.A, law.B, law.alpha, law.beta)
-            table.add_row(law.family, str(law.cells), *map(interval_text, values), f"{law.scale:.2%}")
+            table.add_row(law.family, str(law.cells), *map(str, values), f"{law.scale:.2%}")
     return table
-
-
-def interval_text(interval: Interval) -> str:
-    """An interval as text: `0.348 (0.331 to 0.362)`."""
-    return f"{interval.value:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
 def _state(folder: StudyFolder, cell: StudyCell, results: dict[str, CellResult], failed: dict[str, str]) -> str:

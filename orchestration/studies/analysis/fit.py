@@ -1,147 +1,44 @@
-"""The fits of a study as one typed record, `fit.json`: a pure function of the plan and the finished cells."""
+"""The fits of a study: a pure function of the plan and the finished cells. `loss_fits.py` has the laws, this file the rest."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import Field
 
-from ....models.common.config import Record
+from ....models.common.errors import UserError
 from ..config import StudyConfig
 from ..plan import Plan, budget_names
 from ..results import CellResult
-from .isoflop import fit_parabola, minimum, resample_minimum
-from .loss_law import LEAST_SIZES, LossFit, fit_loss, fit_sizes, interval, predict, prediction_interval
-from .recall_law import fit_recall
+from ..statistics.isoflop import LEAST_SIZES, best_size_interval, fit_parabola
+from ..statistics.law_fit import LawFit, estimate
+from ..statistics.laws import SIZES
+from ..statistics.optimum import frontier, optimum
+from ..statistics.recall_law import fit_recall
+from .loss_fits import fit_family, fit_joint, fit_repeated, law_choices, seed_of
+from .measured import as_planned, cells_of, costs_of, is_usable, sizes_of
+from .records import Comparison, Interval, IsoFlop, Optimum, Prediction, RecallLaw, StudyFit
 
-PARAMETERS = ("A", "B", "E", "alpha", "beta")
-
-
-class Interval(Record):
-    """An estimate and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Residual(Record):
-    """log(measured loss / fitted loss) of a cell in the fit."""
-
-    cell: str
-    fitted: float
-    residual: float
-
-
-class LossLaw(Record):
-    """L(N, D) of one family; `scale` is the noise of a cell in log L, `note` the reason if there is no law."""
-
-    family: str
-    cells: int
-    E: Interval | None = None
-    A: Interval | None = None
-    B: Interval | None = None
-    alpha: Interval | None = None
-    beta: Interval | None = None
-    scale: float | None = None
-    residuals: tuple[Residual, ...] = ()
-    note: str = ""
-
-    def parameters(self) -> np.ndarray | None:
-        """log A, log B, log E, alpha, beta, or None."""
-        if self.E is None:
-            return None
-        return np.array(
-            [np.log(self.A.value), np.log(self.B.value), np.log(self.E.value), self.alpha.value, self.beta.value]
-        )
-
-
-class Prediction(Record):
-    """Predictions of a held-out cell's loss: by the law fitted without its size, by a law of its budget's cells alone, and
-    naively, by the loss of the next smaller size.
-
-    Attributes:
-        error, one_budget_error, naive_error: relative to the measured loss.
-        one_budget: predicted by E + A / N^alpha through the fitted cells of its family and budget; None with fewer than four sizes.
-        naive: loss of the same family, budget and seeds at the largest fitted size; None if that cell is missing.
-    """
-
-    cell: str
-    family: str
-    measured: float
-    predicted: Interval
-    error: float
-    one_budget: float | None
-    one_budget_error: float | None
-    naive: float | None
-    naive_error: float | None
-
-
-class IsoFlop(Record):
-    """The best size of a family at one training cost; `note` the reason if the parabola's minimum is not among the sizes."""
-
-    family: str
-    budget: str
-    flops: float
-    sizes: int
-    coefficients: tuple[float, float, float]
-    best_parameters: Interval | None
-    best_loss: float | None
-    note: str = ""
-
-
-class RecallLaw(Record):
-    """`recalled = 1 / (1 + c pairs^p length^q / state_bytes^s)` of one task at the largest budget; family "all" pools the arms.
-
-    `exponents` are those of the quantities that vary: state_bytes (s), pairs (p), length (q).
-    """
-
-    family: str
-    task: str
-    cells: int
-    exponents: dict[str, Interval] = Field(default={})
-    rmse: float | None = None
-    note: str = ""
-
-
-class Comparison(Record):
-    """Two families compared at the largest compute that both laws cover: ratio of their best losses there."""
-
-    first: str
-    second: str
-    flops: float
-    ratio: Interval
-
-
-class StudyFit(Record):
-    """All fits of a study, and the missing cells."""
-
-    version: int = 1
-    study: str
-    loss: str
-    huber_delta: float
-    bootstrap: int
-    cells: int
-    missing: tuple[str, ...]
-    held_out_sizes: tuple[str, ...]
-    laws: tuple[LossLaw, ...]
-    predictions: tuple[Prediction, ...]
-    comparisons: tuple[Comparison, ...]
-    isoflops: tuple[IsoFlop, ...]
-    recall: tuple[RecallLaw, ...]
+OPTIMA = 3  # training costs at which the best size is stated, from the middle of the study's to the largest
 
 
 def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
     """Fit all laws that the finished cells allow; the others carry a note with the reason.
 
     The result does not depend on the order of `results`.
+
+    Raises:
+        UserError: records that do not belong together (`as_planned`), or none of them is usable.
     """
     study = plan.study
-    by_name = {result.cell.name: result for result in results}
-    main = [by_name[cell.name] for cell in plan.of_kind("main") if cell.name in by_name]
+    finished = as_planned(plan, results)
+    done = {r.cell.name for r in finished}
+    usable = [r for r in finished if r.cell.kind == "main" and is_usable(r)]
+    unusable = tuple(r.cell.name for r in finished if not is_usable(r))
+    if unusable and not usable:
+        raise UserError(f"study {study.name}: no finished cell has a positive loss, first {unusable[0]}: all diverged")
+    fitted = {family: _fitted(usable, family) for family in study.families}
     laws, fits = [], {}
-    for family in study.families:
-        law, fit = _law(study, family, [r for r in main if r.cell.family == family and not r.cell.held_out])
+    for family, cells in fitted.items():
+        law, fit = fit_family(study, family, cells)
         laws.append(law)
         if fit:
             fits[family] = fit
@@ -150,66 +47,28 @@ def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
         loss=study.evaluation.loss,
         huber_delta=study.fit.huber_delta,
         bootstrap=study.fit.bootstrap,
-        cells=len(main),
-        missing=tuple(cell.name for cell in plan.cells if cell.name not in by_name),
+        cells=len(usable),
+        missing=tuple(cell.name for cell in plan.cells if cell.name not in done),
+        unusable=unusable,
         held_out_sizes=study.held_out_sizes,
         laws=tuple(laws),
-        predictions=tuple(_predictions(plan, main, fits)),
-        comparisons=tuple(_comparisons(study, main, fits)),
-        isoflops=tuple(_isoflops(study, main)) if study.budgets.kind == "flops" else (),
+        predictions=tuple(_predictions(plan, usable, fits)),
+        comparisons=tuple(_comparisons(study, usable, fits)),
+        isoflops=tuple(_isoflops(study, fitted)) if study.budgets.kind == "flops" else (),
+        optima=tuple(optimum_ for family in fits for optimum_ in _optima(family, fits[family], fitted[family])),
+        choice=tuple(choice for family in fits for choice in law_choices(study, family, fitted[family])),
+        joint=fit_joint(study, {family: fitted[family] for family in fits}) if len(fits) > 1 else None,
+        repeated=tuple(law for family in fits if (law := fit_repeated(study, family, fitted[family])) is not None),
         # Of the largest budget only: smaller ones are limited by training, not by the state.
-        recall=tuple(_recall_laws(study, [r for r in main if r.cell.budget == budget_names(study)[-1]])),
+        recall=tuple(_recall_laws(study, [r for r in usable if r.cell.budget == budget_names(study)[-1]])),
     )
 
 
-def frontier(parameters: np.ndarray, flops: np.ndarray, cells: Sequence[CellResult], n: np.ndarray) -> np.ndarray:
-    """Lowest loss at each training cost over the sizes `n`, `[..., len(flops)]`.
-
-    Tokens are limited to the largest budget of `cells`, so that the law is not extrapolated in D.
-    """
-    tokens = flops[:, None] / (flops_per_parameter(cells) * n[None, :])
-    tokens = np.minimum(tokens, max(r.cell.tokens for r in cells))
-    losses = predict(parameters, np.broadcast_to(n, tokens.shape).ravel(), tokens.ravel())
-    return losses.reshape(*losses.shape[:-1], *tokens.shape).min(axis=-1)
+def _fitted(main: Sequence[CellResult], family: str) -> list[CellResult]:
+    return [r for r in main if r.cell.family == family and not r.cell.held_out]
 
 
-def flops_per_parameter(results: Sequence[CellResult]) -> float:
-    """Mean FLOPs of a token for each non-embedding parameter; above 6 by the cost of logits and mixers."""
-    return float(np.mean([r.cell.flops / r.cell.tokens / r.cell.parameters for r in results]))
-
-
-def _law(study: StudyConfig, family: str, fitted_cells: Sequence[CellResult]) -> tuple[LossLaw, LossFit | None]:
-    n, d, loss = (
-        [r.cell.parameters for r in fitted_cells],
-        [r.cell.tokens for r in fitted_cells],
-        [r.loss for r in fitted_cells],
-    )
-    try:
-        fit = fit_loss(
-            # Budgets are compared by label: rounding to whole steps makes their tokens differ a little.
-            n,
-            d,
-            loss,
-            delta=study.fit.huber_delta,
-            bootstrap=study.fit.bootstrap,
-            seed=_seed(study, family),
-        )
-    except ValueError as error:
-        return LossLaw(family=family, cells=len(fitted_cells), note=str(error)), None
-    values = {}
-    for i, name in enumerate(PARAMETERS):
-        low, high = interval(fit, fit.resampled[:, i])
-        estimate = (fit.parameters[i], low, high)
-        value, low, high = estimate if name in ("alpha", "beta") else np.exp(estimate)
-        values[name] = Interval(value=value, low=low, high=high)
-    residuals = tuple(
-        Residual(cell=r.cell.name, fitted=float(np.exp(np.log(r.loss) - residual)), residual=float(residual))
-        for r, residual in zip(fitted_cells, fit.residuals, strict=True)
-    )
-    return LossLaw(family=family, cells=len(fitted_cells), scale=fit.scale, residuals=residuals, **values), fit
-
-
-def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit]) -> list[Prediction]:
+def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LawFit]) -> list[Prediction]:
     study = plan.study
     sizes = list(study.sizes)
     predictions = []
@@ -218,20 +77,11 @@ def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit
         fit = fits.get(cell.family)
         if not cell.held_out or fit is None:
             continue
-        value = float(predict(fit.parameters, cell.parameters, cell.tokens))
-        low, high = prediction_interval(fit, cell.parameters, cell.tokens, seed=_seed(study, cell.name))
+        at = {"n": np.array([float(cell.parameters)]), "d": np.array([float(cell.tokens)])}
+        value = float(fit.predict(at)[0])
+        low, high = fit.prediction_interval(at, seed=seed_of(study, cell.name))
         one_budget = _by_one_budget(study, [r for r in main if r.cell.budget == cell.budget], result)
-        smaller = [
-            other
-            for other in plan.of_kind("main")
-            if (other.family, other.budget) == (cell.family, cell.budget)
-            and not other.held_out
-            and other.parameters < cell.parameters
-        ]
-        nearest = max((other.parameters for other in smaller), default=None)
-        nearest_names = {other.name for other in smaller if other.parameters == nearest}
-        naive_losses = [r.loss for r in main if r.cell.name in nearest_names]
-        naive_loss = float(np.mean(naive_losses)) if naive_losses else None
+        naive_loss = _next_smaller(plan, main, result)
         predictions.append(
             Prediction(
                 cell=cell.name,
@@ -245,66 +95,121 @@ def _predictions(plan: Plan, main: Sequence[CellResult], fits: dict[str, LossFit
                 naive_error=None if naive_loss is None else naive_loss / result.loss - 1,
             )
         )
-    return sorted(predictions, key=lambda p: (p.family, sizes.index(_size_of(main, p.cell)), p.cell))
+    size = {r.cell.name: sizes.index(r.cell.size) for r in main}
+    return sorted(predictions, key=lambda p: (p.family, size[p.cell], p.cell))
+
+
+def _next_smaller(plan: Plan, main: Sequence[CellResult], held_out: CellResult) -> float | None:
+    """Mean loss of the largest fitted size below, at the same budget; None if that cell is not finished."""
+    cell = held_out.cell
+    smaller = [
+        other
+        for other in plan.of_kind("main")
+        if (other.family, other.budget) == (cell.family, cell.budget)
+        and not other.held_out
+        and other.parameters < cell.parameters
+    ]
+    nearest = max((other.parameters for other in smaller), default=None)
+    names = {other.name for other in smaller if other.parameters == nearest}
+    losses = [r.loss for r in main if r.cell.name in names]
+    return float(np.mean(losses)) if losses else None
 
 
 def _by_one_budget(study: StudyConfig, budget_cells: Sequence[CellResult], held_out: CellResult) -> float | None:
-    fitted_cells = [r for r in budget_cells if r.cell.family == held_out.cell.family and not r.cell.held_out]
-    n = [r.cell.parameters for r in fitted_cells]
-    if len(set(n)) < LEAST_SIZES:
+    """A held-out cell's loss by the cells of its budget: a power law of N, or a parabola where tokens fall as N grows."""
+    fitted_cells = _fitted(budget_cells, held_out.cell.family)
+    if len(sizes_of(fitted_cells)) < LEAST_SIZES:
         return None
-    parameters = fit_sizes(n, [r.loss for r in fitted_cells], delta=study.fit.huber_delta)
-    return float(predict(parameters, held_out.cell.parameters, held_out.cell.tokens))
+    if study.budgets.kind == "flops":
+        parabola = fit_parabola([r.cell.parameters for r in fitted_cells], [r.loss for r in fitted_cells])
+        return float(parabola.loss(held_out.cell.parameters))
+    best, _ = estimate(SIZES, cells_of(fitted_cells), delta=study.fit.huber_delta)
+    return float(SIZES.predict(best, {"n": np.array([float(held_out.cell.parameters)])})[0])
 
 
-def _comparisons(study: StudyConfig, main: Sequence[CellResult], fits: dict[str, LossFit]) -> list[Comparison]:
+def _comparisons(study: StudyConfig, main: Sequence[CellResult], fits: dict[str, LawFit]) -> list[Comparison]:
     """Compare every pair of families at the largest compute that cells of both reached, held-out cells included."""
     pairs = []
-    families = [family for family in study.families if family in fits]
-    by_family = {family: [r for r in main if r.cell.family == family] for family in families}
-    for i, first in enumerate(families):
+    by_family = {family: [r for r in main if r.cell.family == family] for family in fits}
+    for i, first in enumerate(families := list(fits)):
         for second in families[i + 1 :]:
             flops = min(max(r.cell.flops for r in by_family[family]) for family in (first, second))
             best = {}
             for family in (first, second):
-                n = np.array(sorted({r.cell.parameters for r in by_family[family]}), dtype=float)
-                stack = np.vstack([fits[family].parameters, fits[family].resampled])
-                best[family] = frontier(stack, np.array([flops]), by_family[family], n)[:, 0]
+                cells, fit = by_family[family], fits[family]
+                stack = np.vstack([fit.fitted, fit.resampled])
+                most = max(r.cell.tokens for r in cells)
+                best[family] = frontier(
+                    fit.law, stack, np.array([flops]), costs_of(cells), sizes_of(cells), most_tokens=most
+                )[:, 0]
             ratio = best[first] / best[second]
             fit = min((fits[first], fits[second]), key=lambda fit: fit.degrees_of_freedom)
-            low, high = interval(fit, ratio[1:])
+            low, high = fit.interval_of(ratio[1:])
             pairs.append(
                 Comparison(first=first, second=second, flops=flops, ratio=Interval(value=ratio[0], low=low, high=high))
             )
     return pairs
 
 
-def _isoflops(study: StudyConfig, main: Sequence[CellResult]) -> list[IsoFlop]:
+def _optima(family: str, fit: LawFit, cells: Sequence[CellResult]) -> list[Optimum]:
+    costs = costs_of(cells)
+    spent = [r.cell.flops for r in cells]
+    flops = np.geomspace(np.sqrt(min(spent) * max(spent)), max(spent), OPTIMA)
+    sizes, tokens = optimum(fit.law, fit.fitted, flops, costs)
+    all_sizes, all_tokens = optimum(fit.law, fit.resampled, flops, costs)
+    found = []
+    for i, cost in enumerate(flops):
+        size = fit.interval_of(all_sizes[:, i])
+        edges = {"value": sizes[i], "low": size[0], "high": size[1]}
+        at_edge = tuple(key for key, n in edges.items() if n <= costs.n[0] * 1.01 or n >= costs.n[-1] / 1.01)
+        low, high = fit.interval_of(all_tokens[:, i])
+        most = max(r.cell.tokens for r in cells)
+        beyond = tuple(key for key, d in (("value", tokens[i]), ("low", low), ("high", high)) if d > most)
+        found.append(
+            Optimum(
+                family=family,
+                flops=float(cost),
+                parameters=Interval(value=float(sizes[i]), low=size[0], high=size[1], at_bound=at_edge),
+                tokens=Interval(value=float(tokens[i]), low=low, high=high, at_bound=beyond),
+            )
+        )
+    return found
+
+
+def _isoflops(study: StudyConfig, fitted: dict[str, list[CellResult]]) -> list[IsoFlop]:
+    """The parabola of each family and budget through the cells that are not held out."""
     isoflops = []
-    for family in study.families:
-        for budget in dict.fromkeys(r.cell.budget for r in main):
-            cells = [r for r in main if (r.cell.family, r.cell.budget) == (family, budget)]
-            n = np.array([r.cell.parameters for r in cells], dtype=float)
-            if len(np.unique(n)) < 3:
-                continue
-            loss = np.array([r.loss for r in cells])
-            coefficients = fit_parabola(n, loss)
-            best, low_loss = minimum(coefficients)
-            inside = bool(n.min() < best < n.max())
-            freedom = max(len(cells) - 3, 1)
-            scale = float(np.sqrt(((np.log(loss) - np.vander(np.log(n), 3) @ coefficients) ** 2).sum() / freedom))
-            sizes = resample_minimum(n, loss, scale, bootstrap=study.fit.bootstrap, seed=_seed(study, family, budget))
-            sizes = sizes[np.isfinite(sizes)]
+    for family, main in fitted.items():
+        cells = {budget: [r for r in main if r.cell.budget == budget] for budget in budget_names(study)}
+        parabolas = {
+            budget: fit_parabola([r.cell.parameters for r in some], [r.loss for r in some])
+            for budget, some in cells.items()
+            if len(sizes_of(some)) >= 3
+        }
+        for budget, parabola in parabolas.items():
+            sizes = sizes_of(cells[budget])
+            best = parabola.best_size
+            inside = bool(sizes.min() < best < sizes.max())
+            others = [other for name, other in parabolas.items() if name != budget]
+            interval = best_size_interval(parabola, others) if inside else None
+            if not inside:
+                note = "the lowest loss lies at an edge of the sizes"
+            elif interval is None:
+                note = "no interval: the sizes do not tell the bend from the noise; four sizes at several costs do"
+            else:
+                note = ""
             isoflops.append(
                 IsoFlop(
                     family=family,
                     budget=budget,
-                    flops=float(np.mean([r.cell.flops for r in cells])),
-                    sizes=len(np.unique(n)),
-                    coefficients=tuple(map(float, coefficients)),
-                    best_parameters=_percentiles(float(best), sizes) if inside else None,
-                    best_loss=float(low_loss) if inside else None,
-                    note="" if inside else "the lowest loss lies at an edge of the sizes",
+                    flops=float(np.mean([r.cell.flops for r in cells[budget]])),
+                    sizes=len(sizes),
+                    centre=float(np.exp(parabola.centre)),
+                    coefficients=tuple(map(float, parabola.coefficients)),
+                    best_parameters=best if inside else None,
+                    interval=interval,
+                    best_loss=float(parabola.loss(best)) if inside else None,
+                    note=note,
                 )
             )
     return isoflops
@@ -315,32 +220,20 @@ def _recall_laws(study: StudyConfig, main: Sequence[CellResult]) -> list[RecallL
     tasks = dict.fromkeys(row.task for r in main for row in r.recall)
     for task in tasks:
         for family in (*study.families, "all"):
-            rows = [row for r in main if family in (r.cell.family, "all") for row in r.recall if row.task == task]
+            pairs = [(row, r.cell.name) for r in main if family in (r.cell.family, "all") for row in r.recall]
+            rows = [row for row, _ in pairs if row.task == task]
+            models = [model for row, model in pairs if row.task == task]
+            law = RecallLaw(family=family, task=task, cells=len(rows), models=len(set(models)))
             try:
-                fit = fit_recall(rows, bootstrap=study.fit.bootstrap, seed=_seed(study, family, task))
+                fit = fit_recall(rows, models)
             except ValueError as error:
-                laws.append(RecallLaw(family=family, task=task, cells=len(rows), note=str(error)))
+                laws.append(law.model_copy(update={"note": str(error)}))
                 continue
-            exponents = {
-                name: _percentiles(float(fit.parameters[i]), fit.resampled[:, i])
-                for i, name in enumerate(fit.names)
-                if name != "log_c"
-            }
+            exponents = {}
+            for name in fit.names[1:]:
+                low, high = fit.interval(name)
+                exponents[name] = Interval(value=float(fit.parameters[fit.names.index(name)]), low=low, high=high)
             measured = np.array([row.correct / row.queries for row in rows])
             rmse = float(np.sqrt(((fit.predicted - measured) ** 2).mean()))
-            laws.append(RecallLaw(family=family, task=task, cells=len(rows), exponents=exponents, rmse=rmse))
+            laws.append(law.model_copy(update={"exponents": exponents, "rmse": rmse}))
     return laws
-
-
-def _percentiles(value: float, values: np.ndarray) -> Interval:
-    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (value, value)
-    return Interval(value=value, low=float(low), high=float(high))
-
-
-def _size_of(main: Sequence[CellResult], name: str) -> str:
-    return next(r.cell.size for r in main if r.cell.name == name)
-
-
-def _seed(study: StudyConfig, *names: str) -> int:
-    """A seed from the study's name, so that a study has the same intervals on every machine."""
-    return int.from_bytes(hashlib.sha256("/".join((study.name, *names)).encode()).digest()[:4], "big")

@@ -11,15 +11,17 @@ from matplotlib.ticker import MaxNLocator
 from ....evals.figures.style import BASELINE, PALETTE, figure, human_bytes
 from ..plan import Plan, budget_names
 from ..results import CellResult
-from .fit import StudyFit, flops_per_parameter, frontier
-from .loss_law import predict
+from ..statistics.laws import CHINCHILLA
+from ..statistics.optimum import frontier
+from .measured import costs_of, is_usable
+from .records import StudyFit
 
 MARKERS = "osD^vP*X"
 
 
 def draw_all(folder: Path, plan: Plan, results: Sequence[CellResult], fit: StudyFit) -> dict[str, Path]:
     """Draw every figure that the study has data for; returns their paths by name."""
-    main = [result for result in results if result.cell.kind == "main"]
+    main = [result for result in results if result.cell.kind == "main" and is_usable(result)]
     laws = any(law.E for law in fit.laws)
     has_recall = any(result.recall for result in main)
     figures: dict[str, tuple[bool, Callable[..., None]]] = {
@@ -52,11 +54,13 @@ def _loss_against_compute(path: Path, plan: Plan, main: Sequence[CellResult], fi
                 axes.scatter(
                     [r.cell.flops for r in group], [r.loss for r in group], 22, facecolor=face, edgecolor=color
                 )
-            parameters = next(law for law in fit.laws if law.family == family).parameters()
-            if parameters is not None and cells:
+            fitted = _fitted_numbers(fit, family)
+            if fitted is not None and cells:
                 flops = np.geomspace(min(r.cell.flops for r in cells), max(r.cell.flops for r in cells), 60)
                 n = np.geomspace(min(r.cell.parameters for r in cells), max(r.cell.parameters for r in cells), 80)
-                axes.plot(flops, frontier(parameters, flops, cells, n), color=color)
+                most = max(r.cell.tokens for r in cells)
+                lowest = frontier(CHINCHILLA, fitted, flops, costs_of(cells), n, most_tokens=most)
+                axes.plot(flops, lowest, color=color)
         axes.set_xscale("log")
         axes.set_yscale("log")
         _plain_loss_axis(axes)
@@ -95,18 +99,22 @@ def _isoflop(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) 
     with figure(path, title, "parameters without embeddings", _loss_name(fit)) as axes:
         for color, family in _families(plan):
             cells = [r for r in main if r.cell.family == family]
+            if not cells:
+                continue
             n = np.geomspace(min(r.cell.parameters for r in cells), max(r.cell.parameters for r in cells), 80)
             for iso in (iso for iso in fit.isoflops if iso.family == family):
                 some = [r for r in cells if r.cell.budget == iso.budget]
                 axes.scatter([r.cell.parameters for r in some], [r.loss for r in some], 18, color=color)
-                axes.plot(n, np.exp(np.polyval(iso.coefficients, np.log(n))), color=color, linewidth=1.2)
+                bowl = np.exp(np.polynomial.polynomial.polyval(np.log(n / iso.centre), iso.coefficients))
+                axes.plot(n, bowl, color=color, linewidth=1.2)
                 if iso.best_parameters:
-                    axes.plot(iso.best_parameters.value, iso.best_loss, marker="*", color=color, markersize=11)
-            parameters = next(law for law in fit.laws if law.family == family).parameters()
-            if not measured and parameters is not None:
+                    axes.plot(iso.best_parameters, iso.best_loss, marker="*", color=color, markersize=11)
+            fitted = _fitted_numbers(fit, family)
+            if not measured and fitted is not None and cells:
                 low, high = (f(r.cell.flops for r in cells) for f in (min, max))
                 for flops in np.geomspace(low * 3, high, 4):
-                    axes.plot(n, predict(parameters, n, flops / (flops_per_parameter(cells) * n)), color=color)
+                    tokens = flops / costs_of(cells).at(n)
+                    axes.plot(n, CHINCHILLA.predict(fitted, {"n": n, "d": tokens}), color=color)
         axes.set_xscale("log")
         axes.set_yscale("log")
         _plain_loss_axis(axes)
@@ -236,6 +244,13 @@ def _families(plan: Plan) -> list[tuple[object, str]]:
 
 def _family_handles(plan: Plan) -> list[Line2D]:
     return [Line2D([], [], color=color, marker="o", label=family) for color, family in _families(plan)]
+
+
+def _fitted_numbers(fit: StudyFit, family: str) -> np.ndarray | None:
+    """The fitted numbers of a family's law, or None."""
+    law = next(law for law in fit.laws if law.family == family)
+    values = {name: getattr(law, name) for name in CHINCHILLA.names}
+    return None if law.E is None else CHINCHILLA.fitted({name: value.value for name, value in values.items()})
 
 
 def _loss_name(fit: StudyFit) -> str:

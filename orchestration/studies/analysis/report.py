@@ -2,9 +2,8 @@
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markdown_it import MarkdownIt
@@ -14,9 +13,10 @@ from ..config import StudyConfig
 from ..learning_rate import LearningRateRule
 from ..plan import Plan, budget_names
 from ..results import CellResult
-from .captions import CAPTIONS
-from .fit import Comparison, Interval, StudyFit
+from . import sections
+from .measured import as_planned
 from .plots import draw_all
+from .records import Comparison, StudyFit
 
 STYLE = "body{font:16px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}"
 STYLE += "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #ddd;padding:.2em .6em}"
@@ -36,23 +36,26 @@ def write_report(
         rule: of the learning rate; None before a sweep is over.
         failed: last error of the cells that failed for good.
     """
+    results = as_planned(plan, results)
     drawn = draw_all(folder / "figures", plan, results, fit)
-    sections = [
+    parts = [
         f"# Study {plan.study.name}\n\n{plan.study.question}",
         "\n".join(answer(plan.study, results, fit)),
-        _missing(plan, fit, failed),
-        _figures(drawn, "loss_against_compute", "arms"),
-        _laws(fit),
-        _figures(drawn, "residuals", "isoflop"),
-        _isoflops(fit),
-        _extrapolation(fit, drawn),
-        _recall(fit, drawn),
-        _cells(plan, results),
-        _figures(drawn, "throughput"),
-        _rules(plan, rule),
-        _provenance(plan, results),
+        sections.missing(plan, fit, failed),
+        sections.figures(drawn, "loss_against_compute", "arms"),
+        sections.laws(fit),
+        sections.figures(drawn, "residuals", "isoflop"),
+        sections.isoflops(fit),
+        sections.optima(fit),
+        sections.other_laws(fit),
+        sections.extrapolation(fit, drawn),
+        sections.recall(fit, drawn),
+        sections.cells(plan, results),
+        sections.figures(drawn, "throughput"),
+        sections.rules(plan, rule),
+        sections.provenance(plan, results),
     ]
-    text = "\n\n".join(section for section in sections if section) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
     report = folder / "report.md"
     write_text(report, text)
     write_text(folder / "report.html", to_html(text, folder, f"Study {plan.study.name}"))
@@ -126,6 +129,11 @@ def _recall_sentence(study: StudyConfig, results: Sequence[CellResult]) -> str:
 
 
 def _certainty_sentence(fit: StudyFit) -> str:
+    if not fit.predictions and fit.held_out_sizes:
+        return (
+            f"**How sure**: size {', '.join(fit.held_out_sizes)} was held out, and there is no law (see below) or no finished cell "
+            "to compare it with."
+        )
     if not fit.predictions:
         return "**How sure**: nothing was held out, so nothing was predicted; take the laws as descriptions."
     errors = np.abs([prediction.error for prediction in fit.predictions])
@@ -139,187 +147,9 @@ def _certainty_sentence(fit: StudyFit) -> str:
         relative_errors = np.abs([error for error in alternative_errors if error is not None])
         if len(relative_errors):
             comparisons += f"; {name} off by {relative_errors.mean():.2%} and {relative_errors.max():.2%}"
+    doubtful = [law.family for law in fit.laws if law.warnings]
+    doubt = f"; **warnings** about the laws of {', '.join(doubtful)} stand below" if doubtful else ""
     return (
         f"**How sure**: the laws predict the {len(errors)} cells that they never saw with a mean error of {errors.mean():.2%}, "
-        f"{errors.max():.2%} at most{comparisons}; {inside} of {len(errors)} lie in their 95% prediction interval."
+        f"{errors.max():.2%} at most{comparisons}; {inside} of {len(errors)} lie in their 95% prediction interval{doubt}."
     )
-
-
-def _missing(plan: Plan, fit: StudyFit, failed: dict[str, str]) -> str:
-    if not fit.missing:
-        return f"All {len(plan.cells)} cells are finished."
-    lines = [f"**{len(fit.missing)} of {len(plan.cells)} cells are missing** and enter nothing below:"]
-    lines += [f"- {name}: " + (f"failed: {failed[name]}" if name in failed else "not finished") for name in fit.missing]
-    return "\n".join(lines)
-
-
-def _laws(fit: StudyFit) -> str:
-    rows = []
-    for law in fit.laws:
-        if law.E is None:
-            rows.append((law.family, law.cells, law.note, "", "", "", "", ""))
-        else:
-            values = (law.E, law.alpha, law.beta, law.A, law.B)
-            rows.append((law.family, law.cells, *map(_text, values), f"{law.scale:.2%}"))
-    table = _table(("family", "cells", "E", "alpha", "beta", "A", "B", "noise"), rows)
-    return (
-        "## Loss laws\n\nL(N, D) = E + A / N^alpha + B / D^beta; N: parameters without embeddings, D: training tokens, L: "
-        f"{fit.loss.rpartition('/')[2].replace('_', ' ')} on held-out text.\n\n{table}\n\n"
-        f"Huber loss on log L (delta {fit.huber_delta:g}), many starts; 95% intervals from {fit.bootstrap:,} resamples of the "
-        "residuals; noise: standard deviation of a cell around the law."
-    )
-
-
-def _isoflops(fit: StudyFit) -> str:
-    if not fit.isoflops:
-        return ""
-    rows = [
-        (
-            iso.family,
-            f"{iso.flops:.2e}",
-            iso.sizes,
-            _text(iso.best_parameters) if iso.best_parameters else iso.note,
-            f"{iso.best_loss:.4f}" if iso.best_loss else "",
-        )
-        for iso in fit.isoflops
-    ]
-    return "## IsoFLOP\n\n" + _table(("family", "FLOPs", "sizes", "best size (parameters)", "loss there"), rows)
-
-
-def _extrapolation(fit: StudyFit, drawn: dict[str, Path]) -> str:
-    if not fit.predictions:
-        return ""
-    rows = [
-        (
-            prediction.cell,
-            f"{prediction.measured:.4f}",
-            f"{prediction.predicted.value:.4f} ({prediction.predicted.low:.4f} to {prediction.predicted.high:.4f})",
-            f"**{prediction.error:+.2%}**",
-            "-" if prediction.one_budget is None else f"{prediction.one_budget:.4f}",
-            "-" if prediction.one_budget_error is None else f"{prediction.one_budget_error:+.2%}",
-            "-" if prediction.naive is None else f"{prediction.naive:.4f}",
-            "-" if prediction.naive_error is None else f"{prediction.naive_error:+.2%}",
-        )
-        for prediction in fit.predictions
-    ]
-    header = ("held-out cell", "measured", "predicted", "error", "law of its budget", "its error")
-    header += ("same as next smaller size", "its error")
-    sizes = ", ".join(fit.held_out_sizes)
-    text = f"No cell of size {sizes} entered a fit. Law of its budget: E + A / N^alpha through the cells of the same budget."
-    return f"## Extrapolation\n\n{text}\n\n{_table(header, rows)}\n\n" + _figures(drawn, "extrapolation")
-
-
-def _recall(fit: StudyFit, drawn: dict[str, Path]) -> str:
-    if not fit.recall:
-        return ""
-    names = ("state_bytes", "pairs", "length")
-    rows = [
-        (
-            law.task,
-            law.family,
-            law.cells,
-            *(_text(law.exponents[name]) if name in law.exponents else "-" for name in names),
-            f"{law.rmse:.1%}" if law.rmse is not None else law.note,
-        )
-        for law in fit.recall
-    ]
-    header = ("task", "family", "cells", "s (state bytes)", "p (pairs)", "q (length)", "RMS error of accuracy")
-    return (
-        "## Recall\n\nAt the largest budget, share recalled above chance = 1 / (1 + c pairs^p length^q / state_bytes^s); "
-        "-: did not vary.\n\n"
-        f"{_table(header, rows)}\n\n"
-        + _figures(drawn, "recall_against_tokens", "recall_against_state", "recall_against_parameters")
-    )
-
-
-def _cells(plan: Plan, results: Sequence[CellResult]) -> str:
-    peak = plan.study.hardware.peak_tflops
-    rows = [
-        (
-            r.cell.name,
-            f"{r.cell.parameters:,}",
-            f"{r.cell.tokens:,}",
-            "-" if r.cell.epochs is None else f"{r.cell.epochs:.2f}",
-            f"{r.cell.flops:.2e}",
-            f"{r.cell.state_bytes:,}",
-            f"{r.learning_rate:.2e}",
-            f"{r.loss:.4f}",
-            f"{r.tokens_per_second:,.0f}",
-            f"{r.tflops * r.cell.per_device / peak:.1%}" if peak else "-",
-            f"{r.seconds / 60:.1f}",
-            r.starts,
-        )
-        for r in results
-    ]
-    header = (
-        "cell",
-        "parameters",
-        "tokens",
-        "epochs",
-        "FLOPs",
-        "state bytes",
-        "learning rate",
-        "loss",
-        "tokens/s",
-        "MFU",
-    )
-    context = plan.study.fit.state_context
-    return (
-        f"## Cells\n\nState: one sequence at {context:,} tokens of context. MFU counts the cells that share a device.\n\n"
-        + _table((*header, "minutes", "starts"), rows)
-    )
-
-
-def _rules(plan: Plan, rule: LearningRateRule | None) -> str:
-    batch = plan.study.batch
-    lines = ["## Rules", ""]
-    if rule is None:
-        lines.append("- learning rate: its sweep is not finished")
-    for family, r in rule.families.items() if rule else ():
-        line = f"- learning rate of {family}: {r.value:.3g} (N / {r.at_parameters:.3g})^{r.exponent:.3g}"
-        if r.best:
-            best = ", ".join(f"{size}: {value:.3g}" for size, value in r.best.items())
-            edge = f"; at the edge of the sweep: {', '.join(r.at_edge)}" if r.at_edge else ""
-            line += f", fitted to a sweep (best {best}{edge})"
-        lines.append(line)
-    lines.append(
-        f"- batch: {batch.value:,} tokens"
-        + (f" (D / {batch.at_tokens:.3g})^{batch.exponent:g}" if batch.exponent else "")
-        + f", rows of {plan.study.train.sequence_length:,}, whole powers of two"
-    )
-    return "\n".join(lines)
-
-
-def _provenance(plan: Plan, results: Sequence[CellResult]) -> str:
-    hours = sum(r.seconds for r in results) / 3600
-    predicted = sum(r.cell.seconds for r in results) / 3600
-    hardware = plan.study.hardware
-    per_device = sum(r.seconds / r.cell.per_device for r in results) / 3600
-    versions: dict[str, Any] = results[0].versions if results else {}
-    rows = [
-        ("hardware", "; ".join(dict.fromkeys(r.hardware for r in results))),
-        ("commits", ", ".join(sorted({str(r.git_commit) for r in results}))),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
-        ("FLOPs", f"{sum(r.cell.flops for r in results):.3g}"),
-        ("tokens", f"{sum(r.cell.tokens for r in results):,}"),
-        ("cell hours", f"{hours:.2f} ({predicted:.2f} predicted)"),
-        ("device hours", f"{per_device:.2f}, cells that share a device counted by their share"),
-    ]
-    if hardware.cost_per_hour:
-        rows.append(("cost", f"{per_device * hardware.cost_per_hour:.2f} at {hardware.cost_per_hour:g} a device hour"))
-    return "## What was run on what\n\n" + _table(("", ""), rows)
-
-
-def _figures(drawn: dict[str, Path], *names: str) -> str:
-    available = [name for name in names if name in drawn]
-    return "\n\n".join(f"![{CAPTIONS[name]}](figures/{name}.png)\n*{CAPTIONS[name]}*" for name in available)
-
-
-def _text(interval: Interval) -> str:
-    return f"{interval.value:.3g} ({interval.low:.3g} to {interval.high:.3g})"
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [list(header), *(list(row) for row in rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

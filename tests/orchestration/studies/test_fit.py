@@ -1,126 +1,13 @@
-"""The fits against published constants, against scipy, and against numbers that were put in."""
+"""The fits of a study: from records to laws, predictions, comparisons and the report."""
 
 import numpy as np
 import pytest
-from scipy.optimize import least_squares
 
+from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.studies.analysis.fit import fit_study
-from echo_lm.orchestration.studies.analysis.isoflop import fit_parabola, minimum
-from echo_lm.orchestration.studies.analysis.loss_law import fit_loss, fit_sizes, interval, predict
-from echo_lm.orchestration.studies.analysis.recall_law import fit_recall
 from echo_lm.orchestration.studies.analysis.report import answer, write_report
-from echo_lm.orchestration.studies.analysis.solver import huber, minimise
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.results import RecallRow
-
-N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(44e6, 16e9, 8), np.geomspace(1e9, 500e9, 6)))
-
-
-def test_noise_free_losses_give_the_published_constants(published):
-    truth, law = published
-    fit = fit_loss(N, D, law(N, D), delta=1e-2, bootstrap=100, seed=0)
-    fitted = dict(zip(("A", "B", "E"), np.exp(fit.parameters[:3]), strict=True))
-    fitted |= {"alpha": fit.parameters[3], "beta": fit.parameters[4]}
-    assert fitted == pytest.approx(truth, rel=1e-3)
-
-
-def coverage(published, replications: int, bootstrap: int) -> np.ndarray:
-    """How often the 95% intervals of alpha and beta hold the truth, with 0.5% noise."""
-    truth, law = published
-    hits = np.zeros(2)
-    for replication in range(replications):
-        noise = 0.005 * np.random.default_rng([1, replication]).standard_normal(len(N))
-        fit = fit_loss(N, D, law(N, D) * np.exp(noise), delta=1e-2, bootstrap=bootstrap, seed=replication)
-        for i, name in enumerate(("alpha", "beta")):
-            low, high = interval(fit, fit.resampled[:, 3 + i])
-            hits[i] += low <= truth[name] <= high
-    return hits
-
-
-def test_intervals_cover_the_truth_in_a_sample(published):
-    """Of 20, at least 16: a right interval misses five or more once in 400 samples. Intervals that hold everything: no."""
-    assert (coverage(published, 20, 200) >= 16).all()
-    _, law = published
-    fit = fit_loss(
-        N,
-        D,
-        law(N, D) * np.exp(0.005 * np.random.default_rng(0).standard_normal(48)),
-        delta=1e-2,
-        bootstrap=200,
-        seed=0,
-    )
-    low, high = interval(fit, fit.resampled[:, 3])
-    assert high - low < 0.06
-
-
-@pytest.mark.slow
-def test_intervals_cover_the_truth_in_90_to_99_of_100(published):
-    hits = coverage(published, 100, 500)
-    assert (hits >= 90).all()
-    assert (hits <= 99).all()
-
-
-def test_the_batched_solver_agrees_with_scipy():
-    random = np.random.default_rng(3)
-    x = np.linspace(0, 4, 30)
-    target = 2 * np.exp(-0.7 * x) + 0.05 * random.standard_normal((2, 30))
-    target[:, 5] += 3  # an outlier, which least squares would follow
-
-    def model(p):
-        decay = np.exp(-p[:, 1:] * x)
-        return p[:, :1] * decay, np.stack([decay, -p[:, :1] * x * decay], axis=2)
-
-    solutions, losses = minimise(model, target, np.ones((2, 2)), delta=0.1)
-    for problem in range(2):
-        expected = least_squares(
-            lambda p, y=target[problem]: p[0] * np.exp(-p[1] * x) - y,
-            [1, 1],
-            loss="huber",
-            f_scale=0.1,
-            xtol=1e-14,
-            ftol=1e-14,
-        )
-        assert solutions[problem] == pytest.approx(expected.x, rel=1e-4)
-        assert losses[problem] == pytest.approx(huber(expected.fun, 0.1).sum(), rel=1e-6)
-
-
-def test_the_bottom_of_an_isoflop_parabola():
-    n = np.geomspace(1e6, 1e8, 5)
-    size, loss = minimum(fit_parabola(n, np.exp(0.8 + 0.05 * np.log(n / 2e7) ** 2)))
-    assert size == pytest.approx(2e7)
-    assert loss == pytest.approx(np.exp(0.8))
-    assert np.isnan(minimum(np.array([-1.0, 0.0, 0.0]))[0])
-
-
-def recall_rows(state_exponent: float) -> list[RecallRow]:
-    rows = []
-    for state in (2**14, 2**16, 2**18):
-        for pairs in (2, 4, 8, 16, 32):
-            for length in (64, 256):
-                difficulty = 40 * pairs**1.5 * length**0.5 / state**state_exponent
-                accuracy = 1 / 32 + 31 / 32 / (1 + difficulty)
-                rows.append(
-                    RecallRow(
-                        task="mqar",
-                        label="",
-                        pairs=pairs,
-                        length=length,
-                        queries=100_000,
-                        correct=round(1e5 * accuracy),
-                        chance=1 / 32,
-                        state_bytes=state,
-                    )
-                )
-    return rows
-
-
-def test_recall_gives_back_its_exponents():
-    fit = fit_recall(recall_rows(0.8), bootstrap=100, seed=0)
-    assert dict(zip(fit.names[1:], fit.parameters[1:], strict=True)) == pytest.approx(
-        {"state_bytes": 0.8, "pairs": 1.5, "length": 0.5}, rel=0.02
-    )
-    with pytest.raises(ValueError, match="above chance"):
-        fit_recall([row.model_copy(update={"correct": 3125}) for row in recall_rows(0.8)], bootstrap=100, seed=0)
 
 
 def test_a_study_by_the_published_law_is_predicted_better_than_by_the_naive_guess(study, records, published):
@@ -142,8 +29,9 @@ def test_a_study_by_the_published_law_is_predicted_better_than_by_the_naive_gues
     best = {}
     for family in ("echo", "transformer"):
         cells = [cell for cell in plan.cells if cell.family == family]
-        cost = np.mean([cell.flops / cell.tokens / cell.parameters for cell in cells])
-        best[family] = min(law(c.parameters, min(pair.flops / cost / c.parameters, 9e7)) for c in cells)
+        # Each size by its own FLOPs a token, and no more tokens than any cell had.
+        most = max(cell.tokens for cell in cells)
+        best[family] = min(law(c.parameters, min(pair.flops / (c.flops / c.tokens), most)) for c in cells)
     true = 0.97 * best["echo"] / best["transformer"]  # echo's cells were made 3% better
     assert pair.ratio.low < true < pair.ratio.high < 1
     assert pair.ratio.high - pair.ratio.low < 0.02
@@ -164,16 +52,6 @@ def test_a_law_of_one_budget_predicts_where_no_law_in_tokens_holds(study, record
     of_cell = {prediction.cell: prediction.one_budget for prediction in fit_study(plan, fewer).predictions}
     assert of_cell["echo-50m-90M-s0"] is None, "three sizes do not tell three parameters"
     assert of_cell["transformer-50m-90M-s0"] is not None
-
-
-def test_a_law_of_sizes_gives_back_its_exponent():
-    n = np.array([1e6, 4e6, 1e7, 2.5e7])
-    parameters = fit_sizes(n, 0.6 + 90 * n**-0.38, delta=0.01)
-    assert np.exp(parameters[[0, 2]]) == pytest.approx([90, 0.6], rel=0.01)
-    assert parameters[3] == pytest.approx(0.38, rel=0.01)
-    assert predict(parameters, 1e8, 1e9) == pytest.approx(0.6 + 90 * 1e8**-0.38, rel=1e-3)
-    with pytest.raises(ValueError, match="3 sizes are too few for three parameters: four at least"):
-        fit_sizes(n[:3], n[:3], delta=0.01)
 
 
 def test_the_fit_does_not_depend_on_the_order_nor_on_held_out_cells(study, records):
@@ -282,3 +160,116 @@ def test_recall_is_told_of_the_largest_budget_at_a_size_that_most_families_have(
     worse = with_recall(results, lambda cell: accurate[cell.budget] // (1 if cell.budget == "90M" else 2))
     same = with_recall(results, lambda cell: accurate[cell.budget])
     assert fit_study(plan, worse).recall == fit_study(plan, same).recall, "smaller budgets enter no law of recall"
+
+
+def test_what_is_held_out_is_what_the_study_now_says(study, records):
+    """Records state `held_out` of the day they were made; 9 cells were fitted where 12 should be."""
+    results = records(make_plan(study()), noise=0.002)
+    later = make_plan(study(fit={"hold_out": [], "bootstrap": 100}))
+    fit = fit_study(later, results)
+    assert [law.cells for law in fit.laws] == [15, 15]
+    assert fit.predictions == ()
+    assert "nothing was held out" in answer(later.study, results, fit)[2]
+    other = fit_study(make_plan(study(fit={"hold_out": ["1m"], "bootstrap": 100})), results)
+    assert {prediction.cell.split("-")[1] for prediction in other.predictions} == {"1m"}
+
+
+def test_where_the_state_is_counted_is_what_the_study_now_says(study, records, tmp_path):
+    results = with_recall(records(make_plan(study()), noise=0.002), lambda cell: 500)
+    later = make_plan(study(fit={"state_context": 65536, "bootstrap": 100}))
+    fit = fit_study(later, results)
+    text = write_report(tmp_path, later, results, fit, None, {}).read_text()
+    state = later.cells[-1].state_bytes
+    assert state > 2 * results[-1].cell.state_bytes, "a Transformer at a longer context"
+    assert f"| {state:,} |" in text
+
+
+def test_the_loss_is_the_metric_that_the_study_now_names(study, records, tmp_path):
+    """The report said "L: perplexity" over bits per byte."""
+    both = [
+        r.model_copy(update={"metrics": {"language/bits_per_byte": r.loss, "language/perplexity": 2 ** (2 * r.loss)}})
+        for r in records(make_plan(study()), noise=0.002)
+    ]
+    later = make_plan(study(evaluation={"loss": "language/perplexity"}, fit={"bootstrap": 100}))
+    fit = fit_study(later, both)
+    assert fit.predictions[0].measured == pytest.approx(2 ** (2 * both[12].loss))
+    assert f"{2 ** (2 * both[0].loss):.4f}" in write_report(tmp_path, later, both, fit, None, {}).read_text()
+    gone = make_plan(study(evaluation={"loss": "language/linux/bits_per_byte"}))
+    with pytest.raises(UserError, match="cell echo-1m-10M-s0 has no language/linux/bits_per_byte"):
+        fit_study(gone, both)
+
+
+def test_cells_of_different_suites_enter_no_common_fit(study, records):
+    plan = make_plan(study(fit={"bootstrap": 100}))
+    results = [
+        r.model_copy(update={"suites": {"language": "a" * 64} if r.cell.budget != "90M" else {"pocket": "b" * 64}})
+        for r in records(plan, noise=0.002)
+    ]
+    with pytest.raises(
+        UserError, match=r"echo-1m-10M-s0 was measured by language \(aaaaaaaa\), cell echo-1m-90M-s0 by pocket"
+    ):
+        fit_study(plan, results)
+    changed = [r.model_copy(update={"suites": {"language": f"{i % 2}" * 64}}) for i, r in enumerate(results)]
+    with pytest.raises(UserError, match="their numbers are of different samples"):
+        fit_study(plan, changed)
+
+
+def test_a_diverged_cell_enters_nothing_and_is_named(study, records, tmp_path):
+    plan = make_plan(study(fit={"bootstrap": 100}))
+    results = records(plan, noise=0.002)
+    for bad in (float("nan"), -1.0):
+        with_one = [r.model_copy(update={"loss": bad}) if r.cell.name == "echo-4m-30M-s0" else r for r in results]
+        fit = fit_study(plan, with_one)
+        assert fit.unusable == ("echo-4m-30M-s0",)
+        assert fit.laws[0].cells == 11
+    text = write_report(tmp_path, plan, with_one, fit, None, {}).read_text()
+    assert "- echo-4m-30M-s0 has no positive finite loss" in text
+    with pytest.raises(UserError, match="no finished cell has a positive loss, first echo-1m-10M-s0"):
+        fit_study(plan, [r.model_copy(update={"loss": float("nan")}) for r in results])
+
+
+def test_an_outlier_is_named_and_does_not_widen_the_law(study, records, tmp_path):
+    plan = make_plan(study(fit={"bootstrap": 200}))
+    results = records(plan, noise=0.002)
+    clean = fit_study(plan, results)
+    off = [r.model_copy(update={"loss": r.loss * 1.1}) if r.cell.name == "echo-4m-30M-s0" else r for r in results]
+    fit = fit_study(plan, off)
+    assert fit.laws[0].outliers == ("echo-4m-30M-s0",)
+    assert fit.laws[1].outliers == clean.laws[0].outliers == ()
+    wide, narrow = (law.alpha.high - law.alpha.low for law in (fit.laws[0], clean.laws[0]))
+    assert wide < 2 * narrow
+    assert "**echo-4m-30M-s0 is an outlier**" in write_report(tmp_path, plan, off, fit, None, {}).read_text()
+
+
+def test_held_out_sizes_enter_no_parabola_and_are_predicted_by_it(study, records):
+    """The law of one budget fitted a monotone curve to losses that are U-shaped at one cost."""
+    sizes = {name: {"preset": name} for name in ("1m", "4m", "10m", "25m", "50m")}
+    budgets = {"flops": [3e16, 1e17, 3e17]}
+    plan = make_plan(
+        study(
+            sizes=sizes, budgets=budgets, families=["transformer"], limits={"max_epochs": 1e9}, fit={"bootstrap": 100}
+        )
+    )
+    results = records(plan, noise=0.001)
+    fit = fit_study(plan, results)
+    assert {iso.sizes for iso in fit.isoflops} == {4}
+    assert all(prediction.one_budget is not None for prediction in fit.predictions)
+    assert max(abs(prediction.one_budget_error) for prediction in fit.predictions) < 0.05
+    moved = [r.model_copy(update={"loss": 2 * r.loss}) if r.cell.held_out else r for r in results]
+    assert fit_study(plan, moved).isoflops == fit.isoflops
+
+
+def test_what_a_design_cannot_tell_stands_in_the_report(study, records, tmp_path):
+    plan = make_plan(
+        study(
+            budgets={"tokens_per_parameter": [20]},
+            sizes=["1m", "4m", "10m", "25m", "50m", "180m"],
+            fit={"hold_out": [], "bootstrap": 100},
+            limits={"max_epochs": 1e9},
+        )
+    )
+    fit = fit_study(plan, records(plan, noise=0.005))
+    assert all("alpha and beta are not told apart" in law.warnings[0] for law in fit.laws)
+    text = write_report(tmp_path, plan, records(plan, noise=0.005), fit, None, {}).read_text()
+    assert "**echo**: alpha and beta are not told apart" in text
+    assert "*: a bound of the fit" in " ".join(text.split())

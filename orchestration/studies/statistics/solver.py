@@ -50,30 +50,33 @@ def minimise(
     weights = np.broadcast_to(weights, predicted.shape)
     losses = (weights * huber(predicted - target, delta)).sum(axis=1)
     damping = np.full(problems, 1e-3)
-    active = np.ones(problems, dtype=bool)
+    active = np.arange(problems)  # problems that have not converged; most do early, some valleys are long
     for _ in range(iterations):
-        residuals = predicted - target
-        pull = weights / np.maximum(1.0, np.abs(residuals) / delta)
+        residuals = predicted - target[active]
+        pull = weights[active] / np.maximum(1.0, np.abs(residuals) / delta)
         gradient = np.einsum("bnp,bn->bp", jacobian, pull * residuals)
-        normal = np.einsum("bnp,bn,bnq->bpq", jacobian, pull, jacobian, optimize=True)
+        normal = np.matmul((jacobian * pull[:, :, None]).transpose(0, 2, 1), jacobian)
         diagonal = np.einsum("bpp->bp", normal)
-        scale = damping[:, None] * (diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300)
+        scale = damping[active, None] * (diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300)
         # A parameter at a bound with a gradient beyond it stays fixed and does not affect the other parameters' step.
-        free = ~(((parameters <= lower) & (gradient > 0)) | ((parameters >= upper) & (gradient < 0)))
+        now = parameters[active]
+        free = ~(((now <= lower) & (gradient > 0)) | ((now >= upper) & (gradient < 0)))
         free_pairs = free[:, :, None] & free[:, None, :]
         system = np.where(free_pairs, normal, 0.0) + np.eye(size) * np.where(free, scale, 1.0)[:, :, None]
         step = np.linalg.solve(system, np.where(free, -gradient, 0.0)[:, :, None])[:, :, 0]
-        trial = np.clip(parameters + step, lower, upper)
+        trial = np.clip(now + step, lower, upper)
         trial_predicted, trial_jacobian = model(trial)
-        trial_losses = (weights * huber(trial_predicted - target, delta)).sum(axis=1)
-        better = active & (trial_losses < losses)
-        converged = losses - trial_losses <= tolerance * losses
-        parameters = np.where(better[:, None], trial, parameters)
-        predicted = np.where(better[:, None], trial_predicted, predicted)
-        jacobian = np.where(better[:, None, None], trial_jacobian, jacobian)
-        active &= ~((better & converged) | (~better & (damping > 1e12)))
-        losses = np.where(better, trial_losses, losses)
-        damping = np.where(better, np.maximum(damping / 5, 1e-14), damping * 4)
-        if not active.any():
+        trial_losses = (weights[active] * huber(trial_predicted - target[active], delta)).sum(axis=1)
+        before = losses[active]
+        better = trial_losses < before
+        converged = before - trial_losses <= tolerance * before
+        parameters[active[better]] = trial[better]
+        losses[active[better]] = trial_losses[better]
+        damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-14), damping[active] * 4)
+        ended = (better & converged) | (~better & (damping[active] > 1e12))
+        predicted = np.where(better[:, None], trial_predicted, predicted)[~ended]
+        jacobian = np.where(better[:, None, None], trial_jacobian, jacobian)[~ended]
+        active = active[~ended]
+        if not len(active):
             break
     return parameters, losses
