@@ -5,6 +5,7 @@ import sys
 import typer
 
 from ...models.common.errors import UserError
+from .branch import branch
 from .data import data_app
 from .evaluate import evaluate
 from .generate import generate
@@ -31,7 +32,7 @@ app = typer.Typer(
 app.add_typer(data_app)
 app.add_typer(study_app)
 app.add_typer(sweep_app)
-for command in (run, submit, prepare, train):
+for command in (run, submit, prepare, train, branch):
     app.command()(command)
 app.command("eval")(evaluate)
 for command in (generate, models, status, serve, track):
