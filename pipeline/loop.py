@@ -13,8 +13,9 @@ from ..data_prep.loading.loader import BatchLoader
 from ..models.common.errors import UserError
 from ..models.common.files import write_json
 from .agreement import raise_together
-from .checkpoint.format import latest_checkpoint, set_damaged_aside
-from .checkpoint.reader import load_checkpoint
+from .batches import Prefetcher, loader_of_segments
+from .checkpoint.format import set_damaged_aside
+from .checkpoint.restore import SavedState, newest_state
 from .checkpoint.writer import CheckpointWriter
 from .config import RunConfig
 from .cuda_graphs import graphed_blocks, why_not
@@ -26,9 +27,9 @@ from .monitoring.metrics import Meter
 from .monitoring.node import node_name
 from .monitoring.ska_health import SKAHealthMonitor
 from .monitoring.straggler import Stopwatch, StragglerDetector
-from .prefetch import Prefetcher
 from .run.events import EventLog
 from .run.folder import RunFolder, describe_environment
+from .run.lineage import segments_of
 from .schedule import gate_penalty_at, learning_rate_at
 from .stop_signal import StopSignal
 from .update import Update, update
@@ -49,17 +50,6 @@ def train(run_path: Path | str) -> None:
             raise
 
 
-def make_loader(dataset: Dataset, config: RunConfig) -> BatchLoader:
-    """The batch order of a run: a pure function of its configuration and data."""
-    return BatchLoader(
-        dataset,
-        config.mixture,
-        sequence_length=config.train.sequence_length,
-        batch_sequences=config.train.batch_sequences,
-        seed=config.seed,
-    )
-
-
 def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
     torch.set_num_threads(config.run.threads)
     device = choose_device(config)
@@ -69,12 +59,35 @@ def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
         mesh = make_mesh(config.run.sequence_parallel, nodes)
         dataset = Dataset.open(run.data_folder())
         vocab_size = dataset.tokenizer().get_vocab_size()
-        engine = build_engine(config, vocab_size, device, mesh)
-        loop = _Loop(run, config, engine, mesh, make_loader(dataset, config), dataset, heartbeat, nodes)
-        loop.train_to_end(stop)
-        dist.barrier()  # a rank that leaves early can abort the others' exit
-    engine.destroy()
+        segments = segments_of(run.path, config)
+        going_on = True
+        while going_on:
+            # One segment, unless training fell back behind an amendment.
+            state = _resume(run, device)
+            number = max(index for index, segment in enumerate(segments) if segment.step <= state.step)
+            configs = [(segment.step, segment.run_config(config)) for segment in segments[: number + 1]]
+            end = segments[number + 1].step if number + 1 < len(segments) else None
+            now = config if end is None else configs[-1][1]
+            engine = build_engine(now, vocab_size, device, mesh)
+            loader = loader_of_segments(dataset, configs)
+            loop = _Loop(run, now, engine, mesh, loader, dataset, heartbeat, nodes, state, configs[-1][0], end)
+            going_on = loop.train_to_end(stop)
+            dist.barrier()  # a rank that leaves early can abort the others' exit
+            engine.destroy()
+            del loop, engine  # or two of them would be in memory
     dist.destroy_process_group()
+
+
+def _resume(run: RunFolder, device: torch.device) -> SavedState:
+    """The newest state that is whole; damaged checkpoints after it are set aside. Called by every rank."""
+    error = None
+    if dist.get_rank() == 0:  # hashes every file: one rank is enough
+        try:
+            set_damaged_aside(run)
+        except (OSError, UserError) as problem:
+            error = problem
+    raise_together(error, device)
+    return newest_state(run)
 
 
 def _nodes() -> list[str]:
@@ -97,11 +110,21 @@ class _Loop:
         dataset: Dataset,
         heartbeat: Heartbeat,
         nodes: list[str],
+        state: SavedState,
+        begin: int,
+        end: int | None,
     ):
+        """
+        Args:
+            state: is loaded into the engine.
+            begin, end: the steps at which the segment of `config` begins, and the next one; None if it is the last.
+        """
         self.run, self.config, self.engine, self.mesh, self.loader = run, config, engine, mesh, loader
         self.heartbeat, self.nodes = heartbeat, nodes
         self.compute_timer, self.stragglers = Stopwatch(engine.device), StragglerDetector(config.run.straggler_factor)
-        self.step, self.tokens = self._resume()
+        self.begin, self.end = begin, end
+        state.load(engine)
+        self.step, self.tokens = state.step, state.tokens
         self.writer = CheckpointWriter(engine, run, config, step=self.step, replaced=heartbeat.replaced)
         self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
         self.health = SKAHealthMonitor(engine, config)
@@ -115,9 +138,11 @@ class _Loop:
         self._nonfinite_steps = 0  # consecutive steps with a gradient that is not finite
         self._rolled_back_at = 0
 
-    def train_to_end(self, stop: StopSignal) -> None:
+    def train_to_end(self, stop: StopSignal) -> bool:
+        """Train to the end of the segment or a stop; returns whether another segment follows now."""
         config = self.config
-        last = min(config.train.steps, config.run.stop_step or config.train.steps)
+        last = self.end if self.end is not None else config.train.steps
+        last = min(last, config.run.stop_step or last)
         stopping, compute_seconds = False, 0.0
         with (
             GarbageCollection() as garbage,
@@ -163,7 +188,9 @@ class _Loop:
             self.writer.begin(self.step, self.tokens)
             self.writer.finish()
             self._report_checkpoints()
-        if self.step == config.train.steps:
+        if self.step == self.end and not stopping and self.step != config.run.stop_step:
+            return True
+        if self.end is None and self.step == config.train.steps:
             self._event("finish", **self._position())
             if self.log:
                 write_json(self.run.finished_file, self._position())
@@ -171,18 +198,7 @@ class _Loop:
             reason = stop.reason or self.heartbeat.stop_reason
             reason = (reason or "a signal to another rank") if stopping else "run.stop_step"
             self._event("stop", **self._position(), reason=reason)
-
-    def _resume(self) -> tuple[int, int]:
-        """Load the newest complete checkpoint that is whole, if there is one."""
-        error = None
-        if self.mesh.rank == 0:  # hashes every file: one rank is enough
-            try:
-                set_damaged_aside(self.run)
-            except (OSError, UserError) as problem:
-                error = problem
-        raise_together(error, self.engine.device)
-        checkpoint = latest_checkpoint(self.run)
-        return (0, 0) if checkpoint is None else load_checkpoint(self.engine, checkpoint)
+        return False
 
     def _roll_back(self) -> None:
         """Return to the last complete checkpoint, once: a second failure at the same steps is raised.
@@ -193,7 +209,7 @@ class _Loop:
         self.writer.finish()
         failed = self.step
         count, self._nonfinite_steps = self._nonfinite_steps, 0
-        if failed <= self._rolled_back_at or latest_checkpoint(self.run) is None:
+        if failed <= self._rolled_back_at or newest_state(self.run).checkpoint is None:
             again = (
                 " again, after going back"
                 if failed <= self._rolled_back_at
@@ -204,7 +220,14 @@ class _Loop:
                 "lower train.learning_rate and start again under another name"
             )
         self._rolled_back_at = failed
-        self.step, self.tokens = self._resume()
+        state = _resume(self.run, self.engine.device)
+        if state.step < self.begin:
+            raise UserError(
+                f"{self.run.path}: the gradients are not finite, and the checkpoints since the amendment at step "
+                f"{self.begin} are damaged: the same command goes on from step {state.step}"
+            )
+        state.load(self.engine)
+        self.step, self.tokens = state.step, state.tokens
         self._event("rollback", **self._position(), from_step=failed, reason=f"{count} steps in a row were not finite")
 
     def _record(self, result: Update, seconds: float, stall: float) -> None:

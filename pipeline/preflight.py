@@ -1,15 +1,17 @@
 """Checks before a run's processes start, so that a mistake ends in a one-line error."""
 
+from pathlib import Path
+
 from ..data_prep.loading.dataset import Dataset
 from ..evals.config import load_suite
-from ..models import ModelConfig
 from ..models.common.errors import UserError
 from ..models.common.files import sha256_file
 from ..models.common.run_layout import MODEL
 from ..models.stored_config import read_config
-from .checkpoint.format import latest_checkpoint, set_damaged_aside
+from .checkpoint.format import latest_checkpoint, set_damaged_aside, start_checkpoint
 from .config import RunConfig
 from .run.folder import RunFolder
+from .run.start import check_architecture
 
 
 def check_run(run: RunFolder, config: RunConfig) -> None:
@@ -27,19 +29,22 @@ def check_run(run: RunFolder, config: RunConfig) -> None:
     vocab_size = dataset.tokenizer().get_vocab_size()
     if set_damaged_aside(run):
         run.finished_file.unlink(missing_ok=True)
-    checkpoint = latest_checkpoint(run)
+    checkpoint = latest_checkpoint(run) or start_checkpoint(run)
     if checkpoint is None:
         return
-    stored = read_config(checkpoint / MODEL)
-    configured = config.model.resolve(vocab_size)
-    if stored != configured:
-        field = next(name for name in ModelConfig.model_fields if getattr(stored, name) != getattr(configured, name))
+    check_architecture(read_config(checkpoint / MODEL), config.model.resolve(vocab_size), str(checkpoint))
+    check_tokenizer(checkpoint / MODEL, dataset)
+
+
+def check_tokenizer(model: Path, dataset: Dataset) -> None:
+    """Check that the weights in the folder `model` were trained with the tokenizer of `dataset`, if they have one beside them.
+
+    Raises:
+        UserError: with another one.
+    """
+    tokenizer = model / "tokenizer.json"
+    if tokenizer.is_file() and sha256_file(tokenizer) != dataset.manifest.tokenizer_sha256:
         raise UserError(
-            f"{checkpoint} holds another architecture: its {field} is {getattr(stored, field)!r}, the run's is "
-            f"{getattr(configured, field)!r}; choose another run name"
-        )
-    if sha256_file(checkpoint / MODEL / "tokenizer.json") != dataset.manifest.tokenizer_sha256:
-        raise UserError(
-            f"{checkpoint} was trained with another tokenizer than that of {run.data_folder()}: "
-            "choose another run name, or restore the dataset it was trained on"
+            f"{model.parent} was trained with another tokenizer than that of {dataset.folder}: choose another run name, "
+            "restore the dataset it was trained on, or prepare the data with its tokenizer (data.tokenizer.load)"
         )

@@ -8,18 +8,19 @@ from .config import TrainSection
 def learning_rate_at(step: int, train: TrainSection) -> float:
     """Learning rate of update number `step` (from 0): linear warmup, then the schedule to the final fraction at the horizon.
 
-    "cosine" falls all the way; "warmup-stable-decay" (arXiv 2404.06395) stays at the top and falls linearly in the last
-    `decay_fraction` of the steps.
+    "cosine" falls all the way; "warmup-stable-decay" (arXiv 2404.06395) stays at the top and falls in its last steps, linearly or
+    by one minus the square root of the progress (arXiv 2405.18392); "constant" stays at the top.
     """
-    warmup = train.warmup_steps
+    warmup = train.steps_of_warmup
     if step < warmup:
         return train.learning_rate * (step + 1) / warmup
+    height = 1.0
     if train.schedule == "cosine":
         progress = min(1.0, (step - warmup) / max(1, train.steps - warmup))
         height = 0.5 * (1 + math.cos(math.pi * progress))
-    else:
-        decay = max(1, round(train.decay_fraction * train.steps))
-        height = min(1.0, max(0.0, (train.steps - step) / decay))
+    elif train.schedule == "warmup-stable-decay":
+        left = min(1.0, max(0.0, (train.steps - step) / train.steps_of_decay))
+        height = left if train.decay_shape == "linear" else 1 - math.sqrt(1 - left)
     floor = train.final_learning_rate_fraction
     return train.learning_rate * (floor + (1 - floor) * height)
 

@@ -1,5 +1,6 @@
 """The batch order: `batch(step)` is a pure function of the dataset, the mixture, the seed and the step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,6 +41,9 @@ class BatchLoader:
         sequence_length: tokens of a row, `T`.
         batch_sequences: rows of the whole batch, all ranks together, `B`.
         seed: of the order of the text and of the recall sequences.
+        first_step, first_row: the step at which this order begins, and the number of its first row; both 0, unless a run
+            changes on the way.
+        starts: rows of each source, by name, that were read before row 0.
 
     Raises:
         UserError: the mixture does not fit the dataset or the sequence length.
@@ -53,11 +57,15 @@ class BatchLoader:
         sequence_length: int,
         batch_sequences: int,
         seed: int,
+        first_step: int = 0,
+        first_row: int = 0,
+        starts: Mapping[str, int] | None = None,
     ) -> None:
         if sequence_length < 1 or batch_sequences < 1:
             raise UserError(f"a batch of {batch_sequences} rows of {sequence_length} tokens: both must be at least 1")
         self.mixture, self.seed = mixture, seed
         self.sequence_length, self.batch_sequences = sequence_length, batch_sequences
+        self.first_step, self.first_row = first_step, first_row
         recall = mixture.recall
         if recall and max(recall.lengths) > sequence_length:
             raise UserError(
@@ -73,11 +81,11 @@ class BatchLoader:
         self.vocabulary = RecallVocabulary(reserved_start(dataset.tokenizer()) if dataset and recall else 0)
         self.text: TextRows | None = None
         if dataset and self.recall_share < 1:
-            self.text = TextRows(dataset, mixture, sequence_length=sequence_length, seed=seed)
+            self.text = TextRows(dataset, mixture, sequence_length=sequence_length, seed=seed, starts=starts)
 
     def batch(self, step: int) -> Batch:
         """The whole batch of a step, from 0; `.rows(rank, world_size)` selects the rows of a rank."""
-        first = step * self.batch_sequences
+        first = self.row_of(step)
         recall_rows = [self._recall_rows(first + i) for i in range(self.batch_sequences + 1)]
         flags = np.diff(recall_rows).astype(bool)
         text_index = first - recall_rows[0]
@@ -100,6 +108,15 @@ class BatchLoader:
             is_recall=torch.from_numpy(flags),
             whole_rows=self.whole_rows,
         )
+
+    def row_of(self, step: int) -> int:
+        """The number of the first row of a step's batch."""
+        return self.first_row + (step - self.first_step) * self.batch_sequences
+
+    def read_before(self, step: int) -> dict[str, int]:
+        """Rows of each text source that were read before a step."""
+        row = self.row_of(step)
+        return self.text.read_before(row - self._recall_rows(row)) if self.text else {}
 
     def describe(self, steps: int) -> list[SourceUse]:
         """The average use of every text source and of recall in `steps` steps."""

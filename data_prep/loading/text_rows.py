@@ -1,5 +1,6 @@
 """Text rows of a batch: source, window and contents of the n-th text row of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,20 @@ class TextRows:
     Every source is cut into windows of `sequence_length` tokens (and the one after, as the last label), or packed into rows
     of whole documents, as `mixture.documents` says. An epoch of a source has each of its rows once, in an order that
     the seed and the epoch determine.
+
+    Args:
+        starts: rows of each source, by name, that were read before the first row; none by default.
     """
 
-    def __init__(self, dataset: Dataset, mixture: MixtureConfig, *, sequence_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        mixture: MixtureConfig,
+        *,
+        sequence_length: int,
+        seed: int,
+        starts: Mapping[str, int] | None = None,
+    ) -> None:
         weights = mixture.text_weights
         names = [source.name for source in dataset.manifest.sources]
         for name in weights:
@@ -58,6 +70,7 @@ class TextRows:
         slots = Permutation(CYCLE, "training", "sources", seed)(np.arange(CYCLE))
         self._sources = np.repeat(np.arange(len(self.names)), self.quotas)[slots]
         same = self._sources[:, None] == np.arange(len(self.names))
+        self._starts = [(starts or {}).get(name, 0) for name in self.names]
         self._earlier = np.take_along_axis(same.cumsum(axis=0), self._sources[:, None], axis=1)[:, 0] - 1
 
     def __getitem__(self, index: int) -> Row:
@@ -74,7 +87,16 @@ class TextRows:
         """Source of the `index`-th text row, and the number of earlier rows of that source."""
         cycle, position = divmod(index, CYCLE)
         source = int(self._sources[position])
-        return source, cycle * self.quotas[source] + int(self._earlier[position])
+        return source, self._starts[source] + cycle * self.quotas[source] + int(self._earlier[position])
+
+    def read_before(self, index: int) -> dict[str, int]:
+        """Rows of each source that were read before the `index`-th text row, those before the first row included."""
+        cycle, position = divmod(index, CYCLE)
+        partial = np.bincount(self._sources[:position], minlength=len(self.names))
+        return {
+            name: start + cycle * quota + int(rest)
+            for name, start, quota, rest in zip(self.names, self._starts, self.quotas, partial, strict=True)
+        }
 
 
 def _quotas(weights: list[float] | list[int]) -> list[int]:

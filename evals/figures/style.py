@@ -58,20 +58,25 @@ def figure(path: Path, title: str, x: str, y: str, *, height: float | None = Non
             plt.close(drawing)
 
 
-def loss_curve(path: Path, steps: Sequence[Mapping[str, Any]]) -> Path:
+def loss_curve(path: Path, steps: Sequence[Mapping[str, Any]], earlier: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Training loss against step: text and recall apart where the events tell them apart.
 
     Args:
         steps: `step` events of a run, ascending.
+        earlier: those of the runs that it goes on from, drawn in grey before them.
     """
     names = {"loss_text": "text", "loss_recall": "recall"}
     curves = {label: _series(steps, key) for key, label in names.items()}
     curves = {label: curve for label, curve in curves.items() if len(curve[0])} or {"loss": _series(steps, "loss")}
     with figure(path, "Training loss", "step", "nats per token") as axes:
+        keys = [key for key in names if len(_series(steps, key)[0])] or ["loss"]
+        for key in keys if earlier else ():
+            x, y = _series(earlier, key)
+            axes.plot(x, _smooth(y), color="0.6", label="before the branch" if key == keys[0] else None)
         for color, (label, (x, y)) in zip(PALETTE, curves.items(), strict=False):
             axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
             axes.plot(x, _smooth(y), color=color, label=label)
-        if len(curves) > 1:
+        if len(curves) > 1 or earlier:
             axes.legend()
         axes.set_ylim(bottom=0)
     return path

@@ -3,12 +3,14 @@
 runs/<run>/config.yaml          the resolved configuration
            environment.json     versions, commit and hardware of the first start
            identity.json        the run's id, and where the folder lies
+           lineage.json         what it began from, and its configurations if they changed on the way
            data.json            where the dataset lies
            events.jsonl         every metric of training, one JSON object a line
            supervision.jsonl    events of those who watch over the training
            error.json           what stopped it, if something did
            finished.json        training reached its horizon
            report.md
+           start/               the checkpoint of another run that it began from
            checkpoints/latest   the name of the newest complete checkpoint
            checkpoints/step_*/  complete.json, model/ (weights), engine/ (what only resuming needs)
            evals/step_*/        a result a suite
@@ -18,12 +20,14 @@ runs/<run>/config.yaml          the resolved configuration
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 IDENTITY = "identity.json"
+LINEAGE = "lineage.json"
 DATA = "data.json"
 EVENTS = "events.jsonl"
 SUPERVISION = "supervision.jsonl"
 ERROR = "error.json"
 FINISHED = "finished.json"
 REPORT = "report.md"
+START = "start"
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 COMPLETE = "complete.json"

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -60,16 +60,23 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def first_difference(old: Any, new: Any, field: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(old: Any, new: Any) -> tuple[str, Any, Any] | None:
     """The first dotted key under which two plain values differ, with both values; None where they are equal."""
+    return next(differences(old, new), None)
+
+
+def differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys under which two plain values differ, each with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(f"{field}.{key}".lstrip("."), old.get(key), new.get(key)) for key in {**old, **new}]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [(f"{field}.{i}", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
     else:
-        return None if old == new else (field, old, new)
-    differences = (first_difference(a, b, name) for name, a, b in pairs)
-    return next((difference for difference in differences if difference), None)
+        if old != new:
+            yield field, old, new
+        return
+    for name, a, b in pairs:
+        yield from differences(a, b, name)
 
 
 def refuse_resolvers(value: Any, origin: str) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from ...models.common.errors import UserError, not_installed
 from ...models.common.files import FULL
+from .branch import branch
 from .data import data_app
 from .evaluate import evaluate
 from .generate import generate
@@ -32,7 +33,7 @@ app = typer.Typer(
 app.add_typer(data_app)
 app.add_typer(study_app)
 app.add_typer(sweep_app)
-for command in (run, submit, prepare, train):
+for command in (run, submit, prepare, train, branch):
     app.command()(command)
 app.command("eval")(evaluate)
 for command in (generate, models, status, serve, track):

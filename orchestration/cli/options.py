@@ -30,6 +30,13 @@ Tracking = Annotated[
     ),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Go on with a run folder that belongs to another user.")]
+Amend = Annotated[
+    bool,
+    typer.Option(
+        "--amend",
+        help="Change train, mixture or data_seed of a run from its newest checkpoint on; a finished one goes on.",
+    ),
+]
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Data, Overrides, Runs, Target, Tracking, Trust
+from .options import Amend, Data, Overrides, Runs, Target, Tracking, Trust
 
 
 def run(
@@ -18,14 +18,18 @@ def run(
     ] = None,
     tracking_uri: Tracking = None,
     trust: Trust = False,
+    amend: Amend = False,
 ) -> None:
     """The whole pipeline: prepare data, train, evaluate every checkpoint beside the training, record in MLflow, report.
 
     What dies is started again. Run it again after an interruption and it goes on where it stopped; finished stages are
     recognised.
     """
+    from ..launch.amend import amend_run
     from ..launch.run import run_pipeline
     from ..launch.target import data_root, resolve_target
 
     config, run_folder = resolve_target(target, overrides, runs)
+    if amend:
+        amend_run(run_folder, config, trust=trust)
     run_pipeline(config, run_folder, data_root(target, data), address, tracking_uri, trust=trust)

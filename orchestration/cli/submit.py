@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Data, Overrides, Runs, Target, Tracking, Trust
+from .options import Amend, Data, Overrides, Runs, Target, Tracking, Trust
 
 
 def submit(
@@ -18,6 +18,7 @@ def submit(
     data: Data = None,
     tracking_uri: Tracking = None,
     trust: Trust = False,
+    amend: Amend = False,
     follow: Annotated[bool, typer.Option(help="Show what it prints until it ends.")] = False,
 ) -> None:
     """Hand `echo-lm run` to a Ray cluster as a job: it goes on when this machine goes away.
@@ -28,5 +29,13 @@ def submit(
     from ..launch.target import data_root
 
     submit_run(
-        target, overrides or [], address, runs, data_root(target, data), tracking_uri, trust=trust, follow=follow
+        target,
+        overrides or [],
+        address,
+        runs,
+        data_root(target, data),
+        tracking_uri,
+        trust=trust,
+        amend=amend,
+        follow=follow,
     )

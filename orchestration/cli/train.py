@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .options import Data, Overrides, Runs, Target, Trust
+from .options import Amend, Data, Overrides, Runs, Target, Trust
 
 
 def train(
@@ -11,10 +11,14 @@ def train(
     runs: Runs = Path("runs"),
     data: Data = None,
     trust: Trust = False,
+    amend: Amend = False,
 ) -> None:
     """Train in plain processes: no Ray, no MLflow. Resumes from the last complete checkpoint of its run folder."""
+    from ..launch.amend import amend_run
     from ..launch.target import data_root, resolve_target
     from ..launch.train import train_run
 
     config, run = resolve_target(target, overrides, runs)
+    if amend:
+        amend_run(run, config, trust=trust)
     train_run(config, run, data_root(target, data), trust=trust)

@@ -22,6 +22,7 @@ def submit_run(
     tracking_uri: str | None,
     *,
     trust: bool = False,
+    amend: bool = False,
     follow: bool = False,
 ) -> str:
     """Submit a run and return the job's id; with `follow` show its output until it ends.
@@ -38,6 +39,7 @@ def submit_run(
     options = ["--address", "auto", "--runs", str(runs.resolve()), "--data", str(data.resolve())]
     options += ["--tracking-uri", tracking_uri] if tracking_uri else []
     options += ["--trust"] if trust else []
+    options += ["--amend"] if amend else []
     command = shlex.join(["echo-lm", "run", str(recipe), *overrides, *options])
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobStatus, JobSubmissionClient

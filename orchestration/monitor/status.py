@@ -57,8 +57,9 @@ class Status:
 def _table(runs: list[tuple[RunSummary, list[str]]]) -> Group:
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("run", "state", "step", "loss", "tokens/s", "MFU", "ETA", "checkpoint", "evaluations", "nodes")
-    for title in titles:
-        left = title in ("run", "state", "checkpoint", "evaluations", "nodes")
+    branched = any(summary.parent for summary, _ in runs)
+    for title in (*titles, *(["begins from"] if branched else [])):
+        left = title in ("run", "state", "checkpoint", "evaluations", "nodes", "begins from")
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
     trouble = []
     for summary, troubles in runs:
@@ -74,6 +75,7 @@ def _table(runs: list[tuple[RunSummary, list[str]]]) -> Group:
             "-" if summary.checkpoint is None else str(summary.checkpoint),
             f"{summary.done}/{summary.done + summary.pending + summary.failed}{failed}",
             _nodes(summary.nodes),
+            *([summary.parent] if branched else []),
         )
         lines = (*troubles, summary.problem)
         trouble += [Text(f"{summary.name}: {line}", style="dim") for line in lines if line]

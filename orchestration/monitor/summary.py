@@ -33,6 +33,7 @@ class RunSummary:
         nodes: name of each node that trains it now, with the number of its workers, by name.
         updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
+        parent: name and step of the run that it began from, `trunk@800`; empty with fresh weights.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RunSummary:
     nodes: tuple[tuple[str, int], ...] = ()
     updated: float = 0.0
     problem: str | None = None
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class RunSnapshot:
     failed: int
     due: int
     updated: float
+    parent: str = ""
 
     def summary(self, now: float) -> RunSummary:
         """The summary at time `now` (unix seconds)."""
@@ -113,6 +116,7 @@ class RunSnapshot:
             ),
             updated=self.updated,
             problem=self.error,
+            parent=self.parent,
         )
 
 
@@ -140,7 +144,15 @@ def read_run(run: RunReader) -> RunSnapshot:
         failed=len(failed),
         due=len(due),
         updated=last_event_time or (config_stamp[0] / 1e9 if config_stamp else 0.0),
+        parent=_parent(run),
     )
+
+
+def _parent(run: RunReader) -> str:
+    lineage = run.lineage()
+    if lineage is None or lineage.parent is None:
+        return ""
+    return f"{lineage.parent.run}@{lineage.parent.step}" if lineage.parent.run_id else lineage.parent.run
 
 
 def section(config: dict[str, Any], name: str) -> dict[str, Any]:

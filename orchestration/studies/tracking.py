@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file
 from ...pipeline.run.folder import RunFolder
-from ..tracking.client import default_tracking_uri, equals, experiment_id, mlflow_client
+from ..tracking.client import RUN_TAG, default_tracking_uri, equals, experiment_id, mlflow_client
 from ..tracking.errors import explain
-from ..tracking.mlflow import RUN_TAG, Tracker
+from ..tracking.mlflow import Tracker
 from ..tracking.points import flatten
 from ..tracking.values import Refusal, metric, mlflow_key, number, params, send
 from .folder import StudyFolder

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "echo-lm"
+RUN_TAG = "echo_lm.run_id"  # of a run in MLflow: the id of its folder
 LOCK_SECONDS = 300.0  # making MLflow's tables takes half a minute on a busy machine
 _opened: dict[str, int] = {}  # inode of each sqlite file that this process opened, by tracking URI
 

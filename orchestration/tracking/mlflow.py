@@ -24,9 +24,10 @@ from ...models.common.run_layout import CONFIG, ENVIRONMENT, MODEL, REPORT
 from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.identity import run_id
-from .client import default_tracking_uri, equals, experiment_id, mlflow_client
+from .client import RUN_TAG, default_tracking_uri, equals, experiment_id, mlflow_client
 from .errors import explain
 from .evaluations import EvaluationRuns
+from .lineage import send_lineage
 from .model_card import FILE as MODEL_CARD
 from .model_card import model_card
 from .points import EvaluationResult, EventPoints, Point, flatten
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUN_TAG = "echo_lm.run_id"
 ARTIFACTS = (CONFIG, ENVIRONMENT, REPORT, "figures/*.png", "evals/summary.md", "evals/figures/*.png")
 # What MLflow answers about a run or experiment that is gone.
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
@@ -155,6 +155,7 @@ class Tracker:
             started = events[0]["time"] if events else (self.run_folder / CONFIG).stat().st_mtime
             self._run_id = self._find_or_create(client, started)
             self._send_parameters(client)
+            send_lineage(client, experiment_id(client, self.uri), self._run_id, self.run_folder)
             self._send_data(client)
         points = [*self._points.read(events), *(point for result in results for point in result.points())]
         self._send_points(client, points)

@@ -35,6 +35,11 @@ def latest_checkpoint(run: RunFolder) -> Path | None:
     return checkpoints[-1][0] if checkpoints else None
 
 
+def start_checkpoint(run: RunFolder) -> Path | None:
+    """What the run began from, in the form of a checkpoint that is older than all of its own; None with fresh weights."""
+    return run.start if (run.start / COMPLETE).is_file() else None
+
+
 def check_checkpoint(checkpoint: Path) -> None:
     """Check a checkpoint's files before anything is loaded.
 
@@ -72,10 +77,11 @@ def set_damaged_aside(run: RunFolder) -> list[Path]:
         the new paths of the damaged ones.
 
     Raises:
-        UserError: there are checkpoints, but none is whole; nothing is renamed.
+        UserError: there are checkpoints, but none is whole, nor is what the run began from; nothing is renamed.
     """
     damaged, first_problem = [], None
-    for checkpoint in reversed(checkpoint_folders(run.path)):
+    start = start_checkpoint(run)
+    for checkpoint in [*reversed(checkpoint_folders(run.path)), *([start] if start else [])]:
         try:
             check_checkpoint(checkpoint)
             break
@@ -103,3 +109,4 @@ def apply_retention(run: RunFolder, config: RunConfig) -> None:
     for checkpoint, record in list(complete_checkpoints(run.path))[:-keep]:
         if not every or record["step"] % every:
             shutil.rmtree(checkpoint / ENGINE, ignore_errors=True)
+    shutil.rmtree(run.start / ENGINE, ignore_errors=True)  # the run has checkpoints of its own

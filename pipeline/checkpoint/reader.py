@@ -1,6 +1,7 @@
 """Loading a checkpoint written by any topology into an engine of any other."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import Tensor
 from ...models.common.errors import UserError
 from ...models.common.files import read_json
 from ...models.common.run_layout import ENGINE
+from ...models.pretrained import WEIGHTS
 from ..quiet_deepspeed import gathered
 from .format import piece_name
 from .zero_state import KINDS, Fragment, fragments, set_optimizer_steps
 
 
-def load_checkpoint(engine: Any, checkpoint: Path) -> tuple[int, int]:
-    """Load weights and optimizer state into the engine's own topology; returns (step, tokens).
+def load_checkpoint(engine: Any, checkpoint: Path) -> None:
+    """Load weights and optimizer state into the engine's own topology.
 
     Called by every rank after `check_checkpoint`; at the start, or later to go back.
 
@@ -25,16 +27,42 @@ def load_checkpoint(engine: Any, checkpoint: Path) -> tuple[int, int]:
         UserError: the checkpoint lacks a parameter, or a part of one.
     """
     state = read_json(checkpoint / ENGINE / "state.json")
-    stored = _StoredFragments(checkpoint / ENGINE)
+    _load(engine, _StoredFragments(checkpoint / ENGINE).read, KINDS)
+    set_optimizer_steps(engine, state["optimizer_steps"])
+
+
+def load_weights(engine: Any, model: Path) -> None:
+    """Load the weights of a stored model into the engine's own topology; the optimizer begins anew.
+
+    Args:
+        model: a folder with `model.safetensors`, of the engine's architecture.
+
+    Raises:
+        UserError: it lacks a parameter, or one has another shape.
+    """
+    file = safe_open(model / WEIGHTS, framework="pt")
+    names = set(file.keys())
+
+    def read(name: str, kind: str, size: int) -> Tensor:
+        weight = file.get_tensor(name).float().flatten() if name in names else None
+        if weight is None or weight.numel() != size:
+            raise UserError(f"{model / WEIGHTS} holds no {name} of {size} numbers: it is of another architecture")
+        return weight
+
+    _load(engine, read, ("weight",))
+
+
+def _load(engine: Any, read: Callable[[str, str, int], Tensor], kinds: tuple[str, ...]) -> None:
+    """Load the state of every parameter; `read(name, kind, size)` returns the whole flattened tensor in fp32."""
     own_fragments: dict[str, list[Fragment]] = defaultdict(list)
     for fragment in fragments(engine):
         own_fragments[fragment.name].append(fragment)
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        for kind in KINDS:
+        for kind in kinds:
             size = getattr(parameter, "ds_numel", parameter.numel())
-            whole = stored.read(name, kind, size)
+            whole = read(name, kind, size)
             for fragment in own_fragments[name]:
                 view = fragment.tensors[kind]
                 view.copy_(whole[fragment.start : fragment.start + len(view)])
@@ -42,8 +70,6 @@ def load_checkpoint(engine: Any, checkpoint: Path) -> tuple[int, int]:
                 # The forward pass reads its own copy of the fp32 weight, which ZeRO-3 partitions.
                 with torch.no_grad(), gathered(engine, [parameter], write=True):
                     parameter.copy_(whole.view(parameter.shape))
-    set_optimizer_steps(engine, state["optimizer_steps"])
-    return state["step"], state["tokens"]
 
 
 class _StoredFragments:

@@ -26,6 +26,7 @@ events get both. Its kinds:
 - `hang`: `what` (worker, driver), `name`, `message`, and of a worker `rank`, `node`, `pid`; it was silent or stuck and is replaced
 - `evaluation`: `step`, `suite`, `node`, `seconds`; done
 - `evaluation_failed`: `step`, `suite`, `message`; given up
+- `amend`: `step`, `changes` (old and new value by key); the run has another configuration from that step on
 """
 
 import heapq
@@ -42,7 +43,7 @@ from ...models.common.files import FULL
 from ...models.common.renamed_keys import with_new_keys
 from ...models.common.run_layout import EVENTS, SUPERVISION
 
-SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed")
+SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed", "amend")
 MARK_BYTES = 256  # kept of what was read, to recognize a replaced file
 TAIL_BYTES = 1 << 12  # read first from the end of a log
 

@@ -27,10 +27,12 @@ from ...models.common.run_layout import (
     HEARTBEATS,
     IDENTITY,
     LATEST,
+    LINEAGE,
+    START,
     SUPERVISION,
 )
 from ...models.common.validation import first_difference
-from ..config import RunConfig, parse_config, save_config
+from ..config import AMENDABLE_SECTIONS, RunConfig, parse_config, save_config
 from .identity import run_id
 
 RECORDED_PACKAGES = ("echo-lm", "torch", "deepspeed", "numpy", "tokenizers", "triton", "mamba-ssm", "ray", "mlflow")
@@ -48,6 +50,7 @@ class RunFolder:
         self.supervision_file = self.path / SUPERVISION
         self.error_file = self.path / ERROR
         self.finished_file = self.path / FINISHED
+        self.start = self.path / START
         self.checkpoints = self.path / CHECKPOINTS
         self.latest_file = self.checkpoints / LATEST
         self.evals = self.path / EVALS
@@ -108,7 +111,8 @@ class RunFolder:
         """Check that the folder is free for `config`, or holds a run of the same identity to go on with.
 
         Raises:
-            UserError: the folder belongs to a run that trains something else or to another user, or holds other files.
+            UserError: the folder belongs to a run that trains something else or to another user, or holds other files; or
+                `config` starts from something that is not there or does not fit.
         """
         self.check_owner(trust=trust)
         if self.path.exists() and not self.path.is_dir():
@@ -117,15 +121,22 @@ class RunFolder:
             difference = first_difference(self.load_config().identity_fields(), config.identity_fields())
             if difference:
                 field, old, new = difference
+                amendable = field.split(".")[0] in AMENDABLE_SECTIONS
                 raise UserError(
                     f"{self.path} holds a run with another {field} (stored {old!r}, asked {new!r}): "
                     "choose another name (name=...) or go on with the stored configuration"
+                    + (", or change it from here on with --amend" if amendable else "")
                 )
         elif self.path.is_dir():
             # Left by a crash before the configuration was written.
             own_files = {".lock", ".supervision.lock", SUPERVISION, DATA, ENVIRONMENT, IDENTITY, HEARTBEATS}
+            own_files |= {LINEAGE, START, f".{START}.partial"}
             if any(entry.name not in own_files for entry in self.path.iterdir()):
                 raise UserError(f"{self.path} is in use: it holds files but no run; name another folder")
+        if config.start_from and not self.exists():
+            from .start import find_start  # reads this module
+
+            find_start(config, self.path)
 
     def prepare(self, config: RunConfig, dataset: Path, *, trust: bool = False) -> None:
         """Set the folder up for `config` on the prepared `dataset`; the configuration is written last.
@@ -139,6 +150,10 @@ class RunFolder:
         if not self.environment_file.exists():  # that of later starts is in their events
             write_json(self.environment_file, describe_environment())
         run_id(self.path, new=True)
+        if config.start_from and not self.exists():
+            from .start import set_up_start  # reads this module
+
+            set_up_start(self, config)
         save_config(config, self.config_file)
 
     @contextmanager

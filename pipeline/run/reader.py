@@ -12,6 +12,7 @@ from typing import Any
 from ...evals.layout import complete_checkpoints, complete_steps, result_files, stored_config
 from ...models import ModelConfig, read_config
 from ...models.common.cached_files import Stamp, read_json_if_whole, read_yaml_if_whole, stamp, subfolder_paths
+from ...models.common.errors import UserError
 from ...models.common.files import read_json
 from ...models.common.run_layout import (
     CHECKPOINTS,
@@ -22,6 +23,7 @@ from ...models.common.run_layout import (
     EVENTS,
     FINISHED,
     HEARTBEATS,
+    LINEAGE,
     MODEL,
     SUPERVISION,
     checkpoint_name,
@@ -29,6 +31,7 @@ from ...models.common.run_layout import (
 from ..monitoring.heartbeat import heartbeat_times
 from .events import EventReader, last_events, read_events, steps, stopped_at
 from .folder import RunFolder
+from .lineage import Lineage, find_parent, shown_lineage
 
 
 class RunFiles:
@@ -54,6 +57,26 @@ class RunFiles:
         self.checkpoints = list(complete_checkpoints(folder))
         results = [read_json(path) for path in result_files(folder)]
         self.results = sorted(results, key=lambda result: (result["started"], result["suite"]))
+
+    @cached_property
+    def lineage(self) -> Lineage | None:
+        """What the run began from and how it changed; None with fresh weights and one configuration."""
+        return shown_lineage(self.folder)
+
+    @cached_property
+    def earlier_steps(self) -> list[dict[str, Any]]:
+        """The `step` events of the ancestors before the run's first step; those of ancestors that are gone are missing."""
+        lineage = self.lineage
+        if lineage is None or lineage.parent is None or not lineage.own_step:
+            return []
+        folder = find_parent(self.folder, lineage.parent)
+        if folder is None or folder.resolve() == self.folder.resolve():
+            return []
+        try:
+            parent = RunFiles(folder)
+        except UserError:
+            return []
+        return [event for event in [*parent.earlier_steps, *parent.steps] if event["step"] <= lineage.own_step]
 
     @property
     def finished(self) -> bool:
@@ -103,13 +126,17 @@ class RunReader:
     def stamps(self) -> tuple[Stamp, ...]:
         """Stamps of all files that a `RunReader` reads, that of `config.yaml` first; they change when any of them does."""
         place = str(self.folder)
-        names = (CONFIG, EVENTS, SUPERVISION, FINISHED, ERROR, HEARTBEATS, CHECKPOINTS, EVALS)
+        names = (CONFIG, LINEAGE, EVENTS, SUPERVISION, FINISHED, ERROR, HEARTBEATS, CHECKPOINTS, EVALS)
         results = (stamp(folder) for folder in subfolder_paths(f"{place}/{EVALS}"))
         return (*(stamp(f"{place}/{name}") for name in names), *results)
 
     def config(self) -> dict[str, Any]:
         """The contents of `config.yaml`."""
         return read_yaml_if_whole(self.folder / CONFIG) or {}
+
+    def lineage(self) -> Lineage | None:
+        """What the run began from, and how it changed."""
+        return shown_lineage(self.folder)
 
     def config_text(self) -> str:
         """The text of `config.yaml`, damaged or not."""

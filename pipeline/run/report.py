@@ -57,6 +57,8 @@ def _headline(run: RunFiles) -> str:
     rows = [
         ("model", _model(run)),
         ("parameters", _parameters(run)),
+        ("begins from", _parent(run)),
+        ("changed on the way", "; ".join(run.lineage.changes()) if run.lineage else ""),
         ("data", _first_text(run.config, "data.name", "dataset.name", "data", "dataset")),
         ("tokens", f"{last['tokens']:,} in {last['step']:,} steps"),
         ("training time", _duration(_seconds_trained(run))),
@@ -132,7 +134,7 @@ def _training(run: RunFiles) -> str:
     loss_names = (("loss", "loss"), ("loss_text", "text"), ("loss_recall", "recall"))
     losses = [f"{name} {last[key]:.4f}" for key, name in loss_names if last.get(key) is not None]
     lines = [f"Last step: {', '.join(losses)} nats per token." if losses else "The last step has no finite loss."]
-    images = [_image(figures.loss_curve(run.figure("loss"), run.steps), "Training loss")]
+    images = [_image(figures.loss_curve(run.figure("loss"), run.steps, run.earlier_steps), "Training loss")]
     if speeds:
         lines.append(f"Median speed {statistics.median(speeds):,.0f} tokens/s over all processes.")
         images.append(
@@ -207,6 +209,10 @@ def _seconds_trained(run: RunFiles) -> float:
     count."""
     events = [event for event in run.events if event["kind"] not in SUPERVISION_KINDS]
     return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
+
+
+def _parent(run: RunFiles) -> str:
+    return str(run.lineage.parent) if run.lineage and run.lineage.parent else ""
 
 
 def _model(run: RunFiles) -> str:

@@ -95,7 +95,7 @@ def randomized(config: Any, **options: Any) -> EchoLM:
 
 def train_case(case: Case, data: Path) -> Result:
     """Train a case; the loop of `pipeline/loop.py` without its files."""
-    from echo_lm.pipeline.loop import make_loader
+    from echo_lm.pipeline.batches import make_loader
     from echo_lm.pipeline.update import update
 
     config = case.config(dist.get_world_size())

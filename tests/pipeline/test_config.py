@@ -94,8 +94,49 @@ def test_unknown_recipe_names_the_nearest(tmp_path):
 def test_schedule_warms_up_then_decays_to_the_floor():
     train = load_config("smoke", ["train.warmup_tokens=2048", "train.steps=100"]).train
     rates = torch.tensor([learning_rate_at(step, train) for step in range(101)])
-    assert train.warmup_steps == 4
+    assert train.steps_of_warmup == 4
     assert rates.argmax() in (3, 4)
     assert rates[3] == pytest.approx(train.learning_rate)
     assert (rates[4:].diff() <= 0).all()
     assert rates[100] == pytest.approx(train.learning_rate * train.final_learning_rate_fraction)
+
+
+def test_constant_and_cooldown_agree_up_to_the_cooldown():
+    constant = load_config("smoke", ["train.schedule=constant"]).train
+    for shape in ("linear", "1-sqrt"):
+        overrides = ["train.schedule=warmup-stable-decay", "train.decay_steps=10", f"train.decay_shape={shape}"]
+        train = load_config("smoke", overrides).train
+        rates = [learning_rate_at(step, train) for step in range(31)]
+        assert rates[:21] == [learning_rate_at(step, constant) for step in range(21)]
+        assert rates[21] < rates[20]
+        assert rates[30] == pytest.approx(train.learning_rate * 0.1)
+    assert rates[25] == pytest.approx(train.learning_rate * (0.1 + 0.9 * (1 - 0.5**0.5))), "half of the way by the root"
+
+
+def test_horizon_and_warmup_are_given_in_steps_or_tokens():
+    train = load_config(
+        "smoke", ["train.steps=null", "train.tokens=5000", "train.warmup_tokens=null", "train.warmup_steps=3"]
+    ).train
+    assert (train.steps, train.steps_of_warmup, train.warmup_tokens) == (10, 3, 3 * 512)
+    assert not {"tokens", "warmup_steps"} & train.model_dump().keys(), "one of each is stored"
+    with pytest.raises(
+        UserError, match="train: tokens and steps say the same: give one of them and set the other to null"
+    ):
+        load_config("smoke", ["train.tokens=5000"])
+    with pytest.raises(UserError, match="warmup_steps and warmup_tokens say the same"):
+        load_config("smoke", ["train.warmup_steps=3"])
+    with pytest.raises(UserError, match="train: decay_steps=31 is more than steps=30"):
+        load_config("smoke", ["train.schedule=warmup-stable-decay", "train.decay_steps=31"])
+    with pytest.raises(UserError, match="decay_steps=3 needs schedule=warmup-stable-decay: it is cosine"):
+        load_config("smoke", ["train.decay_steps=3"])
+
+
+def test_what_a_run_starts_from_belongs_to_its_identity_and_is_one_thing():
+    base = load_config("smoke")
+    assert "start_from" not in base.resolved()
+    assert load_config("smoke", ["start_from.run=runs/a"]).identity() != base.identity()
+    assert load_config("smoke", ["data_seed=1"]).identity() != base.identity()
+    with pytest.raises(UserError, match="start_from: give one of run .* and weights"):
+        load_config("smoke", ["start_from.step=4"])
+    with pytest.raises(UserError, match="a folder of weights has neither steps nor an optimizer"):
+        load_config("smoke", ["start_from.weights=w", "start_from.what=everything"])

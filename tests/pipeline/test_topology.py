@@ -12,8 +12,8 @@ from echo_lm.kernels import sequence
 from echo_lm.kernels.predicted_sizes import PredictedSizes
 from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.models import language_model_loss
+from echo_lm.pipeline.batches import make_loader
 from echo_lm.pipeline.engine import build_engine
-from echo_lm.pipeline.loop import make_loader
 from echo_lm.pipeline.mesh import make_mesh
 from echo_lm.pipeline.schedule import learning_rate_at
 from echo_lm.pipeline.update import update

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from echo_lm.data_prep.loading.dataset import Dataset
+from echo_lm.pipeline.batches import make_loader
 from echo_lm.pipeline.engine import build_engine
-from echo_lm.pipeline.loop import make_loader
 from echo_lm.pipeline.mesh import make_mesh, sequence_groups
 from echo_lm.pipeline.monitoring.hang import HangDetector
 from echo_lm.pipeline.monitoring.heartbeat import (

@@ -1,0 +1,34 @@
+"""What a run began from and how it changed on the way, as tags of its run in MLflow; a branch stands below its parent."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...pipeline.run.lineage import shown_lineage
+from .client import RUN_TAG, equals
+from .evaluations import PARENT_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BEGINS_TAG, CONTENT_TAG, CHANGES_TAG = "echo_lm.begins_from", "echo_lm.content", "echo_lm.changes"
+TAG_CHARACTERS = 5000
+
+
+def send_lineage(client: "MlflowClient", experiment: str, run: str, run_folder: Path) -> None:
+    """Set the tags of the run with MLflow's id `run`; one without a lineage has none.
+
+    A run that belongs to a study stays below the study.
+    """
+    lineage = shown_lineage(run_folder)
+    if lineage is None:
+        return
+    tags = {}
+    if changes := lineage.changes():
+        tags[CHANGES_TAG] = "; ".join(changes)
+    if parent := lineage.parent:
+        tags |= {BEGINS_TAG: str(parent), CONTENT_TAG: parent.content}
+        if parent.run_id and PARENT_TAG not in client.get_run(run).data.tags:
+            found = client.search_runs([experiment], filter_string=equals(RUN_TAG, parent.run_id), max_results=1)
+            tags |= {PARENT_TAG: found[0].info.run_id} if found else {}
+    for key, value in tags.items():
+        client.set_tag(run, key, value[:TAG_CHARACTERS])

@@ -1,0 +1,130 @@
+"""The sections of a run's configuration but `train`: the model, the start, the execution, the evaluations."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ...models import ModelConfig, preset
+from ...models.common.config import Config
+from ...models.common.errors import UserError
+
+
+class ModelSection(Config, extra="allow"):
+    """A preset by name; every other key overrides a field of its `ModelConfig`. The vocabulary comes from the tokenizer."""
+
+    preset: str
+    """Name of a preset, a family and a size such as `echo-1m`; `echo-lm models` lists them."""
+
+    @model_validator(mode="after")
+    def _builds(self) -> "ModelSection":
+        self.resolve(vocab_size=512)
+        return self
+
+    def resolve(self, vocab_size: int) -> ModelConfig:
+        """The model's full configuration for a tokenizer of `vocab_size` entries."""
+        overrides = dict(self.model_extra or {})
+        if "vocab_size" in overrides:
+            raise UserError("model.vocab_size is set by the tokenizer: set data.tokenizer.vocab_size instead")
+        return preset(self.preset, vocab_size=vocab_size, **overrides)
+
+
+class StartFromSection(Config):
+    """Where a run begins, if not with fresh weights: a checkpoint of another run, or a folder of weights."""
+
+    run: str | None = None
+    """Folder of the run to begin from."""
+    weights: str | None = None
+    """Instead of `run`: a folder with `model.safetensors` and `config.json`, such as `model/` of a checkpoint."""
+    step: int | Literal["latest"] = Field(default="latest")
+    """Step of the checkpoint; "latest" takes the newest one that exists when the folder of the new run is made."""
+    what: Literal["weights", "optimizer", "everything"] = "weights"
+    """What is taken: "weights"; "optimizer", weights and AdamW's moments; "everything", also the position: steps, schedule and
+    data go on."""
+    content: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Hash that the files taken must have, as `echo-lm branch` writes it; a parent that has moved is found by it."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "StartFromSection":
+        if (self.run is None) == (self.weights is None):
+            raise ValueError("give one of run (a run folder) and weights (a folder with model.safetensors)")
+        if self.weights is not None and (self.what != "weights" or self.step != "latest"):
+            raise ValueError(
+                "a folder of weights has neither steps nor an optimizer: leave step and what out, or name run"
+            )
+        return self
+
+
+class RunSection(Config):
+    """Execution settings: workers, ZeRO, checkpoints, restarts. They may change on resume and alter results only by rounding."""
+
+    added = ("cuda_graphs",)
+
+    workers: int = Field(default=1, gt=0)
+    """Processes, one a GPU."""
+    min_workers: int | None = Field(default=None, gt=0)
+    """Go on with as few workers when nodes are lost, and grow back; null waits for all."""
+    sequence_parallel: int = Field(default=1, gt=0)
+    """Workers that share each sequence."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """Stage of DeepSpeed's ZeRO: what is spread over the workers. 0 nothing, 1 optimizer state, 2 also gradients, 3 also
+    weights."""
+    microbatch_sequences: int | None = Field(default=None, gt=0)
+    """Sequences of one forward pass; null takes all that a worker has."""
+    activation_checkpointing: bool = False
+    """Compute blocks again in the backward pass, to save memory."""
+    offload_optimizer: bool = False
+    """Keep AdamW and its state on the CPU."""
+    compile: bool = False
+    """Use torch.compile for every block: longer to start, faster steps."""
+    cuda_graphs: bool = True
+    """Launch the blocks as CUDA graphs, which frees small models from the host: with ZeRO 0 or 1 and whole sequences on a GPU."""
+    prefetch: int = Field(default=2, gt=0)
+    """Batches made ahead of the step that needs them."""
+    checkpoint_every: int = Field(default=100, gt=0)
+    """Steps between checkpoints."""
+    checkpoint_beside_training: bool = True
+    """Write a checkpoint while the next steps train."""
+    keep_checkpoints: int | None = Field(default=None, gt=0)
+    """How many of the newest checkpoints stay resumable; null keeps all."""
+    keep_every: int | None = Field(default=None, gt=0)
+    """Checkpoints of every so many steps stay resumable too."""
+    health_every: int = Field(default=100, ge=0)
+    """Steps between looks at the SKA layers; 0 turns them off."""
+    rollback_after: int = Field(default=5, gt=0)
+    """Steps in a row without a finite gradient before training goes back to the last checkpoint."""
+    stop_step: int | None = Field(default=None, gt=0)
+    """Leave cleanly after this step."""
+    threads: int = Field(default=1, gt=0)
+    """CPU threads of a worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the workers compute; "auto" takes GPUs where there are some."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often in a row what died is started again without a new checkpoint."""
+    hang_seconds: float = Field(default=600, gt=0)
+    """A worker that is silent for so many seconds, or a worker group that makes no step, is replaced."""
+    straggler_factor: float = Field(default=2.0, ge=0)
+    """A worker that computes so many times longer than the median is reported; 0 turns this off."""
+    cluster_wait_seconds: float = Field(default=1800, gt=0)
+    """How long `run --address` waits for a cluster that does not answer."""
+    master_port: int | None = Field(default=None, gt=0, lt=65536)
+    """Port at which the workers of `train` meet; null takes a free one."""
+
+
+class EvaluationSection(Config):
+    """Evaluations during the training: which suites, on which checkpoints, with which resources."""
+
+    suites: tuple[str, ...] = ()
+    """Names of suites, or paths of YAML files."""
+    every: int = Field(default=1, gt=0)
+    """Evaluate every so many checkpoints; the last one always."""
+    every_tokens: int | None = Field(default=None, gt=0)
+    """Instead of `every`: evaluate the first checkpoint after every so many tokens; the last one always."""
+    parallel: int = Field(default=1, gt=0)
+    """Evaluation jobs at once."""
+    cpus: float = Field(default=0, ge=0)
+    """Ray CPUs that a job reserves; 0 shares the training's, at low priority."""
+    gpus: float = Field(default=0, ge=0)
+    """Ray GPUs that a job reserves; with 0 it runs on the CPU."""
+    timeout_minutes: float | None = Field(default=240, gt=0)
+    """Minutes after which a job is stopped and counts as failed, so that one that hangs does not hold the others up; null for no
+    limit."""

@@ -1,0 +1,109 @@
+"""The section `train` of a run's configuration: hyperparameters, horizon and schedule."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ...models.common.config import Config
+
+
+class TrainSection(Config):
+    """Hyperparameters of the training. Horizon and warmup are given in steps or in tokens."""
+
+    added = ("gate_penalty", "tokens", "warmup_steps", "decay_steps", "decay_shape")
+    renamed = "train"
+
+    sequence_length: int = Field(gt=0)
+    """Tokens of a row."""
+    batch_tokens: int = Field(gt=0)
+    """Tokens of a batch, all workers together; a multiple of `sequence_length`."""
+    steps: int = Field(gt=0)
+    """Number of updates: the horizon of the learning-rate schedule, and where training ends. A run that goes on from another
+    one's step (`start_from`) counts from that one's beginning."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Instead of `steps`: that many tokens, rounded up to whole batches. Stored as `steps`."""
+    learning_rate: float = Field(gt=0)
+    """Peak of the learning rate."""
+    final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
+    """The learning rate at the last step, as a fraction of the peak."""
+    schedule: Literal["cosine", "warmup-stable-decay", "constant"] = "cosine"
+    """Course of the learning rate after the warmup: "cosine"; "warmup-stable-decay", which holds the peak until it decays;
+    "constant", which holds it to the end: a trunk, from which cooldowns branch."""
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    """The share of the steps that "warmup-stable-decay" decays in."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Instead of `decay_fraction`: the number of steps."""
+    decay_shape: Literal["linear", "1-sqrt"] = "linear"
+    """Course of the decay of "warmup-stable-decay": "linear", or "1-sqrt", which falls by the square root of its progress."""
+    warmup_tokens: int = Field(default=0, ge=0)
+    """Tokens over which the learning rate grows from zero to its peak."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Instead of `warmup_tokens`: that many steps. Stored as `warmup_tokens`."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's two moments."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """The gradient is scaled down to at most this norm; 0 turns it off."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of log(Z)^2 in the loss, which keeps the logits from drifting."""
+    gate_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Nats a token added to the loss for SKA write gates that are all open: none in the first half of the steps, growing to
+    this at the last."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format; "bf16" computes in bf16 and keeps fp32 master weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unit(cls, values: Any) -> Any:
+        """Convert `tokens` to `steps` and `warmup_steps` to `warmup_tokens`, so that one of each is stored."""
+        batch = values.get("batch_tokens") if isinstance(values, dict) else None
+        if not isinstance(batch, int) or batch <= 0:
+            return values
+        values = dict(values)
+        for given, stored in (("tokens", "steps"), ("warmup_steps", "warmup_tokens")):
+            number = values.get(given)
+            if not isinstance(number, int) or number < 0:
+                continue
+            if values.get(stored) is not None:
+                raise ValueError(f"{given} and {stored} say the same: give one of them and set the other to null")
+            values[stored] = -(-number // batch) if given == "tokens" else number * batch
+            del values[given]
+        return {key: value for key, value in values.items() if value is not None or key != "warmup_tokens"}
+
+    @model_validator(mode="after")
+    def _decay_fits(self) -> "TrainSection":
+        if self.decay_steps is not None and self.schedule != "warmup-stable-decay":
+            raise ValueError(
+                f"decay_steps={self.decay_steps} needs schedule=warmup-stable-decay: it is {self.schedule}"
+            )
+        if self.decay_steps is not None and self.decay_steps > self.steps:
+            raise ValueError(f"decay_steps={self.decay_steps} is more than steps={self.steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> "TrainSection":
+        if self.batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"batch_tokens={self.batch_tokens} is not a multiple of sequence_length={self.sequence_length}"
+            )
+        return self
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences in a batch, all ranks together."""
+        return self.batch_tokens // self.sequence_length
+
+    @property
+    def steps_of_warmup(self) -> int:
+        """Steps of linear warmup, rounded up."""
+        return -(-self.warmup_tokens // self.batch_tokens)
+
+    @property
+    def steps_of_decay(self) -> int:
+        """Steps in which the learning rate falls at the end; 0 with a constant one."""
+        if self.schedule == "constant":
+            return 0
+        if self.schedule == "cosine":
+            return max(0, self.steps - self.steps_of_warmup)
+        return self.decay_steps or max(1, round(self.decay_fraction * self.steps))
