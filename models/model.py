@@ -140,7 +140,7 @@ class EchoLM(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Embedding and all blocks, the part of `forward` whose shapes depend on those of `tokens` alone.
 
-        Training may replace it by a CUDA graph of itself (`pipeline/cuda_graphs.py`).
+        Training may replace it by a CUDA graph of itself (`pipeline/engine/cuda_graphs.py`).
 
         Returns:
             the residual stream `[B, T, d_model]`, and the mean of the write gates, or None without `return_gate_mean`.

@@ -18,8 +18,8 @@ from .checkpoint.format import set_damaged_aside
 from .checkpoint.restore import SavedState, newest_state
 from .checkpoint.writer import CheckpointWriter
 from .config import RunConfig
-from .cuda_graphs import graphed_blocks, why_not
 from .engine import build_engine, choose_device, join_process_group
+from .engine.cuda_graphs import graphed_blocks, why_not
 from .garbage import GarbageCollection
 from .mesh import Mesh, make_mesh
 from .monitoring.heartbeat import Heartbeat

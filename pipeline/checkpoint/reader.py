@@ -13,7 +13,7 @@ from ...models.common.errors import UserError
 from ...models.common.files import read_json
 from ...models.common.run_layout import ENGINE
 from ...models.pretrained import WEIGHTS
-from ..quiet_deepspeed import gathered
+from ..engine.quiet_deepspeed import gathered
 from .format import piece_name
 from .zero_state import KINDS, Fragment, fragments, set_optimizer_steps
 

@@ -26,7 +26,7 @@ from ...models.common.files import read_json, sha256_file, sync_folder, write_as
 from ...models.common.run_layout import COMPLETE, ENGINE, MODEL, checkpoint_name
 from ..agreement import raise_together
 from ..config import RunConfig
-from ..quiet_deepspeed import gathered
+from ..engine.quiet_deepspeed import gathered
 from ..run.folder import RunFolder
 from .format import FORMAT, apply_retention, piece_name
 from .zero_state import fragments, optimizer_steps

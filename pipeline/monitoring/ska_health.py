@@ -8,8 +8,8 @@ from ...data_prep.loading.batch import Batch
 from ...models import LayerHealth, build_model, ska_health
 from ...models.common.validation import first_line
 from ..config import RunConfig
+from ..engine.quiet_deepspeed import gathered
 from ..mesh import Mesh
-from ..quiet_deepspeed import gathered
 
 # Ranges of a layer that works; `None` is no bound. docs/training.md explains each warning.
 HEALTHY = {

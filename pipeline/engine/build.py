@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.sequence import kept_messages
-from ..models import EchoLM, build_model, parameter_groups
-from ..models.common.errors import UserError
-from ..models.model import Block
-from .config import RunConfig
+from ...kernels.sequence import kept_messages
+from ...models import EchoLM, build_model, parameter_groups
+from ...models.common.errors import UserError
+from ...models.model import Block
+from ..config import RunConfig
+from ..mesh import Mesh
 from .cuda_graphs import GraphedBlocks, why_not
-from .mesh import Mesh
 from .quiet_deepspeed import deepspeed
 
 

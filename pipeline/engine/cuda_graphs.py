@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..kernels.sequence import SequenceContext
-from ..models import EchoLM
-from .config import RunConfig
+from ...kernels.sequence import SequenceContext
+from ...models import EchoLM
+from ..config import RunConfig
 
 TOKENS_PER_DOCUMENT = 16  # the graph has room for the borders of as many documents as this average length gives
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.training.case import Case, make_config, random_batch
-from echo_lm.pipeline.cuda_graphs import GraphedBlocks, graphed_blocks, why_not
+from echo_lm.pipeline.engine.cuda_graphs import GraphedBlocks, graphed_blocks, why_not
 
 CUDA = torch.device("cuda")
 
