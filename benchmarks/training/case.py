@@ -19,8 +19,10 @@ def make_config(
     vocabulary: int = 32_000,
     precision: str = "bf16",
     cuda_graphs: bool = True,
+    changed: dict | None = None,
 ):
-    """A run of `model` on rows of `length` tokens, `tokens` a step over all workers, `rows` of them in a micro-batch."""
+    """A run of `model`, with `changed` fields of it, on rows of `length` tokens, `tokens` a step over all workers, `rows` of them
+    in a micro-batch."""
     from echo_lm.pipeline.config import RunConfig
 
     return RunConfig.model_validate(
@@ -32,7 +34,7 @@ def make_config(
                 "tokenizer": {"vocab_size": vocabulary},
             },
             "mixture": {"recall": None},
-            "model": {"preset": model},
+            "model": {"preset": model, **(changed or {})},
             "train": {
                 "sequence_length": length,
                 "batch_tokens": tokens,
@@ -77,7 +79,6 @@ class Case:
     def __init__(self, config, batch=None):
         import torch
 
-        from echo_lm.models import preset
         from echo_lm.pipeline.engine import build_engine, choose_device, join_process_group
         from echo_lm.pipeline.garbage import GarbageCollection
         from echo_lm.pipeline.mesh import make_mesh
@@ -87,7 +88,7 @@ class Case:
         self.device = choose_device(config)
         join_process_group(self.device)
         self.mesh = make_mesh(config.run.sequence_parallel)
-        self.model = preset(config.model.preset, vocab_size=config.data.tokenizer.vocab_size)
+        self.model = config.model.resolve(config.data.tokenizer.vocab_size)
         self.batch = batch or random_batch(
             config.train.batch_sequences, config.train.sequence_length, self.model.vocab_size
         )
