@@ -7,6 +7,7 @@ import typer
 from ...models.common.errors import UserError, not_installed
 from ...models.common.files import FULL
 from .branch import branch
+from .config import config_app
 from .data import data_app
 from .evaluate import evaluate
 from .generate import generate
@@ -30,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(config_app)
 app.add_typer(data_app)
 app.add_typer(study_app)
 app.add_typer(sweep_app)

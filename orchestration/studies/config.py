@@ -58,6 +58,12 @@ class BudgetConfig(Config):
         return tuple(sorted(getattr(self, self.kind)))
 
 
+def _or_names(schema: dict[str, Any]) -> None:
+    """Let a JSON schema take a list of names in place of a mapping."""
+    mapping = {key: schema.pop(key) for key in list(schema) if key not in ("description", "title")}
+    schema["anyOf"] = [mapping, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
+
+
 class SweepConfig(Config):
     """A small sweep for the learning rate: `factors` times the rule's, at some sizes, at one budget."""
 
@@ -215,7 +221,7 @@ class StudyConfig(Config):
     """The question that the study is to answer, shown at the head of its report."""
     families: tuple[str, ...] = Field(min_length=1)
     """Families of the presets that are compared, such as `echo` and `transformer`."""
-    sizes: dict[str, SizeConfig] = Field(min_length=1)
+    sizes: dict[str, SizeConfig] = Field(min_length=1, json_schema_extra=_or_names)
     """Sizes of the models, by name. A list of names is short for sizes of the presets."""
     budgets: BudgetConfig
     """How long each size is trained."""
