@@ -5,6 +5,7 @@ Colours are seaborn's colour-blind palette, checkpoints are shades of one map fr
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 from ...models.common.files import write_aside
 
 PALETTE = sns.color_palette("colorblind")
+COLORS = 96  # of a picture: curves, their shades where they fade into the paper, heat maps
 BASELINE = "0.45"  # grey, dashed: what a curve is compared with
 STYLE = {
     "figure.figsize": (6.4, 3.8),
@@ -51,11 +54,20 @@ def figure(path: Path, title: str, x: str, y: str, *, height: float | None = Non
         try:
             axes.set(title=title, xlabel=x, ylabel=y)
             yield axes
+            picture = BytesIO()
+            # Without the version of matplotlib inside, the same data gives the same file.
+            drawing.savefig(picture, format="png", metadata={"Software": None})
             with write_aside(path) as aside:
-                # Without the version of matplotlib inside, the same data gives the same file.
-                drawing.savefig(aside, format="png", metadata={"Software": None})
+                _with_few_colors(picture).save(aside, format="png", optimize=True)
         finally:
             plt.close(drawing)
+
+
+def _with_few_colors(picture: BytesIO) -> Image.Image:
+    """The picture with a palette of its own: a third of the bytes, and nothing that can be seen is lost in lines and text."""
+    return (
+        Image.open(picture).convert("RGB").quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    )
 
 
 def loss_curve(path: Path, steps: Sequence[Mapping[str, Any]], earlier: Sequence[Mapping[str, Any]] = ()) -> Path:

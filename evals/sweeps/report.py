@@ -4,6 +4,7 @@ The same results give the same bytes. What people wrote in `NAME.notes.md` besid
 interrupted gives a report of what ran.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,23 +28,52 @@ from .runs import RecallRun
 
 
 def write_report(sweep_path: Path, results: Path, out: Path) -> Path:
-    """Write the page, the JSON file and the figures; returns the page.
+    """Write the page and its figures; returns the page.
+
+    In the sweep's own folder a JSON file with the numbers of the page stands beside it. A page anywhere else is one of many about
+    results that are kept once, and links to their file.
 
     Raises:
         UserError: the sweep or a result file is wrong, or none of the sweep's runs is there.
     """
+    report = load_report(sweep_path, results)
+    name = report.sweep.name
+    numbers = out / f"{name}.json"
+    if out.resolve() == (results / name).resolve():
+        write_text(numbers, as_json(report, command_of(sweep_path)))
+    else:
+        numbers = numbers_of(results, name)
+    page = out / f"{name}.md"
+    figures = draw(report, out / "figures")
+    link = Path(os.path.relpath(numbers, out)).as_posix()
+    write_text(page, as_page(report, command_of(sweep_path), notes_beside(page), figures, link))
+    return page
+
+
+def numbers_of(results: Path, name: str) -> Path:
+    """Where the results of a sweep are kept: its joined file, its folder, or the folder of parts that earlier versions wrote."""
+    places = (results / f"{name}.json", results / name)
+    return next((place for place in places if place.exists()), results)
+
+
+def load_report(sweep_path: Path, results: Path) -> Report:
+    """The report of a sweep whose results lie in `results`; errors as `write_report`."""
     sweep = load_sweep(sweep_path)
     report = Report(sweep, Results(SweepFolder(results, sweep.name)).found.values())
-    command = f"echo-lm sweep run {shown(sweep_path)}"
     if not report.found:
-        raise UserError(f"{results} holds no run of sweep {sweep.name}: run `{command}` first")
-    figures = draw(report, out / "figures")
-    write_text(out / f"{sweep.name}.json", as_json(report, command))
-    notes = out / f"{sweep.name}.notes.md"
-    prose = notes.read_text(encoding="utf-8").strip() if notes.is_file() else ""
-    page = out / f"{sweep.name}.md"
-    write_text(page, as_page(report, command, prose, figures))
-    return page
+        raise UserError(f"{results} holds no run of sweep {sweep.name}: run `{command_of(sweep_path)}` first")
+    return report
+
+
+def notes_beside(page: Path) -> str:
+    """What people wrote for the page, in `NAME.notes.md`."""
+    notes = page.with_suffix(".notes.md")
+    return notes.read_text(encoding="utf-8").strip() if notes.is_file() else ""
+
+
+def command_of(sweep: Path) -> str:
+    """The command that runs the sweep."""
+    return f"echo-lm sweep run {shown(sweep)}"
 
 
 def shown(sweep: Path) -> str:
@@ -51,8 +81,12 @@ def shown(sweep: Path) -> str:
     return str(sweep) if str(sweep) in sweep_names() else Path(sweep).name
 
 
-def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -> str:
-    """The whole report in Markdown."""
+def as_page(report: Report, command: str, prose: str, figures: Sequence[str], numbers: str) -> str:
+    """The whole report in Markdown.
+
+    Args:
+        prose: of the notes; figures: names of files in `figures/`; numbers: link to the rows.
+    """
     sweep, names = report.sweep, report.tasks
     made = origin(report)
     most = "at most " if sweep.each_cell and sweep.each_cell.enough and len(report.found) < report.planned else ""
@@ -61,14 +95,14 @@ def as_page(report: Report, command: str, prose: str, figures: Sequence[Path]) -
         f"{len(report.found)} of {most}{report.planned} runs, on {', '.join(made['hardware'])}, "
         f"torch {', '.join(made['torch'])}, "
         f"{' and '.join(dict.fromkeys((made['dates'][0], made['dates'][-1])))}, commit {', '.join(made['commits'])}. "
-        f"Every cell: [{sweep.name}.json]({sweep.name}.json). This page is made by `echo-lm sweep report`; "
+        f"Every cell: [{Path(numbers).name}]({numbers}). This page is made by `echo-lm sweep report`; "
         f"prose belongs into `{sweep.name}.notes.md`. It all again:\n\n    {command}"
     )
     parts.append(_protocol(report))
     if gone := incomplete(report):
         parts.append("**Not complete.** " + " ".join(gone))
     parts += [accuracy_by_task(report), intervals_by_task(report), published_cells(report)]
-    parts += ["\n".join(f"![{path.stem}](figures/{path.name})" for path in figures)]
+    parts += ["\n".join(f"![{Path(file).stem}](figures/{file})" for file in figures)]
     if LENGTH_TASK in names:
         parts.append(accuracy_by_length(report))
     if report.sweep.each_cell:

@@ -1,5 +1,7 @@
 """The figures of a report on a recall sweep."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
@@ -13,12 +15,12 @@ from .results import LENGTH_TASK, Report, labels_of
 MOST_FIGURES = 2  # of one label
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
-    """All figures; returns their paths. Those of an earlier report that are no longer drawn are removed."""
+def figures_of(report: Report) -> dict[str, Callable[[Path], Path]]:
+    """What draws each figure of a report into a file, by the file's name."""
     name = report.sweep.name
-    paths = [mean_figure(report, folder / f"{name}_mean.png")]
+    figures: dict[str, Callable[[Path], Path]] = {f"{name}_mean.png": partial(mean_figure, report)}
     if len(report.tasks) > 1:
-        paths.append(task_figure(report, folder / f"{name}_tasks.png"))
+        figures[f"{name}_tasks.png"] = partial(task_figure, report)
     for label in labels_of(report, LENGTH_TASK):
         curves = {arm: rows for arm, rows in report.by_length(label).items() if len(rows) > 1}
         # A figure tells as many arms apart as there are markers.
@@ -26,11 +28,21 @@ def draw(report: Report, folder: Path) -> list[Path]:
         if len(groups) > MOST_FIGURES:  # nobody compares curves across so many; the page has the numbers
             continue
         for number, group in enumerate(groups, 1):
-            path = folder / f"{name}_{label}{f'_{number}' if len(groups) > 1 else ''}.png"
-            paths.append(accuracy_by_length(path, {str(arm): curves[str(arm)] for arm in group}, label))
-    for old in set(folder.glob(f"{name}_*.png")) - set(paths):
-        old.unlink()
-    return paths
+            shown = {str(arm): curves[str(arm)] for arm in group}
+            file = f"{name}_{label}{f'_{number}' if len(groups) > 1 else ''}.png"
+            figures[file] = partial(accuracy_by_length, arms=shown, label=label)
+    return figures
+
+
+def draw(report: Report, folder: Path) -> list[str]:
+    """Draw all figures into `folder`; returns their names. Those of an earlier report that are no longer drawn are removed."""
+    figures = figures_of(report)
+    for file, draw_one in figures.items():
+        draw_one(folder / file)
+    for old in folder.glob(f"{report.sweep.name}_*.png"):
+        if old.name not in figures:
+            old.unlink()
+    return list(figures)
 
 
 def mean_figure(report: Report, path: Path) -> Path:

@@ -90,7 +90,7 @@ def report(
         Path | None, typer.Option(help="Folder of the page and its figures; the sweep's own folder if left out.")
     ] = None,
 ) -> None:
-    """Write NAME.md, NAME.json and the figures from the results, also of an unfinished sweep.
+    """Write NAME.md and the figures from the results, also of an unfinished sweep; in the sweep's own folder NAME.json too.
 
     The same results give the same bytes. What people wrote in NAME.notes.md beside the page is taken into it.
     """

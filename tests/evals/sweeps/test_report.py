@@ -89,8 +89,8 @@ def report(sweep, tmp_path, monkeypatch):
         for part in (0, 1):
             content = {"table": "tiny", "runs": results[part::2]}
             (raw / f"tiny.{part}-of-2.json").write_text(json.dumps(content))
-        page = write_report(sweep, raw, tmp_path / "out")
-        return page.read_text(), json.loads((tmp_path / "out" / "tiny.json").read_text())
+        page = write_report(sweep, raw, raw / "tiny")
+        return page.read_text(), json.loads((raw / "tiny" / "tiny.json").read_text())
 
     return write
 
@@ -191,7 +191,7 @@ def test_results_of_another_version_of_the_table_are_left_out(report):
 
 
 def test_prose_and_bytes_survive_and_old_figures_do_not(report, tmp_path):
-    out = tmp_path / "out"
+    out = tmp_path / "raw" / "tiny"
     page, _ = report()
     figures = {path.name: path.read_bytes() for path in (out / "figures").iterdir()}
     assert set(figures) == {"tiny_mean.png", "tiny_tasks.png", "tiny_niah-1.png"}
@@ -212,7 +212,7 @@ def test_more_arms_than_markers_take_several_figures(sweep, report, tmp_path):
     sweep.write_text(yaml.safe_dump(SWEEP | {"arms": arms}))
     RIGHT.update({(name, rate): (50, 50, 50) for name in arms for rate in RATES})
     report()
-    drawn = {path.name for path in (tmp_path / "out" / "figures").glob("*niah*")}
+    drawn = {path.name for path in (tmp_path / "raw" / "tiny" / "figures").glob("*niah*")}
     assert drawn == {"tiny_niah-1_1.png", "tiny_niah-1_2.png"}
 
 
@@ -338,3 +338,10 @@ def test_each_cell_is_shown_at_its_best_rate(sweep, report):
     page, _ = report(lambda results: [run for run in results if run["learning_rate"] == 0.001], made)
     assert "4 of at most 6 runs" in page
     assert "all: missing 2 at 8, 2 at 64 (rate 0.01)." in page
+
+
+def test_a_page_elsewhere_links_to_the_results_which_are_kept_once(report, sweep, tmp_path):
+    report()
+    page = write_report(sweep, tmp_path / "raw", tmp_path / "pages")
+    assert not (tmp_path / "pages" / "tiny.json").exists()
+    assert "Every cell: [tiny](../raw/tiny)" in page.read_text()
