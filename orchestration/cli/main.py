@@ -5,7 +5,9 @@ import sys
 import typer
 
 from ...models.common.errors import UserError
+from .average import average
 from .branch import branch
+from .checkpoint import checkpoint
 from .data import data_app
 from .evaluate import evaluate
 from .generate import generate
@@ -32,7 +34,7 @@ app = typer.Typer(
 app.add_typer(data_app)
 app.add_typer(study_app)
 app.add_typer(sweep_app)
-for command in (run, submit, prepare, train, branch):
+for command in (run, submit, prepare, train, branch, checkpoint, average):
     app.command()(command)
 app.command("eval")(evaluate)
 for command in (generate, models, status, serve, track):

@@ -15,6 +15,7 @@ from ...models.common.run_layout import IDENTITY, LINEAGE
 from ...models.common.validation import differences
 from ..config import IDENTITY_SECTIONS, RunConfig, parse_config
 
+AVERAGE = "average"  # `Parent.what` of a run that holds averaged weights
 SEGMENT_SECTIONS = tuple(name for name in IDENTITY_SECTIONS if name != "start_from")
 
 
@@ -26,8 +27,9 @@ class Parent(Record):
         path: where it was.
         run_id: id of the parent run (`identity.py`); None for a folder of weights.
         step, tokens: position of the checkpoint.
-        what: what was taken (`StartFromSection.what`).
+        what: what was taken (`StartFromSection.what`), or "average".
         content: SHA-256 over names and hashes of the files that were taken.
+        averaged: steps of the checkpoints in an average.
     """
 
     run: str
@@ -37,8 +39,12 @@ class Parent(Record):
     tokens: int
     what: str
     content: str
+    averaged: tuple[int, ...] = ()
 
     def __str__(self) -> str:
+        if self.averaged:
+            steps = ", ".join(f"{step:,}" for step in self.averaged)
+            return f"{self.run}, average of steps {steps} (content {self.content[:12]})"
         at = f" at step {self.step:,}" if self.run_id else ""
         return f"{self.run}{at} ({self.what}, content {self.content[:12]})"
 

@@ -110,10 +110,16 @@ def _language(run: RunFiles) -> str:
     value = {name.removeprefix("language/"): number for name, number in last["metrics"].items()}
     path = figures.bits_per_byte_by_step(run.figure("bits_per_byte"), results)
     unigram = value["unigram_bits_per_byte"]
+    averages = [
+        result["metrics"]["language/bits_per_byte"]
+        for result in run.average_results
+        if result["step"] == last["step"] and "language/bits_per_byte" in result["metrics"]
+    ]
     table = _table(
         ("", "bits per byte", "against unigram"),
         [
             ("model", f"**{value['bits_per_byte']:.3f}**", f"{value['bits_per_byte'] / unigram - 1:+.1%}"),
+            *(("moving average of its weights", f"{bits:.3f}", f"{bits / unigram - 1:+.1%}") for bits in averages[-1:]),
             ("unigram over tokens", f"{unigram:.3f}", ""),
             ("gzip -9", f"{value['gzip_bits_per_byte']:.3f}", f"{value['gzip_bits_per_byte'] / unigram - 1:+.1%}"),
         ],

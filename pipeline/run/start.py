@@ -236,7 +236,7 @@ def branch_config(parent: RunFolder, step: int | None, what: str) -> dict[str, A
     _, record = chosen_checkpoints(parent.path, step)[-1]
     segment = [part for part in segments_of(parent.path, stored) if part.step <= record["step"]][-1]
     values = stored.resolved() | segment.config
-    values["run"]["stop_step"] = None
+    values["run"] |= {"stop_step": None, "time_limit": None}
     whole, weights = _contents(record)
     content = weights if what == "weights" else whole
     values["start_from"] = {"run": str(parent.path), "step": record["step"], "what": what, "content": content}

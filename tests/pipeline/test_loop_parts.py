@@ -12,11 +12,11 @@ from echo_lm.models import LayerHealth, preset
 from echo_lm.models.accounting import training_flops
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.files import read_json, write_json
+from echo_lm.pipeline.batches import Prefetcher
 from echo_lm.pipeline.checkpoint.writer import rank_record_path, write_rank_record
 from echo_lm.pipeline.mesh import Mesh
 from echo_lm.pipeline.monitoring.metrics import bits_per_byte, model_flops_utilization, peak_flops
 from echo_lm.pipeline.monitoring.ska_health import SKAHealthMonitor, out_of_range
-from echo_lm.pipeline.batches import Prefetcher
 from echo_lm.pipeline.run.folder import describe_environment
 from echo_lm.pipeline.schedule import gate_penalty_at, learning_rate_at
 
