@@ -15,6 +15,7 @@ from ...models.accounting import state_bytes
 from ...models.common.files import write_text
 from ...models.common.run_layout import REPORT
 from .events import SUPERVISION_KINDS
+from .goodput import Goodput
 from .reader import RunFiles
 
 HEADLINE_TASK = "sysprompt-4"
@@ -62,6 +63,7 @@ def _headline(run: RunFiles) -> str:
         ("data", _first_text(run.config, "data.name", "dataset.name", "data", "dataset")),
         ("tokens", f"{last['tokens']:,} in {last['step']:,} steps"),
         ("training time", _duration(_seconds_trained(run))),
+        ("of it productive", _goodput(run)),
         ("hardware", _hardware(run)),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.environment.get("versions", {}).items())),
         ("git commit", ", ".join(run.commits)),
@@ -215,6 +217,16 @@ def _seconds_trained(run: RunFiles) -> float:
     count."""
     events = [event for event in run.events if event["kind"] not in SUPERVISION_KINDS]
     return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
+
+
+def _goodput(run: RunFiles) -> str:
+    goodput = Goodput()
+    goodput.add(run.events)
+    if goodput.share is None:
+        return ""
+    parts = [f"lost {_duration(goodput.lost)}", f"waiting {_duration(goodput.waiting)}"]
+    parts += [f"evaluations beside it {_duration(goodput.evaluating)}"] if goodput.evaluating else []
+    return f"{goodput.share:.1%} ({', '.join(parts)})"
 
 
 def _parent(run: RunFiles) -> str:
