@@ -59,30 +59,29 @@ def average_run(run: RunFolder, last: int, name: RunName | None = None) -> RunFo
     if target.exists():
         raise UserError(f"{target.path} exists already: give the average another name (--name)")
     newest, record = chosen[-1]
-    with target.lock():
-        target.prepare(config.model_copy(update={"start_from": None}), run.data_folder())
-        target.config_file.unlink()  # until the weights are there
-        partial = target.checkpoints / f".{checkpoint_name(record['step'])}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(newest / MODEL, partial / MODEL)
-        save_file(
-            average_weights([folder / MODEL for folder, _ in chosen]), partial / MODEL / WEIGHTS, {"format": "pt"}
-        )
-        hashes = {f"{MODEL}/{path.name}": sha256_file(path) for path in sorted((partial / MODEL).iterdir())}
-        position = {"step": record["step"], "tokens": record["tokens"]}
-        write_json(partial / COMPLETE, {"format": FORMAT} | position | {"sha256": hashes})
-        os.rename(partial, target.checkpoints / checkpoint_name(record["step"]))
-        write_text(target.latest_file, f"{checkpoint_name(record['step'])}\n")
-        parent = Parent(
-            run=run.path.resolve().name,
-            path=str(run.path.resolve()),
-            run_id=run_id(run.path),
-            what=AVERAGE,
-            content=sha256_json([entry["sha256"][f"{MODEL}/{WEIGHTS}"] for _, entry in chosen]),
-            averaged=tuple(entry["step"] for _, entry in chosen),
-            **position,
-        )
-        Lineage(parent=parent, segments=tuple(segments_of(run.path, stored))).write(target.path)
-        write_json(target.finished_file, position)
-        save_config(config, target.config_file)
+    position = {"step": record["step"], "tokens": record["tokens"]}
+    aside = RunFolder(target.path.with_name(f".{config.name}.partial"))  # complete or absent
+    shutil.rmtree(aside.path, ignore_errors=True)
+    aside.prepare(config.model_copy(update={"start_from": None}), run.data_folder())
+    folder = aside.checkpoints / checkpoint_name(record["step"])
+    shutil.copytree(newest / MODEL, folder / MODEL)
+    save_file(average_weights([path / MODEL for path, _ in chosen]), folder / MODEL / WEIGHTS, {"format": "pt"})
+    hashes = {f"{MODEL}/{path.name}": sha256_file(path) for path in sorted((folder / MODEL).iterdir())}
+    write_json(folder / COMPLETE, {"format": FORMAT} | position | {"sha256": hashes})
+    write_text(aside.latest_file, f"{folder.name}\n")
+    content = sha256_json([entry["sha256"][f"{MODEL}/{WEIGHTS}"] for _, entry in chosen])
+    parent = Parent(
+        run=run.path.resolve().name,
+        path=str(run.path.resolve()),
+        run_id=run_id(run.path),
+        what=AVERAGE,
+        content=content,
+        averaged=tuple(entry["step"] for _, entry in chosen),
+        **position,
+    )
+    segments = tuple(segments_of(run.path, stored))
+    Lineage(parent=parent, root=content, segments=segments).write(aside.path)
+    write_json(aside.finished_file, position)
+    save_config(config, aside.config_file)
+    os.rename(aside.path, target.path)
     return target

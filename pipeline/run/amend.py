@@ -53,7 +53,8 @@ def amend(run: RunFolder, config: RunConfig) -> tuple[int, Changes]:
     segments = [*segments_of(run.path, stored), Segment.of(step, config)]
     configs = [(segment.step, segment.run_config()) for segment in segments]
     loader_of_segments(Dataset.open(run.data_folder()), configs)
-    Lineage(parent=lineage.parent if lineage else None, segments=tuple(segments)).write(run.path)
+    parent, root = (lineage.parent, lineage.root) if lineage else (None, None)
+    Lineage(parent=parent, root=root, segments=tuple(segments)).write(run.path)
     run.finished_file.unlink(missing_ok=True)
     save_config(config, run.config_file)
     record_event(run, "amend", step=step, changes=changes)

@@ -79,10 +79,15 @@ class Segment(Record):
 
 
 class Lineage(Record):
-    """The contents of `lineage.json`; the segments begin with those of the ancestors whose steps the run goes on from."""
+    """The contents of `lineage.json`; the segments begin with those of the ancestors whose steps the run goes on from.
+
+    Attributes:
+        root: content of what the first segment began from, maybe an ancestor's; None for fresh weights.
+    """
 
     format: int = 1
     parent: Parent | None
+    root: str | None = None
     segments: tuple[Segment, ...]
 
     @property
@@ -100,14 +105,13 @@ class Lineage(Record):
 
     def identity(self) -> str:
         """Hash of where the run began and of all its segments: runs with the same one are trained alike."""
-        start = self.parent.content if self.parent and self.segments[0].step == 0 else None
         ends = [segment.step for segment in self.segments[1:]]
         trained = [
             (segment.step, segment.identity)
             for segment, end in zip(self.segments, [*ends, None], strict=True)
             if segment.step != end  # amended again before it trained a step
         ]
-        return sha256_json({"start": start, "segments": trained})
+        return sha256_json({"start": self.root, "segments": trained})
 
     def write(self, run_folder: Path) -> None:
         """Write the file."""

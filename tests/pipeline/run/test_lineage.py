@@ -224,6 +224,7 @@ def test_the_identity_of_a_run_is_the_list_of_its_segments(runs):
     first, second, third = lineages["amended"].segments
     again = lineages["amended"].model_copy(update={"segments": (first, second, second, third)})
     assert again.identity() == lineages["amended"].identity(), "amended before a step was trained"
+    assert lineages["cooled"].root is None, "the trunk began with fresh weights"
     assert lineages["weights"].identity() == lineages["folder"].identity() != lineages["optimizer"].identity()
 
 
@@ -238,6 +239,8 @@ def test_an_average_is_the_mean_and_a_run_of_its_own(runs, tmp_path):
     assert all(torch.allclose(mean[name], (six[name] + eight[name]) / 2, rtol=1e-6, atol=0) for name in mean)
     assert not equal(mean, eight)
     assert average.finished()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert average.data_folder() == trunk.data_folder()
     parent = read_lineage(average.path).parent
     assert str(parent) == f"trunk, average of steps 6, 8 (content {parent.content[:12]})"
     values = branch_config(average, None, "weights") | {"name": "on"}
