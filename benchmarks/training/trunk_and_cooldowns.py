@@ -3,7 +3,7 @@
     python -m benchmarks.training.trunk_and_cooldowns data benchmarks/results/NAME.json docs/figures/trunk_and_cooldowns.png
 
 `data` holds the dataset of recipe `smoke` (`echo-lm prepare smoke`). The moving average of the trunk's weights and the average of
-its last five checkpoints are measured beside them. A quarter of an hour on two busy cores.
+its last five checkpoints are measured beside them. Half an hour on two busy cores.
 """
 
 import sys
