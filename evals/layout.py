@@ -77,6 +77,16 @@ def result_files(run_folder: Path) -> list[Path]:
     return sorted(Path(run_folder).glob(RESULT_FILES))
 
 
+def name_of_average(suite: str) -> str:
+    """The name of a suite in its results on the moving average of the weights."""
+    return f"{suite}-ema"
+
+
+def is_of_average(suite: str) -> bool:
+    """Whether results of that name are of the moving average."""
+    return suite.endswith("-ema")
+
+
 def bigbench_folder(dataset_folder: Path) -> Path:
     """Where the items of bigbench lie: beside the datasets."""
     return Path(dataset_folder).resolve().parent / "bigbench"

@@ -12,9 +12,11 @@ from ..data_prep.loading.dataset import Dataset
 from ..data_prep.loading.loader import BatchLoader
 from ..models.common.errors import UserError
 from ..models.common.files import write_json
+from ..models.common.run_layout import ENGINE
 from .agreement import raise_together
 from .batches import Prefetcher, loader_of_segments
 from .checkpoint.format import set_damaged_aside
+from .checkpoint.moving_average import MovingAverage
 from .checkpoint.restore import SavedState, newest_state
 from .checkpoint.writer import CheckpointWriter
 from .config import RunConfig
@@ -30,6 +32,7 @@ from .monitoring.straggler import Stopwatch, StragglerDetector
 from .run.events import EventLog
 from .run.folder import RunFolder, describe_environment
 from .run.lineage import segments_of
+from .run.stop_request import stop_reason
 from .schedule import gate_penalty_at, learning_rate_at
 from .stop_signal import StopSignal
 from .update import Update, update
@@ -123,9 +126,10 @@ class _Loop:
         self.heartbeat, self.nodes = heartbeat, nodes
         self.compute_timer, self.stragglers = Stopwatch(engine.device), StragglerDetector(config.run.straggler_factor)
         self.begin, self.end = begin, end
-        state.load(engine)
-        self.step, self.tokens = state.step, state.tokens
-        self.writer = CheckpointWriter(engine, run, config, step=self.step, replaced=heartbeat.replaced)
+        self._load(state)
+        self.writer = CheckpointWriter(
+            engine, run, config, step=self.step, average=self.average, replaced=heartbeat.replaced
+        )
         self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
         self.health = SKAHealthMonitor(engine, config)
         self.graphed = graphed_blocks(engine.module)
@@ -137,6 +141,7 @@ class _Loop:
             self._event("warning", step=self.step, message=message)
         self._nonfinite_steps = 0  # consecutive steps with a gradient that is not finite
         self._rolled_back_at = 0
+        self._saved_at = time.monotonic()
 
     def train_to_end(self, stop: StopSignal) -> bool:
         """Train to the end of the segment or a stop; returns whether another segment follows now."""
@@ -152,7 +157,11 @@ class _Loop:
                 started = time.perf_counter()
                 batch, stall = batches.batch(self.step)
                 rate = learning_rate_at(self.step, config.train)
-                flags = [stop.received or bool(self.heartbeat.stop_reason), self.writer.failed()]
+                flags = [
+                    stop.received or bool(self.heartbeat.stop_reason),
+                    self.writer.failed(),
+                    self._checkpoint_due(),
+                ]
                 self.compute_timer.start()
                 result = update(
                     self.engine,
@@ -182,8 +191,11 @@ class _Loop:
                         self._roll_back()
                     continue  # no checkpoint of a state that may be broken
                 self._nonfinite_steps = 0
-                if self.step % config.run.checkpoint_every == 0 and self.step < last:
+                if self.average:
+                    self.average.update(self.step)
+                if self.step < last and (self.step % config.run.checkpoint_every == 0 or result.flags[2]):
                     self.writer.begin(self.step, self.tokens)
+                    self._saved_at = time.monotonic()
                 self._report_checkpoints()
             self.writer.begin(self.step, self.tokens)
             self.writer.finish()
@@ -195,10 +207,27 @@ class _Loop:
             if self.log:
                 write_json(self.run.finished_file, self._position())
         else:
-            reason = stop.reason or self.heartbeat.stop_reason
+            reason = stop.reason or stop_reason(self.run)  # another rank may have read it before this one's heartbeat
             reason = (reason or "a signal to another rank") if stopping else "run.stop_step"
             self._event("stop", **self._position(), reason=reason)
         return False
+
+    def _load(self, state: SavedState) -> None:
+        """Load a state into the engine, and the moving average of the weights that belongs to it."""
+        state.load(self.engine)
+        self.step, self.tokens = state.step, state.tokens
+        decay, folder = self.config.train.ema_decay, None
+        if state.checkpoint is not None and not state.weights_only:
+            folder = state.checkpoint / ENGINE
+        self.average = None if decay is None else MovingAverage(self.engine, decay, folder)
+
+    def _checkpoint_due(self) -> bool:
+        """Whether a checkpoint was asked for, or the last one is `run.checkpoint_minutes` old; rank 0 decides for all."""
+        if self.mesh.rank > 0:
+            return False
+        minutes = self.config.run.checkpoint_minutes
+        old = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return self.heartbeat.checkpoint_requested() or old
 
     def _roll_back(self) -> None:
         """Return to the last complete checkpoint, once: a second failure at the same steps is raised.
@@ -226,8 +255,8 @@ class _Loop:
                 f"{self.run.path}: the gradients are not finite, and the checkpoints since the amendment at step "
                 f"{self.begin} are damaged: the same command goes on from step {state.step}"
             )
-        state.load(self.engine)
-        self.step, self.tokens = state.step, state.tokens
+        self._load(state)
+        self.writer.average = self.average
         self._event("rollback", **self._position(), from_step=failed, reason=f"{count} steps in a row were not finite")
 
     def _record(self, result: Update, seconds: float, stall: float) -> None:

@@ -12,7 +12,8 @@ runs/<run>/config.yaml          the resolved configuration
            report.md
            start/               the checkpoint of another run that it began from
            checkpoints/latest   the name of the newest complete checkpoint
-           checkpoints/step_*/  complete.json, model/ (weights), engine/ (what only resuming needs)
+           checkpoints/step_*/  complete.json, model/ (weights), ema/ (their moving average, if it is kept), engine/ (what only
+                                resuming needs)
            evals/step_*/        a result a suite
            heartbeats/          a sign of life of each rank
 """
@@ -32,6 +33,7 @@ CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 COMPLETE = "complete.json"
 MODEL = "model"
+EMA = "ema"
 ENGINE = "engine"
 EVALS = "evals"
 HEARTBEATS = "heartbeats"

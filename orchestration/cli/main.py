@@ -6,7 +6,9 @@ import typer
 
 from ...models.common.errors import UserError, not_installed
 from ...models.common.files import FULL
+from .average import average
 from .branch import branch
+from .checkpoint import checkpoint
 from .config import config_app
 from .data import data_app
 from .evaluate import evaluate
@@ -35,7 +37,7 @@ app.add_typer(config_app)
 app.add_typer(data_app)
 app.add_typer(study_app)
 app.add_typer(sweep_app)
-for command in (run, submit, prepare, train, branch):
+for command in (run, submit, prepare, train, branch, checkpoint, average):
     app.command()(command)
 app.command("eval")(evaluate)
 for command in (generate, models, status, serve, track):

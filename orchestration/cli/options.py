@@ -1,11 +1,11 @@
 """Arguments and options that several commands share, and the parsing of durations."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ...models.common.durations import duration_seconds
 from ...models.common.errors import UserError
 
 Target = Annotated[
@@ -38,11 +38,9 @@ Amend = Annotated[
     ),
 ]
 
-UNITS = {"s": 1, "m": 60, "h": 3600}
-
 
 def seconds(text: str, option: str) -> float:
-    """Parse a duration such as `90s`, `30m` or `2h`; returns seconds.
+    """Parse a duration such as `90s`, `30m` or `3h55m`; returns seconds.
 
     Args:
         option: the option's name, for the error message.
@@ -50,7 +48,7 @@ def seconds(text: str, option: str) -> float:
     Raises:
         UserError: not such a duration, or zero.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not match or not float(match[1]):
-        raise UserError(f"{option} {text!r} is no time: write it as 90s, 30m or 2h")
-    return float(match[1]) * UNITS[match[2]]
+    try:
+        return duration_seconds(text)
+    except ValueError as error:
+        raise UserError(f"{option} {error}") from None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...evals.layout import result_path
+from ...evals.layout import is_of_average, result_path
 from ...models.common.run_layout import checkpoint_name
 from ...pipeline.run.reader import RunReader
 from ..jobs.leases import looks_held
@@ -90,7 +90,8 @@ def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
     suites, matrix = _matrix(run, results)
     latest = {result["suite"]: result for result in results}
     shown_events = [event for event in history.others if event["kind"] not in ("checkpoint", "evaluation")]
-    heldout = [result for result in results if "language/bits_per_byte" in result["metrics"]]
+    raw = [result for result in results if not is_of_average(result["suite"])]
+    heldout = [result for result in raw if "language/bits_per_byte" in result["metrics"]]
     return RunDetail(
         summary=summary,
         config_text=run.config_text(),
@@ -108,7 +109,7 @@ def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
         skips=len(history.of_kind("skip")),
         rollbacks=len(history.of_kind("rollback")),
         problem=history.problem,
-        curves=_curves(history, results, heldout),
+        curves=_curves(history, raw, heldout),
     )
 
 

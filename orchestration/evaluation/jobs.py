@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from ...evals.config import load_suite
-from ...evals.layout import complete_checkpoints, result_path, trained_on_recall
-from ...models.common.run_layout import MODEL
+from ...evals.layout import complete_checkpoints, is_of_average, name_of_average, result_path, trained_on_recall
+from ...models.common.run_layout import EMA, MODEL
 from ...pipeline.config import RunConfig
 from ...pipeline.run.events import stopped_at
 from ...pipeline.run.folder import RunFolder
@@ -72,9 +72,10 @@ class EvaluationJob(Job):
         """
         from ...evals.runner import run_suite  # imports torch, which listing the due jobs does not need
 
+        suite = load_suite(self.suite)
         run_suite(
             self.model,
-            self.suite,
+            suite.model_copy(update={"name": self.output.stem}) if is_of_average(self.output.stem) else suite,
             self.dataset,
             self.output,
             step=self.step,
@@ -120,9 +121,9 @@ def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = N
     return [
         EvaluationJob(
             suite,
-            folder / MODEL,
+            model,
             run.data_folder(),
-            result_path(run.path, folder.name, name),
+            result_path(run.path, folder.name, result_name),
             record["step"],
             record["tokens"],
             recall,
@@ -131,6 +132,8 @@ def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = N
         for folder, record in checkpoints
         if record["step"] in due
         for suite, name in suites.items()
+        for model, result_name in ((folder / MODEL, name), (folder / EMA, name_of_average(name)))
+        if model.name == MODEL or model.is_dir()
     ]
 
 

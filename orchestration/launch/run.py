@@ -13,6 +13,7 @@ from ...evals.layout import result_files
 from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.stop_request import TimeLimit, stop_reason
 from ..evaluation.jobs import missing_jobs
 from ..jobs.cluster import is_reachable
 from ..preparation.prepare import dataset_is_complete
@@ -47,7 +48,7 @@ def run_pipeline(
     """
     run.check(config, trust=trust)
     stopped_by = ""
-    with run.lock():
+    with run.lock(), TimeLimit(run, config):
         if not _complete(run, config, data):
             if address and not is_reachable(address):
                 raise UserError(
@@ -68,6 +69,7 @@ def run_pipeline(
                     _write_report(run)
                 _sync_briefly(run, tracking_uri)
                 raise
+            stopped_by = stopped_by or stop_reason(run)
         if stopped_by:
             _sync_briefly(run, tracking_uri)
             console.print(f"{run.path}: stopped by {stopped_by} before its end; the same command goes on")

@@ -13,7 +13,7 @@ def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tupl
     """The configuration that `target` and the overrides give, and the run's folder.
 
     A folder that was named is the run's folder, wherever it lies and whatever it was called before; its name becomes the run's name
-    where it is a valid one. Where an earlier command was to stop (`run.stop_step`) is forgotten.
+    where it is a valid one. Where an earlier command was to stop (`run.stop_step`, `run.time_limit`) is forgotten.
 
     Raises:
         UserError: neither a recipe nor a run folder, a bad override, or another name for an existing folder.
@@ -23,7 +23,7 @@ def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tupl
         config = load_config(target, overrides)
         return config, RunFolder(runs / config.name)
     stored = run.load_config().resolved()
-    stored["run"]["stop_step"] = None  # where an earlier command was to stop
+    stored["run"] |= {"stop_step": None, "time_limit": None}  # where an earlier command was to stop
     folder_name = run.path.resolve().name
     if is_name(folder_name):
         stored["name"] = folder_name

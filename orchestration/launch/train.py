@@ -8,6 +8,7 @@ from ...pipeline.preflight import check_run
 from ...pipeline.run.events import stopped_at
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.report import write_report
+from ...pipeline.run.stop_request import TimeLimit
 from ..preparation.mixture import print_mixture
 from ..preparation.prepare import prepare_dataset
 from ..progress.bars import console
@@ -21,7 +22,7 @@ def train_run(config: RunConfig, run: RunFolder, data: Path, *, trust: bool = Fa
         UserError: bad input, a folder or port in use, no disk space, or a worker group that kept dying.
     """
     run.check(config, trust=trust)
-    with run.lock():
+    with run.lock(), TimeLimit(run, config):
         dataset = prepare_dataset(config.data, data)
         print_mixture(config, dataset)
         run.prepare(config, dataset, trust=trust)

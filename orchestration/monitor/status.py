@@ -14,6 +14,7 @@ from rich.text import Text
 from ...models.common.errors import UserError
 from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.goodput import Goodput
 from ...pipeline.run.reader import RunReader
 from ..progress.bars import console
 from .summary import RunSummary, read_run
@@ -50,19 +51,22 @@ class Status:
         known = self._runs
         self._runs = {run.path: known.get(run.path) or (RunReader(run.path), Trouble(run)) for run in runs}
         return _table(
-            [(read_run(reader).summary(time.time()), trouble.lines()) for reader, trouble in self._runs.values()]
+            [
+                (read_run(reader).summary(time.time()), trouble.lines(), trouble.goodput.share)
+                for reader, trouble in self._runs.values()
+            ]
         )
 
 
-def _table(runs: list[tuple[RunSummary, list[str]]]) -> Group:
+def _table(runs: list[tuple[RunSummary, list[str], float | None]]) -> Group:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    titles = ("run", "state", "step", "loss", "tokens/s", "MFU", "ETA", "checkpoint", "evaluations", "nodes")
-    branched = any(summary.parent for summary, _ in runs)
+    titles = ("run", "state", "step", "loss", "tokens/s", "MFU", "goodput", "ETA", "checkpoint", "evaluations", "nodes")
+    branched = any(summary.parent for summary, *_ in runs)
     for title in (*titles, *(["begins from"] if branched else [])):
         left = title in ("run", "state", "checkpoint", "evaluations", "nodes", "begins from")
         table.add_column(title, justify="left" if left else "right", no_wrap=True)
     trouble = []
-    for summary, troubles in runs:
+    for summary, troubles, goodput in runs:
         failed = f", {summary.failed} failed" if summary.failed else ""
         table.add_row(
             summary.name,
@@ -71,6 +75,7 @@ def _table(runs: list[tuple[RunSummary, list[str]]]) -> Group:
             "-" if summary.loss is None else f"{summary.loss:.3f}",
             "-" if summary.tokens_per_second is None else f"{summary.tokens_per_second:,.0f}",
             "-" if summary.mfu is None else f"{summary.mfu:.1%}",
+            "-" if goodput is None else f"{goodput:.0%}",
             "-" if summary.eta_seconds is None else f"{summary.eta_seconds / 60:.1f} min",
             "-" if summary.checkpoint is None else str(summary.checkpoint),
             f"{summary.done}/{summary.done + summary.pending + summary.failed}{failed}",
@@ -104,11 +109,12 @@ def _nodes(nodes: tuple[tuple[str, int], ...]) -> str:
 
 
 class Trouble:
-    """The newest events in `TROUBLE` of a run."""
+    """The newest events in `TROUBLE` of a run, and its goodput, as of the last `lines`."""
 
     def __init__(self, run: RunFolder):
         self._events = EventReader.of_run(run.path)
         self._newest: deque[dict[str, Any]] = deque(maxlen=SHOWN_TROUBLE)
+        self.goodput = Goodput()
 
     def lines(self) -> list[str]:
         """A line for each, oldest first.
@@ -119,6 +125,8 @@ class Trouble:
         events = self._events.read()
         if self._events.restarted:
             self._newest.clear()
+            self.goodput = Goodput()
+        self.goodput.add(events)
         self._newest.extend(event for event in events if event["kind"] in TROUBLE)
         return [_describe(event) for event in self._newest]
 

@@ -20,7 +20,7 @@ from ...evals.layout import complete_checkpoints, result_files, stored_config
 from ...models.common.cached_files import Stamp, stamp
 from ...models.common.errors import UserError
 from ...models.common.files import sha256_file, write_text
-from ...models.common.run_layout import CONFIG, ENVIRONMENT, MODEL, REPORT
+from ...models.common.run_layout import CONFIG, ENVIRONMENT, LINEAGE, MODEL, REPORT
 from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.identity import run_id
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARTIFACTS = (CONFIG, ENVIRONMENT, REPORT, "figures/*.png", "evals/summary.md", "evals/figures/*.png")
+ARTIFACTS = (CONFIG, ENVIRONMENT, LINEAGE, REPORT, "figures/*.png", "evals/summary.md", "evals/figures/*.png")
 # What MLflow answers about a run or experiment that is gone.
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 CARD_CHARACTERS = 5000  # of the description of a model's version, which some databases limit

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...models.common.errors import UserError
 from ...models.common.files import read_json
+from ...pipeline.run.goodput import Goodput
 from .values import mlflow_key, mlflow_keys
 
 
@@ -84,10 +85,12 @@ class EventPoints:
 
     def __init__(self) -> None:
         self.skipped = self.starts = 0
+        self._goodput = Goodput()
 
     def read(self, events: Iterable[dict[str, Any]]) -> Iterator[Point]:
         for event in events:
             kind, time, step = event["kind"], event["time"], event.get("step", 0)
+            self._goodput.add([event])
             if kind == "step":
                 for key, value in event.items():
                     if key not in ("kind", "time", "step") and isinstance(value, int | float):
@@ -100,3 +103,7 @@ class EventPoints:
             elif kind == "start":
                 yield Point("train/restarts", self.starts, time, step)
                 self.starts += 1
+            if kind in ("checkpoint", "stop", "finish") and self._goodput.share is not None:
+                yield Point("train/goodput", self._goodput.share, time, step, changes=True)
+                for name in ("productive", "lost", "waiting", "evaluating"):
+                    yield Point(f"train/{name}_seconds", getattr(self._goodput, name), time, step, changes=True)

@@ -8,14 +8,16 @@ offset in it (`zero_state.py`). That form is independent of the topology, so it 
 and any sequence parallelism, and bit for bit into the one that wrote it.
 """
 
+import math
 import shutil
 from pathlib import Path
 
-from ...evals.layout import checkpoint_folders, complete_checkpoints
+from ...evals.layout import checkpoint_folders, complete_checkpoints, is_of_average, result_files
+from ...models.common.cached_files import read_json_if_whole
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file
 from ...models.common.run_layout import COMPLETE, ENGINE
-from ..config import RunConfig
+from ..config import KeepBestSection, RunConfig
 from ..run.folder import RunFolder
 
 FORMAT = 2  # of `engine/`
@@ -99,14 +101,35 @@ def set_damaged_aside(run: RunFolder) -> list[Path]:
 
 
 def apply_retention(run: RunFolder, config: RunConfig) -> None:
-    """Delete the engine state of checkpoints beyond the retention rule; their weights stay, for later evaluations.
+    """Delete what the retention rules leave over: engine state of older checkpoints, or whole checkpoints.
 
-    The newest `run.keep_checkpoints` and those of every `run.keep_every` steps stay resumable; the newest always does.
+    The newest `run.keep_checkpoints`, those of every `run.keep_every` steps and the best one (`run.keep_best`) stay resumable; of
+    the newest `run.keep_models` the weights stay, for later evaluations. The newest checkpoint is never touched.
     """
-    keep, every = config.run.keep_checkpoints, config.run.keep_every
-    if keep is None:
-        return
-    for checkpoint, record in list(complete_checkpoints(run.path))[:-keep]:
-        if not every or record["step"] % every:
+    keep, models, every = config.run.keep_checkpoints, config.run.keep_models, config.run.keep_every
+    checkpoints = list(complete_checkpoints(run.path))
+    kept = {best_step(run, config.run.keep_best)} | {record["step"] for _, record in checkpoints[-1:]}
+    for age, (checkpoint, record) in enumerate(reversed(checkpoints), start=1):
+        if record["step"] in kept or (every and record["step"] % every == 0):
+            continue
+        if models is not None and age > models:
+            aside = checkpoint.with_name(f".removed.{checkpoint.name}")  # complete or absent
+            checkpoint.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        elif keep is not None and age > keep:
             shutil.rmtree(checkpoint / ENGINE, ignore_errors=True)
-    shutil.rmtree(run.start / ENGINE, ignore_errors=True)  # the run has checkpoints of its own
+    if keep is not None and checkpoints:
+        shutil.rmtree(run.start / ENGINE, ignore_errors=True)  # the run has checkpoints of its own
+
+
+def best_step(run: RunFolder, rule: KeepBestSection | None) -> int | None:
+    """The step of the best checkpoint by the results that there are; None without a rule or a result."""
+    values = {}
+    for path in result_files(run.path) if rule else ():
+        if is_of_average(path.stem):
+            continue
+        result = read_json_if_whole(path) or {}
+        value = (result.get("metrics") or {}).get(rule.metric)
+        if isinstance(value, int | float) and math.isfinite(value) and isinstance(result.get("step"), int):
+            values[result["step"]] = value if rule.higher else -value
+    return max(values, key=lambda step: values[step]) if values else None

@@ -27,7 +27,7 @@ def load_checkpoint(engine: Any, checkpoint: Path) -> None:
         UserError: the checkpoint lacks a parameter, or a part of one.
     """
     state = read_json(checkpoint / ENGINE / "state.json")
-    _load(engine, _StoredFragments(checkpoint / ENGINE).read, KINDS)
+    _load(engine, StoredFragments(checkpoint / ENGINE).read, KINDS)
     set_optimizer_steps(engine, state["optimizer_steps"])
 
 
@@ -72,7 +72,7 @@ def _load(engine: Any, read: Callable[[str, str, int], Tensor], kinds: tuple[str
                     parameter.copy_(whole.view(parameter.shape))
 
 
-class _StoredFragments:
+class StoredFragments:
     """The stored fragments in all ranks' files, by parameter and kind."""
 
     def __init__(self, folder: Path):
@@ -83,6 +83,10 @@ class _StoredFragments:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 name, start, kind = key.rsplit(":", 2)
                 self._pieces[name, kind].append((int(start), file))
+
+    def holds(self, kind: str) -> bool:
+        """Whether there are fragments of this kind."""
+        return any(stored == kind for _, stored in self._pieces)
 
     def read(self, name: str, kind: str, size: int) -> Tensor:
         """The whole flattened parameter of `size` numbers, joined from its fragments."""

@@ -23,12 +23,13 @@ from ...data_prep.preparing.tokenizer import FILE_NAME, copy_tokenizer
 from ...models import save_pretrained
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, sha256_file, sync_folder, write_aside, write_json, write_text
-from ...models.common.run_layout import COMPLETE, ENGINE, MODEL, checkpoint_name
+from ...models.common.run_layout import COMPLETE, EMA, ENGINE, MODEL, checkpoint_name
 from ..agreement import raise_together
 from ..config import RunConfig
 from ..engine.quiet_deepspeed import gathered
 from ..run.folder import RunFolder
 from .format import FORMAT, apply_retention, piece_name
+from .moving_average import MovingAverage, whole_average
 from .zero_state import fragments, optimizer_steps
 
 MEMORY_SHARE = 0.5  # of the free memory that the copies of all ranks on a node may take
@@ -68,15 +69,17 @@ class CheckpointWriter:
         config: RunConfig,
         *,
         step: int,
+        average: MovingAverage | None = None,
         replaced: Callable[[], bool] = lambda: False,
     ):
         """
         Args:
             step: of the checkpoint that the engine was loaded from, 0 at the start.
+            average: is written too, for resuming into `engine/`, and as a model of its own into `ema/`.
             replaced: returns whether another worker group has taken over the run; then no checkpoint is completed any more.
         """
         self._engine, self._run, self._config = engine, run, config
-        self._replaced = replaced
+        self.average, self._replaced = average, replaced
         self._thread: threading.Thread | None = None
         self._rank_written, self._abandoned = threading.Event(), threading.Event()
         self._error: Exception | None = None
@@ -164,7 +167,8 @@ class CheckpointWriter:
             shutil.rmtree(leftover)
         partial.parent.mkdir(parents=True, exist_ok=True)
         module = self._engine.module
-        needed = sum(4 * 4 * getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+        copies = 6 if self.average else 4
+        needed = sum(4 * copies * getattr(p, "ds_numel", p.numel()) for p in module.parameters())
         free = shutil.disk_usage(partial.parent).free
         if free < needed:
             raise UserError(
@@ -175,6 +179,7 @@ class CheckpointWriter:
 
     def _fits_in_memory(self) -> bool:
         size = sum(t.numel() * 4 for fragment in fragments(self._engine) for t in fragment.tensors.values())
+        size += size // 3 if self.average else 0
         return size * self._ranks_here() < MEMORY_SHARE * psutil.virtual_memory().available
 
     @staticmethod
@@ -185,11 +190,12 @@ class CheckpointWriter:
         """The fragments that this rank writes, in CPU memory. Under ZeRO-0 all ranks hold the same: only rank 0 writes."""
         if self._engine.zero_optimization_stage() == 0 and dist.get_rank() > 0:
             return {}
-        return {
+        pieces = {
             piece_name(fragment.name, fragment.start, kind): tensor.detach().to("cpu", copy=copy)
             for fragment in fragments(self._engine)
             for kind, tensor in fragment.tensors.items()
         }
+        return pieces | (self.average.pieces(copy=copy) if self.average else {})
 
     def _weights(self) -> dict[str, Tensor]:
         """The model's weights, gathered one parameter at a time into CPU memory of rank 0; empty on other ranks."""
@@ -232,6 +238,8 @@ class CheckpointWriter:
                     return False
             hashes |= read_json(record)
             record.unlink()
+        if self.average:
+            hashes |= self._write_average(partial)
         run = self._config.run
         topology = {"workers": dist.get_world_size(), "zero_stage": run.zero_stage}
         topology |= {"sequence_parallel": run.sequence_parallel}
@@ -244,6 +252,16 @@ class CheckpointWriter:
         write_text(self._run.latest_file, final.name + "\n")
         apply_retention(self._run, self._config)
         return True
+
+    def _write_average(self, partial: Path) -> dict[str, str]:
+        """Write the moving average as a model, from the fragments of all ranks; returns the hashes of its files."""
+        module, folder = self._engine.module, partial / EMA
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in module.named_parameters()}
+        save_pretrained(module, folder, state_dict=whole_average(partial / ENGINE, shapes))
+        shutil.copyfile(partial / MODEL / "tokenizer.json", folder / "tokenizer.json")
+        for path in folder.iterdir():
+            _flush(path)
+        return {str(path.relative_to(partial)): sha256_file(path) for path in folder.iterdir()}
 
 
 def _flush(path: Path) -> None:

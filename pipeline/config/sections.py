@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...models import ModelConfig, preset
 from ...models.common.config import Config
+from ...models.common.durations import duration_seconds
 from ...models.common.errors import UserError
 
 
@@ -54,10 +55,19 @@ class StartFromSection(Config):
         return self
 
 
+class KeepBestSection(Config):
+    """Which checkpoint counts as the best."""
+
+    metric: str
+    """Name of a metric in the results of the evaluations, such as `language/bits_per_byte`."""
+    higher: bool = False
+    """Whether higher is better, as for accuracies."""
+
+
 class RunSection(Config):
     """Execution settings: workers, ZeRO, checkpoints, restarts. They may change on resume and alter results only by rounding."""
 
-    added = ("cuda_graphs",)
+    added = ("checkpoint_minutes", "keep_models", "keep_best", "time_limit", "cuda_graphs")
 
     workers: int = Field(default=1, gt=0)
     """Processes, one a GPU."""
@@ -82,18 +92,27 @@ class RunSection(Config):
     """Batches made ahead of the step that needs them."""
     checkpoint_every: int = Field(default=100, gt=0)
     """Steps between checkpoints."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Write a checkpoint also when the last one is so many minutes old."""
     checkpoint_beside_training: bool = True
     """Write a checkpoint while the next steps train."""
     keep_checkpoints: int | None = Field(default=None, gt=0)
     """How many of the newest checkpoints stay resumable; null keeps all."""
     keep_every: int | None = Field(default=None, gt=0)
     """Checkpoints of every so many steps stay resumable too."""
+    keep_models: int | None = Field(default=None, gt=0)
+    """How many of the newest checkpoints keep their weights (`model/`); older ones are removed, but for those of `keep_every` and
+    `keep_best`. Evaluations must have read them by then. null keeps all."""
+    keep_best: KeepBestSection | None = None
+    """The best checkpoint by an evaluation is not removed, and stays resumable if it still is when its result comes."""
     health_every: int = Field(default=100, ge=0)
     """Steps between looks at the SKA layers; 0 turns them off."""
     rollback_after: int = Field(default=5, gt=0)
     """Steps in a row without a finite gradient before training goes back to the last checkpoint."""
     stop_step: int | None = Field(default=None, gt=0)
     """Leave cleanly after this step."""
+    time_limit: str | None = None
+    """Save a checkpoint and leave cleanly so long after the command began, such as "3h55m"."""
     threads: int = Field(default=1, gt=0)
     """CPU threads of a worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -108,6 +127,22 @@ class RunSection(Config):
     """How long `run --address` waits for a cluster that does not answer."""
     master_port: int | None = Field(default=None, gt=0, lt=65536)
     """Port at which the workers of `train` meet; null takes a free one."""
+
+    @field_validator("time_limit")
+    @classmethod
+    def _is_a_time(cls, text: str | None) -> str | None:
+        if text is not None:
+            duration_seconds(text)
+        return text
+
+    @model_validator(mode="after")
+    def _models_outlive_engines(self) -> "RunSection":
+        if self.keep_models is not None and self.keep_models < (self.keep_checkpoints or self.keep_models + 1):
+            raise ValueError(
+                f"keep_models={self.keep_models} is less than keep_checkpoints={self.keep_checkpoints or 'all'}: a checkpoint "
+                "without weights cannot be resumed"
+            )
+        return self
 
 
 class EvaluationSection(Config):

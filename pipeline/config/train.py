@@ -10,7 +10,7 @@ from ...models.common.config import Config
 class TrainSection(Config):
     """Hyperparameters of the training. Horizon and warmup are given in steps or in tokens."""
 
-    added = ("gate_penalty", "tokens", "warmup_steps", "decay_steps", "decay_shape")
+    added = ("gate_penalty", "tokens", "warmup_steps", "decay_steps", "decay_shape", "ema_decay")
     renamed = "train"
 
     sequence_length: int = Field(gt=0)
@@ -50,6 +50,9 @@ class TrainSection(Config):
     gate_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Nats a token added to the loss for SKA write gates that are all open: none in the first half of the steps, growing to
     this at the last."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep an exponential moving average of the weights with this decay, evaluated beside them; null keeps none. In the first steps
+    the decay is lower."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format; "bf16" computes in bf16 and keeps fp32 master weights."""
 

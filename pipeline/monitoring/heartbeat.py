@@ -22,7 +22,7 @@ from ...models.common.cached_files import stamp
 from ...models.common.files import write_text
 from ...models.common.renamed_keys import with_new_keys
 from ..run.folder import RunFolder
-from ..run.stop_request import stop_reason
+from ..run.stop_request import checkpoint_request, stop_reason
 from .node import node_name
 
 WORKER_GROUP_VARIABLE = "ECHO_LM_WORKER_GROUP"
@@ -71,6 +71,8 @@ class Heartbeat:
         self._group = os.environ.get(WORKER_GROUP_VARIABLE, "")
         self._step: int | None = None
         self._stop_reason = ""
+        self._checkpoint_request = checkpoint_request(run)  # of before the start: done or forgotten
+        self._answered = self._checkpoint_request
         self._training_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
@@ -93,6 +95,11 @@ class Heartbeat:
         """Why the run is to save a checkpoint and leave, as of the last heartbeat; empty if it is not."""
         return self._stop_reason
 
+    def checkpoint_requested(self) -> bool:
+        """Whether a checkpoint was asked for since the last call that returned True."""
+        requested, self._answered = self._checkpoint_request != self._answered, self._checkpoint_request
+        return requested
+
     def replaced(self) -> bool:
         """Whether another worker group has taken over the run."""
         try:
@@ -104,6 +111,7 @@ class Heartbeat:
         path = heartbeat_file(self._run, self._rank)
         while True:
             self._stop_reason = stop_reason(self._run)
+            self._checkpoint_request = checkpoint_request(self._run)
             if self.replaced():
                 os._exit(FENCED)  # a training thread stuck in a collective can be ended in no other way
             with contextlib.suppress(OSError):  # a shared disk that is briefly unavailable

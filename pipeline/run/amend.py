@@ -10,7 +10,7 @@ from ..checkpoint.format import set_damaged_aside
 from ..checkpoint.restore import newest_state
 from ..config import AMENDABLE_SECTIONS, RunConfig, save_config
 from .folder import RunFolder
-from .lineage import Lineage, Segment, read_lineage, segments_of
+from .lineage import AVERAGE, Lineage, Segment, read_lineage, segments_of
 from .start import check_cooldown, same_rates
 from .supervision import record_event
 
@@ -28,7 +28,11 @@ def amend(run: RunFolder, config: RunConfig) -> tuple[int, Changes]:
     Raises:
         UserError: a key that cannot change on the way; an end before the step; a cooldown or a mixture that does not fit.
     """
-    stored = run.load_config()
+    stored, lineage = run.load_config(), read_lineage(run.path)
+    if lineage and lineage.parent and lineage.parent.what == AVERAGE:
+        raise UserError(
+            f"{run.path} is an average of weights: begin a run from it with `echo-lm branch {run.path} --what weights name=...`"
+        )
     changes = {key: [old, new] for key, old, new in differences(stored.identity_fields(), config.identity_fields())}
     for key in changes:
         if key.split(".")[0] not in AMENDABLE_SECTIONS:
@@ -49,8 +53,8 @@ def amend(run: RunFolder, config: RunConfig) -> tuple[int, Changes]:
     segments = [*segments_of(run.path, stored), Segment.of(step, config)]
     configs = [(segment.step, segment.run_config()) for segment in segments]
     loader_of_segments(Dataset.open(run.data_folder()), configs)
-    lineage = read_lineage(run.path)
-    Lineage(parent=lineage.parent if lineage else None, segments=tuple(segments)).write(run.path)
+    parent, root = (lineage.parent, lineage.root) if lineage else (None, None)
+    Lineage(parent=parent, root=root, segments=tuple(segments)).write(run.path)
     run.finished_file.unlink(missing_ok=True)
     save_config(config, run.config_file)
     record_event(run, "amend", step=step, changes=changes)

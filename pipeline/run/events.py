@@ -15,7 +15,7 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 - `straggler`: `step`, `rank`, `node`, `seconds` (that it computes a step), `median_seconds` (of all ranks), `message`
 - `skip`: `step`, `reason`; the step's gradient was not finite and no weight was changed
 - `rollback`: `step` (that training goes on from), `from_step`, `reason`
-- `stop`: `step`, `tokens`, `reason` (a signal, or `run.stop_step`); left before the end
+- `stop`: `step`, `tokens`, `reason` (a signal, `run.time_limit` or `run.stop_step`); left before the end
 - `finish`: `step`, `tokens`
 
 The processes that supervise a run write to a second log (`supervision.jsonl`, one writer at a time as here); readers of a run's

@@ -57,6 +57,7 @@ class RunFolder:
         self.heartbeats = self.path / HEARTBEATS
         self.worker_group_file = self.heartbeats / "worker_group"
         self.stop_file = self.heartbeats / "stop"
+        self.checkpoint_request_file = self.heartbeats / "checkpoint"
 
     def exists(self) -> bool:
         """Whether a run was ever set up here."""

@@ -15,6 +15,7 @@ from ...models.common.run_layout import IDENTITY, LINEAGE
 from ...models.common.validation import differences
 from ..config import IDENTITY_SECTIONS, RunConfig, parse_config
 
+AVERAGE = "average"  # `Parent.what` of a run that holds averaged weights
 SEGMENT_SECTIONS = tuple(name for name in IDENTITY_SECTIONS if name != "start_from")
 
 
@@ -26,8 +27,9 @@ class Parent(Record):
         path: where it was.
         run_id: id of the parent run (`identity.py`); None for a folder of weights.
         step, tokens: position of the checkpoint.
-        what: what was taken (`StartFromSection.what`).
+        what: what was taken (`StartFromSection.what`), or "average".
         content: SHA-256 over names and hashes of the files that were taken.
+        averaged: steps of the checkpoints in an average.
     """
 
     run: str
@@ -37,8 +39,12 @@ class Parent(Record):
     tokens: int
     what: str
     content: str
+    averaged: tuple[int, ...] = ()
 
     def __str__(self) -> str:
+        if self.averaged:
+            steps = ", ".join(f"{step:,}" for step in self.averaged)
+            return f"{self.run}, average of steps {steps} (content {self.content[:12]})"
         at = f" at step {self.step:,}" if self.run_id else ""
         return f"{self.run}{at} ({self.what}, content {self.content[:12]})"
 
@@ -73,10 +79,15 @@ class Segment(Record):
 
 
 class Lineage(Record):
-    """The contents of `lineage.json`; the segments begin with those of the ancestors whose steps the run goes on from."""
+    """The contents of `lineage.json`; the segments begin with those of the ancestors whose steps the run goes on from.
+
+    Attributes:
+        root: content of what the first segment began from, maybe an ancestor's; None for fresh weights.
+    """
 
     format: int = 1
     parent: Parent | None
+    root: str | None = None
     segments: tuple[Segment, ...]
 
     @property
@@ -94,14 +105,13 @@ class Lineage(Record):
 
     def identity(self) -> str:
         """Hash of where the run began and of all its segments: runs with the same one are trained alike."""
-        start = self.parent.content if self.parent and self.segments[0].step == 0 else None
         ends = [segment.step for segment in self.segments[1:]]
         trained = [
             (segment.step, segment.identity)
             for segment, end in zip(self.segments, [*ends, None], strict=True)
             if segment.step != end  # amended again before it trained a step
         ]
-        return sha256_json({"start": start, "segments": trained})
+        return sha256_json({"start": self.root, "segments": trained})
 
     def write(self, run_folder: Path) -> None:
         """Write the file."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ...evals.layout import complete_checkpoints, complete_steps, result_files, stored_config
+from ...evals.layout import complete_checkpoints, complete_steps, is_of_average, result_files, stored_config
 from ...models import ModelConfig, read_config
 from ...models.common.cached_files import Stamp, read_json_if_whole, read_yaml_if_whole, stamp, subfolder_paths
 from ...models.common.errors import UserError
@@ -41,7 +41,8 @@ class RunFiles:
         config, environment: contents of `config.yaml`, and of `environment.json`, which is that of the first start.
         events, steps, starts: all events; the last record of each step; the `start` events.
         checkpoints: folder and `complete.json` of each complete checkpoint, by step.
-        results: contents of all evaluation results, by the time they started.
+        results, average_results: contents of all evaluation results, by the time they started; those of the weights, and those of
+            their moving average.
 
     Raises:
         UserError: not a run folder, or one of its files is corrupt.
@@ -56,7 +57,9 @@ class RunFiles:
         self.starts = [event for event in self.events if event["kind"] == "start"]
         self.checkpoints = list(complete_checkpoints(folder))
         results = [read_json(path) for path in result_files(folder)]
-        self.results = sorted(results, key=lambda result: (result["started"], result["suite"]))
+        results.sort(key=lambda result: (result["started"], result["suite"]))
+        self.results = [result for result in results if not is_of_average(result["suite"])]
+        self.average_results = [result for result in results if is_of_average(result["suite"])]
 
     @cached_property
     def lineage(self) -> Lineage | None:

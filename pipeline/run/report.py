@@ -15,6 +15,7 @@ from ...models.accounting import state_bytes
 from ...models.common.files import write_text
 from ...models.common.run_layout import REPORT
 from .events import SUPERVISION_KINDS
+from .goodput import Goodput
 from .reader import RunFiles
 
 HEADLINE_TASK = "sysprompt-4"
@@ -62,6 +63,7 @@ def _headline(run: RunFiles) -> str:
         ("data", _first_text(run.config, "data.name", "dataset.name", "data", "dataset")),
         ("tokens", f"{last['tokens']:,} in {last['step']:,} steps"),
         ("training time", _duration(_seconds_trained(run))),
+        ("of it productive", _goodput(run)),
         ("hardware", _hardware(run)),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.environment.get("versions", {}).items())),
         ("git commit", ", ".join(run.commits)),
@@ -110,10 +112,16 @@ def _language(run: RunFiles) -> str:
     value = {name.removeprefix("language/"): number for name, number in last["metrics"].items()}
     path = figures.bits_per_byte_by_step(run.figure("bits_per_byte"), results)
     unigram = value["unigram_bits_per_byte"]
+    averages = [
+        result["metrics"]["language/bits_per_byte"]
+        for result in run.average_results
+        if result["step"] == last["step"] and "language/bits_per_byte" in result["metrics"]
+    ]
     table = _table(
         ("", "bits per byte", "against unigram"),
         [
             ("model", f"**{value['bits_per_byte']:.3f}**", f"{value['bits_per_byte'] / unigram - 1:+.1%}"),
+            *(("moving average of its weights", f"{bits:.3f}", f"{bits / unigram - 1:+.1%}") for bits in averages[-1:]),
             ("unigram over tokens", f"{unigram:.3f}", ""),
             ("gzip -9", f"{value['gzip_bits_per_byte']:.3f}", f"{value['gzip_bits_per_byte'] / unigram - 1:+.1%}"),
         ],
@@ -209,6 +217,16 @@ def _seconds_trained(run: RunFiles) -> float:
     count."""
     events = [event for event in run.events if event["kind"] not in SUPERVISION_KINDS]
     return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
+
+
+def _goodput(run: RunFiles) -> str:
+    goodput = Goodput()
+    goodput.add(run.events)
+    if goodput.share is None:
+        return ""
+    parts = [f"lost {_duration(goodput.lost)}", f"waiting {_duration(goodput.waiting)}"]
+    parts += [f"evaluations beside it {_duration(goodput.evaluating)}"] if goodput.evaluating else []
+    return f"{goodput.share:.1%} ({', '.join(parts)})"
 
 
 def _parent(run: RunFiles) -> str:

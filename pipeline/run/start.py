@@ -17,7 +17,7 @@ from ..config import RunConfig, StartFromSection, TrainSection
 from ..schedule import learning_rate_at
 from .folder import RunFolder
 from .identity import run_id
-from .lineage import Lineage, Parent, Segment, segments_of
+from .lineage import Lineage, Parent, Segment, read_lineage, segments_of
 
 WEIGHT_FILES = ("model.safetensors", "config.json", "tokenizer.json")
 
@@ -31,6 +31,7 @@ class Start(NamedTuple):
         step, tokens: position that the new run goes on from; 0 unless everything is taken.
         parent: what is recorded of them.
         ancestors: the segments that led to the position.
+        root: content of what the first of all segments began from; None for fresh weights.
     """
 
     files: dict[str, Path]
@@ -39,6 +40,7 @@ class Start(NamedTuple):
     tokens: int
     parent: Parent
     ancestors: list[Segment]
+    root: str | None
 
     @property
     def model(self) -> Path:
@@ -99,7 +101,8 @@ def set_up_start(run: RunFolder, config: RunConfig) -> None:
     own = Segment.of(start.step, config)
     before = [segment for segment in start.ancestors if segment.step < start.step]
     same = before and before[-1].identity == own.identity
-    Lineage(parent=start.parent, segments=(*before, *([] if same else [own]))).write(run.path)
+    segments = (*before, *([] if same else [own]))
+    Lineage(parent=start.parent, root=start.root, segments=segments).write(run.path)
 
 
 def _checkpoint(source: StartFromSection, run_folder: Path) -> Start:
@@ -127,8 +130,11 @@ def _checkpoint(source: StartFromSection, run_folder: Path) -> Start:
         what=source.what,
         content=sha256_json(hashes),
     )
-    step, tokens = (record["step"], record["tokens"]) if everything else (0, 0)
-    return Start({name: folder / name for name in hashes}, hashes, step, tokens, parent, ancestors)
+    step, tokens, root = 0, 0, parent.content
+    if everything:
+        step, tokens, lineage = record["step"], record["tokens"], read_lineage(parent_folder)
+        root = lineage.root if lineage else None
+    return Start({name: folder / name for name in hashes}, hashes, step, tokens, parent, ancestors, root)
 
 
 def _find(source: StartFromSection, run_folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -178,7 +184,7 @@ def _weights(source: StartFromSection) -> Start:
         )
     place = folder.resolve()
     parent = Parent(run=place.name, path=str(place), run_id=None, step=0, tokens=0, what="weights", content=content)
-    return Start(files, hashes, 0, 0, parent, [])
+    return Start(files, hashes, 0, 0, parent, [], content)
 
 
 def _check_horizon(start: Start, config: RunConfig) -> None:
@@ -236,7 +242,7 @@ def branch_config(parent: RunFolder, step: int | None, what: str) -> dict[str, A
     _, record = chosen_checkpoints(parent.path, step)[-1]
     segment = [part for part in segments_of(parent.path, stored) if part.step <= record["step"]][-1]
     values = stored.resolved() | segment.config
-    values["run"]["stop_step"] = None
+    values["run"] |= {"stop_step": None, "time_limit": None}
     whole, weights = _contents(record)
     content = weights if what == "weights" else whole
     values["start_from"] = {"run": str(parent.path), "step": record["step"], "what": what, "content": content}

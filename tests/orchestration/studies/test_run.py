@@ -246,7 +246,7 @@ def test_the_command_says_what_is_left_and_what_failed(study_file, record, data,
     assert executor.started == ["transformer-xs-8.192k-s0", long]
     assert f"1 of 2 cells failed, first {long}: out of luck" in run_for("1s")
     assert len(executor.started) == 2
-    assert "--for 'soon' is no time: write it as 90s, 30m or 2h" in run_for("soon")
+    assert "--for 'soon' is no time: write it as 90s, 30m, 2h or 3h55m" in run_for("soon")
 
 
 def test_a_sweep_that_was_not_finished_in_time_sets_no_rate(study, record, data, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.run_layout import checkpoint_name
 from echo_lm.orchestration.monitor.status import Status
+from echo_lm.pipeline.checkpoint.average import average_run
 from echo_lm.pipeline.checkpoint.format import latest_checkpoint
 from echo_lm.pipeline.checkpoint.restore import newest_state
 from echo_lm.pipeline.config import RunConfig, load_config, parse_config
@@ -223,7 +224,39 @@ def test_the_identity_of_a_run_is_the_list_of_its_segments(runs):
     first, second, third = lineages["amended"].segments
     again = lineages["amended"].model_copy(update={"segments": (first, second, second, third)})
     assert again.identity() == lineages["amended"].identity(), "amended before a step was trained"
+    assert lineages["cooled"].root is None, "the trunk began with fresh weights"
     assert lineages["weights"].identity() == lineages["folder"].identity() != lineages["optimizer"].identity()
+
+
+def test_an_average_is_the_mean_and_a_run_of_its_own(runs, tmp_path):
+    shutil.copytree(runs["trunk"].path, tmp_path / "trunk")
+    trunk = RunFolder(tmp_path / "trunk")
+    average = average_run(trunk, 2)
+    assert average.path == tmp_path / "trunk-average-2"
+    six, eight = (load_file(trunk.checkpoints / checkpoint_name(step) / "model/model.safetensors") for step in (6, 8))
+    mean = final(average, "model/model")
+    assert mean.keys() == six.keys()
+    assert all(torch.allclose(mean[name], (six[name] + eight[name]) / 2, rtol=1e-6, atol=0) for name in mean)
+    assert not equal(mean, eight)
+    assert average.finished()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert average.data_folder() == trunk.data_folder()
+    parent = read_lineage(average.path).parent
+    assert str(parent) == f"trunk, average of steps 6, 8 (content {parent.content[:12]})"
+    values = branch_config(average, None, "weights") | {"name": "on"}
+    RunFolder(tmp_path / "on").check(parse_config(values, "on"))
+    with pytest.raises(UserError, match="holds weights only"):
+        RunFolder(tmp_path / "on").check(parse_config(branch_config(average, None, "everything"), "on"))
+    with pytest.raises(UserError, match="is an average of weights: begin a run from it"):
+        change(average, steps=12)
+    with pytest.raises(UserError, match="trunk-average-2 exists already"):
+        average_run(trunk, 2)
+    with pytest.raises(UserError, match="--last 1: an average needs two checkpoints or more"):
+        average_run(trunk, 1)
+    with pytest.raises(
+        UserError, match="--last 5: .* has fewer complete checkpoints with weights, of steps 2, 4, 6, 8"
+    ):
+        average_run(trunk, 5)
 
 
 def bad(runs, tmp_path: Path, message: str, *, step: int = 4, what: str = "everything", **values) -> None:

@@ -1,0 +1,64 @@
+"""Goodput: what a run did with its time, from its events."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .events import SUPERVISION_KINDS
+
+
+class Goodput:
+    """Sums the seconds of a run by what they were used for; `add` takes its events in order, all at once or as they come.
+
+    Attributes:
+        lost: seconds of steps that were repeated after a crash or a rollback, and from a crash to the next start.
+        waiting: seconds in which training stood still: from a start to the first step, for data, for checkpoints.
+        evaluating: seconds of evaluations, which run beside the training and are not part of the others.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[int, float] = {}  # seconds of each step that counts
+        self.lost = self.waiting = self.evaluating = 0.0
+        self._tokens, self._last, self._started = 0, None, False
+
+    @property
+    def productive(self) -> float:
+        """Seconds of the steps that made the weights."""
+        return sum(self._steps.values())
+
+    @property
+    def share(self) -> float | None:
+        """The productive share of the time in which the run was to train; None before its first step."""
+        productive = self.productive
+        return productive / (productive + self.lost + self.waiting) if productive else None
+
+    def add(self, events: Iterable[dict[str, Any]]) -> None:
+        """Take in further events; the time between a clean stop and the next start counts for nothing."""
+        for event in events:
+            kind, last = event["kind"], self._last
+            if kind == "evaluation":
+                self.evaluating += event.get("seconds") or 0.0
+            if kind in SUPERVISION_KINDS:
+                continue
+            if kind in ("start", "rollback"):
+                for step in [step for step in self._steps if step > event["step"]]:
+                    self.lost += self._steps.pop(step)
+                self._tokens = event.get("tokens", self._tokens)
+            if kind == "start":
+                if last is not None and last["kind"] not in ("stop", "finish"):
+                    self.lost += max(0.0, event["time"] - last["time"])
+                self._started = True
+            elif kind == "step":
+                self._add_step(event, last)
+            elif kind == "checkpoint":
+                self.waiting += event.get("stall_seconds") or 0.0
+            self._last = event
+
+    def _add_step(self, event: dict[str, Any], last: dict[str, Any] | None) -> None:
+        tokens, speed = event["tokens"] - self._tokens, event.get("tokens_per_second")
+        seconds, self._tokens = tokens / speed if speed and tokens > 0 else 0.0, event["tokens"]
+        if self._started and last is not None:
+            self.waiting += max(0.0, event["time"] - last["time"] - seconds)
+        self._started = False
+        stall = min(seconds, event.get("data_stall_seconds") or 0.0)
+        self.waiting += stall
+        self._steps[event["step"]] = seconds - stall
