@@ -2,9 +2,9 @@
 
     python -m benchmarks.studies.published_points svg_extracted_data.csv benchmarks/results/chinchilla_points_DATE.json
 
-The points (245 runs read off figure 4 of Hoffmann et al. 2022): https://github.com/Besiroglu/data, svg_extracted_data.csv. Besiroglu et
-al. 2024 (arXiv 2404.10102) leave out the first five, whose loss is far above the others, and publish E 1.8172, A 482.01, B 2085.43,
-alpha 0.3478, beta 0.3658 with a Huber loss of delta 0.001; tokens are FLOPs / 6 N.
+The points are 245 runs read off figure 4 of Hoffmann et al. 2022 (https://github.com/Besiroglu/data, svg_extracted_data.csv).
+Besiroglu et al. 2024 (arXiv 2404.10102) leave out the first five, whose loss is far above the others, and publish E 1.8172, A 482.01,
+B 2085.43, alpha 0.3478, beta 0.3658 with a Huber loss of delta 0.001; tokens are FLOPs / 6 N.
 """
 
 import csv
@@ -41,7 +41,10 @@ def main(points: Path, output: Path) -> None:
     ]
     best = studies.from_table(same_cost).isoflops().dropna()
     slope = np.polyfit(np.log(best["budget"].astype(float)), np.log(best["n"]), 1)[0]
-    result["isoflop"] = {"best sizes": best[["budget", "n", "low", "high"]].to_dict("records"), "a of N_opt ~ C^a": slope}
+    result["isoflop"] = {
+        "best sizes": best[["budget", "n", "low", "high"]].to_dict("records"),
+        "a of N_opt ~ C^a": slope,
+    }
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
