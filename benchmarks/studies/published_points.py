@@ -3,8 +3,8 @@
     python -m benchmarks.studies.published_points svg_extracted_data.csv benchmarks/results/chinchilla_points_DATE.json
 
 The points are 245 runs read off figure 4 of Hoffmann et al. 2022 (https://github.com/Besiroglu/data, svg_extracted_data.csv).
-Besiroglu et al. 2024 (arXiv 2404.10102) leave out the first five, whose loss is far above the others, and publish E 1.8172, A 482.01,
-B 2085.43, alpha 0.3478, beta 0.3658 with a Huber loss of delta 0.001; tokens are FLOPs / 6 N.
+Besiroglu et al. 2024 (arXiv 2404.10102) leave out the first five, whose loss is far above the others, and publish E 1.8172, A
+482.01, B 2085.43, alpha 0.3478, beta 0.3658 with a Huber loss of delta 0.001; tokens are FLOPs / 6 N.
 """
 
 import csv
