@@ -12,6 +12,7 @@ from echo_lm.orchestration.studies.analysis.report import answer, write_report
 from echo_lm.orchestration.studies.export import ExportedStudy
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.results import RecallRow
+from echo_lm.orchestration.studies.tracking import fit_metrics
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "docs/results/study-code-h100/study.json"
 
@@ -65,6 +66,9 @@ def test_the_fit_does_not_depend_on_the_order_nor_on_held_out_cells(study, recor
     results = records(plan, noise=0.005)
     fit = fit_study(plan, results)
     assert fit_study(plan, results[::-1]) == fit
+    metrics = fit_metrics(fit.model_dump(mode="json"))
+    assert len(metrics) == 1 + 2 * 5 * 3 + 6
+    assert np.isfinite(list(metrics.values())).all(), "MLflow takes every one"
     wrong = [r.model_copy(update={"loss": 9.0}) if r.cell.held_out else r for r in results]
     assert fit_study(plan, wrong).laws == fit.laws
 
