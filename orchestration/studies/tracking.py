@@ -78,13 +78,7 @@ def _send_metrics(client: "MlflowClient", parent: str, folder: StudyFolder) -> l
     """Send the fits as metrics; a value that changed since (more cells, another fit) is added as the next step."""
     if not folder.fit_file.is_file():
         return []
-    fit = read_json(folder.fit_file)
-    values = {"cells": fit["cells"]}
-    for law in fit["laws"]:
-        for name in ("E", "A", "B", "alpha", "beta"):
-            if law[name]:
-                values |= {f"{law['family']}/{name}/{key}": value for key, value in law[name].items()}
-    values |= {f"extrapolation_error/{prediction['cell']}": prediction["error"] for prediction in fit["predictions"]}
+    values = fit_metrics(read_json(folder.fit_file))
     time = int(folder.fit_file.stat().st_mtime * 1000)
     metrics, refused = [], []
     for name, stored in values.items():
@@ -96,6 +90,18 @@ def _send_metrics(client: "MlflowClient", parent: str, folder: StudyFolder) -> l
         if not history or max(history, key=lambda entry: entry.step).value != value:
             metrics.append(metric(key, value, time, len(history)))
     return [*refused, *send(client, parent, "metrics", metrics)]
+
+
+def fit_metrics(fit: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a `fit.json` that are shown as metrics, by name."""
+    values = {"cells": fit["cells"]}
+    for law in fit["laws"]:
+        for name in ("E", "A", "B", "alpha", "beta"):
+            if law[name]:
+                values |= {f"{law['family']}/{name}/{key}": law[name][key] for key in ("value", "low", "high")}
+    return values | {
+        f"extrapolation_error/{prediction['cell']}": prediction["error"] for prediction in fit["predictions"]
+    }
 
 
 def _send_artifacts(client: "MlflowClient", parent: str, folder: StudyFolder) -> None:

@@ -42,6 +42,7 @@ def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
         laws.append(law)
         if fit:
             fits[family] = fit
+    kept = {law.family: [r for r in fitted[law.family] if r.cell.name not in law.outliers] for law in laws}
     return StudyFit(
         study=study.name,
         loss=study.evaluation.loss,
@@ -55,10 +56,10 @@ def fit_study(plan: Plan, results: Sequence[CellResult]) -> StudyFit:
         predictions=tuple(_predictions(plan, usable, fits)),
         comparisons=tuple(_comparisons(study, usable, fits)),
         isoflops=tuple(_isoflops(study, fitted)) if study.budgets.kind == "flops" else (),
-        optima=tuple(optimum_ for family in fits for optimum_ in _optima(family, fits[family], fitted[family])),
-        choice=tuple(choice for family in fits for choice in law_choices(study, family, fitted[family])),
-        joint=fit_joint(study, {family: fitted[family] for family in fits}) if len(fits) > 1 else None,
-        repeated=tuple(law for family in fits if (law := fit_repeated(study, family, fitted[family])) is not None),
+        optima=tuple(optimum_ for family in fits for optimum_ in _optima(family, fits[family], kept[family])),
+        choice=tuple(choice for family in fits for choice in law_choices(study, family, kept[family])),
+        joint=fit_joint(study, {family: kept[family] for family in fits}) if len(fits) > 1 else None,
+        repeated=tuple(law for family in fits if (law := fit_repeated(study, family, kept[family])) is not None),
         # Of the largest budget only: smaller ones are limited by training, not by the state.
         recall=tuple(_recall_laws(study, [r for r in usable if r.cell.budget == budget_names(study)[-1]])),
     )

@@ -199,23 +199,19 @@ def _refit(
     law: Law, cells: Cells, targets: np.ndarray, starts: list[np.ndarray], delta: float, weights: np.ndarray
 ) -> np.ndarray:
     """The best fit of every resample over the starts, `[resamples, P]`."""
-    best = np.empty((len(targets), len(starts[0])))
-    lowest = np.full(len(targets), np.inf)
-    for start in starts:
-        solutions, losses = minimise(
-            lambda numbers: law.log_loss(numbers, cells.columns),
-            targets,
-            np.repeat(start[None], len(targets), axis=0),
-            delta=delta,
-            weights=weights,
-            lower=law.lower,
-            upper=law.upper,
-            iterations=150,
-            tolerance=1e-7,
-        )
-        better = losses < lowest
-        best[better], lowest[better] = solutions[better], losses[better]
-    return best
+    solutions, losses = minimise(
+        lambda numbers: law.log_loss(numbers, cells.columns),
+        np.tile(targets, (len(starts), 1)),
+        np.repeat(np.array(starts), len(targets), axis=0),
+        delta=delta,
+        weights=weights,
+        lower=law.lower,
+        upper=law.upper,
+        iterations=100,
+        tolerance=1e-6,
+    )
+    best = losses.reshape(len(starts), len(targets)).argmin(axis=0)
+    return solutions.reshape(len(starts), len(targets), -1)[best, np.arange(len(targets))]
 
 
 def _misfit_variance(cells: Cells, residuals: np.ndarray, freedom: int) -> float:

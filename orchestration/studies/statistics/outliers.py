@@ -47,8 +47,8 @@ def _deleted_residuals(law: Law, cells: Cells, delta: float) -> np.ndarray:
         weights=1 - left_out,
         lower=law.lower,
         upper=law.upper,
-        iterations=150,
-        tolerance=1e-7,
+        iterations=100,
+        tolerance=1e-6,
     )
     best = losses.reshape(count, -1).argmin(axis=1)
     fits = solutions.reshape(count, len(starts), -1)[np.arange(count), best]

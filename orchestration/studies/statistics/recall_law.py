@@ -39,11 +39,18 @@ class RecallFit:
     predicted: np.ndarray
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
-        """The interval by the jackknife over models and Student's t (MacKinnon, Nielsen and Webb 2023, CV3)."""
+        """The interval by the jackknife over models (MacKinnon, Nielsen and Webb 2023, CV3) and Student's t.
+
+        Models at chance or at 100% tell nothing of an exponent, so its degrees of freedom are fewer than the models: half of
+        Satterthwaite's estimate (1946) from the spread of the models' contributions, and at most models less what they alone tell
+        (log c and s). Half, for with all of it the intervals of s cover 90% (benchmarks/studies/coverage.py).
+        """
         i, models = self.names.index(name), len(self.without)
-        error = np.sqrt((models - 1) / models * ((self.without[:, i] - self.parameters[i]) ** 2).sum())
-        freedom = models - (2 if "state_bytes" in self.names else 1)  # what is told by models alone: log c and s
-        margin = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+        squares = (self.without[:, i] - self.parameters[i]) ** 2
+        error = np.sqrt((models - 1) / models * squares.sum())
+        spread = 1.5 * squares.sum() ** 2 / max((squares**2).sum(), 1e-300)
+        most = models - (2 if "state_bytes" in self.names else 1)
+        margin = float(stats.t.ppf((1 + level) / 2, np.clip(spread, 2, most))) * error
         return float(self.parameters[i] - margin), float(self.parameters[i] + margin)
 
 

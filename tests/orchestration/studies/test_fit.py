@@ -1,13 +1,20 @@
 """The fits of a study: from records to laws, predictions, comparisons and the report."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from echo_lm.models.common.errors import UserError
+from echo_lm.models.common.files import read_json
 from echo_lm.orchestration.studies.analysis.fit import fit_study
 from echo_lm.orchestration.studies.analysis.report import answer, write_report
+from echo_lm.orchestration.studies.export import ExportedStudy
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.results import RecallRow
+from echo_lm.orchestration.studies.tracking import fit_metrics
+
+PUBLISHED = Path(__file__).resolve().parents[3] / "docs/results/study-code-h100/study.json"
 
 
 def test_a_study_by_the_published_law_is_predicted_better_than_by_the_naive_guess(study, records, published):
@@ -59,6 +66,9 @@ def test_the_fit_does_not_depend_on_the_order_nor_on_held_out_cells(study, recor
     results = records(plan, noise=0.005)
     fit = fit_study(plan, results)
     assert fit_study(plan, results[::-1]) == fit
+    metrics = fit_metrics(fit.model_dump(mode="json"))
+    assert len(metrics) == 1 + 2 * 5 * 3 + 6
+    assert np.isfinite(list(metrics.values())).all(), "MLflow takes every one"
     wrong = [r.model_copy(update={"loss": 9.0}) if r.cell.held_out else r for r in results]
     assert fit_study(plan, wrong).laws == fit.laws
 
@@ -244,7 +254,7 @@ def test_an_outlier_is_named_and_does_not_widen_the_law(study, records, tmp_path
 def test_held_out_sizes_enter_no_parabola_and_are_predicted_by_it(study, records):
     """The law of one budget fitted a monotone curve to losses that are U-shaped at one cost."""
     sizes = {name: {"preset": name} for name in ("1m", "4m", "10m", "25m", "50m")}
-    budgets = {"flops": [3e16, 1e17, 3e17]}
+    budgets = {"flops": [3e14, 1e15, 3e15]}  # the larger models see so few tokens that their losses rise again
     plan = make_plan(
         study(
             sizes=sizes, budgets=budgets, families=["transformer"], limits={"max_epochs": 1e9}, fit={"bootstrap": 100}
@@ -254,7 +264,9 @@ def test_held_out_sizes_enter_no_parabola_and_are_predicted_by_it(study, records
     fit = fit_study(plan, results)
     assert {iso.sizes for iso in fit.isoflops} == {4}
     assert all(prediction.one_budget is not None for prediction in fit.predictions)
-    assert max(abs(prediction.one_budget_error) for prediction in fit.predictions) < 0.05
+    rising = fit.predictions[0]
+    assert rising.measured > rising.naive
+    assert rising.one_budget > rising.naive, "a power law in N goes on falling"
     moved = [r.model_copy(update={"loss": 2 * r.loss}) if r.cell.held_out else r for r in results]
     assert fit_study(plan, moved).isoflops == fit.isoflops
 
@@ -273,3 +285,13 @@ def test_what_a_design_cannot_tell_stands_in_the_report(study, records, tmp_path
     text = write_report(tmp_path, plan, records(plan, noise=0.005), fit, None, {}).read_text()
     assert "**echo**: alpha and beta are not told apart" in text
     assert "*: a bound of the fit" in " ".join(text.split())
+
+
+def test_the_published_study_compares_families_by_each_sizes_own_flops():
+    """One mean for all sizes gave 0.991 for Mamba-2 against the Transformer, and 0.819 for the hybrid."""
+    exported = ExportedStudy.model_validate(read_json(PUBLISHED))
+    options = exported.plan.study.fit.model_copy(update={"bootstrap": 100})
+    plan = exported.plan.model_copy(update={"study": exported.plan.study.model_copy(update={"fit": options})})
+    ratios = {(pair.first, pair.second): pair.ratio.value for pair in fit_study(plan, exported.results).comparisons}
+    assert ratios["mamba2", "transformer"] == pytest.approx(1.020, abs=0.002)
+    assert ratios["hybrid", "transformer"] == pytest.approx(0.829, abs=0.002)

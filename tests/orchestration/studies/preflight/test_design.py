@@ -1,6 +1,10 @@
 """What `study plan` says of a design before it is paid for."""
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from echo_lm.orchestration.cli.main import app
@@ -81,3 +85,12 @@ def test_the_command_says_it(study_file, monkeypatch, tmp_path):
     assert result.exit_code == 0, result.exception
     assert "WARNING: no loss law: 2 sizes" in result.output
     assert "for the loss law (2 sizes, 3 budgets)" in result.output
+
+
+def test_the_example_of_the_documentation_has_a_law(study):
+    """Three sizes, one of them held out, gave none."""
+    page = (Path(__file__).resolve().parents[4] / "docs/studies.md").read_text(encoding="utf-8")
+    example = yaml.safe_load(re.search(r"```yaml\n(name: mine.*?)```", page, re.S)[1].replace("{...}", "null"))
+    own = {key: example[key] for key in ("families", "sizes", "budgets", "seeds", "exclude", "fit", "evaluation")}
+    plan = make_plan(study(**own, limits=FREE))
+    assert plan_warnings(plan) == []
