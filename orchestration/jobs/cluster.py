@@ -76,7 +76,10 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     except Exception as error:  # a head that is starting or ending raises many kinds of errors
         if address is None:
             raise
-        raise ClusterUnavailable(away) from error
+        raise ClusterUnavailable(
+            f"the Ray cluster at {address} took no connection from this machine ({first_line(error)}): it may be starting or "
+            f"ending; and a driver needs a node of the cluster beside it, `ray start --address={address}`"
+        ) from error
     try:
         yield
     finally:
@@ -121,10 +124,12 @@ def make_token() -> None:
     """Create this user's authentication token for Ray unless there is one; readable only by the user, unlike Ray's own."""
     if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
-    path = Path.home() / TOKEN
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        path = Path.home() / TOKEN
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
     except FileExistsError:
         path.chmod(0o600)
+    except (OSError, RuntimeError):  # no home, or one that cannot be written: the token lives as long as this cluster
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

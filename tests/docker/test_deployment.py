@@ -89,8 +89,9 @@ def test_the_services_commands_know_their_options(services, name):
 
 def test_the_services_echo_lm_commands_are_commands(services):
     parses(services["dashboard"]["command"])
-    parses([*services["run"]["entrypoint"][1:], *services["run"]["command"]])
-    assert services["run"]["entrypoint"][0] == "echo-lm"
+    script, address = services["run"]["entrypoint"]
+    assert 'exec echo-lm run --address "$address" "$@"' in (FOLDER / Path(script).name).read_text()
+    parses(["run", "--address", address, *services["run"]["command"]])
 
 
 def test_ray_asks_for_a_token_everywhere(services):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -83,6 +84,7 @@ def main() -> int:
     parser.add_argument("--references", type=Path, required=True, help="JSON of losses; made if it is missing")
     parser.add_argument("--length", type=int, default=LENGTH)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would ours
     place = Path(tempfile.mkdtemp(prefix=f"habits-{options.command}-{options.seed}-"))
     if not options.references.is_file():
         losses = undisturbed(place / "undisturbed", options.data, list(TOPOLOGIES))
