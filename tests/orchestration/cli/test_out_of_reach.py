@@ -8,6 +8,8 @@ import yaml
 
 from echo_lm.models.common.files import write_json
 from echo_lm.orchestration.cli.main import main
+from echo_lm.orchestration.studies.config import StudyConfig
+from echo_lm.orchestration.studies.planner import make_plan
 from tests.helpers.tiny_sweep import sweep_file
 
 NOBODY = "127.0.0.1:9"
