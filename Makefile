@@ -9,7 +9,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint test-gpu test-netns soak chromium reference clean help
+.PHONY: quickstart test lint test-gpu test-netns soak images chromium reference clean help
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -36,6 +36,9 @@ test-netns: $(VENV)/.dev ## `echo-lm run` over two hosts, network namespaces of 
 
 soak: $(VENV)/.dev ## long trials
 	$(BIN)/pytest -m slow
+
+images: ## build the CPU image and start it: alone, with compose, stopped (docker or podman; a quarter of an hour)
+	docker/check-images.sh
 
 # The dashboard's tests look at it in a browser. Without root, name one that is there in ECHO_LM_CHROMIUM.
 CHROMIUM := $(firstword $(ECHO_LM_CHROMIUM) $(foreach name,chromium-headless-shell chromium chromium-browser google-chrome,\

@@ -5,10 +5,12 @@ rounds is which runs MLflow lacks. On a Ray cluster a round is a process of its 
 round does the rest.
 """
 
+import contextlib
 import glob
 import importlib.util
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -155,9 +157,14 @@ def _runs(pattern: str) -> list[RunFolder]:
 def _round_on_ray(
     pattern: str, suites: list[str] | None, device: str, parallel: int, address: str, heartbeat: Synchronized
 ) -> None:
-    from ..jobs.cluster import ray_cluster
+    from ..jobs.cluster import ClusterUnavailable, ray_cluster
 
-    with ray_cluster(address):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(ray_cluster(address))
+        except ClusterUnavailable as error:
+            console.print(str(error), markup=False)
+            sys.exit(1)
         import ray
 
         node_id, checked_at = ray.get_runtime_context().get_node_id(), time.time()

@@ -4,13 +4,16 @@ A local cluster listens on loopback only. Both require Ray's token (`RAY_AUTH_MO
 one can run code on it.
 """
 
+import contextlib
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from ...models.common.errors import UserError
@@ -22,6 +25,7 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", ""),
 }
+LEAVE_SECONDS = 0.5  # for the processes of a cluster that ends with this one to leave by themselves
 CHECK_SECONDS = 1.0  # between two tries to reach a cluster
 OBJECT_STORE_BYTES = 256 * 2**20
 TOKEN = Path(".ray") / "auth_token"  # in the user's home, where Ray looks for it
@@ -60,6 +64,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         "_node_ip_address": "127.0.0.1",
         "_node_name": socket.gethostname(),
     }
+    others = set(psutil.Process().children())
     try:
         ray.init(
             address=address or "local",
@@ -76,11 +81,27 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     except Exception as error:  # a head that is starting or ending raises many kinds of errors
         if address is None:
             raise
-        raise ClusterUnavailable(away) from error
+        raise ClusterUnavailable(
+            f"the Ray cluster at {address} took no connection from this machine ({first_line(error)}): it may be starting or "
+            f"ending; and a driver needs a node of the cluster beside it, `ray start --address={address}`"
+        ) from error
     try:
         yield
     finally:
+        # In a driver Ray's processes have SIGTERM blocked (see driver_process.py); Ray would wait for each of them.
+        ending = threading.Timer(LEAVE_SECONDS, _kill_children, (others,))
+        if address is None:
+            ending.start()
         ray.shutdown()
+        ending.cancel()
+
+
+def _kill_children(others: set[psutil.Process]) -> None:
+    """Kill the processes that this one started, with all below them, except `others`."""
+    for child in set(psutil.Process().children()) - others:
+        for process in (*child.children(recursive=True), child):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 def wait_for_cluster(address: str, seconds: float, stopped: Callable[[], bool] = lambda: False) -> None:
@@ -121,10 +142,12 @@ def make_token() -> None:
     """Create this user's authentication token for Ray unless there is one; readable only by the user, unlike Ray's own."""
     if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
-    path = Path.home() / TOKEN
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        path = Path.home() / TOKEN
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
     except FileExistsError:
         path.chmod(0o600)
+    except (OSError, RuntimeError):  # no home, or one that cannot be written: the token lives as long as this cluster
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

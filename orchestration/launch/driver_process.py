@@ -152,9 +152,6 @@ def _end(processes: set[psutil.Process]) -> None:
 def _run_driver(function: DriverFunction, arguments: tuple, heartbeat: Synchronized, connection: Connection) -> None:
     """Run `function` in the driver's process, which ends with its supervisor, and send the outcome."""
     end_with_parent()
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, SIGNALS
-    )  # already inherited, but multiprocessing may have unblocked SIGTERM
     outcome: tuple[Any, ...] = ("done", "", "")
     driver_heartbeat = DriverHeartbeat(heartbeat)
     try:

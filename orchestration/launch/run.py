@@ -20,6 +20,7 @@ from ..preparation.prepare import dataset_is_complete
 from ..progress.bars import console
 from .driver import run_on_cluster
 from .supervisor import supervise
+from .target import how_to_go_on
 
 SYNC_SECONDS = 8.0  # for MLflow's record of a run that was stopped
 
@@ -74,6 +75,8 @@ def run_pipeline(
             _sync_briefly(run, tracking_uri)
             console.print(f"{run.path}: stopped by {stopped_by} before its end; the same command goes on")
             return
+        if not run.finished():
+            console.print(f"{run.path}: stopped before its end; {how_to_go_on(run, config, 'run')}", markup=False)
         _write_report(run)
         _record(run, tracking_uri)
 

@@ -6,6 +6,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig, RunName, apply_overrides, load_config, parse_config
+from ...pipeline.run.events import stopped_at
 from ...pipeline.run.folder import RunFolder
 
 
@@ -51,3 +52,11 @@ def data_root(target: str, data: Path | None) -> Path:
         return data
     run = RunFolder(target)
     return run.data_folder().parent if run.data_file.is_file() else Path("data")
+
+
+def how_to_go_on(run: RunFolder, config: RunConfig, command: str) -> str:
+    """What continues a run that stopped: not the same command if that names the step at which it stopped."""
+    stop_step = config.run.stop_step
+    if stop_step is not None and stopped_at(run.events_file) == stop_step:
+        return f"run.stop_step={stop_step} is reached, `echo-lm {command} {run.path}` goes on to the end"
+    return "the same command goes on"

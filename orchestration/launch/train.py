@@ -5,7 +5,6 @@ from pathlib import Path
 from ...pipeline.config import RunConfig
 from ...pipeline.launch import launch
 from ...pipeline.preflight import check_run
-from ...pipeline.run.events import stopped_at
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.report import write_report
 from ...pipeline.run.stop_request import TimeLimit
@@ -13,6 +12,7 @@ from ..preparation.mixture import print_mixture
 from ..preparation.prepare import prepare_dataset
 from ..progress.bars import console
 from ..progress.training import TrainingProgress
+from .target import how_to_go_on
 
 
 def train_run(config: RunConfig, run: RunFolder, data: Path, *, trust: bool = False) -> None:
@@ -34,13 +34,5 @@ def train_run(config: RunConfig, run: RunFolder, data: Path, *, trust: bool = Fa
                 progress.follow()
                 launch(run, config)
             if not run.finished():
-                console.print(f"{run.path}: stopped before its end; {how_to_go_on(run, config)}")
+                console.print(f"{run.path}: stopped before its end; {how_to_go_on(run, config, 'train')}")
         console.print(f"report: {write_report(run.path)}")
-
-
-def how_to_go_on(run: RunFolder, config: RunConfig) -> str:
-    """What continues a run that stopped: not the same command if that names the step at which it stopped."""
-    stop_step = config.run.stop_step
-    if stop_step is not None and stopped_at(run.events_file) == stop_step:
-        return f"run.stop_step={stop_step} is reached, `echo-lm train {run.path}` goes on to the end"
-    return "the same command goes on"

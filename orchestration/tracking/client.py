@@ -51,6 +51,9 @@ def mlflow_client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(
+        logging.CRITICAL
+    )  # it logs errors that it also raises, with a trace
     database = sqlite_file(uri)
     if database is None:
         return MlflowClient(tracking_uri=uri)

@@ -89,8 +89,9 @@ def test_the_services_commands_know_their_options(services, name):
 
 def test_the_services_echo_lm_commands_are_commands(services):
     parses(services["dashboard"]["command"])
-    parses([*services["run"]["entrypoint"][1:], *services["run"]["command"]])
-    assert services["run"]["entrypoint"][0] == "echo-lm"
+    script, address = services["run"]["entrypoint"]
+    assert 'exec echo-lm run --address "$address" "$@"' in (FOLDER / Path(script).name).read_text()
+    parses(["run", "--address", address, *services["run"]["command"]])
 
 
 def test_ray_asks_for_a_token_everywhere(services):
@@ -171,9 +172,29 @@ def test_the_slurm_script_runs_a_recipe(tmp_path):
         assert json.loads((tmp_path / "runs/smoke/finished.json").read_text())["step"] == 30
         assert (tmp_path / "runs/smoke/report.md").is_file()
         assert not list(tmp_path.glob(".ray-token-*"))
+        _stop_a_job(tmp_path)
     finally:
         for daemon in ("slurmd", "slurmctld"):
             file = tmp_path / f"slurm/{daemon}.pid"
             if file.is_file():
                 os.kill(int(file.read_text()), signal.SIGTERM)
         time.sleep(1)
+
+
+def _stop_a_job(place: Path) -> None:
+    """What Slurm does two minutes before a job's time is up: the run saves a checkpoint, and the job has succeeded."""
+    script = [FOLDER / "slurm.sbatch", "smoke", "name=long", "train.steps=100000", "run.checkpoint_every=100000"]
+    submitted = run("sbatch", "--parsable", f"--chdir={place}", f"--output={place}/long.log", *script)
+    job, events = submitted.stdout.strip(), place / "runs/long/events.jsonl"
+    deadline = time.monotonic() + 300
+    while not (events.is_file() and '"kind": "step"' in events.read_text()):
+        assert time.monotonic() < deadline, (place / "long.log").read_text()
+        time.sleep(1)
+    run("scancel", "--batch", "--signal=USR1", job)
+    while "RUNNING" in (state := run("scontrol", "show", "job", job).stdout) or "COMPLETING" in state:
+        assert time.monotonic() < deadline, state
+        time.sleep(1)
+    assert "JobState=COMPLETED" in state, (place / "long.log").read_text()
+    stop = json.loads(events.read_text().splitlines()[-1])
+    assert (stop["kind"], stop["reason"]) == ("stop", "SIGTERM")
+    assert (place / "runs/long/checkpoints" / f"step_{stop['step']:08d}/complete.json").is_file()

@@ -87,7 +87,10 @@ def kill(world: World, run: Run) -> str:
     with contextlib.suppress(psutil.Error):
         words = " ".join(victim.cmdline())[-60:]
         victim.kill()
-    ended_well(world.finish(process), *((-signal.SIGKILL, 0) if victim.pid == process.pid else (0,)))
+    ended = world.finish(process)
+    # What Python prints when the helper of its multiprocessing was the one.
+    ended.output = re.sub(r"Traceback[^\n]*\n(  [^\n]*\n)+KeyError: '/mp-", "", ended.output)
+    ended_well(ended, *((-signal.SIGKILL, 0) if victim.pid == process.pid else (0,)))
     return f"{words!r} {moment}"
 
 

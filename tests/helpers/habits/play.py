@@ -3,10 +3,12 @@
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from echo_lm.pipeline.config import load_config
@@ -20,8 +22,13 @@ from .world import RECIPE, TOPOLOGIES, World, disk
 LENGTH = 8
 
 
-def play(place: Path, seed: int, command: str, data: Path, references: References, length: int = LENGTH) -> list[str]:
+def play(
+    place: Path, seed: int, command: str, data: Path, references: References, names: Sequence[str] = ()
+) -> list[str]:
     """Play a sequence in the empty folder `place`; returns the protocol, a line for each action.
+
+    Args:
+        names: of the actions to play; if empty they are drawn.
 
     Raises:
         AssertionError: something did not hold; with the protocol up to there.
@@ -30,9 +37,11 @@ def play(place: Path, seed: int, command: str, data: Path, references: Reference
     with disk(place):
         world = World(place, seed, command, data)
         try:
-            for _ in range(length):
+            for wanted in names or [None] * LENGTH:
                 world.current = world.rng.choice(world.runs)
                 possible = [action for action in ACTIONS if action.possible(world, world.current)]
+                possible = [action for action in possible if wanted in (None, action.do.__name__)]
+                assert possible, f"{wanted} is not possible here"
                 (action,) = world.rng.choices(possible, [action.weight for action in possible])
                 began, name = time.monotonic(), world.current.path.name
                 protocol.append(f"{action.do.__name__} {name} ...")
@@ -81,15 +90,17 @@ def main() -> int:
     parser.add_argument("--command", choices=["train", "run"], default="train")
     parser.add_argument("--data", type=Path, required=True, help="a folder with the dataset of recipe smoke")
     parser.add_argument("--references", type=Path, required=True, help="JSON of losses; made if it is missing")
-    parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--actions", default="", help="their names, separated by commas; drawn if left out")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would ours
     place = Path(tempfile.mkdtemp(prefix=f"habits-{options.command}-{options.seed}-"))
     if not options.references.is_file():
         losses = undisturbed(place / "undisturbed", options.data, list(TOPOLOGIES))
         options.references.write_text(json.dumps([[key, values] for key, values in losses.items()]))
     references = {tuple(key): values for key, values in json.loads(options.references.read_text())}
+    names = [name for name in options.actions.split(",") if name]
     try:
-        print("\n".join(play(place, options.seed, options.command, options.data, references, options.length)))
+        print("\n".join(play(place, options.seed, options.command, options.data, references, names)))
     except AssertionError:
         traceback.print_exc(limit=0)
         print(f"left in {place}")

@@ -98,7 +98,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside(stopped, undisturbed):
     assert (newest.parent / ".damaged.step_00000005").is_dir()
     # Of a finished run it is trained again.
     newest, _ = list(complete_checkpoints(stopped))[-1]
-    next(newest.glob("engine/*.safetensors")).unlink()
+    (newest / "complete.json").unlink()
     echo("train", stopped)
     assert RunFolder(stopped).finished()
     assert losses(stopped) == undisturbed

@@ -10,6 +10,7 @@ import torch
 
 from echo_lm.models import build_model, from_pretrained, save_pretrained
 from echo_lm.models.common.errors import UserError
+from echo_lm.orchestration.jobs.cluster import make_token
 from echo_lm.pipeline.config import load_config
 from echo_lm.pipeline.run.folder import RunFolder
 
@@ -50,6 +51,16 @@ def test_a_cluster_of_ours_listens_on_loopback_and_wants_the_token(tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.split()[-1] == "0o600"
+
+
+def test_without_a_home_the_token_is_that_of_the_cluster_alone(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    make_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 def test_a_run_of_another_user_is_refused_without_trust(tmp_path, smoke, data_root, monkeypatch):

@@ -38,5 +38,6 @@ def test_a_stopped_run_keeps_its_last_step_and_goes_on(tmp_path, data_root, comm
     again = start(*line, f"run.stop_step={stopped + 2}")
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
+    assert f"run.stop_step={stopped + 2} is reached, `echo-lm {command} " in " ".join(output.split())
     starts = [event["step"] for event in read_events(run / "events.jsonl") if event["kind"] == "start"]
     assert starts == [0, stopped]

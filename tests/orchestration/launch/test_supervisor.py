@@ -41,6 +41,16 @@ def recorded(run: RunFolder) -> list[tuple[str, str]]:
     return [(event["kind"], event.get("message") or event["reason"]) for event in events]
 
 
+def lacks_ray(folder: str, on_cluster) -> None:
+    raise ModuleNotFoundError("No module named 'ray'", name="ray")
+
+
+def test_a_missing_package_is_said_at_once(run, smoke):
+    with pytest.raises(UserError, match=r"^ray is not installed here: pip install 'echo-lm\[cluster\]'$"):
+        start(run, smoke(), lacks_ray)
+    assert [kind for kind, _ in recorded(run)] == ["attempt"]
+
+
 def dies_twice(folder: str, on_cluster) -> None:
     number = len(list(Path(folder).glob("done-*")))
     Path(folder, f"done-{number}").touch()
