@@ -111,7 +111,7 @@ def _checkpoint(source: StartFromSection, run_folder: Path) -> Start:
     folder, record = _find(source, run_folder)
     hashes: dict[str, str] = record["sha256"]
     if source.what == "weights":
-        hashes = {name: value for name, value in hashes.items() if name.startswith(f"{MODEL}/")}
+        hashes = _of_weights(hashes)
     elif record.get("format") != FORMAT:
         raise UserError(f"start_from: {folder} was written by an earlier version of Echo-LM: take what=weights")
     elif not (folder / ENGINE).is_dir():
@@ -163,7 +163,12 @@ def _find(source: StartFromSection, run_folder: Path) -> tuple[Path, dict[str, A
 def _contents(record: dict[str, Any]) -> tuple[str, str]:
     """The contents of a checkpoint: of all its files, and of the weights alone."""
     hashes = record.get("sha256", {})
-    return sha256_json(hashes), sha256_json({name: sha for name, sha in hashes.items() if name.startswith(f"{MODEL}/")})
+    return sha256_json(hashes), sha256_json(_of_weights(hashes))
+
+
+def _of_weights(hashes: dict[str, str]) -> dict[str, str]:
+    """What makes up the weights among the files of a checkpoint; settings for other libraries lie beside them."""
+    return {name: hashes[name] for name in (f"{MODEL}/{file}" for file in WEIGHT_FILES) if name in hashes}
 
 
 def _weights(source: StartFromSection) -> Start:
