@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "echo-lm"
+CREATED_TAG = "echo_lm.created"  # of a run in MLflow: when it was made, in seconds
 RUN_TAG = "echo_lm.run_id"  # of a run in MLflow: the id of its folder
 LOCK_SECONDS = 300.0  # making MLflow's tables takes half a minute on a busy machine
 _opened: dict[str, int] = {}  # inode of each sqlite file that this process opened, by tracking URI
@@ -100,6 +101,17 @@ def experiment_id(client: "MlflowClient", uri: str) -> str:
         if experiment is None or experiment.lifecycle_stage == "deleted":
             raise
     return experiment.experiment_id
+
+
+def newest_run(client: "MlflowClient", experiment: str, identity: str) -> str | None:
+    """The id in MLflow of the run of a folder; None if there is none or it was deleted.
+
+    Several are found where an experiment was deleted and restored, which brings back each of its runs: the one made last has the
+    record.
+    """
+    runs = client.search_runs([experiment], filter_string=equals(RUN_TAG, identity), max_results=100)
+    newest = max(runs, key=lambda run: float(run.data.tags.get(CREATED_TAG, 0)), default=None)
+    return newest and newest.info.run_id
 
 
 def equals(tag: str, value: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...pipeline.run.lineage import shown_lineage
-from .client import RUN_TAG, equals
+from .client import newest_run
 from .evaluations import PARENT_TAG
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def send_lineage(client: "MlflowClient", experiment: str, run: str, run_folder: 
     if parent := lineage.parent:
         tags |= {BEGINS_TAG: str(parent), CONTENT_TAG: parent.content}
         if parent.run_id and PARENT_TAG not in client.get_run(run).data.tags:
-            found = client.search_runs([experiment], filter_string=equals(RUN_TAG, parent.run_id), max_results=1)
-            tags |= {PARENT_TAG: found[0].info.run_id} if found else {}
+            above = newest_run(client, experiment, parent.run_id)
+            tags |= {PARENT_TAG: above} if above else {}
     for key, value in tags.items():
         client.set_tag(run, key, value[:TAG_CHARACTERS])

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from ...models.common.run_layout import CONFIG, ENVIRONMENT, LINEAGE, MODEL, REP
 from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.identity import run_id
-from .client import RUN_TAG, default_tracking_uri, equals, experiment_id, mlflow_client
+from .client import CREATED_TAG, RUN_TAG, default_tracking_uri, experiment_id, mlflow_client, newest_run
 from .errors import explain
 from .evaluations import EvaluationRuns
 from .lineage import send_lineage
@@ -210,11 +211,10 @@ class Tracker:
         experiment = experiment_id(client, self.uri)
         identity = run_id(self.run_folder)
         # A deleted run is not found: deleting in the UI and tracking again creates it anew.
-        runs = client.search_runs([experiment], filter_string=equals(RUN_TAG, identity), max_results=1)
-        if runs:
-            return runs[0].info.run_id
+        if found := newest_run(client, experiment, identity):
+            return found
         name = self.run_folder.resolve().name
-        tags = {RUN_TAG: identity} | self._tags
+        tags = {RUN_TAG: identity, CREATED_TAG: str(time.time())} | self._tags
         run = client.create_run(experiment, start_time=int(started * 1000), tags=tags, run_name=name)
         return run.info.run_id
 
