@@ -23,9 +23,9 @@ from echo_lm.kernels.sequence import SequenceContext, gather_segments
 from echo_lm.models import build_model, preset
 from echo_lm.models.common.files import write_json
 from echo_lm.models.mixers.registry import mixer_class
-from echo_lm.pipeline import engine as engine_module
 from echo_lm.pipeline.checkpoint.reader import load_checkpoint
 from echo_lm.pipeline.checkpoint.writer import CheckpointWriter
+from echo_lm.pipeline.engine import build as engine_module
 from echo_lm.pipeline.engine import choose_device, join_process_group
 from echo_lm.pipeline.monitoring.metrics import memory_gib, model_flops_utilization, peak_flops
 from echo_lm.pipeline.run.folder import RunFolder

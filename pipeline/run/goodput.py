@@ -54,8 +54,9 @@ class Goodput:
             self._last = event
 
     def _add_step(self, event: dict[str, Any], last: dict[str, Any] | None) -> None:
-        tokens, speed = event["tokens"] - self._tokens, event.get("tokens_per_second")
-        seconds, self._tokens = tokens / speed if speed and tokens > 0 else 0.0, event["tokens"]
+        position = event.get("tokens", self._tokens)  # an event of another writer may lack it
+        tokens, speed = position - self._tokens, event.get("tokens_per_second")
+        seconds, self._tokens = tokens / speed if speed and tokens > 0 else 0.0, position
         if self._started and last is not None:
             self.waiting += max(0.0, event["time"] - last["time"] - seconds)
         self._started = False

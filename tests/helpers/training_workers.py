@@ -13,9 +13,9 @@ import torch.multiprocessing as mp
 
 from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.models import EchoLM, build_model
-from echo_lm.pipeline import engine as engine_module
 from echo_lm.pipeline.checkpoint.zero_state import fragments
 from echo_lm.pipeline.config import RunConfig, load_config
+from echo_lm.pipeline.engine import build as engine_module
 from echo_lm.pipeline.mesh import make_mesh
 from echo_lm.pipeline.schedule import gate_penalty_at, learning_rate_at
 from tests.helpers.ports import free_port

@@ -95,6 +95,6 @@ def test_the_table_is_read_and_written_back(what):
 
 
 def test_a_key_that_never_was_is_still_refused():
-    with pytest.raises(UserError, match=r"unknown key train\.write_costs: valid keys: .*gate_penalty"):
+    with pytest.raises(UserError, match=r"unknown key train\.write_costs: "):
         load_config("smoke", ["train.write_costs=1"])
     assert "write_cost" not in RunConfig.model_fields["train"].annotation.model_fields
