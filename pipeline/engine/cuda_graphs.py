@@ -56,7 +56,7 @@ class GraphedBlocks:
         self._addresses: list[int] = []
         self._gradients: dict[torch.dtype, Tensor] = {}
         self._eager_reason: str | None = None
-        self._told = False
+        self._reason_taken = False
         model.run_blocks = self  # type: ignore[method-assign]
 
     def __call__(
@@ -102,9 +102,9 @@ class GraphedBlocks:
 
     def take_eager_reason(self) -> str | None:
         """Return why a training pass first ran without the graph, once; otherwise None."""
-        if self._told or self._eager_reason is None:
+        if self._reason_taken or self._eager_reason is None:
             return None
-        self._told = True
+        self._reason_taken = True
         return self._eager_reason
 
     def _capture(self, inputs: tuple[Tensor, ...], return_gate_mean: bool) -> None:
