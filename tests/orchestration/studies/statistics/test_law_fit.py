@@ -171,7 +171,7 @@ def test_cross_validation_prefers_the_law_that_made_the_losses():
 
 
 def test_resamples_see_the_other_basin():
-    """On one ray alpha and beta may change their places; resamples that start at the best fit alone never do, 0.27 to 0.36."""
+    """With one ratio of tokens to parameters alpha and beta can be exchanged; resamples from the best fit alone never show it."""
     n = np.geomspace(1e6, 1e9, 12)
     some = cells((n, 20 * n), 0.005 * np.random.default_rng(0).standard_normal(12))
     low, high = fit_law(CHINCHILLA, some, delta=1e-2, bootstrap=100, seed=0).interval("alpha")
