@@ -23,6 +23,7 @@ LATE = {"key_shift": 1, "value_shift": 1}
 ARMS = {
     "default": {},
     "late-tied": {**LATE, "tied_start": True},
+    "tied": {"tied_start": True},
     "late": LATE,
     "ungated": {"write_gate": "none"},
 }
