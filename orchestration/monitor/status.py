@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ...evals.layout import stored_config
 from ...models.common.cached_files import stamp, subfolders
 from ...models.common.errors import UserError
 from ...models.common.run_layout import CONFIG
@@ -36,7 +37,7 @@ def find_runs(paths: list[Path], runs: Path) -> list[RunFolder]:
     """
     for path in paths:
         if stamp(path / CONFIG) is None:
-            raise UserError(f"{path} is not a run folder: it holds no {CONFIG}")
+            stored_config(path)  # raises
     folders = [RunFolder(path) for path in paths or subfolders(runs) if stamp(path / CONFIG) is not None]
     if not folders:
         raise UserError(f"there are no runs below {runs}: start one with `echo-lm run quickstart`, or name --runs")

@@ -47,32 +47,13 @@ from ...models.common.errors import UserError
 from ...models.common.files import FULL
 from ...models.common.renamed_keys import with_new_keys
 from ...models.common.run_layout import EVENTS, SUPERVISION
+from .untrusted import clean_event
 
 SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed", "amend")
 MARK_BYTES = 256  # kept of what was read, to recognize a replaced file
 TAIL_BYTES = 1 << 12  # read first from the end of a log
 MOST_TAIL_BYTES = 1 << 24  # read at most
 LONGEST_LINE = 1 << 20  # bytes; a longer line is damaged
-LAST_TIME = 253_402_300_799  # the end of the year 9999, in unix seconds
-MOST_STEPS = 2**53
-HUGE = 1e300
-# Fields that are numbers wherever they stand; another value counts as null.
-NUMBERS = (
-    "loss",
-    "loss_text",
-    "loss_recall",
-    "bits_per_byte",
-    "grad_norm",
-    "gate_mean",
-    "learning_rate",
-    "tokens",
-    "tokens_per_second",
-    "mfu",
-    "memory_gib",
-    "data_stall_seconds",
-    "seconds",
-    "stall_seconds",
-)
 
 
 class EventLog:
@@ -319,25 +300,9 @@ def _parse_event(line: bytes) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     try:
-        return _checked(with_new_keys("event", event)) if isinstance(event, dict) else None
+        return clean_event(with_new_keys("event", event)) if isinstance(event, dict) else None
     except UserError:
         return None
-
-
-def _checked(event: dict[str, Any]) -> dict[str, Any] | None:
-    """The event with null for what is to be a number and is none; None if its kind, time or step are of another type."""
-    seconds, step = event.get("time"), event.get("step")
-    if type(seconds) not in (int, float) or not 0 <= seconds <= LAST_TIME or not isinstance(event.get("kind"), str):
-        return None
-    if (type(step) is not int or not 0 <= step < MOST_STEPS) and ("step" in event or event["kind"] == "step"):
-        if event["kind"] in ("step", "start", "rollback"):
-            return None
-        event.pop("step", None)
-    for name in NUMBERS:
-        value = event.get(name)
-        if value is not None and (type(value) not in (int, float) or not -HUGE < value < HUGE):
-            event[name] = None
-    return event
 
 
 def steps(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -29,6 +29,25 @@ WHOLE_NUMBERS = {
 }
 TEXTS = (("model", "preset"), ("data", "name"))
 
+LAST_TIME = 253_402_300_799  # the end of the year 9999, in unix seconds
+# Fields that are numbers wherever they stand; another value counts as null.
+NUMBERS = (
+    "loss",
+    "loss_text",
+    "loss_recall",
+    "bits_per_byte",
+    "grad_norm",
+    "gate_mean",
+    "learning_rate",
+    "tokens",
+    "tokens_per_second",
+    "mfu",
+    "memory_gib",
+    "data_stall_seconds",
+    "seconds",
+    "stall_seconds",
+)
+
 
 def number(value: Any) -> float | int | None:
     """A finite number below 1e300 in size; None for anything else."""
@@ -179,3 +198,19 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(text(value, 60)) if isinstance(value, str) else text(value, 60) or "a number too large"
+
+
+def clean_event(event: dict[str, Any]) -> dict[str, Any] | None:
+    """The event with null for what is to be a number and is none; None if its kind, time or step are of another type."""
+    seconds, step = event.get("time"), event.get("step")
+    if type(seconds) not in (int, float) or not 0 <= seconds <= LAST_TIME or not isinstance(event.get("kind"), str):
+        return None
+    if (type(step) is not int or not 0 <= step < MOST_WHOLE) and ("step" in event or event["kind"] == "step"):
+        if event["kind"] in ("step", "start", "rollback"):
+            return None
+        event.pop("step", None)
+    for name in NUMBERS:
+        value = event.get(name)
+        if value is not None and (type(value) not in (int, float) or not -HUGE < value < HUGE):
+            event[name] = None
+    return event
