@@ -128,18 +128,19 @@ class _Points:
     """Rows of numbers (`AXES`, then `COLUMNS`), thinned to a bounded number as more come.
 
     All are kept in `_rows` at first. When they are too many, `_low` and `_high` hold the smallest and the largest value of each
-    column in each bucket of `_width` rows, with the axes where it is: float `[buckets, columns, 4]`.
+    column in each bucket of `_width` rows, with the axes where it is: float `[buckets, columns, 4]`. `_end` is the last row.
     """
 
     def __init__(self) -> None:
         self._width = 1
-        self._rows = np.empty((0, len(AXES) + len(COLUMNS)))
+        self._rows = self._end = np.empty((0, len(AXES) + len(COLUMNS)))
         self._low = self._high = np.empty((0, len(COLUMNS), len(AXES) + 1))
 
     def extend(self, rows: list[list[float | None]]) -> None:
         if not rows:
             return
         self._rows = np.concatenate([self._rows, np.array(rows, dtype=float)])
+        self._end = self._rows[-1:]
         if self._width == 1:
             if len(self._rows) <= MOST_BUCKETS:
                 return
@@ -164,12 +165,13 @@ class _Points:
     def drop_after(self, step: int) -> None:
         """Drop the points after a step."""
         self._rows = self._rows[self._rows[:, 0] <= step]
+        self._end = self._end[self._end[:, 0] <= step]
         kept = np.nanmax(self._high[:, :, 0], axis=1, initial=-1) <= step
         self._low, self._high = self._low[kept], self._high[kept]
 
     def of(self, column: int) -> np.ndarray:
         """The points of a column with a finite value, each once, by step: float `[points, 4]`, the axes and the value."""
-        rest = _quarters(self._rows)[:, column]
+        rest = _quarters(np.concatenate([self._rows, self._end]))[:, column]
         points = np.concatenate([self._low[:, column], self._high[:, column], rest])
         points = points[np.isfinite(points[:, -1])]
         points = points[np.lexsort((points[:, -1], points[:, 0]))]
