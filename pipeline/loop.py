@@ -269,7 +269,12 @@ class _Loop:
         if not result.applied:
             self._event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
         measured = self.meter.measure(result.metrics, seconds)
-        self._event("step", **self._position(), **result.metrics, **measured, data_stall_seconds=stall)
+        fields = (
+            result.metrics | measured | {"data_stall_seconds": stall, "epochs": self.loader.epochs_before(self.step)}
+        )
+        if result.loss_by_source:
+            fields["loss_by_source"] = dict(result.loss_by_source)
+        self._event("step", **self._position(), **fields)
         for rank, slow, median in self.stragglers.record_step(result.compute_seconds, seconds):
             node = self.nodes[rank]
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"

@@ -34,6 +34,7 @@ class RunSummary:
         updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
         parent: name and step of the run that it began from, `trunk@800`; empty with fresh weights.
+        sources: name of each text source, how often it was read, and its loss in the last step, if that has any.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RunSummary:
     updated: float = 0.0
     problem: str | None = None
     parent: str = ""
+    sources: tuple[tuple[str, float, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class RunSnapshot:
             updated=self.updated,
             problem=self.error,
             parent=self.parent,
+            sources=_sources(last),
         )
 
 
@@ -146,6 +149,12 @@ def read_run(run: RunReader) -> RunSnapshot:
         updated=last_event_time or (config_stamp[0] / 1e9 if config_stamp else 0.0),
         parent=_parent(run),
     )
+
+
+def _sources(step: dict[str, Any]) -> tuple[tuple[str, float, float | None], ...]:
+    epochs, losses = step.get("epochs"), step.get("loss_by_source")
+    losses = losses if isinstance(losses, dict) else {}
+    return tuple((name, count, losses.get(name)) for name, count in epochs.items()) if isinstance(epochs, dict) else ()
 
 
 def _parent(run: RunReader) -> str:
