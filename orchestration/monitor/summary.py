@@ -11,7 +11,7 @@ from ...evals.config import load_suite
 from ...models.common.cached_files import stamp
 from ...models.common.run_layout import CONFIG, checkpoint_name
 from ...pipeline.run.reader import RunReader
-from ...pipeline.run.untrusted import computed_config, config_problem, text
+from ...pipeline.run.untrusted import computed_config, config_problem, number, text
 from ..evaluation import jobs as evaluation_jobs
 from .state import HEARTBEAT_SILENT_SECONDS, run_state
 
@@ -35,6 +35,7 @@ class RunSummary:
         updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
         parent: name and step of the run that it began from, `trunk@800`; empty with fresh weights.
+        sources: name of each text source, how often it was read, and its loss in the last step, if that has any.
     """
 
     name: str
@@ -56,6 +57,7 @@ class RunSummary:
     updated: float = 0.0
     problem: str | None = None
     parent: str = ""
+    sources: tuple[tuple[str, float, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class RunSnapshot:
             updated=self.updated,
             problem=f"{CONFIG} is damaged: {self.damage}" if self.damage else self.error,
             parent=self.parent,
+            sources=_sources(last),
         )
 
 
@@ -180,6 +183,15 @@ def unreadable(folder: Path, error: Exception) -> RunSummary:
 def shown_name(name: str) -> str:
     """The name of a folder as text: bytes that are not UTF-8 are replaced."""
     return os.fsencode(name).decode(errors="replace")
+
+
+def _sources(step: dict[str, Any]) -> tuple[tuple[str, float, float | None], ...]:
+    epochs, losses = step.get("epochs"), step.get("loss_by_source")
+    if not isinstance(epochs, dict):
+        return ()
+    losses = losses if isinstance(losses, dict) else {}
+    counts = {name: number(count) for name, count in epochs.items()}
+    return tuple((text(name), count, number(losses.get(name))) for name, count in counts.items() if count is not None)
 
 
 def _parent(run: RunReader) -> str:

@@ -1,6 +1,6 @@
 """The sections of a run's configuration but `train`: the model, the start, the execution, the evaluations."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -67,7 +67,7 @@ class KeepBestSection(Config):
 class RunSection(Config):
     """Execution settings: workers, ZeRO, checkpoints, restarts. They may change on resume and alter results only by rounding."""
 
-    added = ("checkpoint_minutes", "keep_models", "keep_best", "time_limit", "cuda_graphs")
+    added = ("checkpoint_minutes", "checkpoint_steps", "keep_models", "keep_best", "time_limit", "cuda_graphs")
 
     workers: int = Field(default=1, gt=0)
     """Processes, one a GPU."""
@@ -94,6 +94,8 @@ class RunSection(Config):
     """Steps between checkpoints."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)
     """Write a checkpoint also when the last one is so many minutes old."""
+    checkpoint_steps: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Write checkpoints also after these steps, which stay resumable: others can branch from them."""
     checkpoint_beside_training: bool = True
     """Write a checkpoint while the next steps train."""
     keep_checkpoints: int | None = Field(default=None, gt=0)
