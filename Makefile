@@ -51,8 +51,8 @@ ifeq ($(CHROMIUM),)
 		|| DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
 endif
 
-reference: $(VENV)/.dev ## docs/cli.md and docs/reference/config.md, from the code itself
-	$(BIN)/python -m typer echo_lm.orchestration.cli.main utils docs --name echo-lm --title "Command line" --output docs/cli.md
+reference: $(VENV)/.dev ## docs/reference/cli.md and docs/reference/config.md, from the code itself
+	$(BIN)/python -m typer echo_lm.orchestration.cli.main utils docs --name echo-lm --title "Command line" --output docs/reference/cli.md
 	$(BIN)/python docs/reference/generate.py
 
 clean: ## remove the environment; data, runs and the record stay

@@ -1,6 +1,6 @@
 """The table of models that `echo-lm models` prints, and the tables of the documentation.
 
-`python -m echo_lm.models.table docs/models.md` (or docs/parallelism.md) brings the tables of a page up to date.
+`python -m echo_lm.models.table docs/design/models.md` (or docs/design/parallelism.md) brings the tables of a page up to date.
 """
 
 import sys
@@ -20,8 +20,8 @@ from .accounting import (
 from .common.files import write_text
 from .presets import preset, preset_names
 
-BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/models.md -->"
-BEGIN_MESSAGES = "<!-- table of messages: python -m echo_lm.models.table docs/parallelism.md -->"
+BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/design/models.md -->"
+BEGIN_MESSAGES = "<!-- table of messages: python -m echo_lm.models.table docs/design/parallelism.md -->"
 END = "<!-- end of table -->"
 HEADER = (
     "model",

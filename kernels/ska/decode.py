@@ -1,4 +1,4 @@
-"""SKA one token at a time: O(R^2 + P R) by a rank-one update of a triangular factor (docs/kernels.md, "Decoding").
+"""SKA one token at a time: O(R^2 + P R) by a rank-one update of a triangular factor (docs/design/kernels.md, "Decoding").
 
 The state carries W = L^-1, the inverse of the Cholesky factor of G: solves are two matrix-vector products then, and the
 update has a closed form. Updating G^-1 itself would be as cheap and fails in fp32 on keys of low rank; W does not.
