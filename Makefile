@@ -9,7 +9,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint test-gpu test-netns soak images chromium reference clean help
+.PHONY: quickstart test lint test-gpu test-netns soak images chromium reference docs clean help
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -54,6 +54,9 @@ endif
 reference: $(VENV)/.dev ## docs/reference/cli.md and docs/reference/config.md, from the code itself
 	$(BIN)/python -m typer echo_lm.orchestration.cli.main utils docs --name echo-lm --title "Command line" --output docs/reference/cli.md
 	$(BIN)/python docs/reference/generate.py
+
+docs: $(VENV)/.dev ## the documentation as a web site with the Python API in build/site; a broken link fails
+	$(BIN)/mkdocs build
 
 clean: ## remove the environment; data, runs and the record stay
 	rm -rf $(VENV)

@@ -71,7 +71,8 @@ def model_table(
         length: tokens of a training row; FLOPs, activations (of one row) and `state_bytes` are taken there.
         context: tokens decoded before `state_bytes_at_length`.
         vocab_size: default: the preset's.
-        zero_stage, world_size: of `gpu_bytes`.
+        zero_stage: the ZeRO stage that `gpu_bytes` assumes.
+        world_size: the number of GPUs that `gpu_bytes` assumes.
 
     Raises:
         UserError: a name is unknown.
