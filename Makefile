@@ -9,13 +9,15 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint test-gpu test-netns soak images chromium reference docs clean help
+.PHONY: quickstart install test lint test-gpu test-netns soak images chromium reference docs clean help
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model and its report (about 9 minutes on 2 cores)
 	$(BIN)/echo-lm run quickstart
+
+install: $(VENV)/.quickstart ## the environment alone, in .venv (about 3 minutes)
 
 test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, about 20 minutes on 2 cores)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not netns and not slow"

@@ -22,7 +22,7 @@ NOTE = re.compile(r"<!--\s*(tested|not tested):\s*(.+?)\s*-->", re.S)
 # First words of commands; an indented block that begins otherwise is a drawing, a formula or Python.
 PROGRAMS = {
     "echo-lm", "make", "pip", "python", "mlflow", "ray", "git", "docker", "kubectl", "sbatch", "watch", "rsync",
-    "export", "cd", "umask",
+    "export", "cd", "cp", "umask",
 }  # fmt: skip
 SHELLS = ("bash", "sh", "shell", "console")
 
