@@ -1,4 +1,4 @@
-"""The folder of a run: its paths, its lock, its identity. Layout in `docs/architecture.md`."""
+"""The folder of a run: its paths, its lock, its identity. Layout in `docs/design/architecture.md`."""
 
 import os
 import platform

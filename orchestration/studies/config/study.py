@@ -36,7 +36,7 @@ def _or_names(schema: dict[str, Any]) -> None:
 
 
 class StudyConfig(Config):
-    """The complete configuration of a study. See `docs/studies.md` for a tour."""
+    """The complete configuration of a study. See `docs/guides/studies.md` for a tour."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the study, and of its folder below the folder of studies."""
