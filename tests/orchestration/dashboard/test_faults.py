@@ -114,7 +114,7 @@ def test_a_linked_run_is_followed_if_the_link_is_ones_own(tmp_path):
 def test_a_run_with_signs_in_its_name_has_its_curves(serve, tmp_path, name):
     write_finished(tmp_path / "runs", "plain").rename(tmp_path / "runs" / name)
     address = serve(tmp_path / "runs", tmp_path / "none")
-    href = re.search(r'class="name"><a href="([^"]+)"', get(address, "/")[1].decode())[1]
+    href = re.search(r'class="name">.*?<a href="([^"]+)"', get(address, "/")[1].decode())[1]
     live = re.search(r'data-live="([^"]+)"', get(address, href)[1].decode())[1]
     assert live == f"/live/runs/{quote(name, safe='')}"
     assert len(json.loads(get(address, f"{live}?since=")[1])["curves"]["loss"]["step"]) == STEPS
