@@ -84,7 +84,7 @@ def group_labels(values: dict[str, Values], by: str) -> dict[str, str]:
 
 
 def _is_seed(key: str) -> bool:
-    return key.rpartition(".")[2] in (*SEEDS, *NOT_COMPARED)
+    return key in (*SEEDS, *NOT_COMPARED)
 
 
 def _group_name(names: list[str]) -> str:
