@@ -18,7 +18,7 @@ from .formats import address, shown, sort_key
 from .guard import Guard
 from .nodes import list_nodes
 from .pages import Pages, assets
-from .run_view import RunViews
+from .run_view import RunViews, document
 from .studies import figure_names, list_studies, study_detail
 from .table import RunTable
 from .values import MOST_COLUMNS, RunValues
@@ -107,6 +107,14 @@ def _add_runs(app: FastAPI, pages: Pages, table: RunTable, views: RunViews, valu
     @app.get("/runs/{name}")
     def run_page(name: str) -> Response:
         return _run_page(pages, views, table, name, f"/live/runs/{address(name)}")
+
+    @app.get("/runs/{name}/{what}")
+    def run_document(name: str, what: str) -> Response:
+        _find(table, name)
+        page = document(table.folder / name, what) if table.is_readable(name) else None
+        if page is None:
+            raise HTTPException(404, "this run has no such document")
+        return Response(page.encode(errors="replace"), media_type="text/html; charset=utf-8")
 
     @app.get("/live/runs/{name}")
     def run_changes(name: str, since: str = "") -> Response:

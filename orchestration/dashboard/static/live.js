@@ -37,7 +37,7 @@ async function ask(address) {
   return answer.json();
 }
 
-function poll(step) {
+function poll(step, every = EVERY_MS) {
   const again = async () => {
     if (!document.hidden) {
       try {
@@ -48,7 +48,7 @@ function poll(step) {
       }
       showTimes();
     }
-    setTimeout(again, EVERY_MS);
+    setTimeout(again, every);
   };
   again();
 }
@@ -239,4 +239,20 @@ addEventListener("DOMContentLoaded", () => {
   const study = byId("study");
   if (study) ask(study.dataset.curves).then(drawStudy);
 });
-if (!byId("runs") && !byId("run")) setInterval(showTimes, EVERY_MS);
+// ---- pages without events of their own: their changing parts are fetched again as the server renders them
+
+function refreshedPage() {
+  poll(async () => {
+    const answer = await fetch(location.href, { cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.status);
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelectorAll("[data-refresh]");
+    [...document.querySelectorAll("[data-refresh]")].forEach((part, i) => {
+      if (fresh[i] && part.dataset.shown !== fresh[i].innerHTML) {
+        part.dataset.shown = part.innerHTML = fresh[i].innerHTML;
+      }
+    });
+  }, 5 * EVERY_MS);
+}
+
+if (document.querySelector("[data-refresh]")) refreshedPage();
+else if (!byId("runs") && !byId("run")) setInterval(showTimes, EVERY_MS);

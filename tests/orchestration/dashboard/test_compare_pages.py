@@ -30,10 +30,10 @@ def address(tmp_path_factory, serve):
     return serve(root / "runs", root / "studies")
 
 
-def take(page, name: str) -> None:
+def take(page, name: str, *, whole: bool = True) -> None:
     """A picture for the documentation, with few colours as the project's figures have."""
     if PICTURES:
-        picture = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
+        picture = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
         few = picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         few.save(Path(PICTURES) / f"dashboard_{name}.png", optimize=True)
 
@@ -140,7 +140,7 @@ def test_a_phone_shows_the_page_in_its_width(page, address, path):
     assert box["x"] + box["width"] <= PHONE["width"]
     if path.startswith("/compare"):
         drawn(page)
-        take(page, "phone")
+        take(page, "phone", whole=False)
 
 
 def test_dark_pages_print_dark_text_on_white(page, address):
@@ -149,10 +149,19 @@ def test_dark_pages_print_dark_text_on_white(page, address):
     page.wait_for_selector('[data-chart="recall"] .main-svg')
     colours = "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
     assert page.evaluate(colours)[0] == "rgb(232, 235, 239)"
-    take(page, "dark")
+    take(page, "dark", whole=False)
     page.emulate_media(color_scheme="dark", media="print")
     assert page.evaluate(colours) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
     assert not page.locator(".bar nav").is_visible()
+    take(page, "print", whole=False)
+
+
+def test_pages_of_studies_and_nodes_follow_their_files(page, serve, tmp_path):
+    write_study(tmp_path / "studies")
+    page.goto(f"{serve(tmp_path / 'runs', tmp_path / 'studies')}/studies")
+    page.wait_for_selector("#pulse:not(.lost):not([hidden])")
+    write_study(tmp_path / "studies", "second")
+    page.wait_for_selector('tr[data-name="second"]', timeout=30_000)
 
 
 def test_the_first_tab_leads_to_the_content(page, address):
