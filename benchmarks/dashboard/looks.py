@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
+from echo_lm.models.common.run_layout import CONFIG, EVENTS, FINISHED
 from echo_lm.pipeline.config import load_config
 
 LINES = 600  # of an ordinary log
@@ -38,9 +39,9 @@ def write_runs(root: Path, runs: int, lines: int) -> None:
         if number in (0, runs - 1):
             config = load_config("smoke", overrides).resolved()
         config = config | {"name": folder.name}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        (folder / "finished.json").write_text(json.dumps({"step": count}))
-        with open(folder / "events.jsonl", "w") as file:
+        (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+        (folder / FINISHED).write_text(json.dumps({"step": count}))
+        with open(folder / EVENTS, "w") as file:
             file.write(json.dumps({"kind": "start", "time": 1.7e9, "step": 0, "tokens": 0, "world_size": 1}) + "\n")
             for step in range(1, count):
                 file.write(step_line(step))
