@@ -94,6 +94,11 @@ def bigbench_folder(dataset_folder: Path) -> Path:
     return Path(dataset_folder).resolve().parent / "bigbench"
 
 
+def is_suite_file(suite: str | Path) -> bool:
+    """Whether a suite is named by the path of a YAML file, rather than by the name of one that comes with the package."""
+    return Path(suite).suffix in (".yaml", ".yml")
+
+
 def stored_config(run_folder: Path) -> dict[str, Any]:
     """The contents of a run's `config.yaml`, unchecked.
 

@@ -51,7 +51,7 @@ class Status:
         self._runs: dict[Path, tuple[RunReader, Trouble]] = {}
 
     def table(self, runs: list[RunFolder]) -> Group:
-        """A table of the runs, and a line for each of their newest troubles."""
+        """A table of the runs, and lines about their sources and newest troubles."""
         known = self._runs
         self._runs = {run.path: known.get(run.path) or (RunReader(run.path), Trouble(run)) for run in runs}
         rows = []
@@ -85,9 +85,18 @@ def _table(runs: list[tuple[RunSummary, list[str], float | None]]) -> Group:
             Text(_nodes(summary.nodes)),
             *([Text(summary.parent)] if branched else []),
         )
-        lines = (*troubles, summary.problem)
+        lines = (_sources(summary), *troubles, summary.problem)
         trouble += [Text(f"{summary.name}: {line}", style="dim") for line in lines if line]
     return Group(table, *trouble)
+
+
+def _sources(summary: RunSummary) -> str:
+    """A line about the text sources, where there are several or one is read again: `text: web 0.31 epochs, loss 3.214; ...`."""
+    sources = summary.sources
+    if len(sources) < 2 and not any(epochs > 1 for _, epochs, _ in sources):
+        return ""
+    parts = (f"{name} {epochs:.2f} epochs" + (f", loss {loss:.3f}" if loss else "") for name, epochs, loss in sources)
+    return f"text: {'; '.join(parts)}"
 
 
 def watch(paths: list[Path], runs: Path) -> None:

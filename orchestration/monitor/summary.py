@@ -11,7 +11,7 @@ from ...evals.config import load_suite
 from ...models.common.cached_files import stamp
 from ...models.common.run_layout import CONFIG, checkpoint_name
 from ...pipeline.run.reader import RunReader
-from ...pipeline.run.untrusted import computed_config, config_problem, text
+from ...pipeline.run.untrusted import computed_config, config_problem, number, text
 from ..evaluation import jobs as evaluation_jobs
 from .state import HEARTBEAT_SILENT_SECONDS, run_state
 
@@ -36,6 +36,7 @@ class RunSummary:
         problem: why the run could not be read or what stopped it, one line.
         tags, note, archived: what people say of the run in `notes.yaml`.
         parent: name and step of the run that it began from, `trunk@800`; empty with fresh weights.
+        sources: name of each text source, how often it was read, and its loss in the last step, if that has any.
     """
 
     name: str
@@ -60,6 +61,7 @@ class RunSummary:
     tags: tuple[str, ...] = ()
     note: str = ""
     archived: bool = False
+    sources: tuple[tuple[str, float, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class RunSnapshot:
             tags=tuple(self.notes.get("tags", ())),
             note=self.notes.get("note", ""),
             archived=self.notes.get("archived", False),
+            sources=_sources(last),
         )
 
 
@@ -189,6 +192,15 @@ def unreadable(folder: Path, error: Exception) -> RunSummary:
 def shown_name(name: str) -> str:
     """The name of a folder as text: bytes that are not UTF-8 are replaced."""
     return os.fsencode(name).decode(errors="replace")
+
+
+def _sources(step: dict[str, Any]) -> tuple[tuple[str, float, float | None], ...]:
+    epochs, losses = step.get("epochs"), step.get("loss_by_source")
+    if not isinstance(epochs, dict):
+        return ()
+    losses = losses if isinstance(losses, dict) else {}
+    counts = {name: number(count) for name, count in epochs.items()}
+    return tuple((text(name), count, number(losses.get(name))) for name, count in counts.items() if count is not None)
 
 
 def _parent(run: RunReader) -> str:

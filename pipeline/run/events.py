@@ -8,7 +8,8 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 - `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where the batch has such rows (a small one
   not at every step), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_mean` (with `train.gate_penalty`:
   mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known
-  peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`
+  peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`; `epochs` (by text source: how often it was
+  read so far), `loss_by_source` (with several text sources: of those that the batch has)
 - `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
 - `warning`: `step`, `message`; a SKA layer left its range, or a checkpoint was damaged
 - `checkpoint`: `step`, `path`, `seconds` (until complete), `stall_seconds` (training stood still)
