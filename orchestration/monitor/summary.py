@@ -10,7 +10,9 @@ from ...evals.config import load_suite
 from ...models.common.cached_files import stamp
 from ...models.common.errors import UserError
 from ...models.common.run_layout import CONFIG, checkpoint_name
+from ...pipeline.config import TrainSection
 from ...pipeline.run.reader import RunReader
+from ...pipeline.schedule import tokens_before
 from ..evaluation import jobs as evaluation_jobs
 from .state import HEARTBEAT_SILENT_SECONDS, run_state
 
@@ -107,7 +109,7 @@ class RunSnapshot:
             loss=last.get("loss"),
             tokens_per_second=rate,
             mfu=last.get("mfu"),
-            eta_seconds=(steps - step) * train.get("batch_tokens", 0) / rate if running else None,
+            eta_seconds=_tokens_left(train, step) / rate if running else None,
             checkpoint=checkpoint,
             checkpoint_time=checkpoint_time,
             done=self.done,
@@ -129,7 +131,7 @@ def read_run(run: RunReader) -> RunSnapshot:
     events = run.last_events(_enough)
     last_event_time = events[-1]["time"] if events else 0.0
     checkpoints = run.complete_steps()
-    due = due_results(config, [step for step, _ in checkpoints], run.stopped_at())
+    due = due_results(run, config, [step for step, _ in checkpoints])
     results = run.result_names()
     done = [name for name in due if name in results]
     failed = [name for name in run.failures() if name in due and name not in done]
@@ -151,6 +153,14 @@ def read_run(run: RunReader) -> RunSnapshot:
     )
 
 
+def _tokens_left(train: dict[str, Any], step: int) -> int:
+    try:
+        section = TrainSection.model_validate(train)
+    except ValueError:  # of another version
+        return (train.get("steps", 0) - step) * train.get("batch_tokens", 0)
+    return section.tokens_before(section.steps) - section.tokens_before(step)
+
+
 def _sources(step: dict[str, Any]) -> tuple[tuple[str, float, float | None], ...]:
     epochs, losses = step.get("epochs"), step.get("loss_by_source")
     losses = losses if isinstance(losses, dict) else {}
@@ -170,28 +180,34 @@ def section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def due_results(config: dict[str, Any], steps: list[int], stopped_step: int | None) -> list[str]:
-    """Names (`step_00000100/language`) of all evaluations that are due at the checkpoints `steps`."""
+def due_results(run: RunReader, config: dict[str, Any], steps: list[int]) -> list[str]:
+    """Names (`step_00000100/language`) of all evaluations of a run that are due at the checkpoints `steps`."""
     suites = dict.fromkeys(suite_name(name) for name in section(config, "evaluation").get("suites") or ())
-    due = sorted(due_steps(config, steps, stopped_step))
+    due = sorted(due_steps(run, config, steps))
     return [f"{checkpoint_name(step)}/{suite}" for step in due for suite in suites]
 
 
-def due_steps(config: dict[str, Any], steps: list[int], stopped_step: int | None) -> set[int]:
-    """Which of the checkpoints `steps` are to be evaluated by a stored configuration (`evaluation_jobs.due_steps`)."""
-    train, evaluation = section(config, "train"), section(config, "evaluation")
+def due_steps(run: RunReader, config: dict[str, Any], steps: list[int]) -> set[int]:
+    """Which of the checkpoints `steps` of a run are to be evaluated by its stored configuration (`evaluation_jobs.due_steps`)."""
+    evaluation = section(config, "evaluation")
     try:
+        segments = _segments(run, config) if evaluation["every_tokens"] else []
         return evaluation_jobs.due_steps(
-            steps,
-            last_step=train["steps"],
-            batch_tokens=train["batch_tokens"],
+            {step: tokens_before(step, segments) if segments else step for step in sorted(steps)},
+            last_step=section(config, "train")["steps"],
             checkpoint_every=section(config, "run")["checkpoint_every"],
             every=evaluation["every"],
             every_tokens=evaluation["every_tokens"],
-            stopped_step=stopped_step,
+            stopped_step=run.stopped_at(),
         )
-    except (KeyError, TypeError):  # of an older version
+    except (KeyError, TypeError, ValueError):  # of another version
         return set()
+
+
+def _segments(run: RunReader, config: dict[str, Any]) -> list[tuple[int, TrainSection]]:
+    lineage = run.lineage()
+    segments = [(part.step, part.config) for part in lineage.segments] if lineage else [(0, config)]
+    return [(step, TrainSection.model_validate(values["train"])) for step, values in segments]
 
 
 @lru_cache(maxsize=256)
