@@ -9,13 +9,15 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint test-gpu test-netns soak images chromium reference clean help
+.PHONY: quickstart install test lint test-gpu test-netns soak images chromium reference docs clean help
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model and its report (about 9 minutes on 2 cores)
 	$(BIN)/echo-lm run quickstart
+
+install: $(VENV)/.quickstart ## the environment alone, in .venv (about 3 minutes)
 
 test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, about 20 minutes on 2 cores)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not netns and not slow"
@@ -51,9 +53,12 @@ ifeq ($(CHROMIUM),)
 		|| DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
 endif
 
-reference: $(VENV)/.dev ## docs/cli.md and docs/reference/config.md, from the code itself
-	$(BIN)/python -m typer echo_lm.orchestration.cli.main utils docs --name echo-lm --title "Command line" --output docs/cli.md
+reference: $(VENV)/.dev ## docs/reference/cli.md and docs/reference/config.md, from the code itself
+	$(BIN)/python -m typer echo_lm.orchestration.cli.main utils docs --name echo-lm --title "Command line" --output docs/reference/cli.md
 	$(BIN)/python docs/reference/generate.py
+
+docs: $(VENV)/.dev ## the documentation as a web site with the Python API in build/site; a broken link fails
+	$(BIN)/mkdocs build
 
 clean: ## remove the environment; data, runs and the record stay
 	rm -rf $(VENV)

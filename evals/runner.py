@@ -42,7 +42,8 @@ def run_suite(
         model_folder: a checkpoint's `model/`.
         suite: a suite, its name, or a YAML file.
         dataset_folder: the prepared dataset, for the tokenizer and the held-out text.
-        step, tokens: where in training the checkpoint was taken; written into the result.
+        step: the step of the checkpoint; written into the result.
+        tokens: the tokens trained on up to there; written into the result.
         recall_trained: whether the training mixture held recall; if not, a suite with `adapt` measures an adapted copy.
         on_progress: called with tokens done and tokens in all, as the protocols count them (`EvaluationProtocol.work`).
 

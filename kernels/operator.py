@@ -1,7 +1,7 @@
 """Operators for torch.compile, autocast and checkpointing to see.
 
 `torch.library.custom_op` does the same with checks in Python on every call: 0.7 ms a call on the host of an H100, more
-than the kernels of a layer took (docs/kernels.md).
+than the kernels of a layer took (docs/design/kernels.md).
 """
 
 from collections.abc import Callable

@@ -28,7 +28,7 @@ class Mamba2Config(Config):
 
 
 class SKAConfig(Config):
-    """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/models.md says why."""
+    """Spectral Koopman Attention (arXiv 2605.06997 §3.2). The defaults are ours; docs/design/models.md says why."""
 
     added = (
         "gate_input",

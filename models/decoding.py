@@ -99,7 +99,8 @@ def generate(
     Args:
         prompts: token ids, at least one a prompt.
         temperature: 0 takes the most likely token.
-        top_k, top_p: sample among the k most likely tokens, and among the fewest whose probabilities reach p.
+        top_k: sample among the k most likely tokens.
+        top_p: sample among the fewest tokens whose probabilities reach p.
         stop_token: ends its row; it is the last token returned of that row.
         seed: of the private generator.
 

@@ -76,7 +76,9 @@ class EchoForCausalLM(PreTrainedModel, GenerationMixin):
         what it gives alone. The logits at such a position are those after the last token before it.
 
         Args:
-            input_ids, attention_mask, labels: `[B, T]`.
+            input_ids: `[B, T]`.
+            attention_mask: `[B, T]`.
+            labels: `[B, T]`.
             logits_to_keep: logits of the last so many positions alone; 0 gives all.
 
         Raises:

@@ -1,6 +1,6 @@
 """The table of models that `echo-lm models` prints, and the tables of the documentation.
 
-`python -m echo_lm.models.table docs/models.md` (or docs/parallelism.md) brings the tables of a page up to date.
+`python -m echo_lm.models.table docs/design/models.md` (or docs/design/parallelism.md) brings the tables of a page up to date.
 """
 
 import sys
@@ -20,8 +20,8 @@ from .accounting import (
 from .common.files import write_text
 from .presets import preset, preset_names
 
-BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/models.md -->"
-BEGIN_MESSAGES = "<!-- table of messages: python -m echo_lm.models.table docs/parallelism.md -->"
+BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/design/models.md -->"
+BEGIN_MESSAGES = "<!-- table of messages: python -m echo_lm.models.table docs/design/parallelism.md -->"
 END = "<!-- end of table -->"
 HEADER = (
     "model",
@@ -71,7 +71,8 @@ def model_table(
         length: tokens of a training row; FLOPs, activations (of one row) and `state_bytes` are taken there.
         context: tokens decoded before `state_bytes_at_length`.
         vocab_size: default: the preset's.
-        zero_stage, world_size: of `gpu_bytes`.
+        zero_stage: the ZeRO stage that `gpu_bytes` assumes.
+        world_size: the number of GPUs that `gpu_bytes` assumes.
 
     Raises:
         UserError: a name is unknown.

@@ -1,4 +1,4 @@
-"""One run in three topologies, killed twice, against the same run undisturbed: the picture in docs/training.md.
+"""One run in three topologies, killed twice, against the same run undisturbed: the picture in docs/guides/training.md.
 
     python -m benchmarks.distributed.topology_curve data docs/figures/topology_curve.png
 

@@ -3,7 +3,7 @@
     python -m benchmarks.training.quickstart_arms arms.yaml --out results.json [--parallel 8] [--device cuda]
 
 `arms.yaml` maps an arm's name to a list of overrides; the key `common` holds those of every arm. Used to choose what the
-quickstart ships (docs/quickstart.md gives the outcome).
+quickstart ships (docs/tutorials/quickstart.md gives the outcome).
 """
 
 import argparse

@@ -41,8 +41,8 @@ class BatchLoader:
         sequence_length: tokens of a row, `T`.
         batch_sequences: rows of the whole batch, all ranks together, `B`.
         seed: of the order of the text and of the recall sequences.
-        first_step, first_row: the step at which this order begins, and the number of its first row; both 0, unless a run
-            changes on the way.
+        first_step: the step at which this order begins; 0 unless the configuration of a run changes on the way.
+        first_row: the number of the first row of that step.
         starts: rows of each source, by name, that were read before row 0.
 
     Raises:

@@ -145,6 +145,10 @@ def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress, marks: M
     path = folder / PLAN_FILE
     if path.is_file():
         plan = Plan.model_validate(read_json(path))
+        # What was done until a source had too many bad records holds for any limit to them.
+        plan = plan.model_copy(
+            update={"config": plan.config.model_copy(update={"max_bad_share": config.max_bad_share})}
+        )
         _check_same_config(plan.config, config, folder)
         marks.update(marks_of(plan.files))
         for file, sha256 in plan.files.items():

@@ -79,7 +79,7 @@ def _check_faults(plan: Plan, folder: Path, source: SourcePlan, faults: list[Fau
         files = f" and {sum(lost.values()):,} of {file_bytes:,} bytes in whole files" if lost else ""
         raise UserError(
             f"source {source.name}: {len(faults)} of {total} records{files} cannot be used, more than "
-            f"max_bad_share={plan.config.max_bad_share:g}; the first: {faults[0].place}: "
+            f"data.max_bad_share={plan.config.max_bad_share:g} (mend them or raise it); the first: {faults[0].place}: "
             f"{faults[0].reason}; all: {folder / QUARANTINE_FILE}"
         )
 

@@ -31,12 +31,16 @@ from the classes themselves; a test checks that it is current.
 """
 # What a file is called on the page, its class, and which command reads it.
 FILES: tuple[tuple[str, type[Config], str], ...] = (
-    ("recipe", RunConfig, "`echo-lm run`, `train`, `prepare`; tour: [recipes](../recipes.md)"),
-    ("recipe of data alone", DataRecipe, "`echo-lm prepare`; tour: [data](../data.md)"),
-    ("model", ModelConfig, "`model` of a recipe; `config.json` beside the weights; tour: [models](../models.md)"),
-    ("suite", Suite, "`echo-lm eval --suite`; tour: [evaluation](../evaluation.md)"),
-    ("recall sweep", RecallSweep, "`echo-lm sweep`; tour: [evaluation](../evaluation.md)"),
-    ("study", StudyConfig, "`echo-lm study`; tour: [studies](../studies.md)"),
+    ("recipe", RunConfig, "`echo-lm run`, `train`, `prepare`; tour: [recipes](../guides/recipes.md)"),
+    ("recipe of data alone", DataRecipe, "`echo-lm prepare`; tour: [data](../guides/data.md)"),
+    (
+        "model",
+        ModelConfig,
+        "`model` of a recipe; `config.json` beside the weights; tour: [models](../design/models.md)",
+    ),
+    ("suite", Suite, "`echo-lm eval --suite`; tour: [evaluation](../guides/evaluation.md)"),
+    ("recall sweep", RecallSweep, "`echo-lm sweep`; tour: [evaluation](../guides/evaluation.md)"),
+    ("study", StudyConfig, "`echo-lm study`; tour: [studies](../guides/studies.md)"),
 )
 PLAIN_TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "any value", Path: "path"}
 COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}

@@ -124,8 +124,9 @@ def evaluate_bigbench(
 ) -> list[dict[str, Any]]:
     """Accuracy on each task: the choice of the highest log-probability, and of the highest one per byte.
 
+    `tasks`, `folder` and `limit` are those of `items`.
+
     Args:
-        tasks, folder, limit: see `items`.
         on_task: called when a task is done.
 
     Returns:

@@ -50,7 +50,8 @@ def ska_attention(
     (float64 for float64 inputs). Normalisation, write gate and output scale belong to the caller.
 
     Args:
-        q, k: queries and keys `[B, T, H, R]`.
+        q: queries `[B, T, H, R]`.
+        k: keys `[B, T, H, R]`.
         v: values `[B, T, H, P]`.
         mode: which positions token t sees, in its document. "exact": s <= t. "chunk": those of the chunks before its
             own (the paper's training form). "prefix": all.

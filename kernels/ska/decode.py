@@ -1,4 +1,4 @@
-"""SKA one token at a time: O(R^2 + P R) by a rank-one update of a triangular factor (docs/kernels.md, "Decoding").
+"""SKA one token at a time: O(R^2 + P R) by a rank-one update of a triangular factor (docs/design/kernels.md, "Decoding").
 
 The state carries W = L^-1, the inverse of the Cholesky factor of G: solves are two matrix-vector products then, and the
 update has a closed form. Updating G^-1 itself would be as cheap and fails in fp32 on keys of low rank; W does not.
@@ -67,8 +67,14 @@ def ska_step(
     Updates `state` in place and gives no gradients. One Triton kernel where it runs, else PyTorch.
 
     Args:
-        q, k: `[B, H, R]`; v: `[B, H, P]`.
-        power, ridge, scale, chunk_size, value_lag: as in `ska_attention`.
+        q: query `[B, H, R]`.
+        k: key `[B, H, R]`.
+        v: value `[B, H, P]`.
+        power: as in `ska_attention`.
+        ridge: as in `ska_attention`.
+        scale: as in `ska_attention`.
+        chunk_size: as in `ska_attention`.
+        value_lag: as in `ska_attention`.
         blend: `[B, H, power + 1]`, as there; the kernel does not take it.
         backend: "triton", "torch", or "auto" for the faster that runs here.
 

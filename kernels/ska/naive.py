@@ -27,7 +27,9 @@ def ska_naive(
     """Read every token from the operator that its mode gives it.
 
     Args:
-        q, k: `[B, T, H, R]`; v: `[B, T, H, P]`.
+        q: queries `[B, T, H, R]`.
+        k: keys `[B, T, H, R]`.
+        v: values `[B, T, H, P]`.
         scale: `[H]`.
         starts: bool `[B, T]`, the first tokens of documents inside rows, or None.
         state: what the rows continue from.

@@ -232,8 +232,13 @@ def read(
     """Read `n` chunks, each from its entering sums and, where `local`, from its own tokens up to the reader.
 
     Args:
-        q, z, z_prev: `[n, S, R]` queries, keys, and the keys one position before; v: `[n, S, P]`.
-        gram, transition: `[n, R, R]`; value_map: `[n, P, R]`: sums without the ridge.
+        q: queries `[n, S, R]`.
+        z: keys `[n, S, R]`.
+        z_prev: the keys one position before `[n, S, R]`.
+        v: values `[n, S, P]`.
+        gram: sum of z z^T at the entry, without the ridge `[n, R, R]`.
+        transition: sum of z z_prev^T at the entry `[n, R, R]`.
+        value_map: sum of v z^T at the entry `[n, P, R]`.
         scale: `[n, 1, 1]`.
         blend: `[n, S, power + 1]`, the share of each power in what is read; None: the highest alone.
         local: False for the chunk-causal and prefix forms, whose z, z_prev and v get no gradient here.

@@ -1,7 +1,8 @@
 """The short convolution and its activation in Triton: each input is read once, forward and backward.
 
 torch.compile makes four kernels of the backward pass, which read their inputs eleven times: 13% of a training step of
-`echo-180m` on an H100 (docs/kernels.md). A program walks a piece of a sequence token by token, with the last inputs in registers.
+`echo-180m` on an H100 (docs/design/kernels.md). A program walks a piece of a sequence token by token, with the last inputs in
+registers.
 """
 
 import torch

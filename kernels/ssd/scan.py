@@ -40,7 +40,8 @@ def ssd_scan(
         x: `[B, T, H, P]`.
         dt: `[B, T, H]`, step sizes after softplus; 0 makes a token leave no trace (padding).
         a: `[H]`, negative.
-        b, c: `[B, T, G, N]`, each group serving H / G heads in a row.
+        b: `[B, T, G, N]`, each group serving H / G heads in a row.
+        c: the same.
         d: `[H]`.
         chunk_size: tokens worked together; the result does not depend on it (default: by backend and state size).
         state: `[B, H, P, N]`, what the rows continue from. A row start is a border if and only if this is None. For

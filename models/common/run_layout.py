@@ -4,7 +4,7 @@ runs/<run>/config.yaml          the resolved configuration
            environment.json     versions, commit and hardware of the first start
            identity.json        the run's id, and where the folder lies
            lineage.json         what it began from, and its configurations if they changed on the way
-           data.json            where the dataset lies
+           data.json            where the dataset and the files of suites lie
            events.jsonl         every metric of training, one JSON object a line
            supervision.jsonl    events of those who watch over the training
            error.json           what stopped it, if something did

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,8 +21,17 @@ def describe_validation_error(error: ValidationError, schema: type[Record]) -> s
     if isinstance(cause, ValueError):
         return f"{where}: {first_line(cause)}{others}"
     if first["type"] == "extra_forbidden":
-        valid = list(_schema_at(schema, first["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), valid, n=1, cutoff=0.5)
+        *sections, name = first["loc"]
+        owners = [
+            sections[:depth]
+            for depth in range(len(sections))
+            if name in _schema_at(schema, sections[:depth]).model_fields
+        ]
+        if owners:
+            owner = ".".join(str(part) for part in owners[-1])
+            return f"unknown key {where}: {name} is a key of {owner or 'the whole file'}{others}"
+        valid = list(_schema_at(schema, sections).model_fields)
+        near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
         return f"unknown key {where}: {hint}{others}"
     if first["type"] == "missing":
@@ -30,7 +39,7 @@ def describe_validation_error(error: ValidationError, schema: type[Record]) -> s
     return f"{where}={first['input']!r} is wrong: {first['msg'].lower()}{others}"
 
 
-def _schema_at(schema: type[Record], location: tuple[int | str, ...]) -> type[Record]:
+def _schema_at(schema: type[Record], location: Sequence[int | str]) -> type[Record]:
     """The pydantic class that the keys at `location` belong to."""
     for part in location:
         field = schema.model_fields.get(str(part))

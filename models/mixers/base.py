@@ -1,4 +1,4 @@
-"""The interface of sequence mixers: computation and costs. A new mixer is a subclass in a file of its own (docs/extending.md)."""
+"""The interface of sequence mixers: computation and costs. A new mixer is a subclass in its own file (docs/guides/extending.md)."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self

@@ -17,11 +17,10 @@ from ...kernels.ska.state import SKAState
 def bind_next_keys(
     v: Tensor, packed: Tensor, bias: Tensor | None, *, heads: int, rank: int, width: int, kind: str
 ) -> Tensor:
-    """Gated values with u behind them, `[..., H, P]` -> `[..., H, P + R]`.
+    """Append to each gated value `[..., H, P]` the token's own gated key u: `[..., H, P + R]`.
 
-    Args:
-        packed, bias, heads, rank, width, kind: as in `normalize_and_gate`; the last `H R` columns of `packed` are the tokens' own
-            keys as they were projected.
+    Arguments are those of `normalize_and_gate`; here the last `H R` columns of `packed` are the tokens' own keys before
+    normalization.
     """
     wide = torch.promote_types(packed.dtype, torch.float32)
     own = packed[..., -heads * rank :].unflatten(-1, (heads, rank)).to(wide)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Literal
 
+from ...models import ModelConfig, preset
 from ...models.common.config import Record
 from ...pipeline.config import RunConfig, parse_config
 from .config import StudyConfig
@@ -64,6 +65,10 @@ class StudyCell(Record):
     branch_step: int = 0
     warmup_tokens: int | None = None
     decay_steps: int | None = None
+
+    def architecture(self, vocab_size: int) -> ModelConfig:
+        """The cell's model."""
+        return preset(self.preset, vocab_size=vocab_size, **({"preset_version": 1} | self.model))
 
     @property
     def own_steps(self) -> int:

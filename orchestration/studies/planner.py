@@ -150,6 +150,8 @@ class _Planner:
         size_config = self.study.sizes[size]
         name, first = f"{family}-{size_config.preset or size}", self.study.families[0]
         overrides = dict(size_config.model)
+        if self.study.preset_version != 1:  # plans without it are of version 1
+            overrides["preset_version"] = self.study.preset_version
         if size_config.feedforward_width and family == first:
             overrides["feedforward"] = {"width": size_config.feedforward_width}
         elif (size_config.model or size_config.feedforward_width) and family != first:
@@ -166,7 +168,7 @@ class _Planner:
 
     def _preset(self, family: str, size: str, name: str, overrides: dict[str, Any]) -> ModelConfig:
         try:
-            return preset(name, vocab_size=self.vocab_size, **overrides)
+            return preset(name, vocab_size=self.vocab_size, **({"preset_version": 1} | overrides))
         except UserError as error:
             raise UserError(f"study {self.study.name}: family {family} at size {size}: {error}") from error
 

@@ -11,7 +11,6 @@ from pydantic import Field, ValidationError
 
 from ...evals.config import load_suite
 from ...evals.layout import result_path
-from ...models import preset
 from ...models.accounting import state_bytes
 from ...models.common.config import Record
 from ...models.common.errors import UserError
@@ -165,7 +164,7 @@ def collect(
         raise UserError(
             f"cell {cell.name}: {loss_metric} is {metrics[loss_metric]}: it diverged; a lower learning rate may help"
         )
-    config = preset(cell.preset, vocab_size=plan.vocab_size, **cell.model)
+    config = cell.architecture(plan.vocab_size)
     speeds = [event["tokens_per_second"] for event in run.steps]
     return CellResult(
         cell=cell,

@@ -16,7 +16,7 @@ AMENDABLE_SECTIONS = ("train", "mixture", "data_seed")  # of them, what `--amend
 
 
 class RunConfig(Config):
-    """The complete configuration of a run. See `docs/recipes.md` for a tour."""
+    """The complete configuration of a run. See `docs/guides/recipes.md` for a tour."""
 
     added = ("data_seed", "start_from")
 

@@ -11,7 +11,7 @@ from ..config import RunConfig
 from ..engine.quiet_deepspeed import gathered
 from ..mesh import Mesh
 
-# Ranges of a layer that works; `None` is no bound. docs/training.md explains each warning.
+# Ranges of a layer that works; `None` is no bound. docs/guides/training.md explains each warning.
 HEALTHY = {
     "smallest_eigenvalue": (0.5, None),
     "sigma_max": (None, 1.0 + 1e-3),

@@ -1,4 +1,4 @@
-"""docs/evaluation.md: the example task is a task, and its suite runs."""
+"""docs/guides/evaluation.md: the example task is a task, and its suite runs."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from echo_lm.evals.config import load_suite, suite_names
 from echo_lm.evals.measurements.recall_cells import cells_of
 from echo_lm.evals.runner import run_suite
 
-PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/guides/evaluation.md").read_text(encoding="utf-8")
 
 
 def block(language: str, first_line: str) -> str:

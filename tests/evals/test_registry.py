@@ -17,7 +17,7 @@ from echo_lm.evals.runner import run_suite
 from echo_lm.evals.summary import write_summary
 from echo_lm.models.common.errors import UserError
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/guides/extending.md").read_text(encoding="utf-8")
 
 
 def block(language: str, first_line: str) -> str:
@@ -32,14 +32,14 @@ def _nothing_stays_registered(monkeypatch):
 
 @pytest.fixture
 def suite_file(tmp_path) -> Path:
-    """The suite of docs/extending.md."""
+    """The suite of docs/guides/extending.md."""
     path = tmp_path / "mine.yaml"
     path.write_text(block("yaml", "# mine.yaml"))
     return path
 
 
 def import_example(folder: Path) -> None:
-    """Import the protocol of docs/extending.md, which registers itself."""
+    """Import the protocol of docs/guides/extending.md, which registers itself."""
     path = folder / "copying.py"
     path.write_text(block("python", "# copying.py"))
     spec = importlib.util.spec_from_file_location("copying", path)

@@ -12,12 +12,17 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted({ROOT / "README.md", ROOT / "docker/README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/cli.md"})
+GENERATED = {ROOT / "docs/reference/cli.md", ROOT / "docs/reference/config.md"}
+DOCUMENTS = sorted(
+    {ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docker/README.md", *(ROOT / "docs").rglob("*.md")}
+)
+# The pages whose commands are tested. A page of results names the command that measured it, the log those of its day.
+PAGES = [page for page in DOCUMENTS if page not in GENERATED and not page.is_relative_to(ROOT / "docs/results")]
 NOTE = re.compile(r"<!--\s*(tested|not tested):\s*(.+?)\s*-->", re.S)
 # First words of commands; an indented block that begins otherwise is a drawing, a formula or Python.
 PROGRAMS = {
     "echo-lm", "make", "pip", "python", "mlflow", "ray", "git", "docker", "kubectl", "sbatch", "watch", "rsync",
-    "export", "cd", "umask",
+    "export", "cd", "cp", "umask",
 }  # fmt: skip
 SHELLS = ("bash", "sh", "shell", "console")
 

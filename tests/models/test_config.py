@@ -40,7 +40,7 @@ def test_default_layouts_begin_and_end_with_mamba2():
 
 
 def test_the_papers_parameter_counts():
-    """50M and 180M by name; see docs/models.md for what remains."""
+    """50M and 180M by name; see docs/design/models.md for what remains."""
     assert count_parameters(preset("paper-50m-l2")).total / 50e6 == pytest.approx(1, abs=0.01)
     assert count_parameters(preset("paper-180m-l2")).total / 180e6 == pytest.approx(1.04, abs=0.01)
     assert preset("paper-180m-l2").layers.index("ska") == 8

@@ -33,7 +33,7 @@ def test_prefill_and_steps_give_the_parallel_logits(name, random_model):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_steps_alone_give_the_parallel_logits(name, random_model):
-    """In float64: with few tokens in the state, fp32 agrees to 3e-4 only (docs/models.md, "Decoding")."""
+    """In float64: with few tokens in the state, fp32 agrees to 3e-4 only (docs/design/models.md, "Decoding")."""
     model = random_model(name).double()
     tokens = tokens_of(2, 150)
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_sequence_max_is_frozen_at_the_prompts_value(random_model):
 
 
 def test_long_decoding_does_not_drift(random_model):
-    """fp32 against float64 over 3,000 steps of one narrow model; docs/models.md gives the figure for 100,000."""
+    """fp32 against float64 over 3,000 steps of one narrow model; docs/design/models.md gives the figure for 100,000."""
     small = dict(d_model=32, layers=["mamba2", "ska"], ska=dict(num_heads=2, rank=8), feedforward=dict(width=32))
     model = random_model("echo-1m", mamba2=dict(headdim=32), **small)
     double = random_model("echo-1m", mamba2=dict(headdim=32), **small).double()

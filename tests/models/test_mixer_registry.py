@@ -1,4 +1,4 @@
-"""A mixer is one file: that of docs/extending.md, loaded from a temporary folder, is built, priced, decoded and stored."""
+"""A mixer is one file: that of docs/guides/extending.md, loaded from a temporary folder, is built, priced, decoded and stored."""
 
 import importlib.util
 import re
@@ -13,7 +13,7 @@ from echo_lm.models.common.errors import UserError
 from echo_lm.models.mixers import registry
 from echo_lm.models.table import model_table
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/guides/extending.md").read_text(encoding="utf-8")
 LAYERS = ["mamba2", "decaying-mean", "ska", "mamba2"]
 
 

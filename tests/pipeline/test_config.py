@@ -50,6 +50,11 @@ def test_identity_covers_what_is_trained_and_nothing_else():
     [
         (["train.learning_rat=1"], "unknown key train.learning_rat: did you mean 'learning_rate'"),
         (["trian.steps=1"], "unknown key trian: did you mean 'train'"),
+        (["train.seed=1"], "unknown key train.seed: seed is a key of the whole file"),
+        (
+            ["data.tokenizer.max_bad_share=1"],
+            "unknown key data.tokenizer.max_bad_share: max_bad_share is a key of data",
+        ),
         (["mixture.recall.shar=1"], "unknown key mixture.recall.shar: did you mean 'share'"),
         (["mixture.recall.share=0.00001"], "mixture.recall.share=1e-05 of the run's"),
         (["data.tokenizer.vocab=1"], "unknown key data.tokenizer.vocab: did you mean 'vocab_size'"),

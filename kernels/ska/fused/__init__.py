@@ -1,4 +1,4 @@
-"""SKA in Triton: chunk-causal and exact, forward and backward (docs/kernels.md)."""
+"""SKA in Triton: chunk-causal and exact, forward and backward (docs/design/kernels.md)."""
 
 import torch
 from torch import Tensor

@@ -74,7 +74,7 @@ class _Kernels:
         self, dtype: torch.dtype, rank: int, width: int, size: int, exact: bool, power: int, lag: bool, documents: bool
     ):
         # Blocks of one size up to 64: where ranks and values filled blocks of different sizes, Triton 3.6 made code for
-        # Hopper that read shared memory that is not there (docs/kernels.md).
+        # Hopper that read shared memory that is not there (docs/design/kernels.md).
         block_width = max(16, triton.next_power_of_2(rank), triton.next_power_of_2(width))
         block_rank = min(block_width, 64)
         self.exact, self.power, self.size = exact, power, size
@@ -83,7 +83,7 @@ class _Kernels:
         rows = min(size, 64 if max(block_rank, block_width) <= 64 else 32)
         self.tiles = size // rows
         # bf16 is its own leading part, but the exact form's products of three parts by one come out wrong under
-        # Triton 3.6 on Hopper (docs/kernels.md): it pays for parts that are zero.
+        # Triton 3.6 on Hopper (docs/design/kernels.md): it pays for parts that are zero.
         parts = 1 if dtype == torch.bfloat16 else 3
         common = dict(
             R=rank, P=width, S=size, BR=block_rank, BP=block_width, DOCUMENTS=documents, INTERPRET=INTERPRETER

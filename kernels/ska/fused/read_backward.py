@@ -1,4 +1,4 @@
-"""Backward of the exact form's read, without differentiating a factorisation (docs/kernels.md, "Backward").
+"""Backward of the exact form's read, without differentiating a factorisation (docs/design/kernels.md, "Backward").
 
 `read_backward` goes from dy to the gradient of x_K; `step_backward` then goes from each x_j to x_{j-1}, and to q.
 """

@@ -1,4 +1,4 @@
-"""The Mamba-2 scan in Triton, forward and backward (docs/kernels.md, SSD)."""
+"""The Mamba-2 scan in Triton, forward and backward (docs/design/kernels.md, SSD)."""
 
 import torch
 from torch import Tensor

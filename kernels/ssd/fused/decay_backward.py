@@ -1,4 +1,4 @@
-"""Gradients of the step sizes, of a and of d from what the other kernels left for each token (docs/kernels.md, SSD)."""
+"""Gradients of the step sizes, of a and of d from what the other kernels left for each token (docs/design/kernels.md, SSD)."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Gradients of b and c, summed over the heads that share them (docs/kernels.md, SSD)."""
+"""Gradients of b and c, summed over the heads that share them (docs/design/kernels.md, SSD)."""
 
 import triton
 import triton.language as tl

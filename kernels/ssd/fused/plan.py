@@ -1,4 +1,4 @@
-"""Sizes of tiles and programs for each kind of call: chosen by measurement on an H200 (docs/kernels.md, SSD)."""
+"""Sizes of tiles and programs for each kind of call: chosen by measurement on an H200 (docs/design/kernels.md, SSD)."""
 
 from typing import NamedTuple
 

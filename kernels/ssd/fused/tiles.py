@@ -72,13 +72,14 @@ def to_dtype_of(x, p, INTERPRET: tl.constexpr):
 
 @triton.jit
 def decays_between(later, earlier, o, ids_later, ids_earlier, DOCUMENTS: tl.constexpr):
-    """How much of what token s wrote is left at token t of the same chunk: 2^(later_t - earlier_s), 0 for s > t and across
-    document borders.
+    """The decay of the state from token s to token t of the same chunk, 2^(later_t - earlier_s); 0 for s > t and across documents.
 
     Args:
-        later, earlier: log2 of the decay since the chunk's entry, `[S, 1]` of t and `[1, S]` of s, or the other way round.
-        o: places `[S]` of the tokens in the chunk.
-        ids_later, ids_earlier: their documents, shaped alike; DOCUMENTS only.
+        later: log2 of the decay from the chunk's entry to t: `[S, 1]`, or `[1, S]` for the transposed tile.
+        earlier: the same to s: `[1, S]`, or `[S, 1]`.
+        o: positions `[S]` of the tokens in the chunk.
+        ids_later: the documents of tokens t, shaped like `later`; DOCUMENTS only.
+        ids_earlier: the documents of tokens s, shaped like `earlier`; DOCUMENTS only.
     """
     # Where s > t the difference is positive and could overflow.
     seen = o[:, None] >= o[None, :] if later.shape[1] == 1 else o[:, None] <= o[None, :]

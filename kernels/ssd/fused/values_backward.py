@@ -1,4 +1,4 @@
-"""Gradients of the values x, and what the same pairs of tokens give for `C B^T`, step sizes and decays (docs/kernels.md, SSD)."""
+"""Gradients of the values x, and the terms of `C B^T`, step sizes and decays from the same token pairs (docs/design/kernels.md)."""
 
 import triton
 import triton.language as tl

@@ -13,7 +13,7 @@ from ....models.common.config import Config
 from ....models.common.errors import UserError
 from ....models.common.files import read_json
 from ....models.common.validation import describe_validation_error, first_line
-from ....models.presets import FAMILIES, SIZES
+from ....models.presets import FAMILIES, LATEST_VERSION, SIZES
 from .sections import (
     BatchConfig,
     BudgetConfig,
@@ -36,7 +36,9 @@ def _or_names(schema: dict[str, Any]) -> None:
 
 
 class StudyConfig(Config):
-    """The complete configuration of a study. See `docs/studies.md` for a tour."""
+    """The complete configuration of a study. See `docs/guides/studies.md` for a tour."""
+
+    added = ("preset_version",)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the study, and of its folder below the folder of studies."""
@@ -44,6 +46,9 @@ class StudyConfig(Config):
     """The question that the study is to answer, shown at the head of its report."""
     families: tuple[str, ...] = Field(min_length=1)
     """Families of the presets that are compared, such as `echo` and `transformer`."""
+    preset_version: int = 1
+    """Version of the presets, see `model.preset_version` of a run. A file that leaves it out gets the latest; the folder of a study
+    keeps the version that it was made with, which is 1 if its plan names none."""
     sizes: dict[str, SizeConfig] = Field(min_length=1, json_schema_extra=_or_names)
     """Sizes of the models, by name. A list of names is short for sizes of the presets."""
     budgets: BudgetConfig
@@ -159,7 +164,7 @@ def load_study(study: str | Path) -> StudyConfig:
     if not isinstance(values, dict):
         raise UserError(f"{origin} is not a mapping: it must hold {', '.join(StudyConfig.model_fields)}")
     try:
-        return StudyConfig.model_validate(values)
+        return StudyConfig.model_validate({"preset_version": LATEST_VERSION} | values)
     except ValidationError as error:
         raise UserError(f"{origin}: {describe_validation_error(error, StudyConfig)}") from error
 

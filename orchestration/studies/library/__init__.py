@@ -5,8 +5,8 @@
     study = studies.load("studies/study-pocket")
     print(study.refit().table())
 
-Read `table.py` (loading), then `refit.py` (fits of a table); a page of examples is docs/studies-library.md. The statistics are
-in the package `statistics` beside this one.
+Read `table.py` (loading), then `refit.py` (fits of a table); a page of examples is docs/guides/studies-library.md. The
+statistics are in the package `statistics` beside this one.
 """
 
 from ..statistics.laws import (

@@ -37,7 +37,8 @@ def minimise(
         start: `[B, P]`.
         delta: where the loss turns linear, in units of the target.
         weights: `[B, n]` or `[n]`.
-        lower, upper: bounds, `[P]`; a step is cut at them.
+        lower: lower bounds `[P]`; a step is cut at them.
+        upper: upper bounds `[P]`.
         tolerance: a problem ends when a step lowers its loss by less than this share.
 
     Returns:

@@ -113,8 +113,18 @@ def test_more_of_it_than_the_set_share_stops_with_one_line(case: Callable, tmp_p
     message = str(caught.value)
     assert "\n" not in message
     first = min(expected)
-    for part in ("source mine", "max_bad_share=0.001", f"line {first}: ", expected[first], "quarantine.jsonl"):
+    for part in ("source mine", "data.max_bad_share=0.001", f"line {first}: ", expected[first], "quarantine.jsonl"):
         assert part in message
+
+
+def test_with_a_larger_share_it_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+    path, kind, expected = broken_lines(tmp_path)
+    with pytest.raises(UserError):
+        prepare(config_of(path, kind, share=0.001, max_document_bytes=5_000), tmp_path / "data")
+    again = config_of(path, kind, share=1.0, max_document_bytes=5_000)
+    manifest = Dataset.open(prepare(again, tmp_path / "data"), verify=True).manifest
+    assert manifest.sources[0].quarantined == len(expected)
+    assert manifest.config == again
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[4]
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/studies-library.md").read_text(encoding="utf-8"), re.S)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/guides/studies-library.md").read_text(encoding="utf-8"), re.S
+    )
     assert len(blocks) > 6
     names: dict[str, object] = {}
     for block in blocks:

@@ -89,7 +89,7 @@ def test_the_command_says_it(study_file, monkeypatch, tmp_path):
 
 def test_the_example_of_the_documentation_has_a_law(study):
     """Three sizes, one of them held out, gave none."""
-    page = (Path(__file__).resolve().parents[4] / "docs/studies.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[4] / "docs/guides/studies.md").read_text(encoding="utf-8")
     example = yaml.safe_load(re.search(r"```yaml\n(name: mine.*?)```", page, re.S)[1].replace("{...}", "null"))
     own = {key: example[key] for key in ("families", "sizes", "budgets", "seeds", "exclude", "fit", "evaluation")}
     plan = make_plan(study(**own, limits=FREE))

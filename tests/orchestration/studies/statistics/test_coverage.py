@@ -1,4 +1,4 @@
-"""A short sample of the coverage table of docs/studies.md (`python -m benchmarks.studies.coverage`)."""
+"""A short sample of the coverage table of docs/guides/studies.md (`python -m benchmarks.studies.coverage`)."""
 
 from itertools import starmap
 
