@@ -22,7 +22,7 @@ runs/<run>/config.yaml               the resolved configuration
            evals/step_*/*.json       one result: a suite on a checkpoint
            evals/step_*/*.lease      held by the process that makes that result
            evals/summary.md          all results in one page; its figures are in `evals/figures/`
-           heartbeats/rank_*.json    the heartbeat of a rank: process, node, step; rewritten every second
+           heartbeats/rank_?????.json the heartbeat of a rank: process, node, step; rewritten every second
            heartbeats/worker_group   token of the worker group that owns the run
            heartbeats/stop           a request to stop; `checkpoint`: a request for a checkpoint
            logs/                     output of the training processes of `train`
