@@ -93,6 +93,7 @@ def test_the_other_commands_run(workspace, monkeypatch, capsys):
     assert ran >= 8
     assert read_json(workspace / "runs/mine/finished.json")["step"] == 20
     assert list(workspace.glob("runs/mine/evals/*/language.json"))
+    assert "bits per byte" in (workspace / "runs/mine/report.md").read_text(), "the report has no evaluations"
     assert_listed(workspace / "runs/mine")
 
 
