@@ -131,7 +131,7 @@ class RecallTrainer:
             purpose: names the stream of sequences; evaluations use "evaluation".
 
         Raises:
-            UserError: a task refuses these pairs at one of these lengths; a `gate_penalty` without write gates.
+            UserError: the pairs do not fit into one of the lengths, or `gate_penalty` is set for a model without write gates.
         """
         if training.gate_penalty and not model.config.has_write_gate:
             raise UserError("gate_penalty needs SKA layers with a write gate: this model has none")

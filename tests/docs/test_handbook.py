@@ -101,7 +101,7 @@ def assert_listed(run: Path) -> None:
     """Fails if a file of the run, or a field of its events, is not in docs/reference/files.md."""
     page = (ROOT / "docs/reference/files.md").read_text(encoding="utf-8")
     patterns = re.findall(r"^\| `([^`]+)` \|", page.partition("## Events")[0], re.M)
-    patterns += ["figures/", "evals/figures/", ".lock", "*/.lock"]  # named in the text
+    patterns += ["figures/", "evals/figures/", ".*", "*/.*"]  # named in the text
     for path in run.rglob("*"):
         name = str(path.relative_to(run))
         inside = any(fnmatch(name, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in patterns)
