@@ -11,6 +11,7 @@ from ..models.common.config import Config
 from ..models.common.errors import UserError
 from ..models.common.files import sha256_json
 from ..models.common.validation import describe_validation_error
+from .layout import is_suite_file
 from .registry import SUITE_KEYS, all_protocols
 from .sweeps.training_config import RecallTraining
 
@@ -98,7 +99,7 @@ def load_suite(name_or_path: str | Path) -> Suite:
         UserError: no suite of that name (the nearest ones are named), or a file that does not describe a suite.
     """
     path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
+    if not is_suite_file(path):
         path = SUITE_FOLDER / f"{name_or_path}.yaml"
     if not path.is_file():
         if path.parent != SUITE_FOLDER:

@@ -23,6 +23,8 @@ from ..models.common.run_layout import (
     RESULT_FILES,
 )
 
+MOST_DIGITS = 15  # of a step in the name of a checkpoint
+
 
 def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Folders of the complete checkpoints, by step, each with its `complete.json`."""
@@ -46,7 +48,7 @@ def complete_steps(run_folder: Path) -> list[tuple[int, float]]:
     for folder in subfolder_paths(run_folder / CHECKPOINTS):
         number = os.path.basename(folder).removeprefix(CHECKPOINT_PREFIX)
         complete = stamp(f"{folder}/{COMPLETE}")
-        if complete and number.isdigit():
+        if complete and number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS:
             steps.append((int(number), complete[0] / 1e9))
     return sorted(steps)
 
@@ -92,6 +94,11 @@ def bigbench_folder(dataset_folder: Path) -> Path:
     return Path(dataset_folder).resolve().parent / "bigbench"
 
 
+def is_suite_file(suite: str | Path) -> bool:
+    """Whether a suite is named by the path of a YAML file, rather than by the name of one that comes with the package."""
+    return Path(suite).suffix in (".yaml", ".yml")
+
+
 def stored_config(run_folder: Path) -> dict[str, Any]:
     """The contents of a run's `config.yaml`, unchecked.
 
@@ -102,10 +109,12 @@ def stored_config(run_folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{run_folder} is not a run folder: it holds no config.yaml")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no number or date
         raise UserError(f"{path} is not valid YAML: restore it or start a run in another folder") from error
-    return values or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no configuration: restore it or start a run in another folder")
+    return values
 
 
 def trained_on_recall(run_folder: Path) -> bool:

@@ -49,7 +49,13 @@ SIZES = {
 FAMILIES = ("echo", "mamba2", "hybrid", "transformer", "mamba2-ska-swiglu")
 
 
-def _family(family: str, size: str) -> dict[str, Any]:
+# Version 2 writes each token a position late and starts queries with the weights of the keys: needles, mentions, two hops and
+# many pairs in one model, and fewer bits per byte (docs/results/default.md).
+LATEST_VERSION = 2
+SKA_OPTIONS = {1: {}, 2: {"key_shift": 1, "value_shift": 1, "tied_start": True}}
+
+
+def _family(family: str, size: str, version: int) -> dict[str, Any]:
     """The config of one arm as a plain dict."""
     shape = SIZES[size]
     special = {"echo": "ska", "mamba2-ska-swiglu": "ska", "hybrid": "attention", "mamba2": "mamba2"}.get(family)
@@ -63,7 +69,7 @@ def _family(family: str, size: str) -> dict[str, Any]:
         layers=layers,
         feedforward=dict(kind="koopman", width=shape.width) if family == "echo" else dict(kind="swiglu", width=8),
         mamba2=dict(d_state=shape.d_state) if "mamba2" in layers else None,
-        ska=dict(num_heads=shape.num_heads, rank=shape.rank) if "ska" in layers else None,
+        ska=dict(num_heads=shape.num_heads, rank=shape.rank, **SKA_OPTIONS[version]) if "ska" in layers else None,
         attention=dict(num_heads=shape.num_heads) if "attention" in layers else None,
         allow_edge_ska=size == "1m" and "ska" in layers,
     )
@@ -146,21 +152,24 @@ def preset_names() -> list[str]:
     return [f"{family}-{size}" for family in FAMILIES for size in SIZES] + list(PAPER)
 
 
-def preset(name: str, **overrides: Any) -> ModelConfig:
+def preset(name: str, *, preset_version: int = LATEST_VERSION, **overrides: Any) -> ModelConfig:
     """The config of that name.
 
     Args:
+        preset_version: 1 gives what the name meant before 30 November 2026. The paper's configurations have one version.
         overrides: fields of `ModelConfig` to set; a dict for a section changes only the fields it names, as in
             `preset("echo-1m", vocab_size=4224, ska={"power": 0, "value_lag": True})`.
 
     Raises:
-        UserError: the name or a field is unknown, or a value does not fit.
+        UserError: the name, the version or a field is unknown, or a value does not fit.
     """
+    if preset_version not in SKA_OPTIONS:
+        raise UserError(f"preset_version is {preset_version!r}: choose one of {', '.join(map(str, SKA_OPTIONS))}")
     if name in PAPER:
         values = dict(PAPER[name](), name=name)
     elif name in preset_names():
         family, _, size = name.rpartition("-")
-        values = _family(family, size)
+        values = _family(family, size, preset_version)
     else:
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.0)
         raise UserError(f"unknown model {name!r}; did you mean {near[0]}?")

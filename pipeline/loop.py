@@ -193,7 +193,7 @@ class _Loop:
                 self._nonfinite_steps = 0
                 if self.average:
                     self.average.update(self.step)
-                if self.step < last and (self.step % config.run.checkpoint_every == 0 or result.flags[2]):
+                if self.step < last and (self._checkpoint_planned() or result.flags[2]):
                     self.writer.begin(self.step, self.tokens)
                     self._saved_at = time.monotonic()
                 self._report_checkpoints()
@@ -220,6 +220,10 @@ class _Loop:
         if state.checkpoint is not None and not state.weights_only:
             folder = state.checkpoint / ENGINE
         self.average = None if decay is None else MovingAverage(self.engine, decay, folder)
+
+    def _checkpoint_planned(self) -> bool:
+        run = self.config.run
+        return self.step % run.checkpoint_every == 0 or self.step in run.checkpoint_steps
 
     def _checkpoint_due(self) -> bool:
         """Whether a checkpoint was asked for, or the last one is `run.checkpoint_minutes` old; rank 0 decides for all."""
@@ -265,7 +269,12 @@ class _Loop:
         if not result.applied:
             self._event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
         measured = self.meter.measure(result.metrics, seconds)
-        self._event("step", **self._position(), **result.metrics, **measured, data_stall_seconds=stall)
+        fields = (
+            result.metrics | measured | {"data_stall_seconds": stall, "epochs": self.loader.epochs_before(self.step)}
+        )
+        if result.loss_by_source:
+            fields["loss_by_source"] = dict(result.loss_by_source)
+        self._event("step", **self._position(), **fields)
         for rank, slow, median in self.stragglers.record_step(result.compute_seconds, seconds):
             node = self.nodes[rank]
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"

@@ -1,8 +1,10 @@
 """One optimizer update: forward and backward on this rank's part of the batch, losses summed over all ranks."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ class Update(NamedTuple):
 
     Attributes:
         metrics: `loss`, `loss_text`, `loss_recall`, `grad_norm`, `learning_rate`; with a gate penalty `gate_mean`.
+        loss_by_source: of the text sources that the batch has rows of, where the run has several.
         applied: False if a gradient was not finite: then no weight and no moment changed.
         flags: how many ranks raised each flag.
         compute_seconds: each rank's compute seconds in the previous step, by rank.
@@ -34,6 +37,7 @@ class Update(NamedTuple):
     applied: bool
     flags: list[int]
     compute_seconds: list[float]
+    loss_by_source: Mapping[str, float] = MappingProxyType({})
 
 
 def update(
@@ -62,7 +66,9 @@ def update(
     # sequence group hold parts of one sum over its tokens, so the mean over the world is the true gradient for them too.
     scale = mesh.world * accumulation / batch.loss_mask.sum().item()
     rows = mesh.rows(batch)
-    sums = torch.zeros(len(COMPONENTS), 2, dtype=torch.float64, device=engine.device)  # nats and labels of each
+    sources = _told_apart(batch)
+    count = len(COMPONENTS) + len(sources)
+    sums = torch.zeros(count, 2, dtype=torch.float64, device=engine.device)  # nats and labels of each
     gate_mean_sum = torch.zeros(1, dtype=torch.float64, device=engine.device)
     for index in range(accumulation):
         nats, objective, gate_mean = _losses(engine, rows.rows(index, accumulation), config.train, mesh)
@@ -87,22 +93,32 @@ def update(
     dist.all_reduce(shared)
     *totals, total_gate_mean = shared.tolist()
     metrics: dict[str, float | None] = {"loss": sum(totals[:4:2]) / sum(totals[1:4:2])}
-    for number, name in enumerate(COMPONENTS):
-        if totals[2 * number + 1]:
-            metrics[f"loss_{name}"] = totals[2 * number] / totals[2 * number + 1]
+    means = [
+        nats / labels if labels else None
+        for nats, labels in zip(totals[: 2 * count : 2], totals[1 : 2 * count : 2], strict=True)
+    ]
+    metrics |= {f"loss_{name}": mean for name, mean in zip(COMPONENTS, means, strict=False) if mean is not None}
+    by_source = zip(sources, means[len(COMPONENTS) :], strict=True)
+    totals = totals[2 * count :]
     if config.train.gate_penalty:
         metrics["gate_mean"] = total_gate_mean / (mesh.world * accumulation)
     if norm is None:
         norm = float(engine.get_global_grad_norm())
     applied = math.isfinite(norm) and engine.was_step_applied()
     metrics |= {"grad_norm": norm if applied else None, "learning_rate": learning_rate}
-    raised = totals[4 : 4 + len(flags)]
-    return Update(metrics, applied, [int(count) for count in raised], totals[4 + len(flags) :])
+    raised, by_rank = totals[: len(flags)], totals[len(flags) :]
+    loss_by_source = {name: mean for name, mean in by_source if mean is not None}
+    return Update(metrics, applied, [int(ranks) for ranks in raised], by_rank, loss_by_source)
+
+
+def _told_apart(batch: Batch) -> tuple[str, ...]:
+    """The text sources whose losses are summed apart; none where there is one alone."""
+    return batch.source_names if len(batch.source_names) > 1 else ()
 
 
 def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses of one micro-batch: nats and labels by component `[2, 2]`, the objective (a sum over labels), and the gate mean, or
-    None without a gate penalty."""
+    """Losses of one micro-batch: nats and labels by component and source `[2 + sources, 2]`, the objective (a sum over labels), and
+    the gate mean, or None without a gate penalty."""
     device = engine.device
     document_borders = None if micro.whole_rows else micro.cu_seqlens
     document_borders = None if document_borders is None else document_borders.to(device)
@@ -132,8 +148,14 @@ def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple
         result = engine(tokens, **heads, context=replace(context, predicted_sizes=None))
     (objective, nats), gate_mean = result if train.gate_penalty else (result, None)
     nats_and_labels = torch.stack([nats * weights, weights]).double()
-    recall_sums = (nats_and_labels * rows[label_positions // mask.shape[1]]).sum(1)
-    return torch.stack([nats_and_labels.sum(1) - recall_sums, recall_sums]), objective, gate_mean
+    row = label_positions // mask.shape[1]
+    recall_sums = (nats_and_labels * rows[row]).sum(1)
+    sums = torch.stack([nats_and_labels.sum(1) - recall_sums, recall_sums])
+    if names := _told_apart(micro):
+        sources = micro.sources.to(device, non_blocking=True)[row]
+        is_source = sources[:, None] == torch.arange(len(names), device=device)  # [labels, sources]
+        sums = torch.cat([sums, (nats_and_labels @ is_source.double()).T])
+    return sums, objective, gate_mean
 
 
 def _predicted_sizes_hold(mesh: Mesh, device: torch.device) -> bool:

@@ -23,6 +23,7 @@ def make_config(
 ):
     """A run of `model`, with `changed` fields of it, on rows of `length` tokens, `tokens` a step over all workers, `rows` of them
     in a micro-batch."""
+    from echo_lm.models.presets import LATEST_VERSION
     from echo_lm.pipeline.config import RunConfig
 
     return RunConfig.model_validate(
@@ -34,7 +35,7 @@ def make_config(
                 "tokenizer": {"vocab_size": vocabulary},
             },
             "mixture": {"recall": None},
-            "model": {"preset": model, **(changed or {})},
+            "model": {"preset": model, "preset_version": LATEST_VERSION, **(changed or {})},
             "train": {
                 "sequence_length": length,
                 "batch_tokens": tokens,

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from echo_lm.models.common.provenance import commit
 
-LATE = {"key_shift": 1, "value_shift": 1}
+ONCE, OWN_START = {"key_shift": 0, "value_shift": 0}, {"tied_start": False}
 ARMS = {
-    "default": {},
-    "late-tied": {**LATE, "tied_start": True},
-    "late": LATE,
-    "ungated": {"write_gate": "none"},
+    "late-tied": {},  # presets of version 2
+    "late": OWN_START,
+    "tied": ONCE,
+    "version-1": {**ONCE, **OWN_START},
+    "ungated": {**ONCE, **OWN_START, "write_gate": "none"},
 }
 LENGTH, STEP_TOKENS, HELD_OUT_BYTES, PEAK = 512, 32_768, 4_000_000, 2e-3
 VOCABULARY = 512  # 256 are used; the least that a recipe takes is 386

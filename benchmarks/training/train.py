@@ -26,6 +26,7 @@ from benchmarks.reporting import hardware, last_line, reason_of, write
 from benchmarks.training.case import Case, make_config, random_batch
 from benchmarks.training.step_profile import print_profile
 from echo_lm.models.common.provenance import commit
+from echo_lm.models.presets import LATEST_VERSION
 
 MODELS = ("transformer-180m", "echo-180m", "hybrid-180m", "echo-50m", "transformer-50m")
 LENGTHS = (2_048, 16_384, 65_536)
@@ -64,6 +65,7 @@ def fit(model: str, length: int, tokens: int, options: argparse.Namespace) -> tu
                 cuda_graphs=options.cuda_graphs,
                 device=options.device,
                 vocabulary=options.vocabulary,
+                changed={"preset_version": options.preset_version},
             )
             case = Case(config, random_batch(tokens // length, length, options.vocabulary, options.document))
             loss = case.step()[1]
@@ -105,6 +107,7 @@ def measure(model: str, length: int, tokens: int, options: argparse.Namespace) -
         "activation_checkpointing": checkpointed,
         "compile": options.compile,
         "cuda_graphs": options.cuda_graphs,
+        "preset_version": options.preset_version,
         "document_tokens": options.document,
         "backend": "ZeRO-1, bf16, " + ("Triton kernels" if case.device.type == "cuda" else "PyTorch"),
         "step_seconds": [round(seconds, 4) for seconds in times],
@@ -149,6 +152,7 @@ def start(model: str, length: int, options: argparse.Namespace, tail: list[str])
     command += ["--tiny"] * options.tiny
     command += ["--step-tokens", str(options.step_tokens), "--microbatch-tokens", str(options.microbatch_tokens)]
     command += ["--warmup", str(options.warmup), "--steps", str(options.steps)]
+    command += ["--preset-version", str(options.preset_version)]
     command += ["--cuda-graphs" if options.cuda_graphs else "--no-cuda-graphs"]
     command += ["--document", str(options.document)] if options.document else []
     command += ["--compile" if options.compile else "--no-compile", *tail]
@@ -200,6 +204,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small models and lengths")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cuda-graphs", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--preset-version", type=int, default=LATEST_VERSION, help="1: SKA layers that write at once")
     parser.add_argument("--document", type=int, help="tokens of a document; a row is one if left out")
     parser.add_argument("--step-tokens", type=int)
     parser.add_argument("--microbatch-tokens", type=int)

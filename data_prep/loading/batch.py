@@ -17,6 +17,8 @@ class Batch:
         loss_mask: float32 `[B, T]`, the weight of the label in the loss: 0 for none, 1 in text.
         cu_seqlens: int32 `[documents + 1]`, borders in the flattened `B * T` tokens; every row start is one.
         is_recall: bool `[B]`, which rows are recall; the others are text.
+        sources: int64 `[B]`, the text source of each row as an index of `source_names`, -1 for recall; None if it has no names.
+        source_names: of the text sources, the same in all batches of the run.
         whole_rows: no document begins inside a row, in this batch and all others of the run, so that kernels without borders
             can be used. A property of the run, since a change between batches would recompile the kernels.
     """
@@ -27,6 +29,8 @@ class Batch:
     cu_seqlens: torch.Tensor
     is_recall: torch.Tensor
     whole_rows: bool = False
+    sources: torch.Tensor | None = None
+    source_names: tuple[str, ...] = ()
 
     def rows(self, rank: int, world_size: int) -> "Batch":
         """The `rank`-th of `world_size` equal groups of consecutive rows, with its own `cu_seqlens` from 0.
@@ -54,6 +58,8 @@ class Batch:
             cu_seqlens=self.cu_seqlens[inside] - start * length,
             is_recall=self.is_recall[start:stop],
             whole_rows=self.whole_rows,
+            sources=None if self.sources is None else self.sources[start:stop],
+            source_names=self.source_names,
         )
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -89,14 +89,16 @@ class BatchLoader:
         recall_rows = [self._recall_rows(first + i) for i in range(self.batch_sequences + 1)]
         flags = np.diff(recall_rows).astype(bool)
         text_index = first - recall_rows[0]
-        rows = []
+        rows, sources = [], []
         for i, is_recall in enumerate(flags):
             if is_recall:
                 assert self.mixture.recall is not None
                 rows.append(self._recall_row(self.mixture.recall, step, i))
+                sources.append(-1)
             else:
                 assert self.text is not None
                 rows.append(self.text[text_index])
+                sources.append(self.text.locate(text_index)[0])
                 text_index += 1
         borders = [row.borders + i * self.sequence_length for i, row in enumerate(rows)]
         end = len(rows) * self.sequence_length
@@ -107,6 +109,8 @@ class BatchLoader:
             cu_seqlens=torch.from_numpy(np.concatenate([*borders, [end]]).astype(np.int32)),
             is_recall=torch.from_numpy(flags),
             whole_rows=self.whole_rows,
+            sources=torch.tensor(sources, dtype=torch.int64),
+            source_names=tuple(self.text.names) if self.text else (),
         )
 
     def row_of(self, step: int) -> int:
@@ -117,6 +121,15 @@ class BatchLoader:
         """Rows of each text source that were read before a step."""
         row = self.row_of(step)
         return self.text.read_before(row - self._recall_rows(row)) if self.text else {}
+
+    def epochs_before(self, step: int) -> dict[str, float]:
+        """How often each text source was read before a step; earlier orders of the run count."""
+        rows = self.read_before(step)
+        return (
+            {name: rows[name] / windows for name, windows in zip(rows, self.text.windows, strict=True)}
+            if self.text
+            else {}
+        )
 
     def describe(self, steps: int) -> list[SourceUse]:
         """The average use of every text source and of recall in `steps` steps."""

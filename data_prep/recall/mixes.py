@@ -27,4 +27,15 @@ BROAD_NEEDLES = (
     ("niah", {"noise": "many", "mentions": 0.4}),
 )
 
-MIXES = MappingProxyType({"broad": BROAD, "broad-needles": BROAD_NEEDLES})
+# The same with the tasks of RULER that other architectures are asked too: several values of a key, variables, common and frequent
+# words. At their full sizes they take 128 tokens, and frequent words need three pairs.
+BROAD_RULER = (
+    *BROAD_NEEDLES,
+    ("multivalue", {"noise": "many", "values": 2}),
+    ("multivalue", {"noise": "many"}),
+    ("variables", {}),
+    ("cwe", {}),
+    ("fwe", {}),
+)
+
+MIXES = MappingProxyType({"broad": BROAD, "broad-needles": BROAD_NEEDLES, "broad-ruler": BROAD_RULER})

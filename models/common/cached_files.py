@@ -5,6 +5,7 @@ For what must not be overlooked, such as the files that a report is made of, the
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,8 @@ import yaml
 
 T = TypeVar("T")
 Stamp = tuple[int, int] | None
+MOST_BYTES = 32 << 20  # of a small file
+MOST_DEPTH = 100  # of a YAML file
 
 # libyaml's loader is ten times as fast as the one in Python; not every build of PyYAML has it.
 YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -41,6 +44,37 @@ def subfolder_paths(folder: Path | str) -> list[str]:
         return []
 
 
+def is_inside(path: Path | str, folder: Path | str) -> bool:
+    """Whether a path, with its links followed, lies in a folder: a link may lead to a file that is not to be shown."""
+    place = os.path.realpath(folder)
+    return os.path.realpath(path).startswith(place.rstrip(os.sep) + os.sep)
+
+
+class IsNotRegular(OSError):
+    """A pipe, a device or a folder stands where a file is to be, or one that is far too long."""
+
+
+def read_regular(path: Path | str, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a regular file; opening a pipe or a device may otherwise wait for ever.
+
+    Raises:
+        OSError: it cannot be read.
+        IsNotRegular: it is no regular file, or has more than `most` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+        os.close(descriptor)
+        what = (
+            f"has {status.st_size:,} bytes, more than {most:,}"
+            if stat.S_ISREG(status.st_mode)
+            else "is no regular file"
+        )
+        raise IsNotRegular(f"{path} {what}")
+    with open(descriptor, "rb") as file:
+        return file.read(most)
+
+
 class Cache(Generic[T]):
     """Parsed files, cached until they change; at most `most` entries, of which the oldest is dropped first."""
 
@@ -55,8 +89,8 @@ class Cache(Generic[T]):
         if cached is not None and cached[0] == current_stamp:
             return cached[1]
         try:
-            value = None if current_stamp is None else self._parse(path.read_bytes())
-        except (OSError, ValueError, yaml.YAMLError):
+            value = None if current_stamp is None else self._parse(read_regular(path))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):  # RecursionError: nested a thousand deep
             value = None
         if len(self._entries) >= self._most:
             self._entries.pop(next(iter(self._entries)), None)
@@ -70,6 +104,19 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value
 
 
-# The JSON object, or the YAML mapping, in a file.
-read_json_if_whole = Cache(lambda data: _mapping(json.loads(data))).get
-read_yaml_if_whole = Cache(lambda data: _mapping(yaml.load(data, Loader=YamlLoader))).get
+def _parse_yaml(data: bytes) -> dict[str, Any]:
+    """The mapping in YAML; libyaml's loader ends the process if it is nested some thousand deep."""
+    openings = data.count(b"[") + data.count(b"{") + data.count(b"- ") + data.count(b"? ")
+    indents = max((len(line) - len(line.lstrip(b" ")) for line in data.splitlines()), default=0)
+    if openings + indents > MOST_DEPTH:  # so it may be
+        depth = 0
+        for event in yaml.parse(data, Loader=YamlLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_DEPTH:
+                raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
+    return _mapping(yaml.load(data, Loader=YamlLoader))
+
+
+# The JSON object, or the YAML mapping, in a file. NaN and infinity, which JSON lacks, are None.
+read_json_if_whole = Cache(lambda data: _mapping(json.loads(data, parse_constant=lambda _: None))).get
+read_yaml_if_whole = Cache(_parse_yaml).get

@@ -4,7 +4,7 @@ runs/<run>/config.yaml               the resolved configuration
            environment.json          versions, commit and hardware of the first start
            identity.json             the run's id, and the path at which it last ran
            lineage.json              the checkpoint that it began from, and its configurations if they changed on the way
-           data.json                 the path of the dataset
+           data.json                 the paths of the dataset and of the files of suites
            events.jsonl              metrics and events of training, one JSON object a line
            supervision.jsonl         events of the processes that supervise the run, in the same form
            error.json                the error that ended the last attempt, where the user can mend it

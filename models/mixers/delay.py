@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.documents import document_ids
+from ...kernels.sequence import SequenceContext, gather_segments
 
 
 def delayed(x: Tensor, steps: int, before: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
@@ -31,3 +32,26 @@ def latest(x: Tensor, count: int, before: Tensor, real: Tensor) -> Tensor:
     rows = torch.cat((before, x), 1)
     places = real.sum(1, keepdim=True) + torch.arange(count, device=x.device)
     return rows.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def rows_before(x: Tensor, count: int, context: SequenceContext | None) -> Tensor | None:
+    """The last `count` rows of the segment before this rank's: `[B, T, D]` -> `[B, count, D]`, zeros for the first segment and for
+    rows of a document that ends before the segment does; None where rows are whole or no row is wanted. One small all-gather, and
+    in the backward pass one reduce-scatter.
+
+    Raises:
+        ValueError: segments are shorter than `count`.
+    """
+    if not count or context is None or context.world == 1:
+        return None
+    if x.shape[1] < count:
+        raise ValueError(f"segments must hold at least the {count} tokens that a delay looks back, not {x.shape[1]}")
+    batch, length, _ = x.shape
+    gathered = gather_segments(x[:, length - count :], context)
+    if not context.rank:  # multiplied rather than left out: every rank takes part in the backward pass's collective
+        return gathered[0] * 0
+    starts = context.starts(batch, length, x.device)
+    if starts is None:
+        return gathered[context.rank - 1]
+    ids = document_ids(starts[:, context.rank - 1, length - count :])
+    return gathered[context.rank - 1] * (ids == ids[:, -1:])[..., None]

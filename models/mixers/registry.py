@@ -22,8 +22,8 @@ Class = TypeVar("Class", bound=type)
 
 
 class SegmentMessage(NamedTuple):
-    """Bytes of one rank's part in a layer's two collectives (`kernels/sequence.py`). On a ring of `world` ranks each
-    rank passes on `world - 1` parts."""
+    """Bytes of one rank's part in a layer's collectives, forward and backward (`kernels/sequence.py`). On a ring of `world`
+    ranks each rank passes on `world - 1` parts."""
 
     forward: int
     backward: int

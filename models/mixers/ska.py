@@ -10,7 +10,7 @@ from ...kernels.ska import normalize_and_gate as normalize_and_gate
 from ..config import ModelConfig, SKAConfig
 from ..initialization import normal_by_fan_in
 from ..norm import at_least_fp32
-from .delay import delayed, latest
+from .delay import delayed, latest, rows_before
 from .registry import register
 from .ska_costs import SKACosts, refuse_segments
 from .ska_hops import bind_next_keys, read, read_step
@@ -60,7 +60,7 @@ class SKA(SKACosts):
         if context is not None and context.world > 1:
             refuse_segments(self.config)
         y = read(
-            *self.keys(x, cu_seqlens, write_mask, token),
+            *self.keys(x, cu_seqlens, write_mask, token, context),
             self.config.two_hop_heads,
             **self._options(),
             mode=self.config.mode,
@@ -77,11 +77,15 @@ class SKA(SKACosts):
         cu_seqlens: Tensor | None = None,
         write_mask: Tensor | None = None,
         token: Tensor | None = None,
+        context: SequenceContext | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs of the SKA operation: queries, gated keys and gated values, `[B, T, H, *]`; with `two_hop_heads` the values' own
         keys stand behind the values. Keys outside of `write_mask` set no measure for "sequence-max"."""
-        starts = inner_borders(cu_seqlens, *x.shape[:2], x.device) if self._looks_at_borders else None
-        packed = self._project(x, token, starts=starts)[0]
+        starts = None
+        if self._looks_at_borders:
+            shape = (*x.shape[:2], x.device)
+            starts = inner_borders(cu_seqlens, *shape) if context is None else context.own_starts(*shape)
+        packed = self._project(x, token, starts=starts, context=context)[0]
         longest = None
         if self.config.normalization == "sequence-max":
             k = self._unpack(packed)[1]
@@ -236,10 +240,14 @@ class SKA(SKACosts):
         *,
         starts: Tensor | None = None,
         real: Tensor | None = None,
+        context: SequenceContext | None = None,
     ) -> tuple[Tensor, Recent | None]:
         """Raw queries, keys, values and gate logits side by side, as `normalize_and_gate` takes them: one product for all
         that is made of x, so that x and its gradient are passed over once. And, from what was recent, what is now."""
         config = self.config
+        tokens_before = None if recent is None else recent.tokens
+        if config.gate_window > 1 and tokens_before is None:
+            tokens_before = rows_before(token, config.gate_window - 1, context)
         weights = [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj)]
         hidden, gate = [], []
         if self.gate_proj is not None:
@@ -250,7 +258,7 @@ class SKA(SKACosts):
         if x.dim() == 3:  # rows of a multiple of 16 bytes keep the products fast
             columns = sum(len(weight) for weight in weights + gate + hidden)
             padding.append(weights[0].new_zeros(-columns % 8, x.shape[-1]))
-        gate_input = self._gate_input(x, token, None if recent is None else recent.tokens, starts)
+        gate_input = self._gate_input(x, token, tokens_before, starts)
         if gate_input is x:
             packed = side_by_side(x, weights + gate + padding)
         elif config.gate_window == 1 and not hidden:
@@ -267,8 +275,13 @@ class SKA(SKACosts):
             rows = (k, v, x[..., :0] if token is None else token)
             new = Recent(*(latest(r, old.shape[1], old, real) for r, old in zip(rows, recent, strict=True)))
         own = [k] if config.two_hop_heads else []
-        k = delayed(k, config.key_shift, None if recent is None else recent.keys, starts)
-        v = delayed(v, config.value_shift, None if recent is None else recent.values, starts)
+        keys_before, values_before = (None, None) if recent is None else (recent.keys, recent.values)
+        if recent is None and context is not None:  # one message for both
+            before = rows_before(torch.cat((k, v), -1), max(config.key_shift, config.value_shift), context)
+            if before is not None:
+                keys_before, values_before = before.split((k.shape[-1], v.shape[-1]), -1)
+        k = delayed(k, config.key_shift, keys_before, starts)
+        v = delayed(v, config.value_shift, values_before, starts)
         return torch.cat((q, k, v, rest, *own), -1), new
 
     @property

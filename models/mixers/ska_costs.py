@@ -7,18 +7,13 @@ from .registry import SegmentMessage
 
 
 def refuse_segments(ska: SKAConfig) -> None:
-    """Refuse sequence parallelism to layers that look at tokens before a segment's first, of which no message tells.
+    """Refuse sequence parallelism to layers that normalise keys by a maximum over the whole row.
 
     Raises:
         UserError: the layer is such a one.
     """
     if ska.normalization == "sequence-max":
         raise UserError('ska.normalization "sequence-max" needs whole rows: use "l2", or no sequence parallelism')
-    if ska.key_shift or ska.value_shift or ska.gate_window > 1:
-        raise UserError(
-            "ska.key_shift, ska.value_shift and ska.gate_window above 1 need whole rows: leave them out, or use no sequence "
-            "parallelism"
-        )
 
 
 def _blend_flops(ska: SKAConfig) -> int:
@@ -86,10 +81,11 @@ class SKACosts(SequenceMixer):
     @staticmethod
     def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
         """Forward 2 R^2 + P R + 2 R numbers a head (value lag: + P) and the segment's length, backward 2 R^2 + P R + R, in
-        fp32 at least.
+        fp32 at least. A layer with shifts or a gate window also sends its last keys and values, and the last tokens, as wide as
+        the activations, their gradients in fp32: messages of their own.
 
         Raises:
-            UserError: the layer looks at tokens before a segment's first; see `refuse_segments`.
+            UserError: keys are normalised by a maximum over the whole row.
         """
         ska, wide = config.ska, max(4, bytes_per_number)
         refuse_segments(ska)
@@ -97,7 +93,11 @@ class SKACosts(SequenceMixer):
         sums = 2 * rank * rank + width * rank
         forward = ska.num_heads * (sums + 2 * rank + (width if ska.value_lag else 0))
         backward = ska.num_heads * (sums + rank)
-        return SegmentMessage(wide * (batch * forward + 1), wide * batch * backward)
+        recent = max(ska.key_shift, ska.value_shift) * (ska.num_heads * rank + config.d_model)
+        recent = batch * (recent + (ska.gate_window - 1) * config.d_model)
+        return SegmentMessage(
+            wide * (batch * forward + 1) + bytes_per_number * recent, wide * (batch * backward + recent)
+        )
 
     @staticmethod
     def kept_numbers(config: ModelConfig) -> int:

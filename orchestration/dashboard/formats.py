@@ -1,35 +1,49 @@
 """Formatting of numbers, times and events for the pages; a missing value is a dash."""
 
-import math
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 DASH = "–"
+LARGE = 1e15  # from here on numbers are written with an exponent, so that no number widens a page
+LONGEST = 1e10  # seconds, three centuries
+LAST_TIME = 253_402_300_800  # the year 10000, in unix seconds
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and -1e300 < value < 1e300
+
+
+def _any_number(value: Any, form: str) -> str:
+    """A number in a format, a large one with an exponent; a dash for what is no finite number."""
+    if not _is_number(value):
+        return DASH
+    return format(value, form if abs(value) < LARGE else ".3g")
 
 
 def count(value: float | None) -> str:
     """A whole number with separators: `12,345`."""
-    return DASH if value is None else f"{value:,.0f}"
+    return _any_number(value, ",.0f")
 
 
 def decimals(value: float | None, places: int = 3) -> str:
     """A number with a fixed number of decimal places: `2.065`."""
-    return DASH if value is None or not math.isfinite(value) else f"{value:.{places}f}"
+    return _any_number(value, f".{places}f")
 
 
 def significant(value: float | None) -> str:
     """A number with three significant digits: `0.00193`, `1.2e-05`."""
-    return DASH if value is None or not math.isfinite(value) else f"{value:.3g}"
+    return _any_number(value, ".3g")
 
 
 def percent(value: float | None) -> str:
     """A share as a percentage: `97.4%`."""
-    return DASH if value is None else f"{value:.1%}"
+    return _any_number(value, ".1%")
 
 
 def duration(seconds: float | None) -> str:
     """A duration: `42 s`, `5 min`, `3 h 20 min`, `2 d 4 h`."""
-    if seconds is None or not math.isfinite(seconds):
+    if not _is_number(seconds) or abs(seconds) > LONGEST:
         return DASH
     seconds = max(0, round(seconds))
     if seconds < 90:
@@ -46,12 +60,14 @@ def duration(seconds: float | None) -> str:
 
 def moment(time: float | None) -> str:
     """A point in time: `2026-11-24 13:05:12 UTC`."""
-    return DASH if not time else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if not _is_number(time) or not 0 < time < LAST_TIME:
+        return DASH
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def size(value: float | None) -> str:
     """A number of bytes with a binary unit: `742 KiB`."""
-    if value is None:
+    if not _is_number(value) or abs(value) >= LARGE:
         return DASH
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -81,7 +97,19 @@ def language(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name.replace("/", ": ").replace("_", " "), value) for name, value in language_metrics]
 
 
+def address(name: str) -> str:
+    """A name as part of an address: `#`, `?`, `%` and `/` are encoded."""
+    return quote(name, safe="", errors="replace")
+
+
+def place(share: float | None) -> str:
+    """A share as a place on a bar, within it: `97.4%`."""
+    return f"{100 * min(1.0, max(0.0, share)):.1f}%" if _is_number(share) else "0%"
+
+
 FILTERS = {
+    "address": address,
+    "place": place,
     "language": language,
     "count": count,
     "decimals": decimals,

@@ -9,13 +9,18 @@ from typing import Any
 from ...evals.layout import is_of_average, result_path
 from ...models.common.run_layout import checkpoint_name
 from ...pipeline.run.reader import RunReader
+from ...pipeline.run.untrusted import computed_config, number, text
 from ..jobs.leases import looks_held
-from ..monitor.summary import RunSummary, due_steps, section, suite_name
-from .history import COLUMNS, History
+from ..monitor.summary import RunSummary, due_steps, suite_name
+from .formats import count, decimals, percent
+from .history import COLUMNS, LOOK_SECONDS, History
 
 HEADLINE_TASK = "sysprompt-4"
 MOST_EVENTS = 200
-MOST_VIEWS = 16
+MOST_VIEWS = 64
+MOST_CHECKPOINTS = 200  # rows of the evaluations
+MOST_SUITES = 40
+MOST_LABELS = 60  # of recall charts
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class RunDetail:
         suites: columns of `matrix`, whose rows are checkpoints, newest first.
         latest: each suite's result on the newest evaluated checkpoint.
         events: newest first, without checkpoints, completed evaluations and health.
-        checkpoints: the `checkpoint` events.
+        checkpoints: the newest `checkpoint` events.
+        unread: bytes of the log that later looks will read.
         curves: for the browser: columns of `history.COLUMNS`, held-out text, recall by label, marks.
     """
 
@@ -49,6 +55,7 @@ class RunDetail:
     heldout: float | None
     events: list[dict[str, Any]]
     checkpoints: list[dict[str, Any]]
+    unread: int
     health: dict[str, Any] | None
     started: float | None
     restarts: int
@@ -60,33 +67,49 @@ class RunDetail:
 
 @dataclass(frozen=True)
 class _View:
-    """What is kept of a run that is looked at."""
+    """What is kept of a run that is looked at; `history` has the lock."""
 
     reader: RunReader
     history: History
-    lock: threading.Lock  # two requests for one page at once
 
 
 class RunViews:
-    """Detailed views of runs; what was read of the most recently viewed ones is kept."""
+    """Detailed views of runs; what was read of the most recently viewed ones is kept. Used by several threads."""
 
     def __init__(self) -> None:
         self._views: OrderedDict[Path, _View] = OrderedDict()
+        self._lock = threading.Lock()
 
     def detail(self, folder: Path, summary: RunSummary) -> RunDetail:
-        """Read a run in full."""
-        view = self._views.pop(folder, None) or _View(RunReader(folder), History(folder), threading.Lock())
-        self._views[folder] = view
-        while len(self._views) > MOST_VIEWS:
-            self._views.popitem(last=False)
-        with view.lock:
+        """Read a run as far as one look goes."""
+        view = self._view(folder)
+        with view.history.lock:  # two requests for one page at once
             view.history.read()
             return _detail(view.reader, summary, view.history)
+
+    def history(self, folder: Path, seconds: float = LOOK_SECONDS) -> History:
+        """The events of a run, read as far as one look goes."""
+        history = self._view(folder).history
+        history.read(seconds)
+        return history
+
+    def unread(self, folder: Path) -> int:
+        """Bytes of a run's log that the last look left."""
+        with self._lock:
+            view = self._views.get(folder)
+            return view.history.unread if view else 0
+
+    def _view(self, folder: Path) -> _View:
+        with self._lock:
+            view = self._views.pop(folder, None) or _View(RunReader(folder), History(folder))
+            self._views[folder] = view
+            while len(self._views) > MOST_VIEWS:
+                self._views.popitem(last=False)
+            return view
 
 
 def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
     results = run.results()
-    starts = history.of_kind("start")
     suites, matrix = _matrix(run, results)
     latest = {result["suite"]: result for result in results}
     shown_events = [event for event in history.others if event["kind"] not in ("checkpoint", "evaluation")]
@@ -95,19 +118,20 @@ def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
     return RunDetail(
         summary=summary,
         config_text=run.config_text(),
-        environment=run.environment(),
+        environment=_environment(run.environment()),
         last_step=history.last_step,
         suites=suites,
         matrix=matrix,
-        latest=[latest[suite] for suite in sorted(latest)],
+        latest=[latest[suite] for suite in sorted(latest)[:MOST_SUITES]],
         heldout=heldout[-1]["metrics"]["language/bits_per_byte"] if heldout else None,
-        events=_numbered(shown_events)[::-1][:MOST_EVENTS],
+        events=[_shown_event(event) for event in shown_events[::-1][:MOST_EVENTS]],
         checkpoints=history.of_kind("checkpoint"),
-        health=history.health,
-        started=starts[0]["time"] if starts else None,
-        restarts=max(0, len(starts) - 1),
-        skips=len(history.of_kind("skip")),
-        rollbacks=len(history.of_kind("rollback")),
+        unread=history.unread,
+        health=_health(history.health),
+        started=history.first_start["time"] if history.first_start else None,
+        restarts=max(0, history.counts.get("start", 0) - 1),
+        skips=history.counts.get("skip", 0),
+        rollbacks=history.counts.get("rollback", 0),
         problem=history.problem,
         curves=_curves(history, raw, heldout),
     )
@@ -117,29 +141,29 @@ def headline(result: dict[str, Any]) -> str:
     """The main number of a suite's result, as text."""
     metrics = result["metrics"]
     if "language/bits_per_byte" in metrics:
-        return f"{metrics['language/bits_per_byte']:.3f} bits/byte"
+        return f"{decimals(metrics['language/bits_per_byte'])} bits/byte"
     if result.get("rows"):
         values = [row["accuracy"] for row in result["rows"]]
-        return f"{sum(values) / len(values):.1%} recalled"
+        return f"{percent(sum(values) / len(values))} recalled"
     scored = [row["accuracy"] for row in result.get("tasks") or () if "accuracy" in row]
     if scored:
-        return f"{sum(scored) / len(scored):.1%} right"
-    if result.get("decode"):
-        return f"{result['decode'][-1]['tokens_per_second']:,.0f} tokens/s"
+        return f"{percent(sum(scored) / len(scored))} right"
+    if result.get("decode") and result["decode"][-1]["tokens_per_second"] is not None:
+        return f"{count(result['decode'][-1]['tokens_per_second'])} tokens/s"
     return "done"
 
 
 def _matrix(
     run: RunReader, results: list[dict[str, Any]]
 ) -> tuple[list[str], list[tuple[int, list[EvaluationStatus]]]]:
-    config = run.config()
-    configured = [suite_name(name) for name in section(config, "evaluation").get("suites") or ()]
-    suites = list(dict.fromkeys([*configured, *(result["suite"] for result in results)]))
+    config = computed_config(run.config())
+    configured = [suite_name(name) for name in config["evaluation"]["suites"]]
+    suites = list(dict.fromkeys([*configured, *(result["suite"] for result in results)]))[:MOST_SUITES]
     result_of = {(result["step"], result["suite"]): result for result in results}
     steps = sorted({step for step, _ in run.complete_steps()} | {step for step, _ in result_of}, reverse=True)
     failure_messages, rows = run.failures(), []
     due_here = due_steps(config, sorted(step for step, _ in run.complete_steps()), run.stopped_at())
-    for step in steps:
+    for step in steps[:MOST_CHECKPOINTS]:
         due = step in due_here
         name = checkpoint_name(step)
         cells = (
@@ -157,7 +181,9 @@ def _matrix(
 
 def _cell(result: dict[str, Any] | None, output: Path, failure: str | None, due: bool) -> EvaluationStatus:
     if result is not None:
-        return EvaluationStatus("done", headline(result), f"took {result['ended'] - result['started']:.1f} s")
+        times = result["started"], result["ended"]
+        took = "" if None in times else f"took {decimals(times[1] - times[0], 1)} s"
+        return EvaluationStatus("done", headline(result), took)
     if looks_held(output.with_suffix(".lease")):
         return EvaluationStatus("running", "running")
     if failure is not None:
@@ -165,15 +191,31 @@ def _cell(result: dict[str, Any] | None, output: Path, failure: str | None, due:
     return EvaluationStatus("pending", "waiting") if due else EvaluationStatus("none")
 
 
-def _numbered(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events, with the number of the attempt added to every `start`."""
-    attempt, numbered = 0, []
-    for event in events:
-        if event["kind"] == "start":
-            attempt += 1
-            event = event | {"attempt": attempt}
-        numbered.append(event)
-    return numbered
+def _shown_event(event: dict[str, Any]) -> dict[str, Any]:
+    """The event with values that can be shown: numbers, and texts of a bounded length."""
+    known = {key: event[key] for key in ("kind", "time", "step", "tokens", "attempt") if event.get(key) is not None}
+    others = list(event.items())[:40]
+    return {text(key, 80): text(value) if number(value) is None else value for key, value in others} | known
+
+
+def _health(event: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The `health` event with its layers as rows of numbers; None without any."""
+    layers = event.get("layers") if event else None
+    if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
+        return None
+    keys = [text(key, 80) for key in list(layers[0])[:20]]
+    rows = [{key: number(layer.get(key)) for key in keys} for layer in layers[:200]]
+    return {"step": event.get("step"), "layers": rows}
+
+
+def _environment(values: dict[str, Any]) -> dict[str, Any]:
+    """The environment as texts, one level of sections deep."""
+    return {
+        text(key, 80): {text(name, 80): text(item, 200) for name, item in list(value.items())[:100]}
+        if isinstance(value, dict)
+        else text(value, 200)
+        for key, value in list(values.items())[:100]
+    }
 
 
 def _curves(history: History, results: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> dict[str, Any]:
@@ -189,7 +231,7 @@ def _curves(history: History, results: list[dict[str, Any]], heldout: list[dict[
     curves["recall"] = _recall_curves(results)
     curves["marks"] = [
         {"step": event.get("step", 0), "kind": event["kind"]}
-        for event in _numbered(history.of_kind("start", "rollback"))
+        for event in history.of_kind("start", "rollback")[-MOST_EVENTS:]
         if event["kind"] != "start" or event["attempt"] > 1
     ]
     return curves
@@ -202,12 +244,14 @@ def _recall_curves(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for result in results:
         for row in result.get("rows") or ():
             point = {key: row[key] for key in keys}
+            if not point["length"] or point["length"] <= 0:
+                continue
             labels.setdefault(row["label"], {}).setdefault(result["step"], []).append(point)
     charts = []
-    for label in sorted(labels, key=lambda label: (label != HEADLINE_TASK, label)):
+    for label in sorted(labels, key=lambda label: (label != HEADLINE_TASK, label))[:MOST_LABELS]:
         curves = [
             {"step": step, "points": sorted(points, key=lambda point: point["length"])}
-            for step, points in sorted(labels[label].items())
+            for step, points in sorted(labels[label].items())[-MOST_CHECKPOINTS:]
         ]
         if len({point["length"] for curve in curves for point in curve["points"]}) > 1:
             charts.append({"label": label, "checkpoints": curves})

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...models.common.cached_files import read_json_if_whole, stamp, subfolders
+from ...models.common.cached_files import is_inside, read_json_if_whole, read_regular, stamp, subfolders
 from ...models.common.run_layout import CONFIG, REPORT
 from ...pipeline.run.reader import RunReader
+from ...pipeline.run.untrusted import number, text, whole
 from ..jobs.leases import looks_held
+from ..monitor.summary import shown_name
 from ..studies.analysis.captions import CAPTIONS
 from ..studies.results import FILE_NAME as CELL_FILE
 
 CELL_ORDER = ("running", "failed", "waiting", "done")
+MOST_CELLS, MOST_FIGURES = 2000, 100
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class CellRow:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """One row of the table of studies: `counts` are cells by state, `hours` the planned ones."""
+    """One row of the table of studies: `counts` are cells by state, `hours` the planned ones, `problem` why it cannot be read."""
 
     name: str
     question: str
@@ -46,6 +49,7 @@ class StudySummary:
     counts: dict[str, int]
     hours: float
     updated: float
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,22 +72,25 @@ def list_studies(folder: Path) -> list[StudySummary]:
 
 def study_summary(folder: Path) -> StudySummary | None:
     """The row of one study; None if it has no readable plan."""
-    plan = read_json_if_whole(folder / "plan.json")
-    try:
-        return _summary(folder, plan, [_state(folder, cell["name"])[0] for cell in plan["cells"]]) if plan else None
-    except (KeyError, TypeError):  # a plan of another version
+    plan = _read(folder, "plan.json")
+    if plan is None:
         return None
+    try:
+        return _summary(folder, plan, [_state(folder, cell["name"])[0] for cell in _cells(plan)])
+    except Exception as error:  # a folder that nobody thought of must not hide the others
+        problem = f"it cannot be read ({type(error).__name__}: {text(str(error), 200)})"
+        return StudySummary(shown_name(folder.name), "", [], 0, dict.fromkeys(CELL_ORDER, 0), 0.0, 0.0, problem)
 
 
 def study_detail(folder: Path) -> StudyDetail | None:
     """The detailed view of one study; None if it has no readable plan."""
-    plan = read_json_if_whole(folder / "plan.json")
+    plan = _read(folder, "plan.json")
     if plan is None:
         return None
     try:
-        rows = [_row(folder, cell) for cell in plan["cells"]]
+        rows = [_row(folder, cell) for cell in _cells(plan)]
         summary = _summary(folder, plan, [row.state for row in rows])
-    except (KeyError, TypeError):
+    except Exception:  # as in `study_summary`
         return None
     finished = [row for row in rows if row.state == "done" and row.loss is not None]
     families = {
@@ -97,40 +104,69 @@ def study_detail(folder: Path) -> StudyDetail | None:
     return StudyDetail(
         summary=summary,
         rows=rows,
-        fit=read_json_if_whole(folder / "fit.json") or {},
-        answer=_answer(folder / REPORT),
+        fit=_fit(folder),
+        answer=_answer(folder / REPORT) if is_inside(folder / REPORT, folder) else [],
         figures=[(name, CAPTIONS.get(name, "")) for name in figure_names(folder)],
         curves={"families": families} if finished else {},
     )
 
 
 def figure_names(folder: Path) -> list[str]:
-    """Names of the figures of a study's report, in the report's order."""
-    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    """Names of the figures of a study's report, in the report's order; without links that lead out of the study."""
+    paths = [path for path in (folder / "figures").glob("*.png") if path.is_file() and is_inside(path, folder)]
+    names = {path.stem for path in paths[:MOST_FIGURES] if shown_name(path.stem) == path.stem}
     return [name for name in CAPTIONS if name in names] + sorted(names - set(CAPTIONS))
+
+
+def _read(folder: Path, name: str) -> dict[str, Any] | None:
+    path = folder / name
+    return read_json_if_whole(path) if is_inside(path, folder) else None
+
+
+def _cells(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of a plan whose names are names of folders: `../x` would lead out of the study."""
+    cells = [cell for cell in plan["cells"][:MOST_CELLS] if isinstance(cell, dict)]
+    return [cell for cell in cells if isinstance(cell.get("name"), str) and _is_folder_name(cell["name"])]
+
+
+def _is_folder_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set("/\\\0") & set(name) and shown_name(name) == name
+
+
+def _fit(folder: Path) -> dict[str, Any]:
+    """Of `fit.json`: the metric of the loss, and the laws with their values and intervals."""
+    stored = _read(folder, "fit.json") or {}
+    laws = []
+    for law in stored.get("laws") if isinstance(stored.get("laws"), list) else ():
+        if isinstance(law, dict):
+            values = {key: law[key] for key in ("E", "A", "B", "alpha", "beta") if isinstance(law.get(key), dict)}
+            whole_law = values if len(values) == 5 else {}
+            names = {"family": text(law.get("family"), 80), "cells": number(law.get("cells"))}
+            laws.append(names | {"note": text(law.get("note"))} | whole_law)
+    return {"loss": text(stored.get("loss"), 80), "laws": laws[:100]}
 
 
 def _summary(folder: Path, plan: dict[str, Any], states: list[str]) -> StudySummary:
     stamps = (stamp(folder / name) for name in ("plan.json", "fit.json", "runs", "report.md"))
     return StudySummary(
-        name=folder.name,
-        question=str(plan["study"]["question"]),
-        families=list(plan["study"]["families"]),
-        cells=len(plan["cells"]),
+        name=shown_name(folder.name),
+        question=text(plan["study"]["question"]),
+        families=[text(family, 80) for family in list(plan["study"]["families"])[:100]],
+        cells=len(states),
         counts={state: states.count(state) for state in CELL_ORDER},
-        hours=float(plan["hours"]),
+        hours=_needed("hours", number(plan["hours"])),
         updated=max(entry[0] / 1e9 for entry in stamps if entry),
     )
 
 
 def _state(folder: Path, cell: str) -> tuple[str, dict[str, Any]]:
     """The state of a cell, and its record or failure."""
-    record = read_json_if_whole(folder / "runs" / cell / CELL_FILE)
+    record = _read(folder, f"runs/{cell}/{CELL_FILE}")
     if record is not None:
         return "done", record
     if looks_held(folder / "leases" / f"{cell}.lease"):
         return "running", {}
-    failure = read_json_if_whole(folder / "failures" / f"{cell}.json")
+    failure = _read(folder, f"failures/{cell}.json")
     return ("failed", failure) if failure is not None else ("waiting", {})
 
 
@@ -138,34 +174,45 @@ def _row(folder: Path, cell: dict[str, Any]) -> CellRow:
     state, record = _state(folder, cell["name"])
     run = folder / "runs" / cell["name"]
     if state == "done":
-        step, loss, rate = cell["steps"], record.get("loss"), record.get("tokens_per_second")
+        step, loss, rate = whole(cell["steps"]), number(record.get("loss")), number(record.get("tokens_per_second"))
     else:
         events = RunReader(run).last_events(lambda events: any(event["kind"] == "step" for event in events))
         last = next((event for event in reversed(events) if event["kind"] == "step"), {})
         step, loss, rate = last.get("step", 0), last.get("loss"), last.get("tokens_per_second")
     return CellRow(
         name=cell["name"],
-        family=cell["family"],
-        size=cell["size"],
+        family=text(cell["family"], 80),
+        size=text(cell["size"], 80),
         state=state,
-        step=step,
-        steps=cell["steps"],
-        parameters=cell["parameters"],
-        tokens=cell["tokens"],
-        flops=cell["flops"],
+        step=step or 0,
+        steps=_needed("steps", whole(cell["steps"])),
+        parameters=_needed("parameters", whole(cell["parameters"])),
+        tokens=_needed("tokens", whole(cell["tokens"])),
+        flops=_needed("flops", number(cell["flops"])),
         loss=loss,
         tokens_per_second=rate,
-        seconds=record.get("seconds") if state == "done" else None,
-        error=str((record.get("errors") or [""])[-1]) if state == "failed" else "",
-        has_run=(run / CONFIG).is_file(),
+        seconds=number(record.get("seconds")) if state == "done" else None,
+        error=_last_error(record) if state == "failed" else "",
+        has_run=(run / CONFIG).is_file() and is_inside(run, folder),
     )
+
+
+def _needed(name: str, value: Any) -> Any:
+    if value is None:
+        raise ValueError(f"{name} in plan.json is no number")
+    return value
+
+
+def _last_error(failure: dict[str, Any]) -> str:
+    errors = failure.get("errors")
+    return text(errors[-1]) if isinstance(errors, list) and errors else "it failed"
 
 
 def _answer(report: Path) -> list[tuple[str, str]]:
     """The sentences at the head of the report, `**Loss** (...): ...`, as pairs of heading and text."""
     try:
-        head = report.read_text(encoding="utf-8").split("\n\n")[2]
-    except (OSError, UnicodeDecodeError, IndexError):
+        head = read_regular(report).decode(errors="replace").split("\n\n")[2]
+    except (OSError, IndexError):
         return []
-    matches = (re.fullmatch(r"\*\*([^*]+)\*\*:?\s*(.+)", line) for line in head.splitlines())
-    return [(match[1], match[2]) for match in matches if match]
+    matches = (re.fullmatch(r"\*\*([^*]+)\*\*:?\s*(.+)", line) for line in head.splitlines()[:20])
+    return [(text(match[1]), text(match[2], 2000)) for match in matches if match]

@@ -18,11 +18,12 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from ...models.common.cached_files import stamp
+from ...models.common.cached_files import IsNotRegular, read_regular, stamp
 from ...models.common.files import write_json
 
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
+MOST_LEASE_BYTES = 1 << 16
 
 
 class Lease:
@@ -169,7 +170,7 @@ def _owner(path: Path) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        record = json.loads(read_regular(path, MOST_LEASE_BYTES))
+    except (FileNotFoundError, IsNotRegular, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

@@ -6,7 +6,7 @@ from typing import Any
 HEARTBEAT_SILENT_SECONDS = 30.0
 # Without heartbeats, a run is dead after a silence of its log of so long, and of so many times the duration of its steps.
 SILENT_SECONDS, SILENT_STEPS = 120.0, 10.0
-ORDER = ("running", "crashed", "stopped", "waiting", "finished")
+ORDER = ("running", "crashed", "damaged", "stopped", "waiting", "finished")
 
 
 def run_state(
@@ -18,7 +18,7 @@ def run_state(
     heartbeat: float | None,
     now: float,
 ) -> str:
-    """The state of a run, one of `ORDER`.
+    """The state of a run, one of `ORDER`; `damaged`, for files that cannot be read, is for the caller to see.
 
     - finished: training reached its horizon;
     - stopped: it ended cleanly before, at a signal or at `run.stop_step`;

@@ -11,30 +11,34 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ...evals.layout import stored_config
+from ...models.common.cached_files import stamp, subfolders
 from ...models.common.errors import UserError
+from ...models.common.run_layout import CONFIG
 from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.goodput import Goodput
 from ...pipeline.run.reader import RunReader
+from ...pipeline.run.untrusted import text
 from ..progress.bars import console
-from .summary import RunSummary, read_run
+from .summary import RunSummary, summarize
 
 WATCH_SECONDS = 2.0
 TROUBLE = ("lost", "hang", "straggler", "rollback", "evaluation_failed")
 SHOWN_TROUBLE = 3  # the newest of each run
+TAIL_BYTES = 1 << 16  # of each log, some 200 steps
 
 
 def find_runs(paths: list[Path], runs: Path) -> list[RunFolder]:
-    """The run folders at `paths`, or all below `runs`.
+    """The run folders at `paths`, or all below `runs`; their contents are not looked at.
 
     Raises:
         UserError: a path is no run folder, or there are none.
     """
-    folders = [RunFolder(path) for path in paths] or [
-        RunFolder(file.parent) for file in sorted(runs.glob("*/config.yaml"))
-    ]
-    for run in folders:
-        run.load_config()
+    for path in paths:
+        if stamp(path / CONFIG) is None:
+            stored_config(path)  # raises
+    folders = [RunFolder(path) for path in paths or subfolders(runs) if stamp(path / CONFIG) is not None]
     if not folders:
         raise UserError(f"there are no runs below {runs}: start one with `echo-lm run quickstart`, or name --runs")
     return folders
@@ -47,15 +51,14 @@ class Status:
         self._runs: dict[Path, tuple[RunReader, Trouble]] = {}
 
     def table(self, runs: list[RunFolder]) -> Group:
-        """A table of the runs, and a line for each of their newest troubles."""
+        """A table of the runs, and lines about their sources and newest troubles."""
         known = self._runs
         self._runs = {run.path: known.get(run.path) or (RunReader(run.path), Trouble(run)) for run in runs}
-        return _table(
-            [
-                (read_run(reader).summary(time.time()), trouble.lines(), trouble.goodput.share)
-                for reader, trouble in self._runs.values()
-            ]
-        )
+        rows = []
+        for reader, trouble in self._runs.values():
+            lines = trouble.lines()
+            rows.append((summarize(reader, time.time()), lines, trouble.goodput.share))
+        return _table(rows)
 
 
 def _table(runs: list[tuple[RunSummary, list[str], float | None]]) -> Group:
@@ -69,7 +72,7 @@ def _table(runs: list[tuple[RunSummary, list[str], float | None]]) -> Group:
     for summary, troubles, goodput in runs:
         failed = f", {summary.failed} failed" if summary.failed else ""
         table.add_row(
-            summary.name,
+            Text(summary.name),
             summary.state,
             f"{summary.step}/{summary.steps}",
             "-" if summary.loss is None else f"{summary.loss:.3f}",
@@ -79,12 +82,21 @@ def _table(runs: list[tuple[RunSummary, list[str], float | None]]) -> Group:
             "-" if summary.eta_seconds is None else f"{summary.eta_seconds / 60:.1f} min",
             "-" if summary.checkpoint is None else str(summary.checkpoint),
             f"{summary.done}/{summary.done + summary.pending + summary.failed}{failed}",
-            _nodes(summary.nodes),
-            *([summary.parent] if branched else []),
+            Text(_nodes(summary.nodes)),
+            *([Text(summary.parent)] if branched else []),
         )
-        lines = (*troubles, summary.problem)
+        lines = (_sources(summary), *troubles, summary.problem)
         trouble += [Text(f"{summary.name}: {line}", style="dim") for line in lines if line]
     return Group(table, *trouble)
+
+
+def _sources(summary: RunSummary) -> str:
+    """A line about the text sources, where there are several or one is read again: `text: web 0.31 epochs, loss 3.214; ...`."""
+    sources = summary.sources
+    if len(sources) < 2 and not any(epochs > 1 for _, epochs, _ in sources):
+        return ""
+    parts = (f"{name} {epochs:.2f} epochs" + (f", loss {loss:.3f}" if loss else "") for name, epochs, loss in sources)
+    return f"text: {'; '.join(parts)}"
 
 
 def watch(paths: list[Path], runs: Path) -> None:
@@ -109,20 +121,23 @@ def _nodes(nodes: tuple[tuple[str, int], ...]) -> str:
 
 
 class Trouble:
-    """The newest events in `TROUBLE` of a run, and its goodput, as of the last `lines`."""
+    """The newest events in `TROUBLE` of a run, and its goodput, as of the last `lines`.
+
+    Of a long log the last `TAIL_BYTES` are read, and what is appended to them: a look costs the same, however long the run is.
+    """
 
     def __init__(self, run: RunFolder):
-        self._events = EventReader.of_run(run.path)
+        self._events = EventReader.of_any_run(run.path)
+        self._events.start_at_end(TAIL_BYTES)
         self._newest: deque[dict[str, Any]] = deque(maxlen=SHOWN_TROUBLE)
         self.goodput = Goodput()
 
     def lines(self) -> list[str]:
-        """A line for each, oldest first.
-
-        Raises:
-            UserError: a line of a log is not an event.
-        """
-        events = self._events.read()
+        """A line for each, oldest first."""
+        try:
+            events = self._events.read(TAIL_BYTES)
+        except OSError as error:
+            return [f"its log cannot be read ({error.strerror})"]
         if self._events.restarted:
             self._newest.clear()
             self.goodput = Goodput()
@@ -134,8 +149,8 @@ class Trouble:
 def _describe(event: dict[str, Any]) -> str:
     timestamp = time.strftime("%d %b %H:%M:%S", time.localtime(event["time"]))
     labels = {
-        "lost": f"lost a {event.get('what')}",
-        "evaluation_failed": f"evaluation {event.get('suite')} given up",
+        "lost": f"lost a {text(event.get('what'))}",
+        "evaluation_failed": f"evaluation {text(event.get('suite'))} given up",
     }
-    message = event.get("message") or event.get("reason") or ""
+    message = text(event.get("message")) or text(event.get("reason"))
     return f"{timestamp} {labels.get(event['kind'], event['kind'])}: {message}"

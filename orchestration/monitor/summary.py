@@ -1,5 +1,6 @@
 """The summary of a run in one row, for `echo-lm status` and the dashboard, read cheaply from its folder."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,9 +9,9 @@ from typing import Any
 
 from ...evals.config import load_suite
 from ...models.common.cached_files import stamp
-from ...models.common.errors import UserError
 from ...models.common.run_layout import CONFIG, checkpoint_name
 from ...pipeline.run.reader import RunReader
+from ...pipeline.run.untrusted import computed_config, config_problem, number, text
 from ..evaluation import jobs as evaluation_jobs
 from .state import HEARTBEAT_SILENT_SECONDS, run_state
 
@@ -24,7 +25,7 @@ class RunSummary:
 
     Attributes:
         name: of the folder.
-        state: see `state.run_state`.
+        state: see `state.run_state`; "damaged" if its files cannot be read or its configuration is of another version.
         step, steps: last step done, and the horizon.
         loss: nats per masked token at the last step.
         eta_seconds: remaining training time at the speed of the last step; None unless it runs.
@@ -34,6 +35,7 @@ class RunSummary:
         updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
         parent: name and step of the run that it began from, `trunk@800`; empty with fresh weights.
+        sources: name of each text source, how often it was read, and its loss in the last step, if that has any.
     """
 
     name: str
@@ -55,6 +57,7 @@ class RunSummary:
     updated: float = 0.0
     problem: str | None = None
     parent: str = ""
+    sources: tuple[tuple[str, float, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,10 @@ class RunSnapshot:
     """The contents of a run's files at one moment; together with the time they determine the summary.
 
     Attributes:
+        config: what is computed with of the stored configuration (`untrusted.computed_config`).
         heartbeats: node and time (unix seconds) of each rank's last heartbeat.
+        damage: what is wrong with `config.yaml`; empty if nothing.
+        finished_step: the step in `finished.json`.
     """
 
     name: str
@@ -77,13 +83,13 @@ class RunSnapshot:
     due: int
     updated: float
     parent: str = ""
+    damage: str = ""
+    finished_step: int | None = None
 
     def summary(self, now: float) -> RunSummary:
         """The summary at time `now` (unix seconds)."""
-        if not self.config:
-            return RunSummary(self.name, "crashed", problem="config.yaml is damaged", updated=self.updated)
         last = next((event for event in reversed(self.events) if event["kind"] == "step"), {})
-        train, stop_step = section(self.config, "train"), section(self.config, "run").get("stop_step")
+        train, stop_step = self.config["train"], self.config["run"].get("stop_step")
         checkpoint, checkpoint_time = self.checkpoints[-1] if self.checkpoints else (None, None)
         state = run_state(
             self.events,
@@ -94,18 +100,22 @@ class RunSnapshot:
             now=now,
         )
         step, steps, rate = last.get("step", 0), train.get("steps", 0), last.get("tokens_per_second")
-        running = state == "running" and rate
+        if self.finished:
+            step = max(step, self.finished_step or 0)  # the log may have been shuffled
+        remaining = max(0, steps - step) * train.get("batch_tokens", 0)
+        running = state == "running" and rate and rate > 0
+        state = "damaged" if self.damage else state
         return RunSummary(
             name=self.name,
             state=state,
-            model=str(section(self.config, "model").get("preset", "")),
-            data=str(section(self.config, "data").get("name", "")),
+            model=self.config["model"]["preset"],
+            data=self.config["data"]["name"],
             step=step,
             steps=steps,
             loss=last.get("loss"),
             tokens_per_second=rate,
             mfu=last.get("mfu"),
-            eta_seconds=(steps - step) * train.get("batch_tokens", 0) / rate if running else None,
+            eta_seconds=remaining / rate if running else None,
             checkpoint=checkpoint,
             checkpoint_time=checkpoint_time,
             done=self.done,
@@ -115,14 +125,24 @@ class RunSnapshot:
                 sorted(Counter(node for node, time in self.heartbeats if now - time < HEARTBEAT_SILENT_SECONDS).items())
             ),
             updated=self.updated,
-            problem=self.error,
+            problem=f"{CONFIG} is damaged: {self.damage}" if self.damage else self.error,
             parent=self.parent,
+            sources=_sources(last),
         )
+
+
+def summarize(run: RunReader, now: float) -> RunSummary:
+    """The summary of a run at time `now` (unix seconds), whatever its folder holds."""
+    try:
+        return read_run(run).summary(now)
+    except Exception as error:  # a folder that nobody thought of must not hide the others
+        return unreadable(run.folder, error)
 
 
 def read_run(run: RunReader) -> RunSnapshot:
     """Read the files that a run's summary needs; missing files count as empty."""
-    config = run.config()
+    stored = run.config()
+    config = computed_config(stored)
     events = run.last_events(_enough)
     last_event_time = events[-1]["time"] if events else 0.0
     checkpoints = run.complete_steps()
@@ -133,7 +153,7 @@ def read_run(run: RunReader) -> RunSnapshot:
     finished = run.finished()
     config_stamp = stamp(run.folder / CONFIG)
     return RunSnapshot(
-        name=run.folder.name,
+        name=shown_name(run.folder.name),
         config=config,
         events=events,
         finished=finished,
@@ -144,8 +164,34 @@ def read_run(run: RunReader) -> RunSnapshot:
         failed=len(failed),
         due=len(due),
         updated=last_event_time or (config_stamp[0] / 1e9 if config_stamp else 0.0),
-        parent=_parent(run),
+        parent=text(_parent(run), 200),
+        damage=config_problem(stored) if stored else "no YAML of sections, no regular file, or a link that leads out",
+        finished_step=run.finished_step() if finished else None,
     )
+
+
+def damaged(folder: Path, reason: str) -> RunSummary:
+    """The row of a run that cannot be read at all."""
+    return RunSummary(shown_name(folder.name), "damaged", problem=text(reason))
+
+
+def unreadable(folder: Path, error: Exception) -> RunSummary:
+    """The row of a run whose reading raised an error."""
+    return damaged(folder, f"it cannot be read ({type(error).__name__}: {text(str(error), 200)})")
+
+
+def shown_name(name: str) -> str:
+    """The name of a folder as text: bytes that are not UTF-8 are replaced."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+def _sources(step: dict[str, Any]) -> tuple[tuple[str, float, float | None], ...]:
+    epochs, losses = step.get("epochs"), step.get("loss_by_source")
+    if not isinstance(epochs, dict):
+        return ()
+    losses = losses if isinstance(losses, dict) else {}
+    counts = {name: number(count) for name, count in epochs.items()}
+    return tuple((text(name), count, number(losses.get(name))) for name, count in counts.items() if count is not None)
 
 
 def _parent(run: RunReader) -> str:
@@ -190,7 +236,7 @@ def suite_name(name: str) -> str:
     """The name of a suite in its results; for a suite given by path, the name in its file."""
     try:
         return load_suite(name).name
-    except UserError:  # a file that was removed, or is on another machine
+    except (OSError, ValueError, RecursionError):  # a file that was removed, is on another machine, or is none
         return Path(name).stem
 
 

@@ -1,4 +1,4 @@
-"""A cell of a study as a job, in a process of its own since DeepSpeed trains only once per process."""
+"""A run of a study as a job, in a process of its own since DeepSpeed trains only once per process."""
 
 import time
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ from ...pipeline.run.stop_request import clear_stop_request, request_stop
 from ..jobs.job import Job, Resources, worker_started
 from .plan import Plan, StudyCell
 from .results import collect, read_result, write_result
+from .trunks.branching import can_begin, start_from
 
 
 @dataclass(frozen=True)
-class CellJob(Job):
-    """The training of a cell, the evaluation of its last checkpoint, and its record; resumes an earlier attempt.
+class StudyJob(Job):
+    """A run of a study as a job.
 
     Attributes:
-        folder: of the cell's run; its lease and its log lie beside it.
+        folder: of the run; its lease and its log lie beside it.
         failure_file: exists if every attempt of the last command failed.
     """
 
@@ -39,7 +40,7 @@ class CellJob(Job):
 
     @property
     def name(self) -> str:
-        return f"cell {self.cell.name}"
+        return f"{'trunk' if self.cell.kind == 'trunk' else 'cell'} {self.cell.name}"
 
     @property
     def leases(self) -> tuple[Path, ...]:
@@ -55,6 +56,32 @@ class CellJob(Job):
         if hardware.device == "cuda":
             return Resources(share, gpus=float(share))
         return Resources(share, cpus=hardware.threads / self.cell.per_device)
+
+    def ask_to_stop(self) -> None:
+        request_stop(RunFolder(self.folder), "the end of the study's command")
+
+    def record_success(self, node: str, seconds: float) -> None:
+        """Remove what an earlier command said of the failure."""
+        self.failure_file.unlink(missing_ok=True)
+
+    def record_failure(self, errors: list[str]) -> None:
+        """Write the failure file."""
+        write_json(self.failure_file, {"errors": errors, "time": time.time()})
+
+
+@dataclass(frozen=True)
+class CellJob(StudyJob):
+    """The training of a cell, the evaluation of its last checkpoint, and its record; resumes an earlier attempt.
+
+    Attributes:
+        trunk: folder of the trunk that it branches from; None if it is trained from its first step on.
+    """
+
+    trunk: Path | None = None
+
+    def can_begin(self) -> bool:
+        """Whether it waits for no trunk."""
+        return self.trunk is None or can_begin(self.cell, self.folder, self.trunk)
 
     def is_done(self) -> bool:
         """Whether the cell has its record.
@@ -81,7 +108,7 @@ class CellJob(Job):
         from ...pipeline.loop import train
 
         run, config, started = RunFolder(self.folder.resolve()), self.config, worker_started()
-        run.prepare(config, self.dataset.resolve())
+        self._prepare(run)
         clear_stop_request(run)
         if not run.finished():
             train(run.path)
@@ -110,16 +137,19 @@ class CellJob(Job):
         result = collect(self.plan, self.cell, run.path, config.identity(), config.train.learning_rate, started)
         write_result(result_file(self.folder), result)
 
-    def ask_to_stop(self) -> None:
-        request_stop(RunFolder(self.folder), "the end of the study's command")
-
-    def record_success(self, node: str, seconds: float) -> None:
-        """Remove what an earlier command said of the cell's failure."""
-        self.failure_file.unlink(missing_ok=True)
-
-    def record_failure(self, errors: list[str]) -> None:
-        """Write the failure file."""
-        write_json(self.failure_file, {"errors": errors, "time": time.time()})
+    def _prepare(self, run: RunFolder) -> None:
+        """Set up the run's folder, as a branch of the trunk if the cell has one."""
+        if self.trunk is None:
+            run.prepare(self.config, self.dataset.resolve())
+            return
+        start = start_from(self.cell, run.path, self.trunk)
+        try:
+            run.prepare(self.config.model_copy(update={"start_from": start}), self.dataset.resolve())
+        except UserError as error:
+            raise UserError(
+                f"cell {self.cell.name} cannot branch from {self.trunk}: {error}. If a checkpoint of the trunk is damaged, remove "
+                "its folder: what it had is trained again"
+            ) from error
 
 
 def lease_path(folder: Path) -> Path:

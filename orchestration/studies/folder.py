@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from ...evals.layout import complete_checkpoints
 from ...models.common.errors import UserError
 from ...models.common.files import read_json
+from ...pipeline.run.folder import RunFolder
 from .cell import result_file
 from .config import load_study
 from .plan import Plan, StudyCell
@@ -25,12 +26,20 @@ class StudyFolder:
         self.runs = self.path / "runs"
 
     def run(self, cell: StudyCell) -> Path:
-        """The run folder of a cell."""
+        """The run folder of a cell or trunk."""
         return self.runs / cell.name
+
+    def trunk_of(self, cell: StudyCell) -> Path | None:
+        """The run folder of the trunk that a cell branches from; None without."""
+        return None if cell.trunk is None else self.runs / cell.trunk
 
     def failure_file(self, cell: StudyCell) -> Path:
         """The file of a cell whose last attempt failed for good."""
-        return self.path / "failures" / f"{cell.name}.json"
+        return self.failure_file_of(cell.name)
+
+    def failure_file_of(self, name: str) -> Path:
+        """The file of a cell or trunk of that name, if its last attempt failed for good."""
+        return self.path / "failures" / f"{name}.json"
 
     def load_plan(self) -> Plan:
         """The stored plan.
@@ -71,7 +80,7 @@ def find_study(target: str, studies: Path) -> StudyFolder:
 def trained_share(folder: StudyFolder, cell: StudyCell) -> float:
     """The share of the cell's training in its last checkpoint, 0 to 1."""
     steps = [record["step"] for _, record in complete_checkpoints(folder.run(cell))]
-    return max(steps, default=0) / cell.steps
+    return max(0, max(steps, default=0) - cell.branch_step) / cell.own_steps
 
 
 def remaining_cells(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
@@ -94,6 +103,14 @@ def describe_remaining(folder: StudyFolder, plan: Plan) -> str:
 
 
 def failed_cells(folder: StudyFolder, cells: Iterable[StudyCell]) -> dict[str, str]:
-    """Last error of the cells that failed for good, by name."""
-    files = {cell.name: folder.failure_file(cell) for cell in cells}
-    return {name: read_json(file)["errors"][-1] for name, file in files.items() if file.is_file()}
+    """Last error of the cells that failed for good, by name; a cell whose trunk failed before it could begin has failed too."""
+    failed = {}
+    for cell in cells:
+        trunk_failure = (
+            folder.failure_file_of(cell.trunk) if cell.trunk and not RunFolder(folder.run(cell)).exists() else None
+        )
+        if folder.failure_file(cell).is_file():
+            failed[cell.name] = read_json(folder.failure_file(cell))["errors"][-1]
+        elif trunk_failure and trunk_failure.is_file() and not result_file(folder.run(cell)).is_file():
+            failed[cell.name] = f"its trunk {cell.trunk} failed: {read_json(trunk_failure)['errors'][-1]}"
+    return failed

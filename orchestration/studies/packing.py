@@ -1,6 +1,7 @@
 """Packing of cells on devices, longest first; the same rule predicts the hours of a study and places its cells."""
 
 import heapq
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -9,11 +10,17 @@ from ..jobs.devices import Devices
 
 
 class PackedCell(NamedTuple):
-    """A cell to be packed; `per_device` of its kind fit on one device side by side."""
+    """A cell to be packed; `per_device` of its kind fit on one device side by side.
+
+    Attributes:
+        trunk, trunk_seconds: it can start so long after the trunk of that name has; None if it depends on no other.
+    """
 
     name: str
     seconds: float
     per_device: int
+    trunk: str | None = None
+    trunk_seconds: float = 0.0
 
     @property
     def share(self) -> Fraction:
@@ -22,22 +29,33 @@ class PackedCell(NamedTuple):
 
 
 def longest_first(cells: Sequence[PackedCell]) -> list[PackedCell]:
-    """The cells in the order of their start: longest first, so that no long one starts last."""
-    return sorted(cells, key=lambda cell: (-cell.seconds, cell.name))
+    """The cells in the order of their start: longest first, so that no long one starts last, and trunks before what needs them."""
+    return sorted(cells, key=lambda cell: (cell.trunk is not None, -cell.seconds, cell.name))
 
 
 def makespan(cells: Sequence[PackedCell], devices: int) -> float:
-    """Seconds until the last of `cells` ends on `devices` devices, started longest first wherever one fits."""
+    """Seconds until the last of `cells` ends on `devices` devices, started longest first wherever one fits.
+
+    A cell whose trunk is not among `cells` can start at once.
+    """
     free, waiting = Devices(devices), longest_first(cells)
     running: list[tuple[float, int, int, Fraction]] = []  # end, number (breaks ties), device, share
+    begun = dict.fromkeys((cell.name for cell in cells), math.inf)  # when each has started
     now, started = 0.0, 0
     while waiting or running:
+        ready = {cell.name: begun.get(cell.trunk, -math.inf) + cell.trunk_seconds for cell in waiting}
         for cell in list(waiting):
-            device = free.reserve(cell.share)
+            device = free.reserve(cell.share) if ready[cell.name] <= now else None
             if device is not None:
                 waiting.remove(cell)
+                begun[cell.name] = now
                 heapq.heappush(running, (now + cell.seconds, started, device, cell.share))
                 started += 1
-        now, _, device, share = heapq.heappop(running)
-        free.release(device, share)
+        soon = [begun[cell.trunk] + cell.trunk_seconds for cell in waiting if cell.trunk in begun]
+        checkpoint = min((time for time in soon if time > now), default=math.inf)
+        if checkpoint < running[0][0]:
+            now = checkpoint
+        else:
+            now, _, device, share = heapq.heappop(running)
+            free.release(device, share)
     return now

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Literal
 
+from ...models import ModelConfig, preset
 from ...models.common.config import Record
 from ...pipeline.config import RunConfig, parse_config
 from .config import StudyConfig
@@ -21,23 +22,26 @@ class StudyCell(Record):
     """One run of a study.
 
     Attributes:
-        kind: "main", or "sweep" for the search of the learning rate.
+        kind: "main"; "sweep" for the search of the learning rate; "trunk" for training that cells branch from.
         budget: label of the budget; cells of one label are compared.
         factor: of the learning rate's rule, in a sweep cell.
         parameters: without embeddings; `total_parameters` with them.
         tokens: training tokens, whole steps.
-        flops: of the whole training.
+        flops: of the whole training, what a trunk did of it included.
         state_bytes: of one sequence at `fit.state_context` tokens.
         epochs: over the most repeated source; None before the data is prepared.
         memory_gib: estimate, of one process.
         per_device: cells of its kind side by side on a device.
-        seconds: predicted, startup included.
+        seconds: predicted, startup included, without the trunk.
         held_out: excluded from the fits.
         model: fields of the model that differ from the preset.
+        trunk: name of the trunk that the cell branches from, at `branch_step`; None if it is trained from its first step on.
+        warmup_tokens: None if they are a share of the cell's tokens.
+        decay_steps: last steps, in which the learning rate falls; 0 in a trunk, None in a study without.
     """
 
     name: str
-    kind: Literal["main", "sweep"] = "main"
+    kind: Literal["main", "sweep", "trunk"] = "main"
     family: str
     size: str
     budget: str
@@ -57,6 +61,29 @@ class StudyCell(Record):
     held_out: bool
     preset: str
     model: dict[str, Any]
+    trunk: str | None = None
+    branch_step: int = 0
+    warmup_tokens: int | None = None
+    decay_steps: int | None = None
+
+    def architecture(self, vocab_size: int) -> ModelConfig:
+        """The cell's model."""
+        return preset(self.preset, vocab_size=vocab_size, **({"preset_version": 1} | self.model))
+
+    @property
+    def own_steps(self) -> int:
+        """The steps that are not its trunk's."""
+        return self.steps - self.branch_step
+
+    @property
+    def own_tokens(self) -> int:
+        """The tokens of `own_steps`."""
+        return self.tokens - self.branch_step * self.batch_tokens
+
+    @property
+    def own_flops(self) -> float:
+        """The FLOPs of `own_steps`."""
+        return self.flops * self.own_steps / self.steps
 
 
 class Plan(Record):
@@ -66,6 +93,8 @@ class Plan(Record):
         vocab_size: of the tokenizer.
         train_tokens: of the dataset; None before it is prepared.
         hours: wall clock on the hardware; `device_hours` over all devices, which is what costs.
+        trunks: what cells branch from; they are trained, but not evaluated.
+        separate_hours: `hours` if every cell were trained from its first step on; None without trunks.
     """
 
     version: Literal[1] = 1
@@ -76,6 +105,8 @@ class Plan(Record):
     hours: float
     device_hours: float
     cost: float
+    trunks: tuple[StudyCell, ...] = ()
+    separate_hours: float | None = None
 
     def of_kind(self, kind: Literal["main", "sweep"]) -> list[StudyCell]:
         """The cells of one kind, in the plan's order."""
@@ -83,28 +114,46 @@ class Plan(Record):
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of all cells."""
-        return sum(cell.flops for cell in self.cells)
+        """Training FLOPs of all cells and trunks."""
+        return sum(cell.own_flops for cell in (*self.trunks, *self.cells))
 
     @property
     def tokens(self) -> int:
-        """Training tokens of all cells."""
-        return sum(cell.tokens for cell in self.cells)
+        """Training tokens of all cells and trunks."""
+        return sum(cell.own_tokens for cell in (*self.trunks, *self.cells))
+
+    def branch_steps(self, trunk: StudyCell) -> tuple[int, ...]:
+        """The steps of a trunk that cells branch from, ascending."""
+        return tuple(sorted({cell.branch_step for cell in self.cells if cell.trunk == trunk.name}))
 
 
 def to_pack(
     cells: Iterable[StudyCell], seconds: Callable[[StudyCell], float] = attrgetter("seconds")
 ) -> list[PackedCell]:
-    """The cells as they are packed on devices; `seconds` returns a cell's duration, by default the predicted one."""
-    return [PackedCell(cell.name, seconds(cell), cell.per_device) for cell in cells]
+    """The cells and trunks as they are packed on devices; `seconds` returns a cell's duration, by default the predicted one.
+
+    A trunk is taken to reach a step after the step's share of its duration.
+    """
+    cells = list(cells)
+    trunks = {cell.name: cell for cell in cells if cell.kind == "trunk"}
+    packed = []
+    for cell in cells:
+        trunk = trunks.get(cell.trunk or "")
+        reached = seconds(trunk) * cell.branch_step / trunk.steps if trunk else 0.0
+        packed.append(PackedCell(cell.name, seconds(cell), cell.per_device, cell.trunk, reached))
+    return packed
 
 
 def cell_config(study: StudyConfig, cell: StudyCell, rule: LearningRateRule) -> RunConfig:
-    """The configuration of a cell's run; a pure function, so that a restarted study resumes the same run."""
+    """The configuration of a cell's or trunk's run; a pure function, so that a restarted study resumes the same run.
+
+    Where a run branches from a trunk is not part of it: the branch is the same as a run that is trained so from its first step on.
+    """
     train, hardware = study.train, study.hardware
     microbatch = microbatch_sequences(study, cell.batch_tokens)
     minutes = max(cell.seconds / 60, 1e-9)
-    checkpoint_every = math.ceil(cell.steps * min(1.0, study.checkpoint_minutes / minutes))
+    checkpoint_every = math.ceil(cell.own_steps * min(1.0, study.checkpoint_minutes / minutes))
+    warmup_tokens = round(train.warmup_fraction * cell.tokens) if cell.warmup_tokens is None else cell.warmup_tokens
     values = dict(
         name=cell.name,
         seed=cell.seed,
@@ -117,12 +166,13 @@ def cell_config(study: StudyConfig, cell: StudyCell, rule: LearningRateRule) -> 
             steps=cell.steps,
             learning_rate=rule.at(cell.family, cell.parameters) * (cell.factor or 1.0),
             final_learning_rate_fraction=train.final_learning_rate_fraction,
-            warmup_tokens=round(train.warmup_fraction * cell.tokens),
+            warmup_tokens=warmup_tokens,
             weight_decay=train.weight_decay,
             betas=list(train.betas),
             gradient_clipping=train.gradient_clipping,
             precision=train.precision,
-        ),
+        )
+        | _schedule(study, cell),
         run=dict(
             workers=1,
             zero_stage=zero_stage(study),
@@ -136,6 +186,16 @@ def cell_config(study: StudyConfig, cell: StudyCell, rule: LearningRateRule) -> 
         evaluation=dict(suites=list(study.evaluation.suites)),
     )
     return parse_config(values, f"cell {cell.name}")
+
+
+def _schedule(study: StudyConfig, cell: StudyCell) -> dict[str, Any]:
+    """Keys of `train`: a trunk's learning rate stays constant, that of a cell of such a study falls in its last steps."""
+    if study.budgets.trunk is None:
+        return {}
+    if cell.kind == "trunk":
+        return {"schedule": "constant"}
+    shape = study.budgets.trunk.shape
+    return {"schedule": "warmup-stable-decay", "decay_steps": cell.decay_steps, "decay_shape": shape}
 
 
 def cells_of_kind(cells: list[StudyCell], kind: str) -> list[StudyCell]:

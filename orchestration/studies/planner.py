@@ -23,6 +23,7 @@ from .plan import (
     to_pack,
     zero_stage,
 )
+from .trunks.planning import branched, with_schedule
 
 
 def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
@@ -36,19 +37,18 @@ def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
     """
     vocab_size = dataset.tokenizer().get_vocab_size() if dataset else study.data.tokenizer.vocab_size
     _refuse_repetitions(study)
-    all_cells = _Planner(study, vocab_size, dataset).cells()
+    all_cells = with_schedule(study, _Planner(study, vocab_size, dataset).cells())
     for pattern in study.exclude:
         if not any(fnmatch.fnmatch(cell.name, pattern) for cell in all_cells):
             raise UserError(
                 f"study {study.name}: exclude: {pattern!r} is the name of no cell; names are like {all_cells[0].name}"
             )
-    cells = [cell for cell in all_cells if not any(fnmatch.fnmatch(cell.name, p) for p in study.exclude)]
-    if not any(cell.kind == "main" for cell in cells):
+    separate = [cell for cell in all_cells if not any(fnmatch.fnmatch(cell.name, p) for p in study.exclude)]
+    if not any(cell.kind == "main" for cell in separate):
         raise UserError(f"study {study.name}: exclude leaves no cell")
-    _refuse_impossible(study, cells)
-    hours = (
-        sum(makespan(to_pack(cells_of_kind(cells, kind)), study.hardware.devices) for kind in ("sweep", "main")) / 3600
-    )
+    _refuse_impossible(study, separate)
+    cells, trunks = branched(study, separate)
+    hours = _hours(study, cells, trunks)
     if study.limits.max_hours is not None and hours > study.limits.max_hours:
         raise UserError(
             f"study {study.name}: {hours:.1f} predicted hours are more than limits.max_hours="
@@ -63,7 +63,16 @@ def make_plan(study: StudyConfig, dataset: Dataset | None = None) -> Plan:
         hours=hours,
         device_hours=device_hours,
         cost=device_hours * study.hardware.cost_per_hour,
+        trunks=tuple(trunks),
+        separate_hours=_hours(study, separate, []) if trunks else None,
     )
+
+
+def _hours(study: StudyConfig, cells: list[StudyCell], trunks: list[StudyCell]) -> float:
+    """Predicted hours of the sweep, and then of the trunks and the other cells."""
+    devices = study.hardware.devices
+    sweep = makespan(to_pack(cells_of_kind(cells, "sweep")), devices)
+    return (sweep + makespan(to_pack([*trunks, *cells_of_kind(cells, "main")]), devices)) / 3600
 
 
 class _Planner:
@@ -141,6 +150,8 @@ class _Planner:
         size_config = self.study.sizes[size]
         name, first = f"{family}-{size_config.preset or size}", self.study.families[0]
         overrides = dict(size_config.model)
+        if self.study.preset_version != 1:  # plans without it are of version 1
+            overrides["preset_version"] = self.study.preset_version
         if size_config.feedforward_width and family == first:
             overrides["feedforward"] = {"width": size_config.feedforward_width}
         elif (size_config.model or size_config.feedforward_width) and family != first:
@@ -157,7 +168,7 @@ class _Planner:
 
     def _preset(self, family: str, size: str, name: str, overrides: dict[str, Any]) -> ModelConfig:
         try:
-            return preset(name, vocab_size=self.vocab_size, **overrides)
+            return preset(name, vocab_size=self.vocab_size, **({"preset_version": 1} | overrides))
         except UserError as error:
             raise UserError(f"study {self.study.name}: family {family} at size {size}: {error}") from error
 
@@ -222,6 +233,11 @@ def _refuse_impossible(study: StudyConfig, cells: list[StudyCell]) -> None:
             problems.append(
                 f"cell {cell.name}: {cell.steps} steps of {cell.batch_tokens:,} tokens are fewer than limits.min_steps="
                 f"{study.limits.min_steps}: a larger budget, a smaller batch.value, or exclude: [{cell.name}]"
+            )
+        elif cell.decay_steps == cell.steps:
+            problems.append(
+                f"cell {cell.name}: its {cell.steps} steps are all of its cooldown (budgets.trunk): a larger budget, a smaller "
+                f"batch.value, or exclude: [{cell.name}]"
             )
         elif cell.memory_gib > study.hardware.memory_gib:
             problems.append(

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ...models import preset
 from ...models.accounting import state_bytes
 from ...models.common.errors import UserError
 from ...models.common.files import write_json
@@ -36,9 +35,7 @@ def take_fit_options(folder: StudyFolder, file: str) -> None:
         cell.model_copy(
             update={
                 "held_out": cell.size in now.held_out_sizes,
-                "state_bytes": state_bytes(
-                    preset(cell.preset, vocab_size=plan.vocab_size, **cell.model), now.fit.state_context
-                ),
+                "state_bytes": state_bytes(cell.architecture(plan.vocab_size), now.fit.state_context),
             }
         )
         for cell in plan.cells

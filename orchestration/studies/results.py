@@ -11,7 +11,6 @@ from pydantic import Field, ValidationError
 
 from ...evals.config import load_suite
 from ...evals.layout import result_path
-from ...models import preset
 from ...models.accounting import state_bytes
 from ...models.common.config import Record
 from ...models.common.errors import UserError
@@ -49,6 +48,7 @@ class CellResult(Record):
             alone.
         tokens_per_second: median over the steps.
         starts: how often its training was started.
+        trunk_content: content hash of the trunk's checkpoint that it branched from; None without.
     """
 
     cell: StudyCell
@@ -66,6 +66,7 @@ class CellResult(Record):
     host: str
     git_commit: str | None
     versions: dict[str, str | None]
+    trunk_content: str | None = None
 
     @property
     def tflops(self) -> float:
@@ -94,7 +95,7 @@ class Pace:
         self._slowdowns: dict[tuple[object, ...], list[float]] = {}  # factors relative to `hardware.tflops`
         self._per_device: dict[tuple[object, ...], int] = {}  # largest planned number of cells per device
         for result in results:
-            fixed = max(0.0, result.seconds - result.cell.tokens / result.tokens_per_second)
+            fixed = max(0.0, result.seconds - result.cell.own_tokens / result.tokens_per_second)
             for key in _pace_keys(result.cell):
                 self._fixed.setdefault(key, []).append(fixed)
                 self._slowdowns.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
@@ -103,7 +104,7 @@ class Pace:
     def __call__(self, cell: StudyCell, done: float = 0.0) -> float:
         """Predicted seconds of the cell if the share `done` of its training, 0 to 1, is in a checkpoint."""
         hardware = self._study.hardware
-        training = (1 - done) * cell.flops / (1e12 * hardware.tflops_of(cell.size))
+        training = (1 - done) * cell.own_flops / (1e12 * hardware.tflops_of(cell.size))
         for key in _pace_keys(cell):
             if key in self._fixed:
                 crowding = max(1.0, cell.per_device / self._per_device[key])
@@ -163,7 +164,7 @@ def collect(
         raise UserError(
             f"cell {cell.name}: {loss_metric} is {metrics[loss_metric]}: it diverged; a lower learning rate may help"
         )
-    config = preset(cell.preset, vocab_size=plan.vocab_size, **cell.model)
+    config = cell.architecture(plan.vocab_size)
     speeds = [event["tokens_per_second"] for event in run.steps]
     return CellResult(
         cell=cell,
@@ -187,6 +188,7 @@ def collect(
         host=run.environment.get("host", os.uname().nodename),
         git_commit=", ".join(run.commits) or None,
         versions=run.environment.get("versions", {}),
+        trunk_content=run.lineage.parent.content if run.lineage and run.lineage.parent else None,
     )
 
 

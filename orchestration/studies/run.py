@@ -21,7 +21,7 @@ from ..preparation.executors import ray_data_map
 from ..preparation.prepare import dataset_is_complete, prepare_dataset
 from ..progress.bars import stage
 from .archive import pack
-from .cell import CellJob
+from .cell import CellJob, StudyJob
 from .config import StudyConfig
 from .folder import StudyFolder, failed_cells, remaining_cells, trained_share
 from .learning_rate import LearningRateRule, fitted_rule, given_rule
@@ -30,6 +30,7 @@ from .plan import Plan, StudyCell, cell_config, to_pack
 from .planner import make_plan
 from .preflight.checks import check_loss, check_stored
 from .results import Pace
+from .trunks.job import TrunkJob
 
 
 def plan_study(study: StudyConfig, data: Path) -> Plan:
@@ -137,7 +138,7 @@ def learning_rates(folder: StudyFolder, plan: Plan) -> LearningRateRule:
 
 
 class _Cells:
-    """The cells of one kind as jobs, those that take longest first.
+    """The cells of one kind as jobs, those that take longest first, after the trunks that they branch from.
 
     Raises:
         UserError: a cell has the record of another configuration.
@@ -146,34 +147,47 @@ class _Cells:
     def __init__(self, folder: StudyFolder, plan: Plan, cells: list[StudyCell], rule: LearningRateRule, dataset: Path):
         self.folder, self.plan = folder, plan
         by_name = {cell.name: cell for cell in cells}
-        self.jobs = [
-            CellJob(
-                plan,
-                (cell := by_name[packed.name]),
-                cell_config(plan.study, cell, rule),
-                folder.run(cell),
-                dataset,
-                folder.failure_file(cell),
-            )
-            for packed in longest_first(to_pack(cells))
-        ]
+        trunks = {cell.name: cell for cell in plan.trunks if any(cell.name == branch.trunk for branch in cells)}
+
+        def job(name: str) -> StudyJob:
+            cell = by_name.get(name) or trunks[name]
+            config = cell_config(plan.study, cell, rule)
+            shared = (plan, cell, config, folder.run(cell), dataset, folder.failure_file(cell))
+            if cell.kind == "trunk":
+                return TrunkJob(
+                    *shared, tuple((branch, folder.run(branch)) for branch in cells if branch.trunk == name)
+                )
+            return CellJob(*shared, folder.trunk_of(cell))
+
+        jobs = [job(packed.name) for packed in longest_first(to_pack([*trunks.values(), *cells]))]
+        self.trunks = [job for job in jobs if isinstance(job, TrunkJob)]
+        self.jobs = [job for job in jobs if isinstance(job, CellJob)]
         self._pace, self._measured = Pace(plan.study, ()), -1
 
-    def due(self) -> list[CellJob]:
-        """The jobs without a record."""
+    def left(self) -> list[CellJob]:
+        """The jobs of the cells without a record."""
         return [job for job in self.jobs if not job.is_done()]
 
-    def seconds(self, job: CellJob) -> float:
-        """Predicted seconds of a job, from the finished cells and from its last checkpoint."""
+    def due(self) -> list[StudyJob]:
+        """The trunks that are needed, and the cells without a record that wait for none."""
+        return [
+            *(trunk for trunk in self.trunks if not trunk.is_done()),
+            *(job for job in self.left() if job.can_begin()),
+        ]
+
+    def seconds(self, job: StudyJob) -> float:
+        """Predicted seconds of a job, from the finished cells and from its last checkpoint; of a trunk, to its next branch."""
         results = self.folder.results(self.plan)
         if len(results) != self._measured:
             self._pace, self._measured = Pace(self.plan.study, results), len(results)
+        if isinstance(job, TrunkJob):
+            return self._pace(job.cell, 1 - job.share_to_next_branch())
         return self._pace(job.cell, trained_share(self.folder, job.cell))
 
 
 def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | None, stop: StopSignal) -> None:
     """Run the cells that have no record and would end before `until` (monotonic seconds), or until a stop signal."""
-    unfinished = len(cells.due())
+    unfinished = len(cells.left())
     if not unfinished:
         return
     total, packed = len(cells.jobs), -1
@@ -183,7 +197,7 @@ def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | 
 
         def show() -> None:
             nonlocal packed
-            done = total - len(cells.due())
+            done = total - len(cells.left())
             progress.update(done, note=" ".join(sorted(job.cell.name for job in scheduler.running)))
             if archive is not None and done != packed:
                 pack(cells.folder, archive)

@@ -18,6 +18,8 @@ from .learning_rate import given_rule
 from .packing import makespan
 from .plan import Plan, StudyCell, to_pack
 from .results import CellResult, Pace
+from .trunks.branching import needed_step, reached_step
+from .trunks.planning import savings
 
 WATCH_SECONDS = 5.0
 
@@ -27,14 +29,14 @@ def plan_table(plan: Plan) -> Table:
     study = plan.study
     rule = given_rule(study.learning_rate, study.families)
     table = _table(("cell", "parameters", "tokens", "steps", "batch", "learning rate", "FLOPs", "epochs", "GiB", "min"))
-    for cell in plan.cells:
+    for cell in (*plan.trunks, *plan.cells):
         rate = rule.at(cell.family, cell.parameters) * (cell.factor or 1)
-        fitted = cell.kind == "main" and study.learning_rate.sweep is not None
+        fitted = cell.kind != "sweep" and study.learning_rate.sweep is not None
         table.add_row(
             cell.name + (" (held out)" if cell.held_out and cell.kind == "main" else ""),
             f"{cell.parameters:,}",
             f"{cell.tokens:,}",
-            f"{cell.steps:,}",
+            f"{cell.branch_step:,} + {cell.own_steps:,}" if cell.trunk else f"{cell.steps:,}",
             f"{cell.batch_tokens:,}",
             "of the sweep" if fitted else f"{rate:.2e}",
             f"{cell.flops:.2e}",
@@ -57,11 +59,12 @@ def plan_summary(plan: Plan) -> str:
         data = f"{plan.train_tokens:,} tokens of {study.data.name}: {most.epochs:.2f} epochs at most ({most.name})"
     cost = f", cost {plan.cost:,.2f}" if hardware.cost_per_hour else ""
     held = ", ".join(study.held_out_sizes) or "none"
+    saved = f"{line}\n" if (line := savings(plan)) else ""
     most_beside = max(hardware.processes_of(size) for size in study.sizes)
     return (
         f"study {study.name}: {study.question}\n"
         f"{len(main)} cells{swept}; {plan.flops:.3g} FLOPs, {plan.tokens:,} tokens; sizes held out of the fits: {held}\n"
-        f"{data}\n"
+        f"{saved}{data}\n"
         f"predicted {plan.hours:.2f} h on {hardware.devices} x {hardware.name} "
         f"({hardware.device}, up to {most_beside} cells each), {plan.device_hours:.2f} device hours{cost}"
     )
@@ -87,6 +90,8 @@ def status_view(folder: StudyFolder) -> tuple[Group, int]:
     failed = failed_cells(folder, plan.cells)
     table = _table(("cell", "state", "step", "loss", "tokens/s", "ETA"))
     states = {cell.name: _state(folder, cell, results, failed) for cell in plan.cells}
+    for trunk in plan.trunks:
+        table.add_row(trunk.name, _trunk_state(folder, plan, trunk), *_progress(folder, trunk, None))
     for cell in plan.cells:
         table.add_row(cell.name, states[cell.name], *_progress(folder, cell, results.get(cell.name)))
     remaining = [cell for cell in plan.cells if states[cell.name] not in ("done", "failed")]
@@ -116,6 +121,15 @@ def _state(folder: StudyFolder, cell: StudyCell, results: dict[str, CellResult],
     return "failed" if cell.name in failed else "waiting"
 
 
+def _trunk_state(folder: StudyFolder, plan: Plan, trunk: StudyCell) -> str:
+    branches = [(cell, folder.run(cell)) for cell in plan.cells if cell.trunk == trunk.name]
+    if reached_step(folder.run(trunk)) >= needed_step(branches):
+        return "done"
+    if looks_held(lease_path(folder.run(trunk))):
+        return "running"
+    return "failed" if folder.failure_file(trunk).is_file() else "waiting"
+
+
 def _progress(folder: StudyFolder, cell: StudyCell, result: CellResult | None) -> tuple[str, str, str, str]:
     """Step, loss, tokens/s and ETA as text; the loss of a finished cell is the evaluated one."""
     if result is not None:
@@ -133,8 +147,9 @@ def _progress(folder: StudyFolder, cell: StudyCell, result: CellResult | None) -
 
 
 def _remaining_hours(plan: Plan, cells: list[StudyCell], results: dict[str, CellResult]) -> float:
-    """Predicted hours of the remaining cells, corrected by the durations of finished ones."""
-    return makespan(to_pack(cells, Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
+    """Predicted hours of the remaining cells and their trunks, corrected by the durations of finished ones."""
+    trunks = [trunk for trunk in plan.trunks if any(cell.trunk == trunk.name for cell in cells)]
+    return makespan(to_pack([*trunks, *cells], Pace(plan.study, results.values())), plan.study.hardware.devices) / 3600
 
 
 def _table(titles: tuple[str, ...]) -> Table:

@@ -43,7 +43,7 @@ def track_study(folder: StudyFolder, tracking_uri: str | None = None) -> str:
         for name, why in [*refused, *_send_metrics(client, parent, folder)]:
             logger.warning("MLflow does not take %s of %s (%s); the files have it", name, folder.path, why)
         _send_artifacts(client, parent, folder)
-        for cell in plan.cells:
+        for cell in (*plan.trunks, *plan.cells):
             if RunFolder(folder.run(cell)).exists():
                 tags = {"mlflow.parentRunId": parent, "echo_lm.study": plan.study.name, "echo_lm.family": cell.family}
                 Tracker(folder.run(cell), uri, tags).send()

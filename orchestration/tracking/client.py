@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "echo-lm"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow opens it as one of prompts and traces
 CREATED_TAG = "echo_lm.created"  # of a run in MLflow: when it was made, in seconds
 RUN_TAG = "echo_lm.run_id"  # of a run in MLflow: the id of its folder
 LOCK_SECONDS = 300.0  # making MLflow's tables takes half a minute on a busy machine
@@ -90,7 +91,10 @@ def experiment_id(client: "MlflowClient", uri: str) -> str:
         if experiment is None:
             database = sqlite_file(uri)
             artifacts = artifacts_beside(database) if database else None
-            return client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            return client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=KIND)
+        if not KIND.keys() & experiment.tags.keys():  # of an earlier version
+            for key, value in KIND.items():
+                client.set_experiment_tag(experiment.experiment_id, key, value)
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
             logger.warning(
@@ -115,6 +119,8 @@ def newest_run(client: "MlflowClient", experiment: str, identity: str) -> str | 
 
 
 def equals(tag: str, value: str) -> str:
-    """The filter of `search_runs` for a tag's value, which may contain one kind of quotation marks."""
+    """The filter of `search_runs` for a tag's value; one with both kinds of quotation marks fits any sign in the place of `'`."""
+    if "'" in value and '"' in value:
+        return f"tags.`{tag}` LIKE '{value.replace(chr(39), '_')}'"
     quote = '"' if "'" in value else "'"
     return f"tags.`{tag}` = {quote}{value}{quote}"

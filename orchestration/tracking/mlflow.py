@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,21 +16,25 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from ...evals.layout import complete_checkpoints, result_files, stored_config
-from ...models.common.cached_files import Stamp, stamp
+from ...evals.layout import result_files, stored_config
+from ...evals.markdown import to_html
+from ...models.common.cached_files import Stamp, is_inside, stamp
 from ...models.common.errors import UserError
 from ...models.common.files import sha256_file, write_text
-from ...models.common.run_layout import CONFIG, ENVIRONMENT, LINEAGE, MODEL, REPORT
+from ...models.common.run_layout import CONFIG, ENVIRONMENT, EVENTS, LINEAGE, REPORT, SUPERVISION
 from ...pipeline.run.events import EventReader
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.identity import run_id
+from ...pipeline.run.reader import RunReader
+from ...pipeline.run.untrusted import file_text, flat, text
 from .client import CREATED_TAG, RUN_TAG, default_tracking_uri, experiment_id, mlflow_client, newest_run
 from .errors import explain
 from .evaluations import EvaluationRuns
 from .lineage import send_lineage
 from .model_card import FILE as MODEL_CARD
 from .model_card import model_card
-from .points import EvaluationResult, EventPoints, Point, flatten
+from .points import EvaluationResult, EventPoints, Point
+from .registration import register
 from .status import RunStatus
 from .values import Refusal, metric, number, params, send
 
@@ -43,7 +46,9 @@ logger = logging.getLogger(__name__)
 ARTIFACTS = (CONFIG, ENVIRONMENT, LINEAGE, REPORT, "figures/*.png", "evals/summary.md", "evals/figures/*.png")
 # What MLflow answers about a run or experiment that is gone.
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
-CARD_CHARACTERS = 5000  # of the description of a model's version, which some databases limit
+MOST_CARD = 100_000  # characters
+MOST_ARTIFACT_BYTES = 64 << 20  # of a report, a figure or a result
+REPORT_PAGE = "report.html"
 _named: set[tuple[str, Path, str]] = set()  # values that this process has said MLflow does not take
 
 
@@ -147,6 +152,8 @@ class Tracker:
         if self._run_id and client.get_run(self._run_id).info.lifecycle_stage != "active":
             self._reset()  # somebody deleted it in MLflow: it is made again
         events = self._events.read()
+        if self._events.damage:
+            self._name([("lines", self._events.damage)])
         if self._events.restarted:
             self._points, self._status = EventPoints(), RunStatus()
         self._status.add(events)
@@ -179,7 +186,7 @@ class Tracker:
     def _reset(self) -> None:
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
-        self._events = EventReader.of_run(self.run_folder)
+        self._events = EventReader.of_any_run(self.run_folder)
         self._points, self._status = EventPoints(), RunStatus()
         self._sent: dict[
             str, dict[int, tuple[int, float]]
@@ -220,12 +227,12 @@ class Tracker:
 
     def _send_parameters(self, client: "MlflowClient") -> None:
         """Send config and environment, flattened; MLflow never changes a parameter, so a resumed run keeps its first ones."""
-        config = stored_config(self.run_folder)
-        environment = RunFolder(self.run_folder).environment()
-        values = dict(flatten(config)) | {f"environment.{key}": value for key, value in flatten(environment)}
+        reader = RunReader(self.run_folder)  # bounded, whatever the files hold
+        environment = reader.environment()
+        values = flat(reader.config()) | {f"environment.{key}": value for key, value in flat(environment).items()}
         sent = client.get_run(self._run_id).data.params
         self._name(send(client, self._run_id, "params", [item for item in params(values) if item.key not in sent]))
-        if commit := environment.get("git_commit"):
+        if commit := text(environment.get("git_commit"), 100):
             client.set_tag(self._run_id, "mlflow.source.git.commit", commit)
 
     def _send_data(self, client: "MlflowClient") -> None:
@@ -245,25 +252,21 @@ class Tracker:
 
     def _register(self, client: "MlflowClient") -> None:
         """Register the final weights and their model card as a version of the registered model named like the run."""
-        from mlflow.exceptions import MlflowException
-
-        card = model_card(self.run_folder)
-        if card is None:
-            return
         path = self.run_folder / MODEL_CARD
-        if not path.is_file() or path.read_text(encoding="utf-8") != card:  # an unchanged file is not rewritten
+        card = None if self._is_kept(path) else model_card(self.run_folder)
+        if card is not None and (not path.is_file() or path.read_text(encoding="utf-8") != card):
             with contextlib.suppress(UserError):  # somebody else's folder
                 write_text(path, card)
-        self._send_artifacts(client, self._changed([path]))
-        if client.search_model_versions(f"run_id='{self._run_id}'"):
+        if card is None and path.is_file():
+            card = file_text(path, MOST_CARD)
+        if card is None:
             return
-        folder, _ = list(complete_checkpoints(self.run_folder))[-1]
-        client.log_artifacts(self._run_id, str(folder / MODEL), "model")
-        name = re.sub("[/:]", "_", self.run_folder.resolve().name)  # MLflow refuses these two
-        with contextlib.suppress(MlflowException):  # it exists already
-            client.create_registered_model(name)
-        source = f"{client.get_run(self._run_id).info.artifact_uri}/model"
-        client.create_model_version(name, source=source, run_id=self._run_id, description=card[:CARD_CHARACTERS])
+        self._send_artifacts(client, self._changed([path]))
+        register(client, self._run_id, self.run_folder, card)
+
+    def _is_kept(self, path: Path) -> bool:
+        """Whether the model card that is there knows more than a new one: the dataset and its licences are not here."""
+        return path.is_file() and RunFolder(self.run_folder).manifest_file() is None
 
     def _send_points(self, client: "MlflowClient", points: Iterable[Point]) -> None:
         metrics, refused = [], []
@@ -297,11 +300,25 @@ class Tracker:
     def _send_artifacts(self, client: "MlflowClient", stamps: dict[Path, Stamp]) -> None:
         for path, sent_stamp in stamps.items():
             folder = path.parent.relative_to(self.run_folder).as_posix()
-            if os.access(path, os.R_OK):
-                client.log_artifact(self._run_id, str(path), None if folder == "." else folder)
+            if refusal := self._why_not(path):
+                self._name([(path.relative_to(self.run_folder).as_posix(), refusal)])
             else:
-                self._name([(path.relative_to(self.run_folder).as_posix(), "it cannot be read")])
+                client.log_artifact(self._run_id, str(path), None if folder == "." else folder)
+                if path.name == REPORT:  # MLflow shows Markdown as text
+                    page = to_html(
+                        file_text(path, MOST_ARTIFACT_BYTES), self.run_folder, self.run_folder.resolve().name
+                    )
+                    client.log_text(self._run_id, page, REPORT_PAGE)
             self._uploaded[path] = sent_stamp
+
+    def _why_not(self, path: Path) -> str:
+        """Why a file is not uploaded; empty if it is."""
+        if not is_inside(path, self.run_folder):
+            return "it is a link that leads out of the run"
+        if not path.is_file():
+            return "it is no regular file"
+        large = path.stat().st_size > MOST_ARTIFACT_BYTES and path.name not in (EVENTS, SUPERVISION)
+        return "" if os.access(path, os.R_OK) and not large else "it cannot be read" if not large else "it is too large"
 
     def _send_status(self, client: "MlflowClient", alive: bool | None) -> None:
         """Send the run's status and, unless it goes on, the time of its end."""

@@ -95,6 +95,11 @@ class EventPoints:
                 for key, value in event.items():
                     if key not in ("kind", "time", "step") and isinstance(value, int | float):
                         yield Point(mlflow_key(f"train/{key}"), value, time, step)
+                keys = mlflow_keys(event.get("epochs") or {})  # of all sources, also of those that this batch has not
+                for group in ("epochs", "loss_by_source"):
+                    for name, value in (event.get(group) or {}).items():
+                        if isinstance(value, int | float):
+                            yield Point(mlflow_key(f"train/{group}/{keys.get(name, name)}"), value, time, step)
             elif kind == "checkpoint":
                 yield Point("train/checkpoint_seconds", event["seconds"], time, step)
             elif kind == "skip":

@@ -103,12 +103,15 @@ def set_damaged_aside(run: RunFolder) -> list[Path]:
 def apply_retention(run: RunFolder, config: RunConfig) -> None:
     """Delete what the retention rules leave over: engine state of older checkpoints, or whole checkpoints.
 
-    The newest `run.keep_checkpoints`, those of every `run.keep_every` steps and the best one (`run.keep_best`) stay resumable; of
-    the newest `run.keep_models` the weights stay, for later evaluations. The newest checkpoint is never touched.
+    The newest `run.keep_checkpoints`, those of every `run.keep_every` steps, of `run.checkpoint_steps` and the best one
+    (`run.keep_best`) stay resumable; of the newest `run.keep_models` the weights stay, for later evaluations. The newest checkpoint
+    is never touched.
     """
     keep, models, every = config.run.keep_checkpoints, config.run.keep_models, config.run.keep_every
     checkpoints = list(complete_checkpoints(run.path))
-    kept = {best_step(run, config.run.keep_best)} | {record["step"] for _, record in checkpoints[-1:]}
+    kept = {best_step(run, config.run.keep_best), *config.run.checkpoint_steps} | {
+        record["step"] for _, record in checkpoints[-1:]
+    }
     for age, (checkpoint, record) in enumerate(reversed(checkpoints), start=1):
         if record["step"] in kept or (every and record["step"] % every == 0):
             continue

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -11,7 +11,8 @@ from pydantic_core import PydanticUndefined
 from ...models import ModelConfig, preset
 from ...models.common.config import Config
 from ...models.common.errors import UserError
-from .recipe import load_values, parse_config
+from ...models.presets import LATEST_VERSION
+from .recipe import load_values, parse_config, with_latest_preset
 
 VOCABULARY_BEFORE_DATA = 512  # no value that is shown depends on it; the tokenizer decides it
 
@@ -45,13 +46,17 @@ def explain_config(recipe: str, overrides: list[str] | None = None) -> list[KeyR
     """
     written, origin = load_values(recipe)
     values, _ = load_values(recipe, overrides)
-    config = parse_config(values, origin)
+    config = parse_config(with_latest_preset(values), origin)
     set_here = {override.partition("=")[0] for override in overrides or []}
     sources = {"command line": _nested(set_here), origin: written}
     rows = list(_rows(config, "", sources))
     built = config.model.resolve(VOCABULARY_BEFORE_DATA)
-    plain = preset(config.model.preset, vocab_size=VOCABULARY_BEFORE_DATA)
-    position = next(number for number, row in enumerate(rows) if row.key == "model.preset") + 1
+    version = config.model.preset_version
+    plain = preset(config.model.preset, preset_version=version, vocab_size=VOCABULARY_BEFORE_DATA)
+    position = next(number for number, row in enumerate(rows) if row.key == "model.preset_version") + 1
+    rows[position - 1] = replace(
+        rows[position - 1], default=LATEST_VERSION
+    )  # of a recipe; the class's is that of stored files
     rows[position:position] = _rows(built, "model.", sources, plain, f"preset {config.model.preset}")
     return rows
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ...models.common.errors import UserError
 from ...models.common.files import write_text
 from ...models.common.validation import describe_validation_error, first_line, refuse_resolvers
+from ...models.presets import LATEST_VERSION
 from .run_config import RunConfig
 
 RECIPES = __package__.rpartition(".")[0]  # the package that has them in `recipes/`
@@ -30,7 +31,16 @@ def load_config(recipe: str | Path, overrides: list[str] | None = None) -> RunCo
     Raises:
         UserError: no such recipe or file, not YAML, an unknown key, or a value of the wrong type.
     """
-    return parse_config(*load_values(recipe, overrides))
+    values, origin = load_values(recipe, overrides)
+    return parse_config(with_latest_preset(values), origin)
+
+
+def with_latest_preset(values: Any) -> Any:
+    """The values of a recipe whose preset is of the latest version unless the recipe says otherwise. Files in run folders mean
+    version 1 where they name none."""
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        return values
+    return values | {"model": {"preset_version": LATEST_VERSION} | values["model"]}
 
 
 def load_values(recipe: str | Path, overrides: list[str] | None = None) -> tuple[Any, str]:

@@ -1,6 +1,6 @@
 """The sections of a run's configuration but `train`: the model, the start, the execution, the evaluations."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,8 +13,13 @@ from ...models.common.errors import UserError
 class ModelSection(Config, extra="allow"):
     """A preset by name; every other key overrides a field of its `ModelConfig`. The vocabulary comes from the tokenizer."""
 
+    added = ("preset_version",)
+
     preset: str
     """Name of a preset, a family and a size such as `echo-1m`; `echo-lm models` lists them."""
+    preset_version: int = 1
+    """What the preset's name means: 2 writes SKA layers a position late, 1 is what it meant before 30 November 2026. A recipe that
+    leaves it out gets the latest; a run folder keeps the version that it was made with, which is 1 if its file names none."""
 
     @model_validator(mode="after")
     def _builds(self) -> "ModelSection":
@@ -26,7 +31,7 @@ class ModelSection(Config, extra="allow"):
         overrides = dict(self.model_extra or {})
         if "vocab_size" in overrides:
             raise UserError("model.vocab_size is set by the tokenizer: set data.tokenizer.vocab_size instead")
-        return preset(self.preset, vocab_size=vocab_size, **overrides)
+        return preset(self.preset, preset_version=self.preset_version, vocab_size=vocab_size, **overrides)
 
 
 class StartFromSection(Config):
@@ -67,7 +72,7 @@ class KeepBestSection(Config):
 class RunSection(Config):
     """Execution settings: workers, ZeRO, checkpoints, restarts. They may change on resume and alter results only by rounding."""
 
-    added = ("checkpoint_minutes", "keep_models", "keep_best", "time_limit", "cuda_graphs")
+    added = ("checkpoint_minutes", "checkpoint_steps", "keep_models", "keep_best", "time_limit", "cuda_graphs")
 
     workers: int = Field(default=1, gt=0)
     """Processes, one a GPU."""
@@ -94,6 +99,8 @@ class RunSection(Config):
     """Steps between checkpoints."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)
     """Write a checkpoint also when the last one is so many minutes old."""
+    checkpoint_steps: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Write checkpoints also after these steps, which stay resumable: others can branch from them."""
     checkpoint_beside_training: bool = True
     """Write a checkpoint while the next steps train."""
     keep_checkpoints: int | None = Field(default=None, gt=0)

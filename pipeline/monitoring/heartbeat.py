@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from ...models.common.cached_files import stamp
+from ...models.common.cached_files import read_regular, stamp
 from ...models.common.files import write_text
 from ...models.common.renamed_keys import with_new_keys
 from ..run.folder import RunFolder
@@ -27,6 +27,7 @@ from .node import node_name
 
 WORKER_GROUP_VARIABLE = "ECHO_LM_WORKER_GROUP"
 HEARTBEAT_SECONDS = 1.0
+MOST_RECORD_BYTES = 1 << 16
 FENCED = 75  # exit code of a process whose worker group was replaced
 
 
@@ -141,11 +142,11 @@ def read_heartbeats(run: RunFolder) -> list[HeartbeatRecord]:
     heartbeats = []
     for path in sorted(run.heartbeats.glob("rank_*.json")):
         try:
-            heartbeats.append(
-                HeartbeatRecord(**with_new_keys("heartbeat", json.loads(path.read_text(encoding="utf-8"))))
-            )
-        except (OSError, ValueError, TypeError):
-            continue  # being replaced at this moment
+            record = HeartbeatRecord(**with_new_keys("heartbeat", json.loads(read_regular(path, MOST_RECORD_BYTES))))
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            continue  # being replaced at this moment, or damaged
+        if isinstance(record.rank, int) and isinstance(record.node, str):
+            heartbeats.append(record)
     return heartbeats
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ...evals.layout import stored_config
+from ...evals.layout import is_suite_file, stored_config
 from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
 from ...models.common.provenance import git_state
@@ -70,10 +70,20 @@ class RunFolder:
     def load_config(self) -> RunConfig:
         """The stored configuration.
 
+        If the path of a suite's file does not exist, its path relative to the run's folder is taken: both may move together.
+
         Raises:
             UserError: not a run folder, or its configuration was damaged.
         """
-        return parse_config(stored_config(self.path), str(self.config_file))
+        config = parse_config(stored_config(self.path), str(self.config_file))
+        missing = {suite for suite in config.evaluation.suites if is_suite_file(suite) and not Path(suite).is_file()}
+        if not missing or not self.data_file.is_file():
+            return config
+        relative = read_json(self.data_file).get("suites", {})
+        beside = {suite: os.path.normpath(self.path / relative[suite]) for suite in missing & relative.keys()}
+        found = {suite: path for suite, path in beside.items() if Path(path).is_file()}
+        suites = tuple(found.get(suite, suite) for suite in config.evaluation.suites)
+        return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"suites": suites})})
 
     def environment(self) -> dict[str, Any]:
         """The contents of `environment.json`; empty without that file."""
@@ -146,8 +156,11 @@ class RunFolder:
             UserError: see `check`.
         """
         self.check(config, trust=trust)
-        relative = os.path.relpath(dataset.resolve(), self.path.resolve())
-        write_json(self.data_file, {"folder": relative, "absolute": str(dataset.resolve())})
+        own = self.path.resolve()
+        relative = os.path.relpath(dataset.resolve(), own)
+        files = [suite for suite in config.evaluation.suites if is_suite_file(suite)]
+        suites = {"suites": {file: os.path.relpath(Path(file).resolve(), own) for file in files}} if files else {}
+        write_json(self.data_file, {"folder": relative, "absolute": str(dataset.resolve())} | suites)
         if not self.environment_file.exists():  # that of later starts is in their events
             write_json(self.environment_file, describe_environment())
         run_id(self.path, new=True)

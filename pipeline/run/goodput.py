@@ -40,9 +40,10 @@ class Goodput:
             if kind in SUPERVISION_KINDS:
                 continue
             if kind in ("start", "rollback"):
-                for step in [step for step in self._steps if step > event["step"]]:
+                position = event.get("step", 0)
+                for step in [step for step in self._steps if step > position]:
                     self.lost += self._steps.pop(step)
-                self._tokens = event.get("tokens", self._tokens)
+                self._tokens = self._tokens if event.get("tokens") is None else event["tokens"]
             if kind == "start":
                 if last is not None and last["kind"] not in ("stop", "finish"):
                     self.lost += max(0.0, event["time"] - last["time"])
@@ -54,7 +55,9 @@ class Goodput:
             self._last = event
 
     def _add_step(self, event: dict[str, Any], last: dict[str, Any] | None) -> None:
-        position = event.get("tokens", self._tokens)  # an event of another writer may lack it
+        position = event.get("tokens")
+        if position is None:  # an event of another writer may lack it
+            position = self._tokens
         tokens, speed = position - self._tokens, event.get("tokens_per_second")
         seconds, self._tokens = tokens / speed if speed and tokens > 0 else 0.0, position
         if self._started and last is not None:

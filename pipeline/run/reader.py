@@ -3,6 +3,7 @@
 Both read events by `events.py`, checkpoints and results by `evals/layout.py`; nothing else reads a run folder.
 """
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
@@ -11,7 +12,15 @@ from typing import Any
 
 from ...evals.layout import complete_checkpoints, complete_steps, is_of_average, result_files, stored_config
 from ...models import ModelConfig, read_config
-from ...models.common.cached_files import Stamp, read_json_if_whole, read_yaml_if_whole, stamp, subfolder_paths
+from ...models.common.cached_files import (
+    Cache,
+    Stamp,
+    is_inside,
+    read_json_if_whole,
+    read_yaml_if_whole,
+    stamp,
+    subfolder_paths,
+)
 from ...models.common.errors import UserError
 from ...models.common.files import read_json
 from ...models.common.run_layout import (
@@ -32,6 +41,12 @@ from ..monitoring.heartbeat import heartbeat_times
 from .events import EventReader, last_events, read_events, steps, stopped_at
 from .folder import RunFolder
 from .lineage import Lineage, find_parent, shown_lineage
+from .untrusted import clean_result, file_text, number, text
+
+MOST_CONFIG_TEXT = 1 << 16  # characters
+MOST_RESULTS = 2000
+_read_result = Cache(lambda data: clean_result(json.loads(data)), most=MOST_RESULTS).get
+MOST_SUPERVISION_BYTES = 1 << 24  # of a look
 
 
 class RunFiles:
@@ -118,12 +133,13 @@ class RunReader:
     """The contents of a run folder while other processes write it, each read when it is asked for.
 
     A file that did not change is not read again, and of a growing log only what was appended. What is missing, half-written,
-    damaged or was removed with its folder counts as empty; it never raises.
+    damaged or was removed with its folder counts as empty; so does what is no regular file, and a link that leads out of the run
+    folder. It never raises.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._supervision = EventReader(folder / SUPERVISION, skip_damaged=True)
+        self._supervision = EventReader(folder / SUPERVISION, skip_damaged=True, inside=folder)
         self._failures: dict[str, str] = {}
 
     def stamps(self) -> tuple[Stamp, ...]:
@@ -135,30 +151,35 @@ class RunReader:
 
     def config(self) -> dict[str, Any]:
         """The contents of `config.yaml`."""
-        return read_yaml_if_whole(self.folder / CONFIG) or {}
+        path = self.folder / CONFIG
+        return (read_yaml_if_whole(path) if is_inside(path, self.folder) else None) or {}
 
     def lineage(self) -> Lineage | None:
         """What the run began from, and how it changed."""
-        return shown_lineage(self.folder)
+        path = self.folder / LINEAGE
+        try:
+            return shown_lineage(self.folder) if path.is_file() and is_inside(path, self.folder) else None
+        except (OSError, RecursionError):
+            return None
 
     def config_text(self) -> str:
         """The text of `config.yaml`, damaged or not."""
-        try:
-            return (self.folder / CONFIG).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
+        path = self.folder / CONFIG
+        return file_text(path, MOST_CONFIG_TEXT) if is_inside(path, self.folder) else ""
 
     def environment(self) -> dict[str, Any]:
         """The contents of `environment.json`."""
-        return read_json_if_whole(self.folder / ENVIRONMENT) or {}
+        return self._json(ENVIRONMENT) or {}
 
     def last_events(self, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
         """The last events of the training, oldest first: as many as `enough` requires, or all of them."""
-        return last_events(self.folder / EVENTS, enough)
+        path = self.folder / EVENTS
+        return last_events(path, enough) if is_inside(path, self.folder) else []
 
     def stopped_at(self) -> int | None:
         """The step at which training stopped or finished; None while it goes on, or after a crash."""
-        return stopped_at(self.folder / EVENTS)
+        path = self.folder / EVENTS
+        return stopped_at(path) if is_inside(path, self.folder) else None
 
     def finished(self) -> bool:
         """Whether training reached its horizon."""
@@ -169,7 +190,7 @@ class RunReader:
         recorded = stamp(self.folder / ERROR)
         if recorded is None or recorded[0] / 1e9 < seconds:
             return None
-        return str((read_json_if_whole(self.folder / ERROR) or {}).get("message", "see error.json"))
+        return text((self._json(ERROR) or {}).get("message")) or "see error.json"
 
     def complete_steps(self) -> list[tuple[int, float]]:
         """Step and time (unix seconds) of the complete checkpoints, oldest first."""
@@ -177,25 +198,35 @@ class RunReader:
 
     def heartbeats(self) -> list[tuple[str, float]]:
         """Node and time (unix seconds, by the file system's clock) of every rank's last heartbeat."""
-        return heartbeat_times(RunFolder(self.folder))
+        inside = is_inside(self.folder / HEARTBEATS, self.folder)
+        return heartbeat_times(RunFolder(self.folder)) if inside else []
 
     def result_names(self) -> set[str]:
         """Names of the evaluations that have a result, as `step_00000100/language`."""
         return {f"{path.parent.name}/{path.stem}" for path in result_files(self.folder)}
 
     def results(self) -> list[dict[str, Any]]:
-        """The evaluation results, by step."""
-        results = [result for path in result_files(self.folder) if (result := read_json_if_whole(path))]
-        whole = [r for r in results if isinstance(r.get("metrics"), dict) and "suite" in r and "step" in r]
-        return sorted(whole, key=lambda result: result["step"])
+        """The evaluation results with the values that fit (`untrusted.clean_result`), by step; the newest 2,000."""
+        paths = (path for path in result_files(self.folder)[-MOST_RESULTS:] if is_inside(path, self.folder))
+        results = [result for path in paths if (result := _read_result(path))]
+        return sorted(results, key=lambda result: result["step"])
+
+    def finished_step(self) -> int | None:
+        """The step in `finished.json`; None without that file or step."""
+        step = number((self._json(FINISHED) or {}).get("step"))
+        return None if step is None else int(step)
+
+    def _json(self, name: str | Path) -> dict[str, Any] | None:
+        path = self.folder / name
+        return read_json_if_whole(path) if is_inside(path, self.folder) else None
 
     def failures(self) -> dict[str, str]:
         """Message of every evaluation that failed for good, by `step_00000100/language`; it may have been done since."""
-        events = self._supervision.read()
+        events = self._supervision.read(MOST_SUPERVISION_BYTES)
         if self._supervision.restarted:
             self._failures = {}
         for event in events:
             if event["kind"] == "evaluation_failed":
-                name = f"{checkpoint_name(event.get('step', 0))}/{event.get('suite')}"
-                self._failures[name] = str(event.get("message", ""))
+                name = f"{checkpoint_name(event.get('step', 0))}/{text(event.get('suite'), 80)}"
+                self._failures[name] = text(event.get("message"))
         return dict(self._failures)

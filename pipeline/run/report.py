@@ -19,6 +19,7 @@ from .goodput import Goodput
 from .reader import RunFiles
 
 HEADLINE_TASK = "sysprompt-4"
+SOURCE_STEPS = 20  # of a source's loss in the table
 CONTEXTS = [1 << power for power in range(10, 21, 2)]
 
 
@@ -152,7 +153,27 @@ def _training(run: RunFiles) -> str:
         lines.append(f"Waiting for data: {sum(stalls):.1f} s in all.")
     if skipped := sum(event["kind"] == "skip" for event in run.events):
         lines.append(f"Skipped steps (loss or gradient not finite): {skipped}.")
-    return "## Training\n\n" + "\n".join(images) + "\n\n" + " ".join(lines)
+    return "## Training\n\n" + "\n".join(images) + "\n\n" + " ".join(lines) + _sources(run)
+
+
+def _sources(run: RunFiles) -> str:
+    """How often each text source was read, and its loss."""
+    epochs = run.steps[-1].get("epochs") or {}
+    if not epochs:
+        return ""
+    losses: dict[str, list[float]] = {name: [] for name in epochs}
+    for event in run.steps:
+        for name, loss in (event.get("loss_by_source") or {}).items():
+            if loss is not None:
+                losses.setdefault(name, []).append(loss)
+    if len(epochs) == 1:
+        losses = {name: [e["loss_text"] for e in run.steps if e.get("loss_text") is not None] for name in epochs}
+    rows = []
+    for name, count in epochs.items():
+        last = losses[name][-SOURCE_STEPS:]
+        rows.append((name, f"{statistics.mean(last):.4f}" if last else "-", f"{count:.2f}"))
+    header = ("text source", f"loss (mean of its last {SOURCE_STEPS} steps)", "epochs read")
+    return f"\n\n{_table(header, rows)}"
 
 
 def _memory(run: RunFiles) -> str:

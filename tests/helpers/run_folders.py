@@ -18,7 +18,10 @@ LENGTHS = (64, 256, 1024)
 
 def step_event(step: int, at: float, shift: float = 0.0) -> dict[str, Any]:
     """A `step` event with numbers that depend on the step and on nothing else."""
-    text, recall = 2.0 + 4.0 * math.exp(-step / 12) + shift, 0.2 + 3.3 / (1 + math.exp((step - 20) / 4)) + shift
+    text, recall = (
+        2.0 + 4.0 * math.exp(-step / 12) + shift,
+        0.2 + 3.3 / (1 + math.exp(min(99, (step - 20) / 4))) + shift,
+    )
     return {
         "kind": "step",
         "time": at,

@@ -22,6 +22,7 @@ from echo_lm.kernels.ska import attention, ska_attention
 from echo_lm.kernels.ska import sequence as ska_sequence
 from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.models import ModelConfig, build_model, preset
+from echo_lm.models.mixers import delay
 from tests.helpers.collectives import counted
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,10 @@ STACKS = {
     "echo exact K=1 token gate": dict(layers=ECHO, ska=dict(SKA, power=1, gate_input="token")),
     "echo exact blend": dict(
         layers=ECHO, ska=dict(SKA, power=2, blend=True, gate_input="token", gate_scale="table", context_heads=1)
+    ),
+    "echo exact late": dict(layers=ECHO, ska=dict(SKA, power=1, key_shift=1, value_shift=1)),
+    "echo exact shifted, window": dict(
+        layers=ECHO, ska=dict(SKA, power=0, key_shift=2, value_shift=1, gate_input="token", gate_window=3)
     ),
     "echo chunk K=1": dict(layers=ECHO, ska=dict(SKA, mode="chunk", chunk_size=4, power=1)),
     "echo chunk K=0 lagged": dict(layers=ECHO, ska=dict(SKA, mode="chunk", chunk_size=4, power=0, value_lag=True)),
@@ -283,7 +288,7 @@ def no_labels_on_a_rank(groups, report):
 
 def sabotage(groups, report):
     """Errors of the output when what travels is wrong. Each must be seen by `parity`."""
-    entering_state, all_gather = sequence.entering_state, sequence.all_gather
+    entering_state, all_gather, gather_segments = sequence.entering_state, sequence.all_gather, sequence.gather_segments
 
     def swap_two_ranks(*arguments):
         def swapped(x, context):
@@ -298,18 +303,22 @@ def sabotage(groups, report):
 
         return dropped
 
+    def no_rows(x, context):
+        return gather_segments(x, context) * 0
+
     for trial, module, broken, name in (
         ("swapped summaries", ska_sequence, swap_two_ranks, "echo exact K=1"),
         ("no seam pair", ska_sequence, drop(3), "echo exact K=1"),
         ("no lagged seam pair", ska_sequence, drop(5), "echo exact K=0 lagged"),
         ("no last key", ska_sequence, drop(4), "echo exact K=1"),
+        ("no rows before", delay, no_rows, "echo exact late"),
         ("swapped states", ssd_sequence, swap_two_ranks, "mamba2"),
         ("no overlap", ssd_sequence, drop(0), "mamba2"),
         ("no decay", ssd_sequence, drop(2), "mamba2"),
         ("no first tokens", ssd_sequence, drop(4), "mamba2"),
     ):
         whole = only_rank_0(on_whole_rows, name, [], torch.float64)
-        with replaced(module, "entering_state", broken):
+        with replaced(module, "gather_segments" if module is delay else "entering_state", broken):
             ours = on_segments(name, [], torch.float64, groups[WORLD])
         report["broken", trial] = worst(ours[:1], None if whole is None else whole[:1])
 
@@ -353,6 +362,7 @@ CHECKPOINTED = {  # with how far they may be from blocks that are computed once
     "echo exact K=0 lagged": 1e-6,
     "hybrid": 1e-12,
     "echo chunk K=1": 1e-6,
+    "echo exact late": 1e-12,
 }
 
 
@@ -369,6 +379,7 @@ def checkpointed(groups, report):
         ("echo exact K=0 lagged", torch.bfloat16, False),
         ("hybrid", torch.float64, False),
         ("echo chunk K=1", torch.bfloat16, True),
+        ("echo exact late", torch.float64, False),
     ):
         shallow = STACKS[name] | dict(layers=STACKS[name]["layers"][:2])
         with replaced_item(STACKS, name, shallow):
@@ -398,7 +409,7 @@ def refusals(groups, report):
     x = torch.ones(1, 6, 2, 3)
     model = make_model("echo exact K=1", torch.float32)
     maximum = build_model(preset("paper-1m-sequence-max"))
-    shifted = build_model(preset("paper-1m-l2", ska={"key_shift": 1, "mode": "exact"}))
+    shifted = build_model(preset("paper-1m-l2", ska={"key_shift": 2, "mode": "exact"}, layers=["ska"] * 4, mamba2=None))
     for trial, call in {
         "prefix": lambda: ska_attention(x, x, x, mode="prefix", context=context),
         "grid": lambda: ska_attention(x, x, x, mode="chunk", chunk_size=4, context=context),
@@ -406,7 +417,7 @@ def refusals(groups, report):
         "short": lambda: model(torch.zeros(1, 3, dtype=torch.int64), context=context),
         "borders": lambda: model(torch.zeros(2, 12, dtype=torch.int64), context=context_of(group, []), cu_seqlens=[]),
         "sequence-max": lambda: maximum(torch.zeros(1, 64, dtype=torch.int64), context=context),
-        "shifted": lambda: shifted(torch.zeros(1, 64, dtype=torch.int64), context=context),
+        "shifted": lambda: shifted(torch.zeros(1, 1, dtype=torch.int64), context=context),
         "rank": lambda: SequenceContext(group, (rank + 1) % WORLD, WORLD),
         "world": lambda: SequenceContext(group, rank, 5),
         "row": lambda: context_of(group, []).starts(BATCH, 13, x.device),

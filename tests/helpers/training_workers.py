@@ -4,6 +4,7 @@ A process group and DeepSpeed are set up once; engine follows engine. `play` is 
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from echo_lm.data_prep.loading.batch import Batch
 from echo_lm.data_prep.loading.dataset import Dataset
 from echo_lm.models import EchoLM, build_model
 from echo_lm.pipeline.checkpoint.zero_state import fragments
@@ -107,13 +109,20 @@ def train_case(case: Case, data: Path) -> Result:
     for step in range(case.steps):
         batch = loader.batch(step)
         assert batch.is_recall.any()
+        batch = replace(batch, sources=halves(batch), source_names=("first", "second"))
         price = gate_penalty_at(step, config.train)
         rate = learning_rate_at(step, config.train)
-        metrics.append(update(engine, batch, rate, config, mesh, flags=[], gate_penalty=price).metrics)
+        result = update(engine, batch, rate, config, mesh, flags=[], gate_penalty=price)
+        metrics.append(result.metrics | {"loss_by_source": result.loss_by_source})
     losses = torch.tensor([step["loss"] for step in metrics], dtype=torch.float64)
     result = Result(losses, collect(engine, "weight"), metrics)
     engine.destroy()
     return result
+
+
+def halves(batch: Batch) -> torch.Tensor:
+    """Text rows dealt out to two sources by the parity of their first token, -1 for recall."""
+    return torch.where(batch.is_recall, -1, batch.tokens[:, 0] % 2)
 
 
 def collect(engine: Any, kind: str) -> dict[str, torch.Tensor]:

@@ -73,6 +73,7 @@ def test_a_rank_without_labels(stack, report):
         "no seam pair",
         "no lagged seam pair",
         "no last key",
+        "no rows before",
         "swapped states",
         "no overlap",
         "no decay",
@@ -101,10 +102,13 @@ def test_bytes_of_attention_grow(length, report):
 @pytest.mark.parametrize(("stack", "bound"), workers.CHECKPOINTED.items())
 def test_a_block_that_is_computed_again_asks_and_sums_nothing(stack, bound, report):
     layers = workers.STACKS[stack]["layers"][:2]
-    forward = ["all_gather_into_tensor"] * len(layers)
-    # Keys and values of attention are too large to be kept.
+    late = "key_shift" in workers.STACKS[stack].get("ska", {})
+    forward = ["all_gather_into_tensor"] * (len(layers) + late)
+    # Keys and values of attention are too large to be kept; the rows before a segment are asked for again.
     attention, other = ["all_gather_into_tensor", "reduce_scatter"], ["all_gather_into_tensor"]
-    backward = [call for kind in reversed(layers) for call in (attention if kind == "attention" else other)]
+    delayed = ["all_gather_into_tensor", *other, "reduce_scatter"]
+    kinds = {"attention": attention, "ska": delayed if late else other}
+    backward = [call for kind in reversed(layers) for call in kinds.get(kind, other)]
     error, calls, products = report["checkpointed", stack]
     assert calls[: calls.index("all_reduce")] == forward + backward
     assert products == 3 * layers.count("ska")
@@ -129,7 +133,7 @@ def expected_calls(stack, length):
         ("short", "ValueError: segments must hold at least the convolution's 4 tokens, not 3"),
         ("borders", "ValueError: cu_seqlens must be None beside a context"),
         ("sequence-max", 'UserError: ska.normalization "sequence-max" needs whole rows'),
-        ("shifted", "UserError: ska.key_shift, ska.value_shift and ska.gate_window above 1 need whole rows"),
+        ("shifted", "ValueError: segments must hold at least the 2 tokens that a delay looks back, not 1"),
         ("rank", "ValueError: rank and world are 1 and 4, but in the group they are 0 and 4"),
         ("world", "ValueError: rank and world are 0 and 5, but in the group they are 0 and 4"),
         ("row", "ValueError: cu_seqlens must increase from 0 to batch * length = 104"),
@@ -197,3 +201,5 @@ def test_messages_by_hand():
     assert mamba == (4 * (2 * (80 + 2 + 3 * 26 + 3 * 21 + 3 * 2) + 1), 4 * 2 * (80 + 78))
     assert ska == (4 * (2 * (9 + 9 + 24 + 3 + 3 + 8) + 1), 4 * 2 * (9 + 9 + 24 + 3))
     assert attention == (2 * 2 * 10 * 16, 4 * 2 * 10 * 16)
+    late = config.model_copy(update={"ska": config.ska.model_copy(update={"key_shift": 1, "value_shift": 1})})
+    assert segment_messages(late, 10, batch=2, bytes_per_number=2)[1] == (ska[0] + 2 * 2 * 11, ska[1] + 4 * 2 * 11)

@@ -17,7 +17,7 @@ from echo_lm.pipeline.engine import build_engine
 from echo_lm.pipeline.mesh import make_mesh
 from echo_lm.pipeline.schedule import learning_rate_at
 from echo_lm.pipeline.update import update
-from tests.helpers.training_workers import Case, Result, collect, play, randomized
+from tests.helpers.training_workers import Case, Result, collect, halves, play, randomized
 
 ONE = [Case("echo", 0), Case("hybrid", 0), Case("token gate", 0), Case("dear gate", 0)]
 FOUR = [Case(model, stage) for model in ("echo", "hybrid") for stage in (0, 1, 2, 3)]
@@ -54,9 +54,27 @@ def test_any_topology_gives_the_same_losses_and_weights(case, one, four):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)  # AdamW alone would not see its scale
         assert ours.keys() == theirs.keys()
         assert ours.get("gate_mean", 0) == pytest.approx(theirs.get("gate_mean", 0), rel=1e-4)
+        assert ours["loss_by_source"] == pytest.approx(theirs["loss_by_source"], rel=1e-5)
     assert result.weights.keys() == expected.weights.keys()
     for name, weight in expected.weights.items():
         assert (result.weights[name] - weight).norm() <= 1e-4 * weight.norm(), name
+
+
+def test_losses_by_source_make_up_that_of_the_text(one, data_root):
+    """Each counts by the labels of its rows."""
+    config = ONE[0].config(1)
+    loader = make_loader(Dataset.open(data_root / config.data.name), config)
+    both = 0
+    for step, metrics in enumerate(one["echo"].metrics):
+        batch = loader.batch(step)
+        labels = [batch.loss_mask[halves(batch) == source].sum().item() for source in (0, 1)]
+        losses = [metrics["loss_by_source"].get(name, 0.0) for name in ("first", "second")]
+        assert losses[0] * labels[0] + losses[1] * labels[1] == pytest.approx(
+            metrics["loss_text"] * sum(labels), rel=1e-6
+        )
+        assert [loss > 0 for loss in losses] == [count > 0 for count in labels]
+        both += all(labels) and labels[0] != labels[1]
+    assert both > 3
 
 
 def test_the_gate_penalty_acts_in_the_second_half(one):

@@ -61,7 +61,7 @@ function fromHtml(html) {
 
 // ---- the table of runs: holds all rows; the first of the matching ones are in the page
 
-const ORDER = ["running", "crashed", "stopped", "waiting", "finished"];
+const ORDER = ["running", "crashed", "damaged", "stopped", "waiting", "finished"];
 
 function runsPage(table) {
   const body = table.tBodies ? table.tBodies[0] : null;

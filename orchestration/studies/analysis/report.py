@@ -1,13 +1,11 @@
 """The report of a study, `report.md` and `report.html` with figures: the answer first, then the evidence."""
 
-import base64
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from markdown_it import MarkdownIt
 
+from ....evals.markdown import to_html
 from ....models.common.files import write_text
 from ..config import StudyConfig
 from ..learning_rate import LearningRateRule
@@ -17,9 +15,6 @@ from . import sections
 from .measured import as_planned
 from .plots import draw_all
 from .records import Comparison, StudyFit
-
-STYLE = "body{font:16px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}img{max-width:100%}"
-STYLE += "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #ddd;padding:.2em .6em}"
 
 
 def write_report(
@@ -65,19 +60,6 @@ def write_report(
 def answer(study: StudyConfig, results: Sequence[CellResult], fit: StudyFit) -> list[str]:
     """The answer in three sentences: which family scales better in loss, in recall, and with what certainty."""
     return [_loss_sentence(study, fit), _recall_sentence(study, results), _certainty_sentence(fit)]
-
-
-def to_html(markdown: str, folder: Path, title: str) -> str:
-    """Render a report as one HTML page with embedded figures."""
-    body = MarkdownIt().enable("table").render(markdown)
-
-    def embed(match: re.Match[str]) -> str:
-        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
-
-    body = re.sub(r'src="(figures/[^"]+\.png)"', embed, body)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
 
 
 def _loss_sentence(study: StudyConfig, fit: StudyFit) -> str:

@@ -232,6 +232,12 @@ def rules(plan: Plan, rule: LearningRateRule | None) -> str:
         + (f" (D / {batch.at_tokens:.3g})^{batch.exponent:g}" if batch.exponent else "")
         + f", rows of {plan.study.train.sequence_length:,}, whole powers of two"
     )
+    if trunk := plan.study.budgets.trunk:
+        lines.append(
+            f"- trunks: {len(plan.trunks)}, at a constant rate; each cell branches from the one of its family, size and seed and "
+            f"cools down ({trunk.shape}) in its last {trunk.cooldown:.0%} of steps; warmup of the smallest budget. Budgets of one "
+            "seed share its trunk, so their noise is not independent"
+        )
     return "\n".join(lines)
 
 
@@ -242,14 +248,17 @@ def provenance(plan: Plan, results: Sequence[CellResult]) -> str:
     hardware = plan.study.hardware
     per_device = sum(r.seconds / r.cell.per_device for r in results) / 3600
     versions: dict[str, Any] = results[0].versions if results else {}
+    trained = [*plan.trunks, *(r.cell for r in results)]
     rows = [
         ("hardware", "; ".join(dict.fromkeys(r.hardware for r in results))),
         ("commits", ", ".join(sorted({str(r.git_commit) for r in results}))),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
-        ("FLOPs", f"{sum(r.cell.flops for r in results):.3g}"),
-        ("tokens", f"{sum(r.cell.tokens for r in results):,}"),
+        ("FLOPs", f"{sum(cell.own_flops for cell in trained):.3g}"),
+        ("tokens", f"{sum(cell.own_tokens for cell in trained):,}"),
         (
-            "hours of all cells, one after the other, training and evaluation",
+            "hours of all cells, one after the other, training (without trunks) and evaluation"
+            if plan.trunks
+            else "hours of all cells, one after the other, training and evaluation",
             f"{hours:.2f} ({predicted:.2f} predicted)",
         ),
         ("device hours, cells that share a device counted by their share", f"{per_device:.2f}"),

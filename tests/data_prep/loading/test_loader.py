@@ -247,6 +247,25 @@ def test_describe_counts_what_batches_hold(two_sources: Dataset) -> None:
     assert uses["more"].epochs == pytest.approx(steps * 4 * 0.75 / windows)
 
 
+def test_rows_name_their_source_and_epochs_count_what_was_read(two_sources: Dataset) -> None:
+    mixed = loader(two_sources, MixtureConfig(recall=RECALL, text_weights={"words": 1, "more": 3}))
+    batches = [mixed.batch(step) for step in range(40)]
+    names = batches[0].source_names
+    assert set(names) == {"words", "more"}
+    counts: Counter[int] = Counter()
+    for batch in batches:
+        assert torch.equal(batch.sources < 0, batch.is_recall)
+        assert torch.equal(batch.rows(1, 2).sources, batch.sources[len(batch.sources) // 2 :])
+        counts.update(batch.sources.tolist())
+    for index, name in enumerate(names):
+        windows = (two_sources.split("train", name).num_tokens - 1) // 100
+        assert mixed.epochs_before(40)[name] == counts[index] / windows
+        row = next(i for i, source in enumerate(batches[0].sources.tolist()) if source == index)
+        text = two_sources.split("train", name).read(0, two_sources.split("train", name).num_tokens)
+        assert batches[0].tokens[row].numpy().tobytes() in text.astype(np.int64).tobytes()
+    assert loader(two_sources, MixtureConfig(recall=RECALL)).epochs_before(0) == {"words": 0.0, "more": 0.0}
+
+
 def test_recall_rows_hold_whole_sequences_in_reserved_tokens(dataset: Dataset) -> None:
     recall_loader = loader(dataset)
     vocabulary = RecallVocabulary(2)

@@ -16,7 +16,11 @@ from echo_lm.evals.sweeps.training_config import RecallTraining
 def test_a_mix_is_what_its_name_says_for_ever():
     """Trainings are found by the name: a better mix gets a name of its own."""
     digests = {name: hashlib.sha256(json.dumps(mix).encode()).hexdigest()[:16] for name, mix in MIXES.items()}
-    assert digests == {"broad": "f6c3295894756df1", "broad-needles": "6722a949f7f1c48b"}
+    assert digests == {
+        "broad": "f6c3295894756df1",
+        "broad-needles": "6722a949f7f1c48b",
+        "broad-ruler": "ada81aa6ef7d311b",
+    }
 
 
 def test_a_batch_holds_every_part_of_the_mix_in_equal_shares():

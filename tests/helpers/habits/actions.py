@@ -146,6 +146,9 @@ def move_tree(world: World, run: Run) -> str:
     world.tree = new
     for each in world.runs:
         each.path = new / each.path.relative_to(old)
+        each.overrides = [
+            override.replace(str(old), str(new)) for override in each.overrides
+        ]  # people name what is there
     return new.name
 
 

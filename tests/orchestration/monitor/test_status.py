@@ -26,7 +26,8 @@ def run(tmp_path, smoke, data_root) -> RunFolder:
     run.prepare(config, data_root / config.data.name)
     with EventLog(run.events_file) as log:
         for step in range(1, 21):
-            log.write("step", step=step, loss=3.0, tokens=step * 512, tokens_per_second=1024.0, mfu=0.41)
+            sources = {"epochs": {"web": step / 16, "code": 0.25}, "loss_by_source": {"web": 2.75}}
+            log.write("step", step=step, loss=3.0, tokens=step * 512, tokens_per_second=1024.0, mfu=0.41, **sources)
     write_json(run.checkpoints / "step_00000010" / "complete.json", {"step": 10, "tokens": 5120})
     write_json(run.checkpoints / "step_00000020" / "complete.json", {"step": 20, "tokens": 10240})
     write_json(run.evals / "step_00000010" / "language.json", {})
@@ -53,6 +54,7 @@ def test_everything_is_read_from_the_files(run):
     console.print(Status().table([run]))
     text = console.export_text()
     assert "41.0%" in text
+    assert "smoke: text: web 1.25 epochs, loss 2.750; code 0.25 epochs" in text
     assert "1/4, 1 failed" in text
     assert "node-a x2" in text
     assert "lost a node: rank 1 on node-b: the node died" in text

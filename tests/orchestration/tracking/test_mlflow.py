@@ -1,7 +1,9 @@
 """The record in MLflow: complete, never doubled, and built again after an outage."""
 
+import base64
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from echo_lm.models import build_model, save_pretrained
+from echo_lm.models import build_model, from_pretrained, save_pretrained
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.files import write_json
+from echo_lm.orchestration.tracking.client import default_tracking_uri
 from echo_lm.orchestration.tracking.mlflow import Tracker, track
 from echo_lm.pipeline.run.events import EventLog
 from tests.helpers.tracked_runs import (
@@ -169,6 +172,7 @@ def test_data_model_card_and_final_weights_are_registered_once(run_folder, smoke
     for _ in range(2):
         assert track(run_folder) == run
         (version,) = mlflow.search_model_versions(f"run_id='{run}'")
+        assert mlflow.get_model_version_by_alias("small", "final").version == version.version
         assert version.name == "small"
         assert "python-stdlib" in version.description
         assert "recall/sysprompt-4/length-64 | 0.75" in version.description
@@ -177,6 +181,74 @@ def test_data_model_card_and_final_weights_are_registered_once(run_folder, smoke
         (data,) = mlflow.get_run(run).inputs.dataset_inputs
         assert data.dataset.name == config.data.name
         assert [file.path for file in mlflow.list_artifacts(run, "data")] == ["data/manifest.json"]
+
+    check_loads(run_folder, "models:/small@final")
+    card = (run_folder / "model_card.md").read_text()
+    write_json(run_folder / "data.json", {"folder": "/nowhere"})  # as on a machine without the data
+    write_evaluation(run_folder, 20, 0.5)
+    track(run_folder)
+    assert (run_folder / "model_card.md").read_text() == card, "a new one would lack the licences"
+
+
+def check_loads(run_folder, model_uri):
+    """MLflow opens the model; it predicts what the model in the run folder predicts."""
+    import mlflow
+    import torch
+
+    mlflow.set_tracking_uri(default_tracking_uri(run_folder))
+    try:
+        predicted = mlflow.pyfunc.load_model(model_uri).predict([[1, 2, 3], [4, 5, 6]])
+    finally:
+        mlflow.set_tracking_uri(None)
+    model = from_pretrained(run_folder / "checkpoints/step_00000020/model").eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([[1, 2, 3], [4, 5, 6]]))[:, -1]
+    assert predicted == pytest.approx(torch.log_softmax(logits.float(), -1).numpy(), abs=1e-5)
+
+
+def test_a_name_with_signs_is_registered_under_one_that_mlflow_takes(run_folder, smoke):
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(smoke("train.steps=20").resolved()))
+    checkpoint = run_folder / "checkpoints" / "step_00000020"
+    save_pretrained(build_model(smoke("train.steps=20").model.resolve(vocab_size=64), seed=0), checkpoint / "model")
+    write_json(checkpoint / "complete.json", {"step": 20, "tokens": 1280})
+    with EventLog(run_folder / "events.jsonl") as log:
+        log.write("finish", time=START + 130, step=20, tokens=1280)
+    odd = run_folder.rename(run_folder.with_name('it\'s: "50%"'))
+    for _ in range(2):
+        run = track(odd)
+    assert client(odd).get_run(run).info.run_name == odd.name
+    (version,) = client(odd).search_model_versions(f"run_id='{run}'")
+    assert version.name == "it_s_ _50__"
+
+
+def test_the_report_comes_with_its_pictures_and_links_lead_nowhere(run_folder, tmp_path, caplog):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    (run_folder / "figures").mkdir()
+    (run_folder / "figures/evil.png").symlink_to(secret)
+    (run_folder / "figures/good.png").write_bytes(b"\x89PNG picture")
+    os.mkfifo(run_folder / "figures/pipe.png")
+    pictures = "![a](figures/good.png) ![b](figures/evil.png) ![c](figures/../../../secret.png)"
+    (run_folder / "report.md").write_text(f"# Report\n\n{pictures}\n\n<script>1</script>\n")
+    run = track(run_folder)
+    mlflow = client(run_folder)
+    assert {file.path for file in mlflow.list_artifacts(run, "figures")} == {"figures/good.png"}
+    assert "a link that leads out of the run" in caplog.text
+    page = Path(mlflow.download_artifacts(run, "report.html", str(tmp_path))).read_text()
+    assert "data:image/png;base64,iVBORyBwaWN0dXJl" in page
+    assert base64.b64encode(b"secret").decode() not in page
+    assert "<script>" not in page
+    experiment = mlflow.get_experiment(mlflow.get_run(run).info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_damaged_line_of_a_log_is_named_and_the_others_are_sent(run_folder, caplog):
+    lines = (run_folder / "events.jsonl").read_text().splitlines()
+    lines.insert(5, "nonsense")
+    (run_folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    run = track(run_folder)
+    assert len(history(run_folder, run, "train/loss")) == 20
+    assert "events.jsonl, line 6 is not an event" in caplog.text
 
 
 def test_finish_ends_the_run_and_a_start_opens_it_again(run_folder):

@@ -7,6 +7,7 @@ import yaml
 
 from echo_lm.models.common.files import read_json, write_json
 from echo_lm.orchestration.tracking.mlflow import Tracker, track
+from echo_lm.orchestration.tracking.points import EventPoints
 from echo_lm.orchestration.tracking.values import mlflow_key, mlflow_keys, params, send
 from tests.helpers.tracked_runs import client, history, write_evaluation
 
@@ -19,6 +20,18 @@ def test_a_name_is_changed_only_where_mlflow_refuses_it():
     long = [mlflow_key("x" * 300 + end) for end in "ab"]
     assert [len(key) for key in long] == [250, 250]
     assert long[0] != long[1]
+
+
+def test_losses_and_epochs_of_sources_are_metrics():
+    step = {"kind": "step", "time": 1.0, "step": 4, "loss": 2.0}
+    step |= {"epochs": {"a@b": 0.5, "a,b": 1.5}, "loss_by_source": {"a@b": 2.5, "a,b": None}}
+    points = {point.key: (point.value, point.step) for point in EventPoints().read([step])}
+    assert points == {
+        "train/loss": (2.0, 4),
+        "train/epochs/a_b": (1.5, 4),
+        "train/epochs/a_b_2": (0.5, 4),
+        "train/loss_by_source/a_b_2": (2.5, 4),
+    }
 
 
 def test_names_that_differ_keep_names_that_differ():

@@ -50,6 +50,18 @@ def test_engines_then_weights_of_older_checkpoints_go(run, smoke):
     assert left(run) == {3: True, 5: False, 6: True, 7: True, 8: True}
 
 
+def test_planned_checkpoints_are_written_and_stay(tmp_path, smoke, data_root):
+    config = smoke(
+        "train.steps=4", "run.workers=1", "run.checkpoint_steps=[1,3]", "run.keep_checkpoints=1", "run.keep_models=1"
+    )
+    run = RunFolder(tmp_path / "planned")
+    run.prepare(config, data_root / config.data.name)
+    train_all([run.path])
+    assert left(run) == {1: True, 3: True, 4: True}
+    with pytest.raises(UserError, match=r"run\.checkpoint_steps"):
+        load_config("smoke", ["run.checkpoint_steps=[0]"])
+
+
 @pytest.mark.parametrize(("higher", "best"), [(False, 2), (True, 1)])
 def test_the_best_stays(run, smoke, higher, best):
     for step, value in ((1, 3.0), (2, 1.0), (3, 2.0)):

@@ -66,7 +66,7 @@ def test_an_event_that_is_half_written_waits_for_its_end(tmp_path):
     assert [event["kind"] for event in reader.read()] == ["start"]
     assert reader.read() == []
     with open(path, "ab") as file:
-        file.write(b'ep", "time": 2}\n')
+        file.write(b'ep", "time": 2, "step": 1}\n')
     assert [event["kind"] for event in reader.read()] == ["step"]
     with open(path, "ab") as file:
         file.write(b'{"kind": "st')
@@ -78,12 +78,12 @@ def test_an_event_that_is_half_written_waits_for_its_end(tmp_path):
 
 
 def replaced_by_a_longer(path):
-    path.write_text("".join(f'{{"kind": "step", "time": {time}.5}}\n' for time in range(9)))
+    path.write_text("".join(f'{{"kind": "step", "step": 1, "time": {time}.5}}\n' for time in range(9)))
     return 9
 
 
 def shortened(path):
-    path.write_text('{"kind": "step", "time": 1}\n')
+    path.write_text('{"kind": "step", "step": 1, "time": 1}\n')
     return 1
 
 
@@ -103,7 +103,7 @@ def test_a_log_that_was_replaced_is_read_from_its_first_line(tmp_path, change):
     path = tmp_path / "run" / "events.jsonl"
     with EventLog(path) as log:
         for time in range(1, 4):
-            log.write("step", time=time)
+            log.write("step", time=time, step=time)
     reader = EventReader.of_run(path.parent)
     assert len(reader.read()) == 3
     events = change(path)
@@ -120,12 +120,12 @@ def test_a_reader_goes_on_once_a_damaged_line_was_removed(tmp_path):
     reader, tolerant = EventReader(path), EventReader(path, skip_damaged=True)
     assert len(reader.read()) == 1
     with open(path, "a") as file:
-        file.write('nonsense\n[1]\n{"kind": "step"}\n{"kind": "step", "time": 2}\n')
+        file.write('nonsense\n[1]\n{"kind": "step"}\n{"kind": "step", "step": 1, "time": 2}\n')
     assert [event["time"] for event in tolerant.read()] == [1, 2]
     for _ in range(2):
         with pytest.raises(UserError, match=r"events\.jsonl, line 2"):
             reader.read()
-    path.write_text('{"kind": "start", "time": 1}\n{"kind": "step", "time": 2}\n')
+    path.write_text('{"kind": "start", "time": 1}\n{"kind": "step", "step": 1, "time": 2}\n')
     assert ([event["time"] for event in reader.read()], reader.restarted) == ([2], False)
     assert (len(tolerant.read()), tolerant.restarted) == (2, True), "it had read on beyond the damaged line"
 
@@ -139,9 +139,60 @@ def test_only_what_was_appended_is_read(tmp_path, monkeypatch):
     reader = EventReader(path)
     reader.read()
     parsed = []
-    monkeypatch.setattr("echo_lm.pipeline.run.events.json.loads", lambda line: parsed.append(line) or {})
+    monkeypatch.setattr("echo_lm.pipeline.run.events._parse_event", lambda line: parsed.append(line))
     reader.read()
     assert parsed == []
+
+
+def test_a_look_at_a_log_reads_no_more_than_it_may(tmp_path):
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        for step in range(1, 1001):
+            log.write("step", time=step, step=step)
+        log.write("warning", time=1001.0, message="x" * 9000)  # longer than a look
+        log.write("step", time=1002.0, step=1001)
+    reader, found, looks = EventReader(path, skip_damaged=True), [], 0
+    while not looks or reader.unread:
+        events = reader.read(4096)
+        assert len(events) < 200
+        found, looks = found + events, looks + 1
+    assert [event["step"] for event in found] == list(range(1, 1002))
+    assert (looks > 10, reader.restarted, reader.damage.count("is not an event")) == (True, False, 1)
+    tail = EventReader(path)
+    tail.start_at_end(200)
+    assert [event["step"] for event in tail.read()] == [1001]
+
+
+ODD = [
+    b"[" * 100_000,
+    b'{"kind": "step", "time": 1e300, "step": 1}',
+    b'{"kind": "step", "time": 2, "step": "7"}',
+    b'{"kind": "step", "time": 2, "step": null}',
+    b'{"kind": "rollback", "time": 2, "step": 1e300}',
+    b'{"kind": ["step"], "time": 2, "step": 1}',
+    b'{"kind": "step", "time": true, "step": 1}',
+    b'{"kind": "step", "time": NaN, "step": 1}',
+]
+
+
+def test_what_only_resembles_an_event_is_none(tmp_path):
+    path = tmp_path / "events.jsonl"
+    good = b'{"kind": "step", "time": 3, "step": 1, "loss": "abc", "grad_norm": 1e300, "mfu": 0.5, "tokens": NaN}'
+    path.write_bytes(b"\n".join([*ODD, good, b""]))
+    reader = EventReader(path, skip_damaged=True)
+    nothing = {"loss": None, "grad_norm": None, "tokens": None}
+    assert reader.read() == [{"kind": "step", "time": 3, "step": 1, "mfu": 0.5, **nothing}]
+    assert "line 1 is not an event and 7 more" in reader.damage
+    for line in ODD:
+        path.write_bytes(line + b"\n")
+        with pytest.raises(UserError, match="line 1 is not an event"):
+            read_events(path)
+
+
+def test_a_pipe_is_no_log(tmp_path):
+    os.mkfifo(tmp_path / "events.jsonl")
+    assert EventReader.of_run(tmp_path).read() == []
+    assert last_events(tmp_path / "events.jsonl", bool) == []
 
 
 def test_the_last_events_are_read_from_the_end(tmp_path):

@@ -36,7 +36,8 @@ def test_a_report_and_a_watcher_read_the_same(run):
     assert reader.config() == files.config == {"name": "one", "train": {"steps": 20}}
     assert reader.environment() == files.environment == {"run_id": "abc"}
     assert [step for step, _ in reader.complete_steps()] == [record["step"] for _, record in files.checkpoints]
-    assert reader.results() == files.results
+    shown = [{key: result[key] for key in files.results[0]} for result in reader.results()]
+    assert shown == files.results
     assert reader.result_names() == {"step_00000010/language", "step_00000020/language"}
     assert reader.last_events(bool)[-1] == files.steps[-1]
     assert reader.failures() == {"step_00000010/recall": "no memory"}

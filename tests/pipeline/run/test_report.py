@@ -32,6 +32,8 @@ def write_steps(log: EventLog, first: int, last: int, *, late: float = 0) -> Non
             tokens=step * 1024,
             tokens_per_second=1000 + 7 * math.sin(step),
             data_stall_seconds=0.01,
+            epochs={"words": step / 40, "code": step / 600},
+            loss_by_source={"words": 2.0 + step} | ({"code": 7.0} if step < 50 else {}),
         )
 
 
@@ -118,6 +120,13 @@ def test_the_timeline_shows_which_evaluations_ran_beside_the_training(run):
     assert "2 of 3 evaluated checkpoints were evaluated while training went on" in report
     assert "| recall-quick | 20 | 22 s | 26 s | 5 |" in report
     assert "| recall-quick | 60 | 162 s | 167 s | after training |" in report
+
+
+def test_sources_have_their_losses_and_epochs(run):
+    """Words had steps 41 to 60 but for 46, which was skipped; code was last in step 49."""
+    report = write_report(run).read_text()
+    words = 2 + (sum(range(40, 61)) - 46) / 20
+    assert f"| words | {words:.4f} | 1.50 |\n| code | 7.0000 | 0.10 |" in report
 
 
 def test_restarts_and_skipped_steps_are_told(run):
