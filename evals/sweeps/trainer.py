@@ -108,7 +108,7 @@ class AtLength:
 
 
 class RecallTrainer:
-    """AdamW (0.9, 0.95), gradients clipped to 1, on batches that the seed alone decides.
+    """Trains a model by AdamW with betas 0.9 and 0.95, gradients clipped to norm 1; the batches depend on the seed alone.
 
     Attributes:
         losses: nats of an answer, fp32 `[steps]`; of steps to come 0.
