@@ -1,10 +1,13 @@
 """Decoding under a budget: the bytes are kept, a large budget changes nothing, and what was dropped is not seen."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
 from echo_lm.models import UserError, build_model, generate, prefill, preset, step
-from echo_lm.models.bounded_cache import POLICIES, SinksAndRecent, bound_attention
+from echo_lm.models.bounded_cache import POLICIES, Policy, SinksAndRecent, bound_attention
+from echo_lm.models.bounded_cache.policy import Decision
 from echo_lm.models.decoding import Cache
 from echo_lm.models.mixers.attention import Attention
 
@@ -115,3 +118,42 @@ def test_refusals_are_one_line(model):
         bound_attention(model, POLICIES["snapkv"](), 10_000)
     with pytest.raises(UserError, match="has no attention layer whose cache could be bounded"):
         bound_attention(build_model(preset("mamba2-1m", vocab_size=60)), SinksAndRecent(), 10_000)
+
+
+class Oldest(Policy):
+    """Likes old entries, and remembers what it was shown."""
+
+    shown: ClassVar[list] = []
+
+    def decide(self, seen):
+        self.shown.append(seen)
+        return Decision(-seen.real.cumsum(-1).float())
+
+
+def test_the_window_stays_and_its_attention_is_what_the_policy_reads(model):
+    layer = model.blocks[0].mixer
+    bounded = bound_attention(model, Oldest(window=5), 2 * (5 * 32 * 4 + 8 * ENTRY + 8), piece=4).blocks[0].mixer
+    assert bounded.capacity == 8
+    Oldest.shown.clear()
+    x = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(3))
+    real = torch.ones(1, 4, dtype=torch.bool)
+    cache = bounded.init_cache(1, x)
+    for first in (0, 4, 8):
+        _, cache = bounded.extend(x[:, first : first + 4], cache, real)
+    q, k, v = layer._project(x, layer._rotation(x, 0))
+    (seen,) = Oldest.shown  # after eight tokens nothing has to go
+    torch.testing.assert_close(seen.keys, k)
+    logits = (q[:, :, -5:] @ k.mT) * 16**-0.5
+    causal = torch.arange(12) <= torch.arange(7, 12)[:, None]
+    torch.testing.assert_close(seen.weights, logits.masked_fill(~causal, -torch.inf).softmax(-1))
+    torch.testing.assert_close(cache.k, k[:, :, [0, 1, 2, 7, 8, 9, 10, 11]])
+    torch.testing.assert_close(cache.v, v[:, :, [0, 1, 2, 7, 8, 9, 10, 11]])
+
+
+def test_queries_that_are_not_there_have_no_attention(model):
+    """A window longer than the row: only as many rows of attention as there are tokens."""
+    bounded = bound_attention(model, POLICIES["snapkv"](window=6), 40_000, piece=4).blocks[0].mixer
+    x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(4))
+    _, cache = bounded.extend(x, bounded.init_cache(1, x), torch.ones(1, 4, dtype=torch.bool))
+    weights = bounded._weights(cache, torch.arange(4, 0, -1).expand(1, 2, 4))
+    assert weights.sum(-1)[0, 0].tolist() == pytest.approx([0, 0, 1, 1, 1, 1])
