@@ -10,6 +10,7 @@ runs/<run>/config.yaml          the resolved configuration
            error.json           what stopped it, if something did
            finished.json        training reached its horizon
            report.md
+           notes.yaml           tags, a note, archived or not: what people say of the run
            start/               the checkpoint of another run that it began from
            checkpoints/latest   the name of the newest complete checkpoint
            checkpoints/step_*/  complete.json, model/ (weights), ema/ (their moving average, if it is kept), engine/ (what only
@@ -28,6 +29,7 @@ SUPERVISION = "supervision.jsonl"
 ERROR = "error.json"
 FINISHED = "finished.json"
 REPORT = "report.md"
+NOTES = "notes.yaml"
 START = "start"
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"

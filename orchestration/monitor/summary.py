@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class RunSummary:
         nodes: name of each node that trains it now, with the number of its workers, by name.
         updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
+        tags, note, archived: what people say of the run in `notes.yaml`.
         parent: name and step of the run that it began from, `trunk@800`; empty with fresh weights.
         sources: name of each text source, how often it was read, and its loss in the last step, if that has any.
     """
@@ -60,6 +61,9 @@ class RunSummary:
     updated: float = 0.0
     problem: str | None = None
     parent: str = ""
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    archived: bool = False
     sources: tuple[tuple[str, float, float | None], ...] = ()
 
 
@@ -87,6 +91,7 @@ class RunSnapshot:
     updated: float
     parent: str = ""
     damage: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
     finished_step: int | None = None
     segments: tuple[tuple[int, TrainSection], ...] = ()
 
@@ -131,6 +136,9 @@ class RunSnapshot:
             updated=self.updated,
             problem=f"{CONFIG} is damaged: {self.damage}" if self.damage else self.error,
             parent=self.parent,
+            tags=tuple(self.notes.get("tags", ())),
+            note=self.notes.get("note", ""),
+            archived=self.notes.get("archived", False),
             sources=_sources(last),
         )
 
@@ -170,6 +178,7 @@ def read_run(run: RunReader) -> RunSnapshot:
         updated=last_event_time or (config_stamp[0] / 1e9 if config_stamp else 0.0),
         parent=text(_parent(run), 200),
         damage=config_problem(stored) if stored else "no YAML of sections, no regular file, or a link that leads out",
+        notes=run.notes(),
         finished_step=run.finished_step() if finished else None,
         segments=hyperparameters(run),
     )
