@@ -61,7 +61,7 @@ class TrainSection(Config):
     batch_tokens: int = Field(gt=0)
     """Tokens of a batch, all workers together; a multiple of `sequence_length`."""
     batch_ramp: BatchRampSection | None = None
-    """Begin with smaller batches; null has one size from the first step on."""
+    """Begin with smaller batches, counted from step 0 on; null has one size from the first step on."""
     steps: int = Field(gt=0)
     """Number of updates: the horizon of the learning-rate schedule, and where training ends. A run that goes on from another
     one's step (`start_from`) counts from that one's beginning."""
