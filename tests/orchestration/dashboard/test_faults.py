@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from echo_lm.orchestration.dashboard import server as server_module
+from echo_lm.orchestration.dashboard import table as table_module
 from echo_lm.orchestration.dashboard.app import make_app
 from echo_lm.orchestration.dashboard.formats import count, decimals, duration, moment, percent, significant, size
 from echo_lm.orchestration.dashboard.guard import Guard
@@ -267,3 +268,16 @@ def test_a_damaged_study_is_a_row_beside_the_others(serve, tmp_path):
     page = get(address, "/studies")[1].decode()
     assert page.count("damaged: it cannot be read") == 2
     assert (get(address, "/studies/good")[0], get(address, "/studies/hours")[0]) == (200, 404)
+
+
+def test_a_fault_that_nobody_thought_of_is_a_row_with_its_reason(serve, tmp_path, monkeypatch):
+    for name in ("good", "odd"):
+        write_finished(tmp_path / "runs", name)
+    real = table_module.read_run
+    monkeypatch.setattr(table_module, "read_run", lambda run: real(run) if run.folder.name == "good" else 1 / 0)
+    address = serve(tmp_path / "runs", tmp_path / "none")
+    page = get(address, "/")[1]
+    assert b'id="run-good"' in page
+    assert b"it cannot be read (ZeroDivisionError: division by zero)" in page
+    assert b"ZeroDivisionError" in get(address, "/runs/odd")[1]
+    assert get(address, "/live/runs/odd?since=")[0] == 204
