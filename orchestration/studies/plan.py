@@ -66,7 +66,7 @@ class StudyCell(Record):
     warmup_tokens: int | None = None
     decay_steps: int | None = None
 
-    def model_config(self, vocab_size: int) -> ModelConfig:
+    def architecture(self, vocab_size: int) -> ModelConfig:
         """The cell's model."""
         return preset(self.preset, vocab_size=vocab_size, **({"preset_version": 1} | self.model))
 

@@ -35,7 +35,7 @@ def take_fit_options(folder: StudyFolder, file: str) -> None:
         cell.model_copy(
             update={
                 "held_out": cell.size in now.held_out_sizes,
-                "state_bytes": state_bytes(cell.model_config(plan.vocab_size), now.fit.state_context),
+                "state_bytes": state_bytes(cell.architecture(plan.vocab_size), now.fit.state_context),
             }
         )
         for cell in plan.cells

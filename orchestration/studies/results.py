@@ -164,7 +164,7 @@ def collect(
         raise UserError(
             f"cell {cell.name}: {loss_metric} is {metrics[loss_metric]}: it diverged; a lower learning rate may help"
         )
-    config = cell.model_config(plan.vocab_size)
+    config = cell.architecture(plan.vocab_size)
     speeds = [event["tokens_per_second"] for event in run.steps]
     return CellResult(
         cell=cell,

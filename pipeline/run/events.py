@@ -2,7 +2,8 @@
 
 Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 
-- `start`: `step` (the step that training goes on from), `tokens`, `pid` (of rank 0), `world_size`, `zero_stage`,
+- `start`: `step` (the step that training goes on from), `tokens`, `pid` (of rank 0), `same_process` (another batch or
+  an amendment begins, nothing was started again), `world_size`, `zero_stage`,
   `sequence_parallel`, `device`, `nodes` (name of the node of each rank); of rank 0 also `git_commit`, `git_dirty`, `versions`,
   `python`, `platform`, `host` and `hardware`: what trains from here on
 - `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where the batch has such rows (a small one

@@ -68,8 +68,8 @@ class RunFolder:
         return self.finished_file.is_file()
 
     def load_config(self) -> RunConfig:
-        """The stored configuration. A suite's file that is not where its path says is taken from where it lay as seen from the run's
-        folder, so that both may move together.
+        """The stored configuration. A suite's file that is not where its path says is taken from where it lay as seen from the
+        run's folder, so that both may move together.
 
         Raises:
             UserError: not a run folder, or its configuration was damaged.
