@@ -53,9 +53,10 @@ ifeq ($(CHROMIUM),)
 		|| DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
 endif
 
-reference: $(VENV)/.dev ## docs/reference/cli.md and docs/reference/config.md, from the code itself
+reference: $(VENV)/.dev ## the generated pages of docs/reference, from the code itself
 	$(BIN)/python -m typer echo_lm.orchestration.cli.main utils docs --name echo-lm --title "Command line" --output docs/reference/cli.md
 	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python docs/reference/generate_files.py
 
 docs: $(VENV)/.dev ## the documentation as a web site with the Python API in build/site; a broken link fails
 	$(BIN)/mkdocs build

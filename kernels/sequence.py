@@ -1,13 +1,12 @@
-"""Sequence parallelism: each rank of a group holds one segment of every row, one small message a layer joins them.
+"""Sequence parallelism: each rank of a group holds one segment of every row; the ranks exchange one small message a layer.
 
-A rank *summarises* its segment; the summaries of all ranks are gathered; each rank *combines*, in order, those of the
-ranks before it, and *seeds* its segment with the result. What is sent does not depend on the length of the segment.
+Each rank summarises its segment, all ranks gather the summaries, and each rank combines those of the earlier ranks, in order, into
+the initial state of its own segment. The size of a message does not depend on the length of the segment.
 
-The backward pass gathers once more: every rank's gradient of the state it entered with. The states are few and small,
-so a rank then differentiates the fold of its own summary into all later states by itself.
+The backward pass gathers the gradients of all initial states. They are few and small, so each rank differentiates by itself
+how its summary entered all later states.
 
-A region under activation checkpointing keeps what it learned of the other ranks, as small as its messages, and sends nothing
-when it is computed again (`kept_messages`).
+With activation checkpointing, a region keeps the gathered summaries and sends nothing when it is recomputed (`kept_messages`).
 """
 
 import math
@@ -28,19 +27,19 @@ Combine = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], int], tuple[Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class SequenceContext:
-    """One rank's place in rows that a group of ranks shares.
+    """The position of a rank in a group that shares every row.
 
     Rows are `[B, T]`; rank i of the group holds the tokens `[i * T / world, (i + 1) * T / world)` of each. Segments are
     equal. All ranks must run the same layers in the same order, forward and backward: each layer is a collective.
 
-    Make one for each batch: it remembers what it derives from the borders.
+    Make one for each batch: it caches what it derives from the document borders.
 
     Attributes:
         group: the ranks that share the rows, in the order of their segments; None is the default group.
         rank, world: this rank's number in the group, and the group's size. A world of 1 sends nothing.
         cu_seqlens: int32 or int64 `[documents + 1]`, *global* offsets into the flattened `B * T` tokens, the same on
             every rank; see `kernels/documents.py`. A border may fall anywhere, also on the edge of a segment.
-        predictions: numbers may be predicted; whoever gives them settles them. Without, the host waits for each.
+        predicted_sizes: predictions of `number`, which their owner checks later; without, the host waits for each number.
 
     Raises:
         ValueError: rank, world and group do not go together.
@@ -65,7 +64,7 @@ class SequenceContext:
 
     @torch.compiler.disable
     def starts(self, batch: int, length: int, device: torch.device) -> Tensor | None:
-        """Mark the tokens that start a document, on all ranks: bool `[batch, world, length]`, `length` of a segment.
+        """Which tokens start a document, on all ranks: bool `[batch, world, length]`; `length` is that of a segment.
 
         None where every row is one document.
 
@@ -85,11 +84,11 @@ class SequenceContext:
 
     @torch.compiler.disable
     def edges(self, batch: int, length: int, device: torch.device, reach: int = 1) -> tuple[Tensor, Tensor]:
-        """What combining needs to know of the borders in all segments.
+        """The document borders at the edges of all segments, as combining the summaries needs them.
 
         Returns:
-            reached: bool `[batch, world, reach]`, the first tokens that no border cuts off from the segment before.
-            unbroken: bool `[batch, world]`, no border behind the first token.
+            reached: bool `[batch, world, reach]`, whether the first tokens continue a document of the segment before.
+            unbroken: bool `[batch, world]`, whether a segment has no border after its first token.
         """
         key = ("edges", batch, length, device, reach)
         if key not in self._derived:
@@ -106,8 +105,10 @@ class SequenceContext:
 
     @torch.compiler.disable
     def local_cu_seqlens(self, batch: int, length: int, device: torch.device) -> Tensor | None:
-        """The borders of this rank's segments as offsets into its `batch * length` tokens, each row's first included:
-        what an operation takes beside the state that the rows continue from. None where every row is one document."""
+        """The borders of this rank's segments as offsets into its `batch * length` tokens, with the start of each row.
+
+        Operations take them together with an initial state. None where every row is one document.
+        """
         if self.cu_seqlens is None:
             return None
         key = ("local", batch, length, device)
@@ -126,14 +127,13 @@ class SequenceContext:
     def number(
         self, weight: Tensor, shape: torch.Size, compute: Callable[[], Tensor], safe: Callable[[int], int]
     ) -> int:
-        """`compute()`, a number of a layer's inputs on the device, or a prediction that is not above it. Remembered for the layer's
-        weight and the inputs' shape: a layer that runs again on the same batch, for activation checkpointing, gets the same.
+        """The integer `compute()` of a layer's inputs, or a predicted lower bound of it, on the host.
 
-        The number depends on data, so it holds as a context does: for one batch. The weight is known by its object, not its
-        address: under ZeRO 3 many weights lie at the same one in turn.
+        It is cached by the layer's weight and the inputs' shape, so that a layer that is recomputed on the same batch gets the same
+        number. The key has the weight's identity, not its address: under ZeRO 3 many weights share one address in turn.
 
         Args:
-            safe: from a batch's number, what to predict for the next.
+            safe: maps a batch's number to the prediction for the next batch.
         """
         key = (id(weight), weight._version, shape)
         if key not in self._derived:
@@ -156,16 +156,19 @@ class SequenceContext:
 
 
 def kept_messages() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """The `context_fn` of `torch.utils.checkpoint.checkpoint`: a region that is computed again takes from the first time what its
-    layers learned of the other ranks by `entering_state`. It must run the same layers in the same order. `gather_segments`, whose
-    messages are large, asks again."""
+    """A `context_fn` of `torch.utils.checkpoint.checkpoint` that keeps the messages of `entering_state` for the recomputation.
+
+    The recomputation must run the same layers in the same order. Messages of `gather_segments` are large; they are sent again.
+    """
     messages: list[_Message] = []
     return _Region(messages, again=False), _Region(messages, again=True)
 
 
 def known_summary(context: SequenceContext) -> tuple[Tensor, ...] | None:
-    """What this rank's `entering_state` that comes next was given as `summary`, if its region is computed again: it need not be
-    summed up anew. Without gradients."""
+    """This rank's `summary` of the next `entering_state` from the first computation, in a recomputed region; else None.
+
+    With it the caller need not compute the summary again. Without gradients.
+    """
     region = _REGION.get()
     if region is None or not region.again:
         return None
@@ -178,7 +181,7 @@ _Message = tuple[Tensor, Tensor, list[torch.Size]]
 
 
 class _Region:
-    """While it is entered, messages are kept, or `again` taken in the same order."""
+    """A context in which `entering_state` stores its messages, or with `again` reuses them in the same order."""
 
     def __init__(self, messages: list[_Message], again: bool):
         self.messages, self.again = messages, again
@@ -205,10 +208,10 @@ _REGION: ContextVar[_Region | None] = ContextVar("region", default=None)
 def entering_state(
     summary: Sequence[Tensor], initial: Sequence[Tensor], combine: Combine, context: SequenceContext, length: int
 ) -> tuple[Tensor, ...]:
-    """Fold the summaries of the ranks before this one: the state that this rank's segment is entered with.
+    """The state at the start of this rank's segment: the summaries of the earlier ranks, combined in order.
 
-    One all-gather of the packed summary and `length`, and in the backward pass one of the packed gradient of the result. None
-    where a region that keeps its messages is computed again.
+    One all-gather of the packed summary and `length`, and one in the backward pass, of the packed gradient of the result. A region
+    of `kept_messages` that is recomputed sends nothing.
 
     Args:
         summary: of this rank's segment, tensors of one dtype; shapes equal on all ranks.
@@ -283,7 +286,7 @@ def _unpack(flat: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
 
 
 def _check_lengths(lengths: Tensor, context: SequenceContext) -> None:
-    """Once for each context: on a GPU the host must wait for the numbers."""
+    """Check, once for each context, that all segments have one length: on a GPU the host must wait for the lengths."""
     if "equal" in context._derived:
         return
     context._derived["equal"] = True
@@ -292,7 +295,7 @@ def _check_lengths(lengths: Tensor, context: SequenceContext) -> None:
 
 
 def all_gather(x: Tensor, context: SequenceContext) -> Tensor:
-    """`x` of every rank: `[world, *x.shape]`. gloo sends what lies on a GPU through the host."""
+    """Gather `x` of every rank: `[world, *x.shape]`. With gloo, tensors on a GPU are sent through the host."""
     sent = _for_backend(x, context)
     gathered = sent.new_empty(context.world * sent.numel())
     dist.all_gather_into_tensor(gathered, sent.flatten(), group=context.group)
@@ -301,7 +304,7 @@ def all_gather(x: Tensor, context: SequenceContext) -> Tensor:
 
 @torch.compiler.disable
 def gather_segments(x: Tensor, context: SequenceContext) -> Tensor:
-    """`x` of every rank, `[world, *x.shape]`, with gradients: what grows with the length, for attention.
+    """Gather `x` of every rank, `[world, *x.shape]`, with gradients. For attention, whose messages grow with the length.
 
     The backward pass is one reduce-scatter, in fp32 or better.
     """

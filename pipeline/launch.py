@@ -38,7 +38,8 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     Raises:
         KeyboardInterrupt: at SIGINT.
         SystemExit: at SIGHUP or SIGQUIT.
-        UserError: recorded by a worker, a port in use, or a worker group that kept dying.
+        UserError: an error that a worker recorded in the run folder, a port in use, or a worker group that
+            failed `run.max_restarts` times in a row.
     """
     run.error_file.unlink(missing_ok=True)
     clear_stop_request(run)

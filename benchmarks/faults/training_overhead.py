@@ -47,7 +47,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     config = load_config("smoke", ["run.workers=1", "run.zero_stage=1"])
     run = RunFolder(folder / "run")
     run.prepare(config, prepare_data(config, folder))
-    model = [f"model.preset={name}", f"model.d_model={preset(name).d_model}"]  # the recipe's own is a toy's
+    model = [f"model.preset={name}", f"model.d_model={preset(name).d_model}"]  # instead of the toy width of the recipe
     config = load_config("smoke", ["run.workers=1", "run.zero_stage=1", *model])
     device = torch.device("cpu")
     join_process_group(device)

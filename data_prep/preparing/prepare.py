@@ -303,7 +303,7 @@ def _dropped_positions(
 def _tokenize(
     config: DatasetConfig, units: list[TokenizingUnit], map_units: MapUnits, report: OnProgress
 ) -> list[UnitRecord]:
-    """Run the second pass: its records in order; a source with a token limit ends with the document that reaches it."""
+    """Tokenize the cleaned slices; returns their records in order. A token limit ends a source at the document that reaches it."""
     stage = _Stage("tokenize", tokenize_unit, finished_record, map_units, report)
     limits = {source.label: source.limit_tokens for source in config.sources if source.limit_tokens}
     records = {r.index: r for r in stage.run([u for u in units if u.cleaned.part.source not in limits])}

@@ -219,8 +219,7 @@ def _run(lm: EchoHarness, task: str, manager: TaskManager, limit: int | None) ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm_eval from the screen: its progress bars, and git, which it asks for the commit of the working folder and which
-    complains outside of a repository."""
+    """Suppress the output of lm_eval: its progress bars, and git's message when it asks for the commit."""
     with (
         patch("lm_eval.evaluator.get_git_commit_hash", lambda: None),
         patch("lm_eval.api.task.tqdm", partial(tqdm, disable=True)),

@@ -26,12 +26,17 @@ from .result_files import Results, SweepFolder
 from .results import LENGTH_TASK, Report
 from .runs import RecallRun
 
+LINES_OF_REMARK = 2  # an empty one and the count of what was left out
 
-def write_report(sweep_path: Path, results: Path, out: Path) -> Path:
+
+def write_report(sweep_path: Path, results: Path, out: Path, lines: int | None = None) -> Path:
     """Write the page and its figures; returns the page.
 
     In the sweep's own folder a JSON file with the numbers of the page stands beside it. A page anywhere else is one of many about
     results that are kept once, and links to their file.
+
+    Args:
+        lines: of the page at most; tables that do not fit are left out.
 
     Raises:
         UserError: the sweep or a result file is wrong, or none of the sweep's runs is there.
@@ -46,7 +51,7 @@ def write_report(sweep_path: Path, results: Path, out: Path) -> Path:
     page = out / f"{name}.md"
     figures = draw(report, out / "figures")
     link = Path(os.path.relpath(numbers, out)).as_posix()
-    write_text(page, as_page(report, command_of(sweep_path), notes_beside(page), figures, link))
+    write_text(page, as_page(report, command_of(sweep_path), notes_beside(page), figures, link, lines))
     return page
 
 
@@ -81,8 +86,10 @@ def shown(sweep: Path) -> str:
     return str(sweep) if str(sweep) in sweep_names() else Path(sweep).name
 
 
-def as_page(report: Report, command: str, prose: str, figures: Sequence[str], numbers: str) -> str:
-    """The whole report in Markdown.
+def as_page(
+    report: Report, command: str, prose: str, figures: Sequence[str], numbers: str, lines: int | None = None
+) -> str:
+    """The report in Markdown, of at most `lines` lines: tables of details that do not fit are left out and counted.
 
     Args:
         prose: of the notes; figures: names of files in `figures/`; numbers: link to the rows.
@@ -103,11 +110,19 @@ def as_page(report: Report, command: str, prose: str, figures: Sequence[str], nu
         parts.append("**Not complete.** " + " ".join(gone))
     parts += [accuracy_by_task(report), intervals_by_task(report), published_cells(report)]
     parts += ["\n".join(f"![{Path(file).stem}](figures/{file})" for file in figures)]
-    if LENGTH_TASK in names:
-        parts.append(accuracy_by_length(report))
-    if report.sweep.each_cell:
-        parts.append(accuracy_by_cell(report))
-    parts += [accuracy_by_label(report), learning_rates_tried(report)]
+    details = accuracy_by_length(report) if LENGTH_TASK in names else []
+    details += accuracy_by_cell(report) if report.sweep.each_cell else []
+    details += [accuracy_by_label(report), learning_rates_tried(report)]
+    left_out = 0
+    for detail in details:
+        if lines is None or len("\n\n".join([*parts, detail]).splitlines()) <= lines - LINES_OF_REMARK:
+            parts.append(detail)
+        else:
+            left_out += 1
+    if left_out:
+        parts.append(
+            f"Tables left out: {left_out}; `echo-lm sweep report {sweep.name}` without `--lines` makes them from the same rows."
+        )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

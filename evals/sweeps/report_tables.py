@@ -93,8 +93,8 @@ def published_cells(report: Report) -> str:
     )
 
 
-def accuracy_by_length(report: Report) -> str:
-    """A table by length for every label of the task."""
+def accuracy_by_length(report: Report) -> list[str]:
+    """A table by length for every label of the task, the first with the heading."""
     parts = ["## NIAH by length\n\nPercent (95% Wilson interval), seeds pooled."]
     for label in labels_of(report, LENGTH_TASK):
         curves = report.by_length(label)
@@ -109,12 +109,17 @@ def accuracy_by_length(report: Report) -> str:
         parts.append(f"{label}:\n\n" + markdown(["arm", *(f"{length:,}" for length in lengths)], lines))
     short = [f"{name} beyond {arm.longest:,}" for name, arm in report.sweep.arms.items() if arm.longest]
     if short:
-        parts.append(f"Not evaluated: {', '.join(short)} tokens.")
-    return "\n\n".join(parts)
+        parts[0] += f" Not evaluated: {', '.join(short)} tokens."
+    return _with_heading(parts)
 
 
-def accuracy_by_cell(report: Report) -> str:
-    """Cell by cell, pairs by gaps: accuracy, and what the run of the cell took."""
+def _with_heading(parts: list[str]) -> list[str]:
+    """The tables, the first of them below the heading in `parts[0]`."""
+    return ["\n\n".join(parts[:2]), *parts[2:]]
+
+
+def accuracy_by_cell(report: Report) -> list[str]:
+    """For each arm a table of its cells, pairs by gaps: accuracy, and the tokens that the run of the cell took."""
     budget = report.sweep.each_cell.tokens
     parts = [
         f"## Cell by cell\n\nA model a cell. Percent, and the millions of tokens that it was trained on, at most {budget / 1e6:g} "
@@ -130,7 +135,7 @@ def accuracy_by_cell(report: Report) -> str:
             lines.append([str(pairs), *(_learned(at.get(gap), len(arm.rates) > 1) for gap in gaps)])
         if found:
             parts.append(f"{arm.name}:\n\n" + markdown(["pairs", *(f"{gap:,}" for gap in gaps)], lines))
-    return "\n\n".join(parts)
+    return _with_heading(parts)
 
 
 def _learned(row: Row | None, names_rate: bool) -> str:

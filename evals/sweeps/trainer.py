@@ -108,7 +108,7 @@ class AtLength:
 
 
 class RecallTrainer:
-    """AdamW (0.9, 0.95), gradients clipped to 1, on batches that the seed alone decides.
+    """Trains a model by AdamW with betas 0.9 and 0.95, gradients clipped to norm 1; the batches depend on the seed alone.
 
     Attributes:
         losses: nats of an answer, fp32 `[steps]`; of steps to come 0.
@@ -131,7 +131,7 @@ class RecallTrainer:
             purpose: names the stream of sequences; evaluations use "evaluation".
 
         Raises:
-            UserError: a task refuses these pairs at one of these lengths; a `gate_penalty` without write gates.
+            UserError: the pairs do not fit into one of the lengths, or `gate_penalty` is set for a model without write gates.
         """
         if training.gate_penalty and not model.config.has_write_gate:
             raise UserError("gate_penalty needs SKA layers with a write gate: this model has none")

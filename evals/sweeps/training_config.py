@@ -48,10 +48,10 @@ class RecallTraining(Config):
     tokens that were left are spent, and goes on with the next. Each length has a warmup and a schedule of its own, and a
     share of `learning_rate` that falls with the square root of the sequences of a step."""
     stop_at: float | None = Field(default=None, gt=0, le=1)
-    """Training ends when so large a share of its last answers is right (in a curriculum: at the last length). Every
-    sequence is new, so an evaluation would say the same."""
+    """Training ends when this share of its latest predictions is right (in a curriculum: at the last length). Each sequence is new,
+    so this accuracy is that of an evaluation."""
     cooldown: int = Field(default=0, ge=0)
-    """Steps after `stop_at` was reached, as far as steps and tokens go, in which the learning rate falls to zero."""
+    """Steps after `stop_at` is reached in which the learning rate falls to zero; never beyond the budget of steps and tokens."""
     gate_penalty: float = Field(default=0.0, ge=0)
     """Nats added to the loss for write gates that are open at every position: nothing before `gate_penalty_from`, as a model
     must learn to write first, then growing to this at `gate_penalty_full`; in a curriculum nothing at the first length, all of

@@ -89,6 +89,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the page and its figures; the sweep's own folder if left out.")
     ] = None,
+    lines: Annotated[int | None, typer.Option(help="Leave out tables that make the page longer.", min=1)] = None,
 ) -> None:
     """Write NAME.md and the figures from the results, also of an unfinished sweep; in the sweep's own folder NAME.json too.
 
@@ -98,4 +99,4 @@ def report(
     from ...evals.sweeps.report import write_report
 
     folder = out or sweeps / load_sweep(Path(sweep)).name
-    console.print(f"report: {write_report(Path(sweep), sweeps, folder)}")
+    console.print(f"report: {write_report(Path(sweep), sweeps, folder, lines)}")

@@ -37,7 +37,8 @@ def make_app(
     Args:
         hosts: permitted names in the Host header; others are refused, against DNS rebinding by foreign pages.
         views: what was read of single runs, shared with who reads ahead.
-        prefix, token: see `Guard`.
+        prefix: see `Guard`.
+        token: see `Guard`.
     """
     app = FastAPI(title="Echo-LM", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=3)

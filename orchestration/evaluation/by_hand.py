@@ -7,8 +7,9 @@ from ...evals.layout import bigbench_folder, chosen_checkpoints, result_path, tr
 from ...evals.measurements.bigbench import fetch
 from ...evals.summary import write_summary
 from ...models.common.errors import UserError
-from ...models.common.run_layout import MODEL
+from ...models.common.run_layout import MODEL, REPORT
 from ...pipeline.run.folder import RunFolder
+from ...pipeline.run.report import write_report
 from ..jobs.job import run_under_leases
 from ..progress.bars import console, stage
 from .jobs import EvaluationJob
@@ -25,8 +26,8 @@ def evaluate_by_hand(
 ) -> None:
     """Run `suites` (default: those of the run's configuration) on the checkpoint of `step` (default: on all).
 
-    The dataset is the run's, or the one of that name in the folder `data`. Jobs that another process is evaluating are skipped. If
-    the run is tracked in MLflow, its record is updated.
+    The dataset is the run's, or the one of that name in the folder `data`. Jobs that another process is evaluating are skipped. A
+    report that exists is written anew, and the record of a run that is tracked in MLflow is updated.
 
     Raises:
         UserError: no such run, checkpoint or suite, or no suite to run.
@@ -66,6 +67,8 @@ def evaluate_by_hand(
         if not evaluated:
             console.print(f"{job.name} is being evaluated by another process: left to it")
     console.print(f"results: {run.evals}, summary: {write_summary(run.path)}")
+    if (run.path / REPORT).is_file():
+        console.print(f"report: {write_report(run.path)}")
     sync_record(run.path)
 
 

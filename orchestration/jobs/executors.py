@@ -29,7 +29,7 @@ class Ended(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs jobs; a context at whose end those that still run are stopped. None of its methods waits for a job."""
+    """Runs jobs. Leaving its context stops those that still run; none of its methods waits for a job."""
 
     def __enter__(self) -> Self: ...
 
@@ -122,7 +122,7 @@ class ProcessExecutor:
 
 
 def timeout_message(seconds: float | None) -> str:
-    """Why a job that ran longer than its limit of `seconds` has failed."""
+    """The error of a job that ran longer than its limit of `seconds`."""
     return f"stopped, as it took longer than its limit of {seconds:g} s"
 
 
@@ -152,7 +152,7 @@ def _work_and_send(job: Job, gpu: int | None, connection: Connection) -> None:
 
 
 def _death(job: Job, code: int) -> str:
-    """Why a worker ended without a message: its signal, else the last line that it printed to its log."""
+    """The error of a worker that ended without a message: its signal, else the last line of its log."""
     if code < 0:
         return f"killed by signal {-code}"
     lines = []

@@ -19,7 +19,8 @@ def train_run(config: RunConfig, run: RunFolder, data: Path, *, trust: bool = Fa
     """Prepare the data unless it is complete, train to the end, write the report.
 
     Raises:
-        UserError: bad input, a folder or port in use, no disk space, or a worker group that kept dying.
+        UserError: bad input, a folder or port in use, no disk space, or a worker group that failed
+            `run.max_restarts` times in a row.
     """
     run.check(config, trust=trust)
     with run.lock(), TimeLimit(run, config):

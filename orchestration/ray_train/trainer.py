@@ -24,7 +24,8 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
     `run.min_workers` on as many workers as there is room for.
 
     Raises:
-        UserError: recorded by a worker, too few GPUs, or a worker group that kept dying.
+        UserError: an error that a worker recorded in the run folder, too few GPUs, or a worker group that
+            failed `run.max_restarts` times in a row.
     """
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError

@@ -54,7 +54,7 @@ def track_study(folder: StudyFolder, tracking_uri: str | None = None) -> str:
             client.update_run(parent, "RUNNING")
     except (UserError, ModuleNotFoundError):
         raise
-    except Exception as error:  # any error below MLflow's client: HTTP, SQL, the file system
+    except Exception as error:  # whatever MLflow's client raises: errors of HTTP, SQL, files
         raise UserError(f"{explain(error, uri)}, and run this again") from error
     return parent
 

@@ -69,7 +69,7 @@ def track(run_folder: Path, tracking_uri: str | None = None) -> str:
         return tracker.send()
     except UserError:
         raise
-    except Exception as error:  # any error below MLflow's client: HTTP, SQL, the file system
+    except Exception as error:  # whatever MLflow's client raises: errors of HTTP, SQL, files
         raise UserError(f"{explain(error, tracker.uri)}, and run this again") from error
 
 

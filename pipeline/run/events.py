@@ -2,32 +2,32 @@
 
 Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 
-- `start`: `step` (the step that training goes on from), `tokens`, `pid` (of rank 0), `same_process` (another batch or
-  an amendment begins, nothing was started again), `world_size`, `zero_stage`,
-  `sequence_parallel`, `device`, `nodes` (name of the node of each rank); of rank 0 also `git_commit`, `git_dirty`, `versions`,
-  `python`, `platform`, `host` and `hardware`: what trains from here on
-- `step`: `step`, `loss` (nats per masked token), `loss_text` and `loss_recall` where the batch has such rows (a small one
-  not at every step), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_mean` (with `train.gate_penalty`:
+- `start`: `step` (of the checkpoint it resumes from, else 0), `tokens`, `pid` (of rank 0), `same_process` (another batch size or
+  an amendment begins, in the same process), `world_size`, `zero_stage`, `sequence_parallel`, `device`, `cuda_graphs` ("blocks",
+  or why there are none), `nodes` (the node of each rank); of rank 0 also `git_commit`, `git_dirty`, `versions`, `python`,
+  `platform`, `host` and `hardware`
+- `step`: `step`, `loss` (nats per label that counts), `loss_text` and `loss_recall` (of the rows of each kind, in batches that
+  have them), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_mean` (with `train.gate_penalty`:
   mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known
   peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`; `epochs` (by text source: how often it was
   read so far), `loss_by_source` (with several text sources: of those that the batch has)
 - `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
 - `warning`: `step`, `message`; a SKA layer left its range, or a checkpoint was damaged
-- `checkpoint`: `step`, `path`, `seconds` (until complete), `stall_seconds` (training stood still)
-- `straggler`: `step`, `rank`, `node`, `seconds` (that it computes a step), `median_seconds` (of all ranks), `message`
+- `checkpoint`: `step`, `path`, `seconds` (from start to complete), `stall_seconds` (in which training waited)
+- `straggler`: `step`, `rank`, `node`, `seconds` (of computation a step), `median_seconds` (the same over all ranks), `message`
 - `skip`: `step`, `reason`; the step's gradient was not finite and no weight was changed
-- `rollback`: `step` (that training goes on from), `from_step`, `reason`
-- `stop`: `step`, `tokens`, `reason` (a signal, `run.time_limit` or `run.stop_step`); left before the end
+- `rollback`: `step` (of the checkpoint it returned to), `from_step`, `reason`
+- `stop`: `step`, `tokens`, `reason` (a signal, `run.time_limit` or `run.stop_step`); training ended before its last step
 - `finish`: `step`, `tokens`
 
-The processes that supervise a run write to a second log (`supervision.jsonl`, one writer at a time as here); readers of a run's
-events get both. Its kinds:
+The processes that supervise a run write to a second log, `supervision.jsonl`; readers of a run's events get both. Its kinds:
 
 - `attempt`: `number`, `reason`, `pid`; the pipeline's process (the driver) was started
-- `lost`: `what` (worker, node, head, driver), `name`, `message`; something died, and training is started again
-- `hang`: `what` (worker, driver), `name`, `message`, and of a worker `rank`, `node`, `pid`; it was silent or stuck and is replaced
-- `evaluation`: `step`, `suite`, `node`, `seconds`; done
-- `evaluation_failed`: `step`, `suite`, `message`; given up
+- `lost`: `what` (worker, node, head, driver), `name`, `message`; it died, and training is started again
+- `hang`: `what` (worker, driver), `name`, `message`, and of a worker `rank`, `node`, `pid`; it did not answer or made no step,
+  and is replaced
+- `evaluation`: `step`, `suite`, `node`, `seconds`; an evaluation is complete
+- `evaluation_failed`: `step`, `suite`, `message`; an evaluation failed at every attempt
 - `amend`: `step`, `changes` (old and new value by key); the run has another configuration from that step on
 """
 

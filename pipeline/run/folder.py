@@ -68,8 +68,9 @@ class RunFolder:
         return self.finished_file.is_file()
 
     def load_config(self) -> RunConfig:
-        """The stored configuration. A suite's file that is not where its path says is taken from where it lay as seen from the
-        run's folder, so that both may move together.
+        """The stored configuration.
+
+        If the path of a suite's file does not exist, its path relative to the run's folder is taken: both may move together.
 
         Raises:
             UserError: not a run folder, or its configuration was damaged.

@@ -5,6 +5,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 import typer
@@ -12,6 +14,7 @@ import typer
 from echo_lm.models.common.files import read_json
 from echo_lm.orchestration.cli.main import app, main
 from echo_lm.pipeline.config import load_config, recipe_names
+from echo_lm.pipeline.run.events import read_events
 from tests.helpers.handbook import DOCUMENTS, ROOT, commands, inline_commands
 
 COMMANDS = commands()
@@ -90,6 +93,21 @@ def test_the_other_commands_run(workspace, monkeypatch, capsys):
     assert ran >= 8
     assert read_json(workspace / "runs/mine/finished.json")["step"] == 20
     assert list(workspace.glob("runs/mine/evals/*/language.json"))
+    assert "bits per byte" in (workspace / "runs/mine/report.md").read_text(), "the report has no evaluations"
+    assert_listed(workspace / "runs/mine")
+
+
+def assert_listed(run: Path) -> None:
+    """Fails if a file of the run, or a field of its events, is not in docs/reference/files.md."""
+    page = (ROOT / "docs/reference/files.md").read_text(encoding="utf-8")
+    patterns = re.findall(r"^\| `([^`]+)` \|", page.partition("## Events")[0], re.M)
+    patterns += ["figures/", "evals/figures/", ".*", "*/.*"]  # named in the text
+    for path in run.rglob("*"):
+        name = str(path.relative_to(run))
+        inside = any(fnmatch(name, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in patterns)
+        assert path.is_dir() or inside, f"{name} is not listed"
+    for event in read_events(run / "events.jsonl"):
+        assert [key for key in event if f"`{key}`" not in page] == [], event["kind"]
 
 
 @pytest.mark.parametrize(

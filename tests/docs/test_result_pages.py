@@ -14,6 +14,7 @@ SWEEPS = sorted(
     path.stem for path in PAGES.glob("*.md") if not path.name.endswith(".notes.md") and path.stem != "README"
 )
 LARGEST_FILE, LARGEST_FOLDER = 500_000, 4_000_000
+LONGEST = 120  # lines of a page
 
 
 def test_there_are_pages():
@@ -25,10 +26,16 @@ def test_a_page_is_what_its_rows_give(sweep):
     report, page = load_report(Path(sweep), ROWS), PAGES / f"{sweep}.md"
     figures = list(figures_of(report))
     link = os.path.relpath(numbers_of(ROWS, sweep), PAGES)
-    assert page.read_text() == as_page(report, command_of(Path(sweep)), notes_beside(page), figures, link), (
-        f"run: echo-lm sweep report {sweep} --sweeps benchmarks/results/tables --out docs/results"
+    assert page.read_text() == as_page(report, command_of(Path(sweep)), notes_beside(page), figures, link, LONGEST), (
+        f"run: echo-lm sweep report {sweep} --sweeps benchmarks/results/tables --out docs/results --lines {LONGEST}"
     )
     assert {path.name for path in (PAGES / "figures").glob(f"{sweep}_*.png")} == set(figures)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.rglob("*.md")), ids=lambda page: str(page.relative_to(PAGES)))
+def test_a_page_is_short(page):
+    """`report.md` beside a page is what `echo-lm` wrote for one run or study, kept as it was."""
+    assert page.name == "report.md" or len(page.read_text(encoding="utf-8").splitlines()) <= LONGEST
 
 
 def test_results_are_small():

@@ -22,7 +22,7 @@ def relative(a, b):
 
 
 def draw(batch, length, heads, width, groups, states, *, seed=0):
-    """x, dt, a, b, c, d and an entering state, float64."""
+    """Random x, dt, a, b, c, d and an initial state, float64."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):

@@ -1,6 +1,7 @@
 """The report of a recall sweep, from results made by hand: every number in it is known."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -345,3 +346,12 @@ def test_a_page_elsewhere_links_to_the_results_which_are_kept_once(report, sweep
     page = write_report(sweep, tmp_path / "raw", tmp_path / "pages")
     assert not (tmp_path / "pages" / "tiny.json").exists()
     assert "Every cell: [tiny](../raw/tiny)" in page.read_text()
+
+
+def test_a_page_of_few_lines_leaves_tables_out_and_says_so(report, sweep, tmp_path):
+    page, _ = report()
+    count = len(page.splitlines())
+    short = write_report(sweep, tmp_path / "raw", tmp_path / "pages", count - 3).read_text()
+    assert len(short.splitlines()) <= count - 3
+    assert "## Accuracy by task" in short
+    assert re.search(r"^Tables left out: 1; ", short, re.M)
