@@ -95,12 +95,15 @@ def measure(root: Path, runs: int) -> dict[str, float | str]:
         version = json.loads(seconds_of(f"{address}/live/runs/{long}?since=")[1])["version"]
         token = seconds_of(address)[1].split(b'data-version="')[1].split(b'"')[0].decode()
         for name, path in (("the long run", f"runs/{long}?since={version}"), ("all runs", f"runs?since={token}")):
-            polls = []
+            polls, before = [], psutil.Process(process.pid).cpu_times()
             for _ in range(15):
                 time.sleep(0.7)  # most of them look at the files again, which is done once a second
                 polls += seconds_of(f"{address}/live/{path}")[0]
             found[f"unchanged poll of {name}, median (ms)"] = 1000 * statistics.median(polls)
             found[f"unchanged poll of {name}, most (ms)"] = 1000 * max(polls)
+            after = psutil.Process(process.pid).cpu_times()
+            used = after.user + after.system - before.user - before.system
+            found[f"unchanged poll of {name}, of a processor (ms)"] = 1000 * used / len(polls)
         for number in range(40):
             seconds_of(f"{address}/live/runs/run-{number:04d}?since=")
         found["resident memory (MB)"] = psutil.Process(process.pid).memory_info().rss / 1e6

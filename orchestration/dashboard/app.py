@@ -25,7 +25,7 @@ from .values import MOST_COLUMNS, RunValues
 
 # Rows that the page of runs shows at first; the others are sent with it, but hidden, which saves their layout.
 SHOWN_ROWS = 100
-MOST_ROWS = 3000  # rows that it has at all, so that no answer is larger than a few megabytes
+MOST_ROWS = 2000  # rows that it has at all, so that no answer is larger than a few megabytes
 MOST_FIGURE_BYTES = 5 << 20
 
 

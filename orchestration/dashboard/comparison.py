@@ -21,6 +21,7 @@ from .values import EVALUATION, RunValues, differences, group_labels
 
 Names = Annotated[list[str], Query()]
 MOST_METRICS = 8  # charts at once
+MOST_CELLS = 5000  # of a table, so that no page is larger than a few megabytes
 SUMMARY = (
     "name",
     "state",
@@ -46,11 +47,11 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
             raise HTTPException(404, f"there is no readable run {missing[0]}")
         return {name: table.folder / name for name in names}
 
-    def series_of(run: list[str], metric: str, x: str, group: str) -> list[dict[str, Any]]:
+    def series_of(run: list[str], metric: str, x: str, group: str, metrics: int) -> list[dict[str, Any]]:
         folders = chosen(run)
         labels = group_labels({name: values.of(name) for name in folders}, group)
         try:
-            return overlay(folders, metric, x, labels, views.history)
+            return overlay(folders, metric, x, labels, views.history, metrics=metrics)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
 
@@ -58,28 +59,31 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
     def compare_page(run: Names = []) -> Response:  # noqa: B006 (FastAPI reads it)
         names = list(chosen(run))
         own = {name: values.of(name) for name in names}
+        lines = MOST_CELLS // max(1, len(names))
         evaluated = sorted({key for value in own.values() for key in value if key.startswith(EVALUATION)})
         return pages.html(
             "compare.html",
             names=names,
-            differences=differences(own),
-            metrics=[(key, [value.get(key) for value in own.values()]) for key in evaluated],
-            columns=[*COLUMNS, *evaluated],
-            groups=[key for key, _ in differences(own)],
+            differences=differences(own)[:lines],
+            metrics=[(key, [value.get(key) for value in own.values()]) for key in evaluated[:lines]],
+            columns=[*COLUMNS, *evaluated[:MOST_CELLS]],
+            groups=[key for key, _ in differences(own)][:200],
             axes=AXES,
             paired=accuracy_differences(*(table.folder / name for name in names)) if len(names) == 2 else [],
         )
 
     @app.get("/api/curves")
     def curves(run: Names = [], metric: Names = ["loss"], x: str = "step", group: str = "") -> Response:  # noqa: B006
-        return JSONResponse({name: series_of(run, name, x, group) for name in metric[:MOST_METRICS]})
+        return JSONResponse(
+            {name: series_of(run, name, x, group, len(metric[:MOST_METRICS])) for name in metric[:MOST_METRICS]}
+        )
 
     @app.get("/api/curves.csv")
     def curves_csv(run: Names = [], metric: Names = ["loss"], x: str = "step", group: str = "") -> Response:  # noqa: B006
         lines = [
             (name, one["label"], at, y, low, high)
             for name in metric[:MOST_METRICS]
-            for one in series_of(run, name, x, group)
+            for one in series_of(run, name, x, group, len(metric[:MOST_METRICS]))
             for at, y, low, high in zip(one["x"], one["y"], *_bounds(one), strict=True)
         ]
         return _csv("curves.csv", ("metric", "run", x, "value", "low", "high"), lines)

@@ -37,6 +37,7 @@ class Guard:
             token: what a request must know, as `?token=` once or as `Authorization: Bearer`; empty lets everybody in.
         """
         self._app, self._prefix, self._token = app, prefix, token
+        self.active = 0  # requests that are being answered
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -56,6 +57,7 @@ class Guard:
                 message = message | {"headers": [*message.get("headers", ()), *added]}
             await send(message)
 
+        self.active += 1
         try:
             if self._token and not self._is_known(scope):
                 await self._ask_for_token(scope, send_with_headers)
@@ -65,6 +67,8 @@ class Guard:
             logger.warning("%s could not be answered (%s: %s)", scope["path"], type(error).__name__, error)
             if not started:
                 await _answer(send_with_headers, 500, "This page could not be made; the server's output says why.")
+        finally:
+            self.active -= 1
 
     def _is_known(self, scope: Any) -> bool:
         headers = dict(scope["headers"])

@@ -30,8 +30,8 @@ AXES = ("step", "tokens", "time")
 MOST_POINTS = 1500  # of a curve sent to the browser
 MOST_BUCKETS = 4096  # of a run in memory
 MOST_OTHERS = 1000  # events that are no steps, the newest
-LOOK_BYTES = 1 << 22  # of each log at once
-LOOK_SECONDS = 1.0
+LOOK_BYTES = 1 << 20  # of each log at once
+LOOK_SECONDS = 0.5
 
 
 class History:

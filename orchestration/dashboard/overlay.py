@@ -20,13 +20,22 @@ from .values import EVALUATION
 
 AXES = ("step", "tokens", "time", "flops")
 MOST_POINTS = 800  # of a curve
+MOST_POINTS_AT_ONCE = 100_000  # of all curves of an answer
 MOST_ANCESTORS = 5
 MOST_RUNS = 60
 
 Curve = dict[str, list[float | None]]
 
 
-def run_curve(folder: Path, metric: str, axis: str, history: Callable[[Path], History], depth: int = 0) -> Curve | None:
+def run_curve(
+    folder: Path,
+    metric: str,
+    axis: str,
+    history: Callable[[Path], History],
+    *,
+    most: int = MOST_POINTS,
+    depth: int = 0,
+) -> Curve | None:
     """The curve of a metric of a run, lists `x` and `y`, with those of the runs that it goes on from before its first step.
 
     Args:
@@ -38,7 +47,7 @@ def run_curve(folder: Path, metric: str, axis: str, history: Callable[[Path], Hi
         None without a value; `own` is the index of the first point that is not an ancestor's.
     """
     reader = RunReader(folder)
-    found = _evaluated(reader, metric) if metric.startswith(EVALUATION) else history(folder).curve(metric, MOST_POINTS)
+    found = _evaluated(reader, metric) if metric.startswith(EVALUATION) else history(folder).curve(metric, most)
     curve = _on_axis(found, axis, folder, history) if found else {"x": [], "y": [], "step": []}
     lineage = reader.lineage() if axis != "time" and depth < MOST_ANCESTORS else None
     before: Curve = {"x": [], "y": [], "step": []}
@@ -46,7 +55,7 @@ def run_curve(folder: Path, metric: str, axis: str, history: Callable[[Path], Hi
         parent = find_parent(folder, lineage.parent)
         # Only runs beside this one: a file of a run must not make others readable.
         if parent is not None and is_inside(parent, folder.parent) and parent.resolve() != folder.resolve():
-            earlier = run_curve(parent, metric, axis, history, depth + 1) or before
+            earlier = run_curve(parent, metric, axis, history, most=most, depth=depth + 1) or before
             kept = [i for i, step in enumerate(earlier["step"]) if step is not None and step <= lineage.own_step]
             before = {key: [earlier[key][i] for i in kept] for key in before}
     joined: Any = {key: before[key] + curve[key] for key in before}
@@ -95,13 +104,20 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def overlay(
-    folders: dict[str, Path], metric: str, axis: str, labels: dict[str, str], history: Callable[[Path], History]
+    folders: dict[str, Path],
+    metric: str,
+    axis: str,
+    labels: dict[str, str],
+    history: Callable[[Path], History],
+    *,
+    metrics: int = 1,
 ) -> list[dict[str, Any]]:
     """The curves of runs, those with one label as their mean.
 
     Args:
         folders: of the runs, by name.
         labels: the group of each run (`values.group_labels`).
+        metrics: of how many metrics the answer has curves; with many, each has fewer points.
 
     Returns:
         of each label `x`, `y`, the names of its `runs`, for one run the index `own`, for several `low` and `high`, one standard
@@ -115,8 +131,9 @@ def overlay(
     if metric not in COLUMNS and not metric.startswith(EVALUATION):
         raise UserError(f"metric is one of {', '.join(COLUMNS)}, or {EVALUATION}SUITE/METRIC")
     grouped: dict[str, list[tuple[str, Any]]] = {}
+    most = min(MOST_POINTS, MOST_POINTS_AT_ONCE // max(1, metrics * min(len(folders), MOST_RUNS)))
     for name, folder in list(folders.items())[:MOST_RUNS]:
-        if curve := run_curve(folder, metric, axis, history):
+        if curve := run_curve(folder, metric, axis, history, most=most):
             grouped.setdefault(labels[name], []).append((name, curve))
     series = []
     for label, members in grouped.items():

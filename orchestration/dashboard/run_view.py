@@ -25,6 +25,8 @@ DOCUMENTS = {"report": REPORT, "model_card": "model_card.md", "evaluations": "ev
 MOST_CHECKPOINTS = 200  # rows of the evaluations
 MOST_SUITES = 40
 MOST_LABELS = 60  # of recall charts
+MOST_CURVES = 40  # checkpoints of one
+MOST_RESULT_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
         last_step=history.last_step,
         suites=suites,
         matrix=matrix,
-        latest=[latest[suite] for suite in sorted(latest)[:MOST_SUITES]],
+        latest=_bounded([latest[suite] for suite in sorted(latest)[:MOST_SUITES]]),
         heldout=heldout[-1]["metrics"]["language/bits_per_byte"] if heldout else None,
         events=[_shown_event(event) for event in shown_events[::-1][:MOST_EVENTS]],
         checkpoints=history.of_kind("checkpoint"),
@@ -142,6 +144,18 @@ def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
         documents=[name for name, file in DOCUMENTS.items() if _is_document(run.folder, file)],
         curves=_curves(history, raw, heldout),
     )
+
+
+def _bounded(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results with at most `MOST_RESULT_ROWS` rows in all, so that no page is larger than a few megabytes."""
+    left, bounded = MOST_RESULT_ROWS, []
+    for result in results:
+        parts = {}
+        for name in ("rows", "tasks", "decode"):
+            parts[name] = result[name][:left]
+            left -= len(parts[name])
+        bounded.append(result | parts)
+    return bounded
 
 
 def document(folder: Path, name: str) -> str | None:
@@ -206,7 +220,7 @@ def _cell(result: dict[str, Any] | None, output: Path, failure: str | None, due:
     if looks_held(output.with_suffix(".lease")):
         return EvaluationStatus("running", "running")
     if failure is not None:
-        return EvaluationStatus("failed", "failed", failure)
+        return EvaluationStatus("failed", "failed", text(failure, 160))
     return EvaluationStatus("pending", "waiting") if due else EvaluationStatus("none")
 
 
@@ -256,12 +270,20 @@ def _curves(history: History, results: list[dict[str, Any]], heldout: list[dict[
     return curves
 
 
+def _spread(steps: list[int], most: int) -> list[int]:
+    """At most `most` of the steps, evenly spread, first and last among them."""
+    if len(steps) <= most:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+
+
 def _recall_curves(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Recall against length, a curve per checkpoint, for each label measured at several lengths; the headline task first."""
     keys = ("length", "accuracy", "low", "high", "queries", "chance")
     labels: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    shown = set(_spread(sorted({result["step"] for result in results if result["rows"]}), MOST_CURVES))
     for result in results:
-        for row in result.get("rows") or ():
+        for row in result["rows"] if result["step"] in shown else ():
             point = {key: row[key] for key in keys}
             if not point["length"] or point["length"] <= 0:
                 continue
@@ -270,7 +292,7 @@ def _recall_curves(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for label in sorted(labels, key=lambda label: (label != HEADLINE_TASK, label))[:MOST_LABELS]:
         curves = [
             {"step": step, "points": sorted(points, key=lambda point: point["length"])}
-            for step, points in sorted(labels[label].items())[-MOST_CHECKPOINTS:]
+            for step, points in sorted(labels[label].items())
         ]
         if len({point["length"] for curve in curves for point in curve["points"]}) > 1:
             charts.append({"label": label, "checkpoints": curves})

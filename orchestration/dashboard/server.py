@@ -5,6 +5,7 @@ import ipaddress
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ...models.common.run_layout import EVENTS
 from ..progress.bars import console
 
 if TYPE_CHECKING:
+    from .guard import Guard
     from .run_view import RunViews
 
 LOOPBACK = "127.0.0.1"
@@ -67,18 +69,23 @@ def serve(
             console.print(f"{host} is not loopback: whoever reaches this port can read {runs} and {studies} (--token)")
         views = RunViews()
         app = make_app(runs, studies, allowed_hosts(host), views=views, prefix=prefix, token=token)
-        threading.Thread(target=read_long_logs, args=(runs, views), daemon=True).start()
+        threading.Thread(target=read_long_logs, args=(runs, views, app), daemon=True).start()
         config = uvicorn.Config(app, http=_protocol(), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def read_long_logs(runs: Path, views: "RunViews") -> None:
-    """Read the newest long logs to their ends, so that a first look at such a run does not wait for it."""
+def read_long_logs(runs: Path, views: "RunViews", app: "Guard") -> None:
+    """Read the newest long logs to their ends, so that a first look at such a run does not wait for it.
+
+    It waits while requests are answered: beside a thread that computes, each of the thousands of calls for the state of a file
+    waits 5 ms for Python's lock.
+    """
     logs = [folder / EVENTS for folder in subfolders(runs) if is_inside(folder / EVENTS, runs)]
     long = [(found, path.parent) for path in logs if (found := stamp(path)) and found[1] >= LONG_LOG_BYTES]
     for _, folder in sorted(long, reverse=True)[:MOST_LONG_LOGS]:
         while views.history(folder, seconds=0.1).unread:
-            pass
+            while app.active:
+                time.sleep(0.02)
 
 
 def _protocol() -> type:

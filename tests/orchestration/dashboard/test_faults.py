@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from echo_lm.orchestration.dashboard import server as server_module
+from echo_lm.orchestration.dashboard import table as table_module
 from echo_lm.orchestration.dashboard.app import make_app
 from echo_lm.orchestration.dashboard.formats import count, decimals, duration, moment, percent, significant, size
 from echo_lm.orchestration.dashboard.guard import Guard
@@ -267,3 +268,38 @@ def test_a_damaged_study_is_a_row_beside_the_others(serve, tmp_path):
     page = get(address, "/studies")[1].decode()
     assert page.count("damaged: it cannot be read") == 2
     assert (get(address, "/studies/good")[0], get(address, "/studies/hours")[0]) == (200, 404)
+
+
+def test_a_fault_that_nobody_thought_of_is_a_row_with_its_reason(serve, tmp_path, monkeypatch):
+    for name in ("good", "odd"):
+        write_finished(tmp_path / "runs", name)
+    real = table_module.read_run
+    monkeypatch.setattr(table_module, "read_run", lambda run: real(run) if run.folder.name == "good" else 1 / 0)
+    address = serve(tmp_path / "runs", tmp_path / "none")
+    page = get(address, "/")[1]
+    assert b'id="run-good"' in page
+    assert b"it cannot be read (ZeroDivisionError: division by zero)" in page
+    assert b"ZeroDivisionError" in get(address, "/runs/odd")[1]
+    assert get(address, "/live/runs/odd?since=")[0] == 204
+
+
+def test_no_answer_about_many_results_is_large(serve, tmp_path):
+    """60 checkpoints with 400 rows and 1,500 metrics each."""
+    folder = write_finished(tmp_path / "runs", "many")
+    source = json.loads((folder / "evals/step_00000040/recall-quick.json").read_text())
+    source["rows"] = [source["rows"][0] | {"label": f"task-{i % 50}", "length": 64 << (i // 50)} for i in range(400)]
+    source["metrics"] = {f"recall/a-rather-long-name-of-a-task-{i}": i / 7 for i in range(1500)}
+    for step in range(100, 160):
+        path = folder / f"evals/step_{step:08d}/recall-quick.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(source | {"step": step}))
+    address = serve(tmp_path / "runs", tmp_path / "none")
+    live = json.loads(get(address, "/live/runs/many?since=")[1])
+    chart = next(chart for chart in live["curves"]["recall"] if chart["label"] == "task-0")
+    steps = [curve["step"] for curve in chart["checkpoints"]]
+    assert (35 < len(steps) <= 40, steps[-1]) == (True, 159)
+    metrics = "&".join(f"metric={name}" for name in ("loss", "grad_norm", "eval/recall-quick/recall/none"))
+    paths = ("/", "/runs/many", "/live/runs/many?since=", "/compare?run=many", "/api/columns")
+    for path in (*paths, f"/api/curves?run=many&{metrics}", "/api/curves.csv?run=many"):
+        status, body = get(address, path)
+        assert (status, len(body) < 5_000_000) == (200, True), (path, len(body))

@@ -85,3 +85,12 @@ def test_a_folder_that_is_removed_meanwhile_is_empty(run):
     assert (reader.heartbeats(), reader.last_events(bool), reader.finished()) == ([], [], False)
     assert reader.error_since(0.0) is None
     assert reader.stamps() == (None,) * 10
+
+
+def test_a_configuration_nested_thousands_deep_is_damaged(run):
+    """libyaml's loader would end the process."""
+    for text in ("[" * 9000 + "]" * 9000, "- " * 9000 + "x", "\n".join(" " * i + "a:" for i in range(3000))):
+        run.config_file.write_text(text)
+        assert RunReader(run.path).config() == {}
+    run.config_file.write_text("a: [[[[1]]]]\nb: {c: {d: 2}}\n" + "".join(f"k{i}: [{i}]\n" for i in range(200)))
+    assert RunReader(run.path).config()["b"] == {"c": {"d": 2}}
