@@ -7,21 +7,59 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data_prep.loading.batch import Batch
 from ..data_prep.loading.dataset import Dataset
 from ..data_prep.loading.loader import BatchLoader
-from .config import RunConfig
+from .config import RunConfig, TrainSection
 
 
 def make_loader(dataset: Dataset, config: RunConfig) -> BatchLoader:
-    """The batches of a run that has had one configuration from its first step on."""
-    return loader_of_segments(dataset, [(0, config)])
+    """The batches of a run that has had one configuration from its first step on; with a ramp, those of full size."""
+    return loader_of_segments(dataset, [(stage.step, stage.config) for stage in stages_of([(0, config)])])
+
+
+class Stage(NamedTuple):
+    """A stretch of training with one configuration and one size of batch.
+
+    Attributes:
+        step: the step after which it begins.
+        config: of the engine, the data and the speed: its `train.batch_tokens` are those of the stage.
+        train: the hyperparameters as they were given, for schedules.
+    """
+
+    step: int
+    config: RunConfig
+    train: TrainSection
+
+
+def stages_of(segments: Sequence[tuple[int, RunConfig]]) -> list[Stage]:
+    """The stages of a run's segments, each of which has its first step and its configuration."""
+    stages = []
+    ends = [step for step, _ in segments[1:]]
+    for (begin, config), end in zip(segments, [*ends, None], strict=True):
+        sizes = config.train.batch_stages
+        for number, (first, batch) in enumerate(sizes):
+            last = sizes[number + 1][0] if number + 1 < len(sizes) else None
+            if (last is None or last > begin) and (end is None or max(first, begin) < end or first <= begin == end):
+                stages.append(Stage(max(first, begin), _with_batch(config, batch), config.train))
+    return stages
+
+
+def _with_batch(config: RunConfig, batch_tokens: int) -> RunConfig:
+    """The configuration without a ramp, with one size of batch, and micro-batches no larger than what a rank has of it."""
+    if config.train.batch_ramp is None:
+        return config
+    train = config.train.model_copy(update={"batch_tokens": batch_tokens, "batch_ramp": None})
+    rows = train.batch_sequences // (config.run.workers // config.run.sequence_parallel)
+    size = config.run.microbatch_sequences
+    run = config.run.model_copy(update={"microbatch_sequences": None if size is None else min(size, rows)})
+    return config.model_copy(update={"train": train, "run": run})
 
 
 def loader_of_segments(dataset: Dataset, segments: Sequence[tuple[int, RunConfig]]) -> BatchLoader:
-    """The batches of the last of several segments of a run, each its first step and its configuration.
+    """The batches of the last of several segments of a run, each its first step and its configuration, which has no ramp.
 
     While data, mixture, sequence length and seed stay the same, the order goes on at the next row, in batches of any size. Where
     one of them changes, each source goes on after as many tokens as were read of it, rounded up to rows; other data begin at

@@ -14,7 +14,7 @@ from ..models.common.errors import UserError
 from ..models.common.files import write_json
 from ..models.common.run_layout import ENGINE
 from .agreement import raise_together
-from .batches import Prefetcher, loader_of_segments
+from .batches import Prefetcher, Stage, loader_of_segments, stages_of
 from .checkpoint.format import set_damaged_aside
 from .checkpoint.moving_average import MovingAverage
 from .checkpoint.restore import SavedState, newest_state
@@ -62,23 +62,27 @@ def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
         mesh = make_mesh(config.run.sequence_parallel, nodes)
         dataset = Dataset.open(run.data_folder())
         vocab_size = dataset.tokenizer().get_vocab_size()
-        segments = segments_of(run.path, config)
-        going_on = True
+        stages = _stages(run, config)
+        going_on, same_process = True, False
         while going_on:
-            # One segment, unless training fell back behind an amendment.
+            # One stage, unless training fell back behind its beginning.
             state = _resume(run, device)
-            number = max(index for index, segment in enumerate(segments) if segment.step <= state.step)
-            configs = [(segment.step, segment.run_config(config)) for segment in segments[: number + 1]]
-            end = segments[number + 1].step if number + 1 < len(segments) else None
-            now = config if end is None else configs[-1][1]
-            engine = build_engine(now, vocab_size, device, mesh)
-            loader = loader_of_segments(dataset, configs)
-            loop = _Loop(run, now, engine, mesh, loader, dataset, heartbeat, nodes, state, configs[-1][0], end)
-            going_on = loop.train_to_end(stop)
+            number = max(index for index, stage in enumerate(stages) if stage.step <= state.step)
+            end = stages[number + 1].step if number + 1 < len(stages) else None
+            engine = build_engine(stages[number].config, vocab_size, device, mesh)
+            loader = loader_of_segments(dataset, [(stage.step, stage.config) for stage in stages[: number + 1]])
+            loop = _Loop(run, stages[number], engine, mesh, loader, dataset, heartbeat, nodes, state, end, same_process)
+            going_on, same_process = loop.train_to_end(stop), True
             dist.barrier()  # a rank that leaves early can abort the others' exit
             engine.destroy()
             del loop, engine  # or two of them would be in memory
     dist.destroy_process_group()
+
+
+def _stages(run: RunFolder, config: RunConfig) -> list[Stage]:
+    """The stages of the run; `config` is the configuration of the last segment, and says how all are executed."""
+    *earlier, last = segments_of(run.path, config)
+    return stages_of([*((part.step, part.run_config(config)) for part in earlier), (last.step, config)])
 
 
 def _resume(run: RunFolder, device: torch.device) -> SavedState:
@@ -106,7 +110,7 @@ class _Loop:
     def __init__(
         self,
         run: RunFolder,
-        config: RunConfig,
+        stage: Stage,
         engine: Any,
         mesh: Mesh,
         loader: BatchLoader,
@@ -114,18 +118,20 @@ class _Loop:
         heartbeat: Heartbeat,
         nodes: list[str],
         state: SavedState,
-        begin: int,
         end: int | None,
+        same_process: bool,
     ):
         """
         Args:
             state: is loaded into the engine.
-            begin, end: the steps at which the segment of `config` begins, and the next one; None if it is the last.
+            end: the step at which the next stage begins; None if it is the last.
+            same_process: whether this process has trained the stage before.
         """
+        config = stage.config
         self.run, self.config, self.engine, self.mesh, self.loader = run, config, engine, mesh, loader
         self.heartbeat, self.nodes = heartbeat, nodes
         self.compute_timer, self.stragglers = Stopwatch(engine.device), StragglerDetector(config.run.straggler_factor)
-        self.begin, self.end = begin, end
+        self.begin, self.end, self.hyperparameters = stage.step, end, stage.train
         self._load(state)
         self.writer = CheckpointWriter(
             engine, run, config, step=self.step, average=self.average, replaced=heartbeat.replaced
@@ -135,7 +141,8 @@ class _Loop:
         self.graphed = graphed_blocks(engine.module)
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
         if self.log:  # the environment is that of rank 0
-            self._event("start", **self._position(), pid=os.getpid(), **self._topology(), **describe_environment())
+            fields = self._position() | {"pid": os.getpid(), "same_process": same_process} | self._topology()
+            self._event("start", **fields, **describe_environment())
         for path in sorted(self.run.checkpoints.glob(".damaged.*")):
             message = f"a checkpoint was damaged and is set aside as {path}: training goes on from one before"
             self._event("warning", step=self.step, message=message)
@@ -144,7 +151,7 @@ class _Loop:
         self._saved_at = time.monotonic()
 
     def train_to_end(self, stop: StopSignal) -> bool:
-        """Train to the end of the segment or a stop; returns whether another segment follows now."""
+        """Train to the end of the stage or a stop; returns whether another stage follows now."""
         config = self.config
         last = self.end if self.end is not None else config.train.steps
         last = min(last, config.run.stop_step or last)
@@ -156,7 +163,7 @@ class _Loop:
             while self.step < last and not stopping:
                 started = time.perf_counter()
                 batch, stall = batches.batch(self.step)
-                rate = learning_rate_at(self.step, config.train)
+                rate = learning_rate_at(self.step, self.hyperparameters)
                 flags = [
                     stop.received or bool(self.heartbeat.stop_reason),
                     self.writer.failed(),
@@ -256,7 +263,7 @@ class _Loop:
         state = _resume(self.run, self.engine.device)
         if state.step < self.begin:
             raise UserError(
-                f"{self.run.path}: the gradients are not finite, and the checkpoints since the amendment at step "
+                f"{self.run.path}: the gradients are not finite, and the checkpoints since the change at step "
                 f"{self.begin} are damaged: the same command goes on from step {state.step}"
             )
         self._load(state)

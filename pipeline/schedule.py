@@ -1,6 +1,7 @@
-"""Schedules of the learning rate and the gate penalty, as pure functions of the step."""
+"""Schedules of the learning rate, the gate penalty and the tokens read, as pure functions of the step."""
 
 import math
+from collections.abc import Sequence
 
 from .config import TrainSection
 
@@ -29,3 +30,15 @@ def gate_penalty_at(step: int, train: TrainSection) -> float:
     """Gate penalty of update number `step` (from 0), in nats at a gate mean of 1: zero in the first half of the steps, as a model
     must learn to write first, then growing linearly to `gate_penalty` at the last."""
     return train.gate_penalty * max(0.0, 2 * (step + 1) / train.steps - 1)
+
+
+def tokens_before(step: int, segments: Sequence[tuple[int, TrainSection]]) -> int:
+    """Tokens that a run has read before a step.
+
+    Args:
+        segments: first step and hyperparameters of each segment of the run, ascending.
+    """
+    tokens, ends = 0, [begin for begin, _ in segments[1:]]
+    for (begin, train), end in zip(segments, [*ends, step], strict=True):
+        tokens += train.tokens_before(max(begin, min(end, step))) - train.tokens_before(begin)
+    return tokens

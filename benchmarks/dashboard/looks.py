@@ -7,6 +7,8 @@ The server is `echo-lm serve` in a process of its own; times are those of its an
 
 import argparse
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -22,11 +25,12 @@ from echo_lm.models.common.run_layout import CONFIG, EVENTS, FINISHED
 from echo_lm.pipeline.config import load_config
 
 LINES = 600  # of an ordinary log
-COMMAND = [sys.executable, "-m", "echo_lm.orchestration.cli.main"]
+COMMAND = [sys.executable, "-c", "from echo_lm.orchestration.cli.main import main; main()"]
 
 
 def write_runs(root: Path, runs: int, lines: int) -> None:
     """Write finished runs of 600 steps, the last of them with many more."""
+    config: dict[str, Any] = {}
     for number in range(runs):
         count = lines if number == runs - 1 else LINES
         folder = root / f"run-{number:04d}"
@@ -34,24 +38,29 @@ def write_runs(root: Path, runs: int, lines: int) -> None:
         overrides = [f"name={folder.name}", f"train.steps={count}", "run.checkpoint_every=100"]
         if number in (0, runs - 1):
             config = load_config("smoke", overrides).resolved()
-        config["name"] = folder.name
+        config = config | {"name": folder.name}
         (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
         (folder / FINISHED).write_text(json.dumps({"step": count}))
         with open(folder / EVENTS, "w") as file:
             file.write(json.dumps({"kind": "start", "time": 1.7e9, "step": 0, "tokens": 0, "world_size": 1}) + "\n")
             for step in range(1, count):
                 file.write(step_line(step))
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (1.75e9, 1.75e9))
 
 
 def step_line(step: int) -> str:
     """A `step` event as training writes it."""
     loss = 2 + 8 / (1 + step / 1000)
-    return (
-        f'{{"kind": "step", "time": {1.7e9 + step / 4}, "step": {step}, "loss": {loss + step % 7 / 50:.6f}, '
-        f'"loss_text": {loss:.6f}, "loss_recall": {loss / 2:.6f}, "bits_per_byte": {loss / 2.08:.6f}, '
-        f'"grad_norm": 0.{step % 997:03d}, "learning_rate": 0.001, '
-        f'"tokens": {step * 512}, "tokens_per_second": 5432.1, "mfu": 0.37, "memory_gib": 0.61, "data_stall_seconds": 0.0003}}\n'
-    )
+    numbers = {"loss": loss + step % 7 / 50, "loss_text": loss, "loss_recall": loss / 2, "bits_per_byte": loss / 2.08}
+    numbers |= {
+        "grad_norm": step % 997 / 500,
+        "learning_rate": 0.001,
+        "tokens": step * 512,
+        "tokens_per_second": 5432.1,
+    }
+    numbers |= {"mfu": 0.37, "memory_gib": 0.61, "data_stall_seconds": 0.0003}
+    return json.dumps({"kind": "step", "time": 1.7e9 + step / 4, "step": step} | numbers) + "\n"
 
 
 def seconds_of(address: str, repeat: int = 1) -> tuple[list[float], bytes]:
@@ -72,13 +81,14 @@ def measure(root: Path, runs: int) -> dict[str, float | str]:
         address = process.stdout.readline().split()[1]
         found: dict[str, float | str] = {"listening after (s)": time.perf_counter() - began}
         long = f"run-{runs - 1:04d}"
-        found["first page of all runs (s)"] = seconds_of(address)[0][0]
+        found["first page of all runs, while the log is read (s)"] = seconds_of(address)[0][0]
         while True:  # until the long log was read
             live = json.loads(seconds_of(f"{address}/live/runs/{long}?since=")[1])
             if "still to be read" not in live["parts"]["head"]:
                 break
             time.sleep(0.5)
         found["long log read after (s)"] = time.perf_counter() - began
+        found["page of all runs (s)"] = min(seconds_of(address, 3)[0])
         found["first page of the long run (s)"] = seconds_of(f"{address}/runs/{long}")[0][0]
         found["its curves (s)"] = seconds_of(f"{address}/live/runs/{long}?since=")[0][0]
         time.sleep(1.2)
@@ -109,15 +119,19 @@ def peak_memory(pid: int) -> float:
 
 def measure_status(root: Path) -> dict[str, float]:
     """The seconds of `echo-lm status` of all runs, as a command and of its table alone."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     subprocess.run([*COMMAND, "status"], cwd=root, check=True, stdout=subprocess.DEVNULL)
     whole = time.perf_counter() - began
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     code = "import time; from pathlib import Path\nfrom echo_lm.orchestration.monitor.status import Status, find_runs\n"
     code += "b = time.perf_counter(); s = Status(); s.table(find_runs([], Path('runs'))); m = time.perf_counter()\n"
     code += "s.table(find_runs([], Path('runs'))); print(m - b, time.perf_counter() - m)"
     out = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout
     first, again = map(float, out.split())
-    return {"status, the command (s)": whole, "status, its table (s)": first, "status, its table again (s)": again}
+    times = {"status, the command (s)": whole, "status, the command, of a processor (s)": processor}
+    return times | {"status, its table (s)": first, "status, its table again (s)": again}
 
 
 def main() -> None:

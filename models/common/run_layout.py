@@ -11,6 +11,7 @@ runs/<run>/config.yaml               the resolved configuration
            finished.json             written when training reached its last step
            report.md                 the report, made from the other files; its figures are in `figures/`
            model_card.md             the card of the registered model, if the run is recorded in MLflow
+           notes.yaml                tags, a note, archived or not: what people say of the run
            start/                    the checkpoint of another run that it began from
            checkpoints/latest        the name of the newest complete checkpoint
            checkpoints/step_*/complete.json
@@ -39,6 +40,7 @@ SUPERVISION = "supervision.jsonl"
 ERROR = "error.json"
 FINISHED = "finished.json"
 REPORT = "report.md"
+NOTES = "notes.yaml"
 START = "start"
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"

@@ -14,6 +14,7 @@ from .data import data_app
 from .evaluate import evaluate
 from .generate import generate
 from .models import models
+from .note import note
 from .prepare import prepare
 from .run import run
 from .serve import serve
@@ -40,7 +41,7 @@ app.add_typer(sweep_app)
 for command in (run, submit, prepare, train, branch, checkpoint, average):
     app.command()(command)
 app.command("eval")(evaluate)
-for command in (generate, models, status, serve, track):
+for command in (generate, models, status, serve, note, track):
     app.command()(command)
 
 

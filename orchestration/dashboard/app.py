@@ -13,13 +13,15 @@ from ...models.common.cached_files import is_inside, read_regular, subfolders
 from ...models.common.run_layout import EVALUATION_LEASES
 from ..jobs.leases import looks_held
 from ..monitor.summary import RunSummary, unreadable
-from .formats import address
+from .comparison import Names, add_comparison
+from .formats import address, shown, sort_key
 from .guard import Guard
 from .nodes import list_nodes
 from .pages import Pages, assets
-from .run_view import RunViews
+from .run_view import RunViews, document
 from .studies import figure_names, list_studies, study_detail
 from .table import RunTable
+from .values import MOST_COLUMNS, RunValues
 
 # Rows that the page of runs shows at first; the others are sent with it, but hidden, which saves their layout.
 SHOWN_ROWS = 100
@@ -46,7 +48,9 @@ def make_app(
     for row in table.rows()[1]:  # the first page then need not wait for thousands of files
         pages.row(row)
     _add_errors(app, pages)
-    _add_runs(app, pages, table, views)
+    values = RunValues(table)
+    _add_runs(app, pages, table, views, values)
+    add_comparison(app, pages, table, views, values)
     _add_studies(app, pages, studies, views)
 
     @app.get("/nodes")
@@ -72,14 +76,19 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
         return pages.html("missing.html", status=404, message=message)
 
 
-def _add_runs(app: FastAPI, pages: Pages, table: RunTable, views: RunViews) -> None:
+def _add_runs(app: FastAPI, pages: Pages, table: RunTable, views: RunViews, values: RunValues) -> None:
+    def rendered(row: RunSummary, column: list[str]) -> str:
+        own = values.of(row.name) if column else {}
+        return pages.row(row, tuple((shown(own.get(key)), sort_key(own.get(key))) for key in column[:MOST_COLUMNS]))
+
     @app.get("/")
-    def runs_page() -> Response:
+    def runs_page(column: Names = []) -> Response:  # noqa: B006 (FastAPI reads it)
         version, summaries = table.rows()
-        rows = [pages.row(row) for row in summaries[:MOST_ROWS]]
+        rows = [rendered(row, column) for row in summaries[:MOST_ROWS]]
         return pages.html(
             "runs.html",
             rows=rows,
+            columns=column[:MOST_COLUMNS],
             hidden=max(0, len(summaries) - MOST_ROWS),
             counts=table.counts(),
             version=version,
@@ -88,17 +97,25 @@ def _add_runs(app: FastAPI, pages: Pages, table: RunTable, views: RunViews) -> N
         )
 
     @app.get("/live/runs")
-    def runs_changes(since: str) -> Response:
+    def runs_changes(since: str, column: Names = []) -> Response:  # noqa: B006
         changes = table.changes(since)
         if changes is None:
             return JSONResponse({"reload": True})
-        rows = {row.name: pages.row(row) for row in changes.changed[:MOST_ROWS]}
+        rows = {row.name: rendered(row, column) for row in changes.changed[:MOST_ROWS]}
         summary = pages.text("counts.html", counts=changes.counts)
         return JSONResponse({"version": changes.version, "rows": rows, "gone": changes.removed, "counts": summary})
 
     @app.get("/runs/{name}")
     def run_page(name: str) -> Response:
         return _run_page(pages, views, table, name, f"/live/runs/{address(name)}")
+
+    @app.get("/runs/{name}/{what}")
+    def run_document(name: str, what: str) -> Response:
+        _find(table, name)
+        page = document(table.folder / name, what) if table.is_readable(name) else None
+        if page is None:
+            raise HTTPException(404, "this run has no such document")
+        return Response(page.encode(errors="replace"), media_type="text/html; charset=utf-8")
 
     @app.get("/live/runs/{name}")
     def run_changes(name: str, since: str = "") -> Response:

@@ -107,7 +107,20 @@ def place(share: float | None) -> str:
     return f"{100 * min(1.0, max(0.0, share)):.1f}%" if _is_number(share) else "0%"
 
 
+def shown(value: Any) -> str:
+    """A value of a configuration or an evaluation as text."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: DASH}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def sort_key(value: Any) -> str:
+    """What a column is sorted by; empty for a missing value, which stands last."""
+    return "" if value is None else str(float(value)) if isinstance(value, int | float) else str(value)
+
+
 FILTERS = {
+    "shown": shown,
     "address": address,
     "place": place,
     "language": language,

@@ -45,7 +45,7 @@ class History:
         last_step: the last `step` event, empty before the first.
         others: the newest events but `step` and `health`, oldest first.
         health: the last `health` event.
-        counts: how many events of each kind there were.
+        counts: how many events of each kind there were; starts of further stages in one process count for nothing.
         first_start: the first `start` event.
         problem: the fault of the log, one line; the other lines are shown.
         unread: bytes of the log that are still to be read.
@@ -90,7 +90,8 @@ class History:
         rows: list[list[float | None]] = []
         for event in events:
             kind = event["kind"]
-            self.counts[kind] = self.counts.get(kind, 0) + 1
+            if not event.get("same_process"):  # else the next stage of a start that is counted
+                self.counts[kind] = self.counts.get(kind, 0) + 1
             if kind == "step":
                 rows.append([event.get(name) for name in (*AXES, *COLUMNS)])
                 self.last_step = event
@@ -100,7 +101,7 @@ class History:
                 continue
             self.others.append(event)
             if kind == "start":
-                event["attempt"] = self.counts[kind]
+                event["attempt"] = self.counts.get(kind, 1)
                 self.first_start = self.first_start or event
             if kind in ("start", "rollback"):
                 self._points.extend(rows)

@@ -36,7 +36,7 @@ class Pages:
         """A template as text."""
         return self._templates.get_template(template).render(**values)
 
-    def _render_row(self, row: RunSummary, extra: tuple[tuple[str, Any], ...] = ()) -> Markup:
+    def _render_row(self, row: RunSummary, extra: tuple[tuple[str, str], ...] = ()) -> Markup:
         return Markup(self._row.render(row=row, extra=extra))
 
     def html(self, template: str, status: int = 200, **values: Any) -> Response:

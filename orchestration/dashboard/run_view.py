@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ...evals.layout import is_of_average, result_path
-from ...models.common.run_layout import checkpoint_name
+from ...evals.markdown import to_html
+from ...models.common.cached_files import is_inside
+from ...models.common.run_layout import REPORT, checkpoint_name
 from ...pipeline.run.reader import RunReader
-from ...pipeline.run.untrusted import computed_config, number, text
+from ...pipeline.run.untrusted import computed_config, file_text, number, text
 from ..jobs.leases import looks_held
 from ..monitor.summary import RunSummary, due_steps, suite_name
 from .formats import count, decimals, percent
@@ -18,6 +20,8 @@ from .history import COLUMNS, LOOK_SECONDS, History
 HEADLINE_TASK = "sysprompt-4"
 MOST_EVENTS = 200
 MOST_VIEWS = 64
+MOST_DOCUMENT = 1_000_000  # characters
+DOCUMENTS = {"report": REPORT, "model_card": "model_card.md", "evaluations": "evals/summary.md"}
 MOST_CHECKPOINTS = 200  # rows of the evaluations
 MOST_SUITES = 40
 MOST_LABELS = 60  # of recall charts
@@ -41,6 +45,7 @@ class RunDetail:
         latest: each suite's result on the newest evaluated checkpoint.
         events: newest first, without checkpoints, completed evaluations and health.
         checkpoints: the newest `checkpoint` events.
+        documents: which of `DOCUMENTS` the run has.
         unread: bytes of the log that later looks will read.
         curves: for the browser: columns of `history.COLUMNS`, held-out text, recall by label, marks.
     """
@@ -62,6 +67,7 @@ class RunDetail:
     skips: int
     rollbacks: int
     problem: str | None
+    documents: list[str]
     curves: dict[str, Any]
 
 
@@ -133,8 +139,21 @@ def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
         skips=history.counts.get("skip", 0),
         rollbacks=history.counts.get("rollback", 0),
         problem=history.problem,
+        documents=[name for name, file in DOCUMENTS.items() if _is_document(run.folder, file)],
         curves=_curves(history, raw, heldout),
     )
+
+
+def document(folder: Path, name: str) -> str | None:
+    """A document of a run as one HTML page; None if it has none of that name."""
+    file = DOCUMENTS.get(name)
+    if file is None or not _is_document(folder, file):
+        return None
+    return to_html(file_text(folder / file, MOST_DOCUMENT), folder, f"{name.replace('_', ' ')} of {folder.name}")
+
+
+def _is_document(folder: Path, file: str) -> bool:
+    return (folder / file).is_file() and is_inside(folder / file, folder)
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -162,7 +181,7 @@ def _matrix(
     result_of = {(result["step"], result["suite"]): result for result in results}
     steps = sorted({step for step, _ in run.complete_steps()} | {step for step, _ in result_of}, reverse=True)
     failure_messages, rows = run.failures(), []
-    due_here = due_steps(config, sorted(step for step, _ in run.complete_steps()), run.stopped_at())
+    due_here = due_steps(run, config, [step for step, _ in run.complete_steps()])
     for step in steps[:MOST_CHECKPOINTS]:
         due = step in due_here
         name = checkpoint_name(step)

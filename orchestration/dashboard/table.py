@@ -140,7 +140,7 @@ class RunTable:
             self._version = version
         else:
             version = cached.version
-        changed_at = cached.changed_at if cached and cached.stamps == current else now
+        changed_at = max((found[0] / 1e9 for found in current if found), default=now)
         self._cache[folder.name] = _CachedRun(reader, current, snapshot, summary, version, first, changed_at)
 
     def _read(self, reader: RunReader, now: float) -> tuple[RunSummary, RunSnapshot | None]:

@@ -5,7 +5,7 @@ that a scheduler, a watcher and a user never run the same job at once. All state
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -110,9 +110,8 @@ def due_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None = N
     timeout = None if minutes is None else 60 * minutes
     checkpoints = list(complete_checkpoints(run.path))
     due = due_steps(
-        [record["step"] for _, record in checkpoints],
+        {record["step"]: record["tokens"] for _, record in checkpoints},
         last_step=config.train.steps,
-        batch_tokens=config.train.batch_tokens,
         checkpoint_every=config.run.checkpoint_every,
         every=config.evaluation.every,
         every_tokens=config.evaluation.every_tokens,
@@ -143,10 +142,9 @@ def missing_jobs(run: RunFolder, config: RunConfig, suites: Iterable[str] | None
 
 
 def due_steps(
-    steps: Iterable[int],
+    checkpoints: Mapping[int, int],
     *,
     last_step: int,
-    batch_tokens: int,
     checkpoint_every: int,
     every: int,
     every_tokens: int | None,
@@ -158,10 +156,12 @@ def due_steps(
     which training ended, or stopped.
 
     Args:
-        steps: of the complete checkpoints, ascending.
+        checkpoints: step and tokens of the complete checkpoints, ascending.
         stopped_step: where training stopped or finished (`events.stopped_at`).
     """
-    period = every_tokens / batch_tokens if every_tokens else checkpoint_every * every
-    checkpoints = [0, *steps]
-    reached = {step for before, step in pairwise(checkpoints) if step // period > before // period}
-    return {step for step in checkpoints[1:] if step in reached or step in (last_step, stopped_step)}
+    positions = checkpoints if every_tokens else {step: step for step in checkpoints}
+    period = every_tokens or checkpoint_every * every
+    reached = {
+        step for (_, before), (step, now) in pairwise([(0, 0), *positions.items()]) if now // period > before // period
+    }
+    return {step for step in checkpoints if step in reached or step in (last_step, stopped_step)}

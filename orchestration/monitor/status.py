@@ -26,7 +26,7 @@ from .summary import RunSummary, summarize
 WATCH_SECONDS = 2.0
 TROUBLE = ("lost", "hang", "straggler", "rollback", "evaluation_failed")
 SHOWN_TROUBLE = 3  # the newest of each run
-TAIL_BYTES = 1 << 16  # of each log, some 200 steps
+TAIL_BYTES = 1 << 15  # of each log, some 100 steps
 
 
 def find_runs(paths: list[Path], runs: Path) -> list[RunFolder]:

@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from ...evals.config import load_suite
 from ...models.common.cached_files import stamp
 from ...models.common.run_layout import CONFIG, checkpoint_name
+from ...pipeline.config import TrainSection
 from ...pipeline.run.reader import RunReader
 from ...pipeline.run.untrusted import computed_config, config_problem, number, text
+from ...pipeline.schedule import tokens_before
 from ..evaluation import jobs as evaluation_jobs
 from .state import HEARTBEAT_SILENT_SECONDS, run_state
 
@@ -34,6 +37,7 @@ class RunSummary:
         nodes: name of each node that trains it now, with the number of its workers, by name.
         updated: unix seconds of the last event.
         problem: why the run could not be read or what stopped it, one line.
+        tags, note, archived: what people say of the run in `notes.yaml`.
         parent: name and step of the run that it began from, `trunk@800`; empty with fresh weights.
         sources: name of each text source, how often it was read, and its loss in the last step, if that has any.
     """
@@ -57,6 +61,9 @@ class RunSummary:
     updated: float = 0.0
     problem: str | None = None
     parent: str = ""
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    archived: bool = False
     sources: tuple[tuple[str, float, float | None], ...] = ()
 
 
@@ -84,7 +91,9 @@ class RunSnapshot:
     updated: float
     parent: str = ""
     damage: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
     finished_step: int | None = None
+    segments: tuple[tuple[int, TrainSection], ...] = ()
 
     def summary(self, now: float) -> RunSummary:
         """The summary at time `now` (unix seconds)."""
@@ -102,7 +111,7 @@ class RunSnapshot:
         step, steps, rate = last.get("step", 0), train.get("steps", 0), last.get("tokens_per_second")
         if self.finished:
             step = max(step, self.finished_step or 0)  # the log may have been shuffled
-        remaining = max(0, steps - step) * train.get("batch_tokens", 0)
+        remaining = tokens_at(steps, self.segments, train) - tokens_at(min(step, steps), self.segments, train)
         running = state == "running" and rate and rate > 0
         state = "damaged" if self.damage else state
         return RunSummary(
@@ -127,6 +136,9 @@ class RunSnapshot:
             updated=self.updated,
             problem=f"{CONFIG} is damaged: {self.damage}" if self.damage else self.error,
             parent=self.parent,
+            tags=tuple(self.notes.get("tags", ())),
+            note=self.notes.get("note", ""),
+            archived=self.notes.get("archived", False),
             sources=_sources(last),
         )
 
@@ -146,7 +158,7 @@ def read_run(run: RunReader) -> RunSnapshot:
     events = run.last_events(_enough)
     last_event_time = events[-1]["time"] if events else 0.0
     checkpoints = run.complete_steps()
-    due = due_results(config, [step for step, _ in checkpoints], run.stopped_at())
+    due = due_results(run, config, [step for step, _ in checkpoints])
     results = run.result_names()
     done = [name for name in due if name in results]
     failed = [name for name in run.failures() if name in due and name not in done]
@@ -166,7 +178,9 @@ def read_run(run: RunReader) -> RunSnapshot:
         updated=last_event_time or (config_stamp[0] / 1e9 if config_stamp else 0.0),
         parent=text(_parent(run), 200),
         damage=config_problem(stored) if stored else "no YAML of sections, no regular file, or a link that leads out",
+        notes=run.notes(),
         finished_step=run.finished_step() if finished else None,
+        segments=hyperparameters(run),
     )
 
 
@@ -207,28 +221,43 @@ def section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def due_results(config: dict[str, Any], steps: list[int], stopped_step: int | None) -> list[str]:
-    """Names (`step_00000100/language`) of all evaluations that are due at the checkpoints `steps`."""
+def due_results(run: RunReader, config: dict[str, Any], steps: list[int]) -> list[str]:
+    """Names (`step_00000100/language`) of all evaluations of a run that are due at the checkpoints `steps`."""
     suites = dict.fromkeys(suite_name(name) for name in section(config, "evaluation").get("suites") or ())
-    due = sorted(due_steps(config, steps, stopped_step))
+    due = sorted(due_steps(run, config, steps))
     return [f"{checkpoint_name(step)}/{suite}" for step in due for suite in suites]
 
 
-def due_steps(config: dict[str, Any], steps: list[int], stopped_step: int | None) -> set[int]:
-    """Which of the checkpoints `steps` are to be evaluated by a stored configuration (`evaluation_jobs.due_steps`)."""
+def due_steps(run: RunReader, config: dict[str, Any], steps: list[int]) -> set[int]:
+    """Which of the checkpoints `steps` of a run are to be evaluated by its stored configuration (`evaluation_jobs.due_steps`)."""
     train, evaluation = section(config, "train"), section(config, "evaluation")
     try:
+        segments = hyperparameters(run) if evaluation["every_tokens"] else ()
         return evaluation_jobs.due_steps(
-            steps,
+            {step: tokens_at(step, segments, train) for step in sorted(steps)},
             last_step=train["steps"],
-            batch_tokens=train["batch_tokens"],
             checkpoint_every=section(config, "run")["checkpoint_every"],
             every=evaluation["every"],
             every_tokens=evaluation["every_tokens"],
-            stopped_step=stopped_step,
+            stopped_step=run.stopped_at(),
         )
     except (KeyError, TypeError):  # of an older version
         return set()
+
+
+def hyperparameters(run: RunReader) -> tuple[tuple[int, TrainSection], ...]:
+    """First step and hyperparameters of each segment of a run; empty if its files are damaged or of another version."""
+    try:
+        lineage = run.lineage()
+        stored = [(part.step, part.config) for part in lineage.segments] if lineage else [(0, run.config())]
+        return tuple((step, TrainSection.model_validate(values["train"])) for step, values in stored)
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def tokens_at(step: int, segments: Sequence[tuple[int, TrainSection]], train: dict[str, Any]) -> int:
+    """Tokens before a step; without segments by one size of batch, that of the section `train`."""
+    return tokens_before(step, segments) if segments else step * train.get("batch_tokens", 0)
 
 
 @lru_cache(maxsize=256)

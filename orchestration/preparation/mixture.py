@@ -25,12 +25,13 @@ def print_mixture(config: RunConfig, folder: Path) -> None:
         Dataset.open(folder),
         config.mixture,
         sequence_length=config.train.sequence_length,
-        batch_sequences=config.train.batch_sequences,
+        batch_sequences=1,
         seed=config.seed,
     )
     table = Table("source", "tokens", "percent", "epochs", title=f"mixture of {config.train.steps:,} steps")
     repeated = []
-    for use in loader.describe(config.train.steps):
+    rows = config.train.tokens_before(config.train.steps) // config.train.sequence_length
+    for use in loader.describe(rows):
         epochs = "never repeats" if use.epochs is None else f"{use.epochs:.2f}"
         table.add_row(use.name, f"{use.tokens:,}", f"{use.share:.1%}", epochs)
         if use.epochs is not None and use.epochs > 1:

@@ -105,7 +105,7 @@ class EventPoints:
             elif kind == "skip":
                 self.skipped += 1
                 yield Point("train/skipped_steps", self.skipped, time, step)
-            elif kind == "start":
+            elif kind == "start" and not event.get("same_process"):
                 yield Point("train/restarts", self.starts, time, step)
                 self.starts += 1
             if kind in ("checkpoint", "stop", "finish") and self._goodput.share is not None:

@@ -9,11 +9,12 @@ Read `train.py` and `sections.py`, then `run_config.py` (all sections together) 
 from .recipe import apply_overrides, load_config, load_values, parse_config, recipe_names, save_config
 from .run_config import AMENDABLE_SECTIONS, IDENTITY_SECTIONS, RunConfig, RunName
 from .sections import EvaluationSection, KeepBestSection, ModelSection, RunSection, StartFromSection
-from .train import TrainSection
+from .train import BatchRampSection, TrainSection
 
 __all__ = [
     "AMENDABLE_SECTIONS",
     "IDENTITY_SECTIONS",
+    "BatchRampSection",
     "EvaluationSection",
     "KeepBestSection",
     "ModelSection",

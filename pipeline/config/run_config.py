@@ -51,16 +51,18 @@ class RunConfig(Config):
         if (run.min_workers or 1) > run.workers:
             raise ValueError(f"run.min_workers={run.min_workers} is more than run.workers={run.workers}")
         replicas = run.workers // run.sequence_parallel
-        rows, rest = divmod(train.batch_sequences, replicas)
-        if rest:
-            shared = f" / run.sequence_parallel={run.sequence_parallel}" if run.sequence_parallel > 1 else ""
-            raise ValueError(
-                f"a batch of {train.batch_sequences} sequences does not divide among run.workers={run.workers}{shared}"
-            )
-        if rows % (run.microbatch_sequences or rows):
-            raise ValueError(
-                f"a rank's {rows} sequences do not divide into run.microbatch_sequences={run.microbatch_sequences}"
-            )
+        for _, batch in train.batch_stages:
+            sequences = batch // train.sequence_length
+            rows, rest = divmod(sequences, replicas)
+            if rest:
+                shared = f" / run.sequence_parallel={run.sequence_parallel}" if run.sequence_parallel > 1 else ""
+                raise ValueError(
+                    f"a batch of {sequences} sequences does not divide among run.workers={run.workers}{shared}"
+                )
+            if rows % min(run.microbatch_sequences or rows, rows):
+                raise ValueError(
+                    f"a rank's {rows} sequences do not divide into run.microbatch_sequences={run.microbatch_sequences}"
+                )
         segment, rest = divmod(train.sequence_length, run.sequence_parallel)
         if rest:
             raise ValueError(
@@ -85,7 +87,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _recall_happens(self) -> "RunConfig":
-        recall, rows = self.mixture.recall, self.train.steps * self.train.batch_sequences
+        recall, rows = self.mixture.recall, self.train.tokens_before(self.train.steps) // self.train.sequence_length
         if recall and recall.share * rows < 1:
             raise ValueError(f"mixture.recall.share={recall.share} of the run's {rows:,} rows is not one: raise it")
         return self
@@ -100,14 +102,17 @@ class RunConfig(Config):
         return self
 
     def worker_counts(self) -> list[int]:
-        """Permitted numbers of workers, ascending: those from `run.min_workers` to `run.workers` that divide the batch."""
-        run, sequences = self.run, self.train.batch_sequences
+        """Permitted numbers of workers, ascending: those from `run.min_workers` to `run.workers` that divide every batch."""
+        run, sequences = (
+            self.run,
+            self.train.batch_stages[0][1] // self.train.sequence_length,
+        )  # others are multiples of it
         counts = []
         for workers in range(run.min_workers or run.workers, run.workers + 1):
             replicas, rest = divmod(workers, run.sequence_parallel)
             if rest == 0 and replicas and sequences % replicas == 0:
                 rows = sequences // replicas
-                if rows % (run.microbatch_sequences or rows) == 0:
+                if rows % min(run.microbatch_sequences or rows, rows) == 0:
                     counts.append(workers)
         return counts
 

@@ -1,22 +1,67 @@
 """The section `train` of a run's configuration: hyperparameters, horizon and schedule."""
 
+from bisect import bisect_right
+from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ...models.common.config import Config
+
+
+class BatchRampSection(Config):
+    """A batch that begins small and doubles until it is `train.batch_tokens`. Its length is given in steps or in tokens."""
+
+    start: int = Field(gt=0)
+    """Tokens of the first batches; `train.batch_tokens` is 2, 4, 8 or another power of two times as many."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Tokens until the batch has its full size; each smaller size has the same share, rounded up to whole batches."""
+    steps: int | None = Field(default=None, gt=0)
+    """Instead of `tokens`: that many steps."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "BatchRampSection":
+        if (self.tokens is None) == (self.steps is None):
+            raise ValueError("give one of tokens and steps: how long the batch grows")
+        return self
+
+    def stages(self, full: int) -> tuple[tuple[int, int], ...]:
+        """First step and tokens of a batch of each stage, up to a batch of `full` tokens.
+
+        Raises:
+            ValueError: `full` is no power of two times `start`, or there are fewer steps than sizes.
+        """
+        doublings = (full // self.start).bit_length() - 1
+        if doublings < 1 or self.start << doublings != full:
+            raise ValueError(f"batch_tokens={full} is not 2, 4, 8 ... times batch_ramp.start={self.start}")
+        stages, tokens = [(0, self.start)], 0
+        for number in range(1, doublings + 1):
+            first, batch = stages[-1]
+            if self.steps is not None:
+                steps = -(-self.steps * number // doublings) - first
+            else:
+                steps = -(-(self.tokens * number // doublings - tokens) // batch)
+            if steps < 1:
+                raise ValueError(
+                    f"batch_ramp is too short for {doublings} sizes below batch_tokens={full}: lengthen it"
+                )
+            tokens += steps * batch
+            stages.append((first + steps, 2 * batch))
+        return tuple(stages)
 
 
 class TrainSection(Config):
     """Hyperparameters of the training. Horizon and warmup are given in steps or in tokens."""
 
-    added = ("gate_penalty", "tokens", "warmup_steps", "decay_steps", "decay_shape", "ema_decay")
+    added = ("gate_penalty", "batch_ramp", "tokens", "warmup_steps", "decay_steps", "decay_shape", "ema_decay")
     renamed = "train"
 
     sequence_length: int = Field(gt=0)
     """Tokens of a row."""
     batch_tokens: int = Field(gt=0)
     """Tokens of a batch, all workers together; a multiple of `sequence_length`."""
+    batch_ramp: BatchRampSection | None = None
+    """Begin with smaller batches; null has one size from the first step on."""
     steps: int = Field(gt=0)
     """Number of updates: the horizon of the learning-rate schedule, and where training ends. A run that goes on from another
     one's step (`start_from`) counts from that one's beginning."""
@@ -64,13 +109,18 @@ class TrainSection(Config):
         if not isinstance(batch, int) or batch <= 0:
             return values
         values = dict(values)
+        try:
+            ramp = values.get("batch_ramp")
+            stages = _Stages(BatchRampSection.model_validate(ramp).stages(batch) if ramp else ((0, batch),))
+        except (ValidationError, ValueError):  # is said by the checks of the fields
+            return values
         for given, stored in (("tokens", "steps"), ("warmup_steps", "warmup_tokens")):
             number = values.get(given)
             if not isinstance(number, int) or number < 0:
                 continue
             if values.get(stored) is not None:
                 raise ValueError(f"{given} and {stored} say the same: give one of them and set the other to null")
-            values[stored] = -(-number // batch) if given == "tokens" else number * batch
+            values[stored] = stages.steps_of(number) if given == "tokens" else stages.tokens_before(number)
             del values[given]
         return {key: value for key, value in values.items() if value is not None or key != "warmup_tokens"}
 
@@ -92,15 +142,43 @@ class TrainSection(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _ramp_fits(self) -> "TrainSection":
+        if self.batch_ramp is None:
+            return self
+        if self.batch_ramp.start % self.sequence_length:
+            raise ValueError(
+                f"batch_ramp.start={self.batch_ramp.start} is not a multiple of sequence_length={self.sequence_length}"
+            )
+        last, _ = self.batch_stages[-1]
+        if last >= self.steps:
+            raise ValueError(
+                f"batch_ramp reaches batch_tokens={self.batch_tokens} at step {last}, not before steps={self.steps}"
+            )
+        return self
+
     @property
     def batch_sequences(self) -> int:
         """Sequences in a batch, all ranks together."""
         return self.batch_tokens // self.sequence_length
 
     @property
+    def batch_stages(self) -> tuple[tuple[int, int], ...]:
+        """First step and tokens of a batch of each stage; a single one without a ramp."""
+        return self._stages.stages
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens of the first `step` batches."""
+        return self._stages.tokens_before(step)
+
+    @property
     def steps_of_warmup(self) -> int:
         """Steps of linear warmup, rounded up."""
-        return -(-self.warmup_tokens // self.batch_tokens)
+        return self._stages.steps_of(self.warmup_tokens)
+
+    @property
+    def _stages(self) -> "_Stages":
+        return _Stages(self.batch_ramp.stages(self.batch_tokens) if self.batch_ramp else ((0, self.batch_tokens),))
 
     @property
     def steps_of_decay(self) -> int:
@@ -110,3 +188,25 @@ class TrainSection(Config):
         if self.schedule == "cosine":
             return max(0, self.steps - self.steps_of_warmup)
         return self.decay_steps or max(1, round(self.decay_fraction * self.steps))
+
+
+class _Stages:
+    """Converts between steps and tokens where batches have one size after the other."""
+
+    def __init__(self, stages: tuple[tuple[int, int], ...]):
+        self.stages = stages
+        self._tokens = [0]  # before each stage
+        for (first, batch), (following, _) in pairwise(stages):
+            self._tokens.append(self._tokens[-1] + (following - first) * batch)
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens of the first `step` batches."""
+        number = bisect_right(self.stages, step, key=lambda stage: stage[0]) - 1
+        first, batch = self.stages[number]
+        return self._tokens[number] + (step - first) * batch
+
+    def steps_of(self, tokens: int) -> int:
+        """Steps until at least so many tokens are read."""
+        number = bisect_right(self._tokens, tokens) - 1
+        first, batch = self.stages[number]
+        return first - (-(tokens - self._tokens[number]) // batch)

@@ -5,7 +5,7 @@ from typing import Any
 from ...data_prep.loading.dataset import Dataset
 from ...models.common.errors import UserError
 from ...models.common.validation import differences
-from ..batches import loader_of_segments
+from ..batches import loader_of_segments, stages_of
 from ..checkpoint.format import set_damaged_aside
 from ..checkpoint.restore import newest_state
 from ..config import AMENDABLE_SECTIONS, RunConfig, save_config
@@ -51,8 +51,8 @@ def amend(run: RunFolder, config: RunConfig) -> tuple[int, Changes]:
         )
     check_cooldown(config, step, unchanged=same_rates(stored.train, config.train, step))
     segments = [*segments_of(run.path, stored), Segment.of(step, config)]
-    configs = [(segment.step, segment.run_config()) for segment in segments]
-    loader_of_segments(Dataset.open(run.data_folder()), configs)
+    stages = stages_of([(segment.step, segment.run_config()) for segment in segments])
+    loader_of_segments(Dataset.open(run.data_folder()), [(stage.step, stage.config) for stage in stages])
     parent, root = (lineage.parent, lineage.root) if lineage else (None, None)
     Lineage(parent=parent, root=root, segments=tuple(segments)).write(run.path)
     run.finished_file.unlink(missing_ok=True)

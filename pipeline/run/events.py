@@ -2,9 +2,10 @@
 
 Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 
-- `start`: `step` (of the checkpoint it resumes from, else 0), `tokens`, `pid` (of rank 0), `world_size`, `zero_stage`,
-  `sequence_parallel`, `device`, `cuda_graphs` ("blocks", or why there are none), `nodes` (the node of each rank); of rank 0 also
-  `git_commit`, `git_dirty`, `versions`, `python`, `platform`, `host` and `hardware`
+- `start`: `step` (of the checkpoint it resumes from, else 0), `tokens`, `pid` (of rank 0), `same_process` (another batch size or
+  an amendment begins, in the same process), `world_size`, `zero_stage`, `sequence_parallel`, `device`, `cuda_graphs` ("blocks",
+  or why there are none), `nodes` (the node of each rank); of rank 0 also `git_commit`, `git_dirty`, `versions`, `python`,
+  `platform`, `host` and `hardware`
 - `step`: `step`, `loss` (nats per label that counts), `loss_text` and `loss_recall` (of the rows of each kind, in batches that
   have them), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_mean` (with `train.gate_penalty`:
   mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known

@@ -11,7 +11,8 @@ class Goodput:
 
     Attributes:
         lost: seconds of steps that were repeated after a crash or a rollback, and from a crash to the next start.
-        waiting: seconds in which training stood still: from a start to the first step, for data, for checkpoints.
+        waiting: seconds in which training stood still: from a start or a change to the first step, for data, for
+            checkpoints.
         evaluating: seconds of evaluations, which run beside the training and are not part of the others.
     """
 
@@ -46,7 +47,11 @@ class Goodput:
                 self._tokens = self._tokens if event.get("tokens") is None else event["tokens"]
             if kind == "start":
                 if last is not None and last["kind"] not in ("stop", "finish"):
-                    self.lost += max(0.0, event["time"] - last["time"])
+                    seconds = max(0.0, event["time"] - last["time"])
+                    if event.get("same_process"):
+                        self.waiting += seconds
+                    else:
+                        self.lost += seconds
                 self._started = True
             elif kind == "step":
                 self._add_step(event, last)

@@ -34,6 +34,7 @@ from ...models.common.run_layout import (
     HEARTBEATS,
     LINEAGE,
     MODEL,
+    NOTES,
     SUPERVISION,
     checkpoint_name,
 )
@@ -145,7 +146,7 @@ class RunReader:
     def stamps(self) -> tuple[Stamp, ...]:
         """Stamps of all files that a `RunReader` reads, that of `config.yaml` first; they change when any of them does."""
         place = str(self.folder)
-        names = (CONFIG, LINEAGE, EVENTS, SUPERVISION, FINISHED, ERROR, HEARTBEATS, CHECKPOINTS, EVALS)
+        names = (CONFIG, NOTES, LINEAGE, EVENTS, SUPERVISION, FINISHED, ERROR, HEARTBEATS, CHECKPOINTS, EVALS)
         results = (stamp(folder) for folder in subfolder_paths(f"{place}/{EVALS}"))
         return (*(stamp(f"{place}/{name}") for name in names), *results)
 
@@ -161,6 +162,15 @@ class RunReader:
             return shown_lineage(self.folder) if path.is_file() and is_inside(path, self.folder) else None
         except (OSError, RecursionError):
             return None
+
+    def notes(self) -> dict[str, Any]:
+        """What people say of the run in `notes.yaml`: `tags`, `note`, and whether it is `archived`."""
+        path = self.folder / NOTES
+        stored = (read_yaml_if_whole(path) if is_inside(path, self.folder) else None) or {}
+        tags = stored.get("tags")
+        names = [text(tag, 40) for tag in tags[:20]] if isinstance(tags, list) else [text(tags, 40)]
+        note = text(stored.get("note"), 4000)
+        return {"tags": [name for name in names if name], "note": note, "archived": stored.get("archived") is True}
 
     def config_text(self) -> str:
         """The text of `config.yaml`, damaged or not."""

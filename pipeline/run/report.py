@@ -228,9 +228,9 @@ def _restarts(run: RunFiles) -> str:
     for event in run.events:
         if event["kind"] == "step":
             reached = event["step"]
-        elif event["kind"] == "start" and event is not run.starts[0]:
+        elif event["kind"] == "start" and event is not run.starts[0] and not event.get("same_process"):
             rows.append((f"{event['time'] - run.starts[0]['time']:,.0f} s", f"{reached:,}", f"{event['step']:,}"))
-    return f"## Restarts\n\n{_table(('at', 'last step before', 'went on from step'), rows)}"
+    return f"## Restarts\n\n{_table(('at', 'last step before', 'went on from step'), rows)}" if rows else ""
 
 
 def _seconds_trained(run: RunFiles) -> float:

@@ -29,23 +29,26 @@ WHOLE_NUMBERS = {
 }
 TEXTS = (("model", "preset"), ("data", "name"))
 
+BY_SOURCE, MOST_SOURCES = ("epochs", "loss_by_source"), 100  # fields of a step with a number for each text source
 LAST_TIME = 253_402_300_799  # the end of the year 9999, in unix seconds
 # Fields that are numbers wherever they stand; another value counts as null.
-NUMBERS = (
-    "loss",
-    "loss_text",
-    "loss_recall",
-    "bits_per_byte",
-    "grad_norm",
-    "gate_mean",
-    "learning_rate",
-    "tokens",
-    "tokens_per_second",
-    "mfu",
-    "memory_gib",
-    "data_stall_seconds",
-    "seconds",
-    "stall_seconds",
+NUMBERS = frozenset(
+    (
+        "loss",
+        "loss_text",
+        "loss_recall",
+        "bits_per_byte",
+        "grad_norm",
+        "gate_mean",
+        "learning_rate",
+        "tokens",
+        "tokens_per_second",
+        "mfu",
+        "memory_gib",
+        "data_stall_seconds",
+        "seconds",
+        "stall_seconds",
+    )
 )
 
 
@@ -209,8 +212,15 @@ def clean_event(event: dict[str, Any]) -> dict[str, Any] | None:
         if event["kind"] in ("step", "start", "rollback"):
             return None
         event.pop("step", None)
-    for name in NUMBERS:
-        value = event.get(name)
-        if value is not None and (type(value) not in (int, float) or not -HUGE < value < HUGE):
-            event[name] = None
+    odd = [name for name, value in event.items() if name in NUMBERS and number(value) is None]
+    for name in odd:
+        event[name] = None
+    for name in BY_SOURCE:
+        if event.get(name) is not None:
+            event[name] = _numbers(event[name])
     return event
+
+
+def _numbers(values: Any) -> dict[str, float] | None:
+    items = list(values.items())[:MOST_SOURCES] if isinstance(values, dict) else []
+    return {text(key, 80): value for key, value in items if number(value) is not None} or None

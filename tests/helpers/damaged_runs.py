@@ -20,6 +20,8 @@ ODD_LINES = (
     b'{"kind": "step", "time": 1, "step": null, "loss": 1}',
     b'{"kind": "step", "time": 1, "step": 5, "loss": "low", "tokens": NaN, "mfu": [1]}',
     b'{"kind": "health", "time": 1, "step": 5, "layers": [7]}',
+    b'{"kind": "step", "time": 9e9, "step": 39, "epochs": [1], "loss_by_source": {"a": {}, "b": NaN, "c": 1}}',
+    b'{"kind": "step", "time": 9e9, "step": 38, "epochs": {"a": "x", "b": 1e300, "c": 2}, "loss_by_source": 7}',
     b'{"kind": "health", "time": 1, "layers": [{"a": 1e300, "b": "x"}, {"c": {}}]}',
     b'{"kind": "checkpoint", "time": 1, "step": 10}',
     b'{"kind": "start", "time": 1, "step": 2, "world_size": {}, "device": [1], "tokens": "many"}',

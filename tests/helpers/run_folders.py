@@ -11,6 +11,7 @@ import yaml
 
 from echo_lm.evals.scores import accuracy
 from echo_lm.pipeline.config import load_config
+from echo_lm.pipeline.run.lineage import Lineage, Parent, Segment
 
 STEPS, INTERVAL = 40, 10
 LENGTHS = (64, 256, 1024)
@@ -173,6 +174,51 @@ def write_beats(folder: Path, nodes: list[str], step: int) -> None:
         path = place / f"rank_{rank:05d}.json"
         path.write_text(json.dumps(heartbeat | {"time": time.time()}))
         touch(path, seconds_ago=-3600)
+
+
+def write_compared(root: Path) -> list[Path]:
+    """Five runs to compare: three seeds at one learning rate, two at another, whose losses differ by the rate and the seed."""
+    folders = []
+    for rate, shift, seeds in ((0.003, 0.0, 3), (0.001, 0.5, 2)):
+        for seed in range(seeds):
+            folder = write_finished(root, f"rate-{rate}-seed-{seed}")
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["seed"] = seed
+            config["train"]["learning_rate"] = rate
+            (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+            begin = time.time() - 7200
+            events = [start_event(0, begin)]
+            events += [step_event(step, begin + step, shift + 0.1 * (seed - 1)) for step in range(1, STEPS + 1)]
+            (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+            path = folder / "evals/step_00000040/recall-quick.json"
+            result = json.loads(path.read_text())
+            for row in result["rows"]:
+                correct = round(1000 * max(0.0, row["accuracy"] - 0.3 * shift - 0.02 * seed))
+                row |= accuracy(correct, 1000, chance=1 / 32)
+                result["metrics"][f"recall/{row['label']}/length-{row['length']}"] = row["accuracy"]
+            path.write_text(json.dumps(result))
+            folders.append(folder)
+    return folders
+
+
+def write_branch(root: Path, parent: Path, step: int) -> Path:
+    """A run that goes on from a checkpoint of `parent`, with everything that it had."""
+    events = [start_event(step, time.time() - 900)]
+    events += [step_event(s, time.time() - 900 + s, shift=-0.25) for s in range(step + 1, STEPS + 1)]
+    folder = write_run(root, f"{parent.name}-branch", events)
+    config = load_config("smoke", [])
+    begins = Parent(
+        run=parent.name,
+        path=str(parent),
+        run_id=parent.name,
+        step=step,
+        tokens=step * 512,
+        what="everything",
+        content="0" * 64,
+    )
+    Lineage(parent=begins, segments=(Segment.of(0, config),)).write(folder)
+    (parent / "identity.json").write_text(json.dumps({"run_id": parent.name}))
+    return folder
 
 
 def write_crashed(root: Path, name: str = "broken") -> Path:

@@ -37,8 +37,9 @@ def test_attention_alone_pays_for_context():
 
 
 def test_state_of_the_180m_model_by_hand():
-    """Two SKA layers of 12 heads, r = 48, P = 64; 22 Mamba-2 layers of 1536 x 128 and 3 x 1792."""
-    ska = 4 * 2 * 12 * (3 * 48 * 48 + 64 * 48 + 48)
+    """Two SKA layers of 12 heads, r = 48, P = 64, which keep a row of keys and values; 22 Mamba-2 layers of 1536 x 128 and
+    3 x 1792."""
+    ska = 4 * 2 * 12 * (3 * 48 * 48 + 64 * 48 + 48 + 48 + 64)
     mamba = 4 * 22 * (1536 * 128 + 3 * 1792)
     assert state_bytes(preset("echo-180m"), 2048) == ska + mamba
 

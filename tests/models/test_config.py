@@ -103,7 +103,7 @@ def test_what_the_gate_sees_is_stored_where_it_is_not_the_default():
 
 def test_parameters_and_hashes_of_options_of_november():
     """Each was added later: a config without it keeps its hash, and its parameters are counted."""
-    default = preset("echo-1m")
+    default = preset("echo-1m", preset_version=1)
     assert default.ska.num_heads > 2
     changes = dict(gate_window=3, context_heads=2, key_shift=1, value_shift=1, power=2, blend=True, gate_scale="table")
     changed = preset("echo-1m", ska={"gate_input": "token", **changes})

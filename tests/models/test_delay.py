@@ -36,10 +36,11 @@ def test_padding_is_not_among_the_latest():
 
 
 @pytest.mark.parametrize(
-    "gate", [{}, {"gate_input": "token", "gate_window": 3}, {"key_shift": 1, "power": 0, "two_hop_heads": 1}]
+    "gate",
+    [{}, {"gate_input": "token", "gate_window": 3}, {"key_shift": 1, "value_shift": 0, "power": 0, "two_hop_heads": 1}],
 )
 def test_the_bytes_of_what_is_kept_are_counted(gate, random_model):
     model = random_model("echo-1m", ska={"key_shift": 2, "value_shift": 1, **gate} if "key_shift" not in gate else gate)
     cache = prefill(model, torch.zeros(1, 20, dtype=torch.int64))[1]
     assert cache.nbytes() == state_bytes(model.config, 20)
-    assert cache.nbytes() > state_bytes(preset("echo-1m"), 20)
+    assert cache.nbytes() > state_bytes(preset("echo-1m", preset_version=1), 20)

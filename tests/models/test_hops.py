@@ -9,7 +9,7 @@ from echo_lm.kernels.ska import ska_attention
 from echo_lm.models import UserError, prefill, preset, step
 from echo_lm.models.mixers.ska_hops import read
 
-PAIRS = {"gate_input": "token", "gate_window": 2, "key_shift": 1, "power": 0, "two_hop_heads": 2}
+PAIRS = {"gate_input": "token", "gate_window": 2, "key_shift": 1, "value_shift": 0, "power": 0, "two_hop_heads": 2}
 
 
 def test_the_second_read_asks_for_what_the_first_found():

@@ -1,4 +1,4 @@
-"""Recall comes from SKA: Echo learns it in a minute or two on one CPU core, Mamba-2 alone does not."""
+"""Recall comes from SKA: Echo learns it in a minute on one CPU core, Mamba-2 alone does not."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def batch(rows, pairs, generator):
     return [torch.cat(parts) for parts in zip(*halves, strict=True)]
 
 
-def train(name, steps=400, *, rows=32, rate=3e-3):
+def train(name, steps=400, *, rows=32, rate=1e-3):
     """Train from scratch on 1 to 8 pairs (all with eight takes several times as long), until eight are learned.
 
     Returns the model and how many steps it took.

@@ -42,4 +42,4 @@ def test_a_token_that_comes_again_finds_what_followed_it(shifts):
 
 
 def test_configs_without_it_are_stored_as_before():
-    assert "tied_start" not in preset("echo-1m", vocab_size=64).model_dump(mode="json")["ska"]
+    assert "tied_start" not in preset("echo-1m", preset_version=1, vocab_size=64).model_dump(mode="json")["ska"]

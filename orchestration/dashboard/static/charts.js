@@ -37,11 +37,20 @@ function layout(extra = {}) {
   };
 }
 
+// A chart as a sentence, for who cannot see it.
+function inWords(name, traces) {
+  const shown = traces.filter((trace) => trace.hoverinfo !== "skip" && trace.y.length);
+  const last = shown.map((trace) => `${trace.name ?? ""} ${Number(trace.y.at(-1)).toPrecision(4)} at ${trace.x.at(-1)}`);
+  return `${name.replaceAll("_", " ")}: ${last.slice(0, 12).join("; ")}`;
+}
+
 function draw(name, traces, extra) {
   const figure = document.querySelector(`[data-chart="${name}"]`);
   if (!figure) return;
   figure.classList.toggle("none", traces.length === 0);
   if (traces.length === 0) return;
+  figure.lastElementChild.setAttribute("role", "img");
+  figure.lastElementChild.setAttribute("aria-label", inWords(name, traces));
   Plotly.react(figure.lastElementChild, traces, layout(extra), { displayModeBar: false, responsive: true });
 }
 
@@ -89,6 +98,9 @@ function drawRun(curves) {
   overSteps("learning_rate", curves, [["learning_rate", "learning rate"]], ".3g", { yaxis: { rangemode: "tozero", tickformat: ".1e" } });
   overSteps("tokens_per_second", curves, [["tokens_per_second", "tokens/s"]], ",.0f", { yaxis: { rangemode: "tozero" } });
   overSteps("memory_gib", curves, [["memory_gib", "GiB"]], ".3f", { yaxis: { rangemode: "tozero" } });
+  overSteps("gate_mean", curves, [["gate_mean", "gate mean"]], ".3f", { yaxis: { rangemode: "tozero" } });
+  overSteps("data_stall_seconds", curves, [["data_stall_seconds", "seconds"]], ".4f", { yaxis: { rangemode: "tozero" } });
+  overSteps("mfu", curves, [["mfu", "MFU"]], ".1%", { yaxis: { rangemode: "tozero", tickformat: ".0%" } });
   document.getElementById("marks").hidden = curves.marks.length === 0;
   drawHeldout(curves);
   drawRecall(curves);

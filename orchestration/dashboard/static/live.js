@@ -37,7 +37,7 @@ async function ask(address) {
   return answer.json();
 }
 
-function poll(step) {
+function poll(step, every = EVERY_MS) {
   const again = async () => {
     if (!document.hidden) {
       try {
@@ -48,7 +48,7 @@ function poll(step) {
       }
       showTimes();
     }
-    setTimeout(again, EVERY_MS);
+    setTimeout(again, every);
   };
   again();
 }
@@ -67,7 +67,27 @@ function runsPage(table) {
   const body = table.tBodies ? table.tBodies[0] : null;
   const counts = byId("counts"), filter = byId("filter"), more = byId("more"), rest = byId("rest");
   const rows = new Map(), states = new Set();
-  let version = table.dataset.version, column = null, descending = false, limit = Number(table.dataset.shown);
+  const given = new URLSearchParams(location.search), archived = byId("archived");
+  const columns = new URLSearchParams(given.getAll("column").map((name) => ["column", name]));
+  const heads = table.tHead ? [...table.tHead.querySelectorAll("[data-column]")] : [];
+  const picked = new Set(given.getAll("run"));
+  let version = table.dataset.version, limit = Number(table.dataset.shown);
+  let column = heads.findIndex((head) => head.dataset.key === given.get("sort"));
+  let descending = given.get("order") === "down";
+  if (column < 0) column = null;
+  for (const state of (given.get("states") ?? "").split(",").filter(Boolean)) states.add(state);
+  filter.value = given.get("filter") ?? "";
+
+  // What is shown stands in the address: a reload and a link show the same.
+  const remember = () => {
+    const query = new URLSearchParams(columns);
+    for (const run of picked) query.append("run", run);
+    if (filter.value) query.set("filter", filter.value);
+    if (states.size) query.set("states", [...states].join(","));
+    if (column !== null) query.set("sort", heads[column].dataset.key);
+    if (column !== null && descending) query.set("order", "down");
+    history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
+  };
 
   const value = (row) => {
     const sort = row.cells[column].dataset.sort;
@@ -81,10 +101,23 @@ function runsPage(table) {
     if (x === null || y === null) return (x === null) - (y === null); // missing values last
     return (x < y ? -1 : x > y ? 1 : 0) * (descending ? -1 : 1);
   };
+  // `loss<2`, `learning_rate=0.001`: by the column whose name ends so.
+  const holds = (row, name, sign, wanted) => {
+    const head = heads.find((one) => one.dataset.key === name) ?? heads.find((one) => one.dataset.key.endsWith(name));
+    const cell = head && row.cells[Number(head.dataset.column)];
+    const stored = cell?.dataset.sort, number = Number(wanted);
+    if (stored === undefined || stored === "") return false;
+    if (isNaN(number) || isNaN(stored)) return sign === "=" && stored.toLowerCase() === wanted;
+    return sign === "<" ? stored < number : sign === ">" ? stored > number : Number(stored) === number;
+  };
   const matches = (row, words) => {
     if (states.size > 0 && !states.has(row.dataset.state)) return false;
+    if ("archived" in row.dataset && !archived.firstElementChild.checked) return false;
     const text = row.cells[0].textContent.toLowerCase();
-    return words.every((word) => text.includes(word));
+    return words.every((word) => {
+      const parts = word.match(/^([^<>=]+)([<>=])([^<>=]+)$/);
+      return parts ? holds(row, parts[1], parts[2], parts[3]) : text.includes(word);
+    });
   };
   const show = () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -93,10 +126,51 @@ function runsPage(table) {
     if (body.rows.length !== shown.length || shown.some((row, i) => body.rows[i] !== row)) body.replaceChildren(...shown);
     more.hidden = shown.length === matching.length;
     byId("shown").textContent = shown.length === rows.size ? "" : `${shown.length.toLocaleString("en")} of ${rows.size.toLocaleString("en")} runs shown`;
+    archived.hidden = ![...rows.values()].some((row) => "archived" in row.dataset);
+    for (const row of shown) row.querySelector(".pick").checked = picked.has(row.dataset.name);
+    showPicked();
     for (const chip of counts.children) chip.setAttribute("aria-pressed", states.has(chip.dataset.state));
     showTimes(body);
   };
+  const showPicked = () => {
+    const link = byId("compare"), query = new URLSearchParams([...picked].map((name) => ["run", name]));
+    link.hidden = picked.size === 0;
+    link.textContent = `Compare ${picked.size}`;
+    link.search = query.toString();
+  };
+  const reload = () => {
+    remember();
+    location.reload();
+  };
   if (body) {
+    if (column !== null) heads[column].parentElement.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    byId("csv").search = columns.toString();
+    archived.addEventListener("change", () => show());
+    body.addEventListener("change", (event) => {
+      if (!event.target.matches(".pick")) return;
+      if (event.target.checked) picked.add(event.target.value);
+      else picked.delete(event.target.value);
+      remember();
+      showPicked();
+    });
+    const add = byId("add");
+    add.column.addEventListener("focus", async () => {
+      const keys = await ask(add.column.dataset.keys);
+      byId("keys").replaceChildren(...keys.map((key) => new Option(key, key)));
+    }, { once: true });
+    add.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (!add.column.value) return;
+      columns.append("column", add.column.value);
+      reload();
+    });
+    for (const chip of document.querySelectorAll("[data-drop]"))
+      chip.addEventListener("click", () => {
+        const kept = columns.getAll("column").filter((name) => name !== chip.dataset.drop);
+        columns.delete("column");
+        for (const name of kept) columns.append("column", name);
+        reload();
+      });
     for (const row of [...body.rows, ...(rest ? rest.content.querySelectorAll("tr") : [])]) rows.set(row.dataset.name, row);
     show();
     more.addEventListener("click", () => {
@@ -107,9 +181,13 @@ function runsPage(table) {
       const state = event.target.closest("[data-state]")?.dataset.state;
       if (!state) return;
       if (!states.delete(state)) states.add(state);
+      remember();
       show();
     });
-    filter.addEventListener("input", show);
+    filter.addEventListener("input", () => {
+      remember();
+      show();
+    });
     table.tHead.addEventListener("click", (event) => {
       const button = event.target.closest("[data-column]");
       if (!button) return;
@@ -118,11 +196,12 @@ function runsPage(table) {
       column = chosen;
       for (const other of table.tHead.querySelectorAll("th")) other.removeAttribute("aria-sort");
       button.parentElement.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      remember();
       show();
     });
   }
   poll(async () => {
-    const changes = await ask(`${table.dataset.live}?since=${version}`);
+    const changes = await ask(`${table.dataset.live}?since=${version}&${columns}`);
     if (changes.reload || (!body && Object.keys(changes.rows).length)) return location.reload();
     version = changes.version;
     if (!body || (!Object.keys(changes.rows).length && !changes.gone.length)) return;
@@ -160,4 +239,20 @@ addEventListener("DOMContentLoaded", () => {
   const study = byId("study");
   if (study) ask(study.dataset.curves).then(drawStudy);
 });
-if (!byId("runs") && !byId("run")) setInterval(showTimes, EVERY_MS);
+// ---- pages without events of their own: their changing parts are fetched again as the server renders them
+
+function refreshedPage() {
+  poll(async () => {
+    const answer = await fetch(location.href, { cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.status);
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelectorAll("[data-refresh]");
+    [...document.querySelectorAll("[data-refresh]")].forEach((part, i) => {
+      if (fresh[i] && part.dataset.shown !== fresh[i].innerHTML) {
+        part.dataset.shown = part.innerHTML = fresh[i].innerHTML;
+      }
+    });
+  }, 5 * EVERY_MS);
+}
+
+if (document.querySelector("[data-refresh]")) refreshedPage();
+else if (!byId("runs") && !byId("run")) setInterval(showTimes, EVERY_MS);

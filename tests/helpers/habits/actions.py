@@ -9,14 +9,20 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
+import torch
+from safetensors.torch import load_file
 
+from echo_lm.evals.layout import complete_checkpoints
+from echo_lm.models.common.run_layout import MODEL
+from echo_lm.models.pretrained import WEIGHTS
 from tests.helpers.stopping import steps_of
 
-from .world import SIGNAL_NAMES, STEPS, TOPOLOGIES, Ended, Run, World, starts_of, wait_until
+from .checks import topologies_of
+from .world import COOLDOWN, LONGER, SIGNAL_NAMES, STEPS, TOPOLOGIES, Ended, Run, World, starts_of, wait_until
 
 Condition = Callable[[World, Run], bool]
 
@@ -32,10 +38,9 @@ def ended_well(ended: Ended, *codes: int) -> Ended:
 
 def train_on(world: World, run: Run) -> str:
     """Go on for some steps, or to the end."""
-    reached = steps_of(run.path) if run.folder.exists() else 0
-    step = reached + world.rng.randint(1, 25)
+    step = run.reached + world.rng.randint(1, 25)
     ended = ended_well(world.finish(world.start(run, f"run.stop_step={step}")), 0)
-    if step < STEPS:
+    if step < run.last_step:
         assert f"run.stop_step={step} is reached" in " ".join(ended.output.split()), ended.output
         assert run.newest_step() == step
     else:
@@ -155,8 +160,58 @@ def move_tree(world: World, run: Run) -> str:
 def copy(world: World, run: Run) -> str:
     """`cp -r`; later actions concern the original or the copy."""
     path = shutil.copytree(run.path, run.path.parent / f"{run.path.name}-branch", symlinks=True)
-    world.runs.append(Run(path, list(run.overrides), run.saved))
+    world.runs.append(replace(run, path=path, overrides=list(run.overrides)))
     return path.name
+
+
+def extend(world: World, run: Run) -> str:
+    """`train.steps=75 --amend`, before the cooldown or at the end, and go on for some steps."""
+    run.extended, run.extended_at = ("end", STEPS) if run.finished else ("before", max(run.begin, run.newest_step()))
+    step = min(LONGER, run.reached + world.rng.randint(1, 25))
+    ended_well(world.finish(world.start(run, f"train.steps={LONGER}", "--amend", f"run.stop_step={step}")), 0)
+    assert run.newest_step() == step
+    assert run.finished == (step == LONGER)
+    return f"{run.extended}, from step {run.extended_at} to {step}"
+
+
+def branch(world: World, run: Run) -> str:
+    """`echo-lm branch` without a change, but for a later end where the step is the run's last; trained by later actions."""
+    step = world.rng.choice([int(folder.name.removeprefix("step_")) for folder in run.whole()])
+    path = run.path.parent / f"branch-{world.rng.randint(0, 999)}"
+    child = Run(path, begin=step, extended=run.extended if step >= run.extended_at else "", earlier=topologies_of(run))
+    changes = []
+    if step == child.last_step == STEPS:
+        child.extended, changes = "end", [f"train.steps={LONGER}"]
+    possible = step < child.last_step
+    arguments = ["branch", str(run.path), f"name={path.name}", "--step", str(step), *changes]
+    ended = ended_well(world.launch(arguments).end(60), 0 if possible else 2)
+    if not possible:
+        assert "does not lie after step" in ended.complaint[0], ended.output
+        return "at its end"
+    child.extended_at = step if child.extended else 0
+    world.runs.append(child)
+    return f"{path.name} at step {step}"
+
+
+def average(world: World, run: Run) -> str:
+    """`echo-lm average`: the mean of the newest weights, or one line where there are too few."""
+    last, name = world.rng.randint(1, 4), f"mean-{world.rng.randint(0, 999)}"
+    checkpoints = [folder / MODEL / WEIGHTS for folder, _ in complete_checkpoints(run.path)][-last:]
+    possible = last >= 2 and len(checkpoints) == last
+    arguments = ["average", str(run.path), "--last", str(last), "--name", name]
+    ended = ended_well(world.launch(arguments).end(60), 0 if possible else 2)
+    if not possible:
+        assert f"--last {last}" in ended.complaint[0], ended.output
+        return f"of {last}, of which there are {len(checkpoints)}"
+    (folder, _), models = (
+        next(iter(complete_checkpoints(run.path.parent / name))),
+        [load_file(path) for path in checkpoints],
+    )
+    for tensor, weight in load_file(folder / MODEL / WEIGHTS).items():
+        mean = sum(model[tensor].double() for model in models) / last
+        assert torch.equal(weight, mean.to(weight.dtype)), f"{tensor} of {name} is not the mean"
+    shutil.rmtree(run.path.parent / name)
+    return f"of {last}"
 
 
 def change_topology(world: World, run: Run) -> str:
@@ -231,6 +286,13 @@ def _exists(world: World, run: Run) -> bool:
     return run.folder.exists() and not world.full
 
 
+def _can_be_extended(world: World, run: Run) -> bool:
+    """Not in its cooldown, which would be repeated at a constant rate: then losses depend on the step."""
+    if not _exists(world, run) or run.extended:
+        return False
+    return run.finished or run.reached <= STEPS - COOLDOWN
+
+
 def _unfinished(world: World, run: Run) -> bool:
     return not world.full and not run.finished
 
@@ -253,6 +315,9 @@ ACTIONS = [
     Action(move, _exists, 1),
     Action(move_tree, lambda world, run: True, 1),
     Action(copy, lambda world, run: _exists(world, run) and len(world.runs) < 2, 2),
+    Action(extend, _can_be_extended, 2),
+    Action(branch, lambda world, run: _exists(world, run) and len(world.runs) < 2 and bool(run.whole()), 2),
+    Action(average, _exists, 1),
     Action(change_topology, _exists, 2),
     Action(change_suites, _exists, 1),
     Action(damage, _has_two_whole_checkpoints, 2),

@@ -3,19 +3,19 @@
 import json
 import math
 from collections import Counter
-from pathlib import Path
 
 from echo_lm.evals.layout import result_files
 from echo_lm.orchestration.evaluation.jobs import due_jobs, missing_jobs
+from echo_lm.orchestration.tracking.evaluations import EVALUATION_TAG
 from echo_lm.pipeline.run.events import read_events, steps, stopped_at
-from echo_lm.pipeline.run.folder import RunFolder
 from echo_lm.pipeline.run.identity import run_id
 
 from .world import Run, World
 
 ACROSS_TOPOLOGIES = 2e-6  # relative, fp32
-# Losses of undisturbed runs by (workers, ZeRO stage); the first one is there at least.
-References = dict[tuple[int, int], list[float]]
+# Losses of undisturbed runs, by (workers, ZeRO stage), and by how they were extended ("", "before" or "end"); those of the first
+# topology are there at least.
+References = dict[tuple[int, int], dict[str, list[float]]]
 
 
 def check(world: World, references: References) -> None:
@@ -28,26 +28,33 @@ def check(world: World, references: References) -> None:
     assert not ids or max(ids.values()) == 1, f"two folders have one id: {ids}"
 
 
-def check_losses(run: Run, references: References) -> None:
-    """Those of an undisturbed run: bit for bit if one topology trained them, else as far as fp32 goes."""
-    events = read_events(run.folder.events_file)
-    losses = [(event["step"], event["loss"]) for event in steps(events)]
-    assert [step for step, _ in losses] == list(range(1, len(losses) + 1)), f"steps are missing: {losses}"
-    trained, topology = set(), None
-    for event in events:
+def topologies_of(run: Run) -> set[tuple[int, int]]:
+    """(workers, ZeRO stage) of all that trained the run, those of its parent included."""
+    trained, topology = set(run.earlier), None
+    for event in read_events(run.folder.events_file):
         if event["kind"] == "start":
             topology = (event["world_size"], event["zero_stage"])
         elif event["kind"] == "step":
             trained.add(topology)
-    expected = references[topology] if len(trained) == 1 and topology in references else None
+    return trained
+
+
+def check_losses(run: Run, references: References) -> None:
+    """Those of an undisturbed run with the same segments: bit for bit if one topology trained them, else as far as fp32 goes."""
+    losses = [(event["step"], event["loss"]) for event in steps(read_events(run.folder.events_file))]
+    first = run.begin + 1
+    assert [step for step, _ in losses] == list(range(first, first + len(losses))), f"steps are missing: {losses}"
+    trained = topologies_of(run)
+    (topology,) = trained if len(trained) == 1 else (None,)
+    exact = topology in references
+    expected = (references[topology] if exact else next(iter(references.values())))[run.extended]
     for step, loss in losses:
-        if expected is not None:
-            assert loss == expected[step - 1], (
-                f"step {step} on {topology}: {loss!r}, undisturbed {expected[step - 1]!r}"
-            )
-        else:
-            other = next(iter(references.values()))[step - 1]
-            assert math.isclose(loss, other, rel_tol=ACROSS_TOPOLOGIES), f"step {step} of {trained}: {loss}, {other}"
+        same = (
+            loss == expected[step - 1] if exact else math.isclose(loss, expected[step - 1], rel_tol=ACROSS_TOPOLOGIES)
+        )
+        assert same, (
+            f"step {step} on {trained}, extended {run.extended!r}: {loss!r}, undisturbed {expected[step - 1]!r}"
+        )
 
 
 def check_checkpoints(run: Run) -> None:
@@ -80,7 +87,7 @@ def check_record(world: World, run: Run) -> None:
     assert experiment.lifecycle_stage == "active"
     identity = run_id(run.path)
     found = client.search_runs([experiment.experiment_id], f"tags.`echo_lm.run_id` = '{identity}'")
-    (recorded,) = [each for each in found if "mlflow.parentRunId" not in each.data.tags]
+    (recorded,) = [each for each in found if EVALUATION_TAG not in each.data.tags]
     assert recorded.info.status == "FINISHED"
     history = [(entry.step, entry.value) for entry in client.get_metric_history(recorded.info.run_id, "train/loss")]
     files = [(event["step"], event["loss"]) for event in steps(read_events(run.folder.events_file))]
@@ -94,7 +101,3 @@ def check_record(world: World, run: Run) -> None:
             entries = client.get_metric_history(recorded.info.run_id, key)
             last = max((entry for entry in entries if entry.step == result["step"]), key=lambda entry: entry.timestamp)
             assert math.isclose(last.value, value, rel_tol=1e-9), f"MLflow has {last.value} as {key}, the file {value}"
-
-
-def reference_losses(run_path: Path) -> list[float]:
-    return [event["loss"] for event in steps(read_events(RunFolder(run_path).events_file))]

@@ -11,13 +11,16 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from echo_lm.pipeline.config import load_config
-from echo_lm.pipeline.launch import launch
+from echo_lm.models.common.run_layout import EVENTS
+from echo_lm.pipeline.config import RunConfig, load_config
+from echo_lm.pipeline.run.amend import amend
+from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
+from tests.helpers.trainings import train_all
 
 from .actions import ACTIONS, ended_well
-from .checks import References, check, check_complete, check_record, reference_losses
-from .world import RECIPE, TOPOLOGIES, World, disk
+from .checks import References, check, check_complete, check_record
+from .world import LONGER, RECIPE, STEPS, TOPOLOGIES, World, disk
 
 LENGTH = 8
 
@@ -73,15 +76,31 @@ def _to_the_end(world: World, references: References) -> None:
 
 
 def undisturbed(place: Path, data: Path, topologies: list[tuple[int, int]]) -> References:
-    """Train the recipe once with each (workers, ZeRO stage)."""
+    """Train the recipe with each (workers, ZeRO stage): to its end and then on, and with the later end from the beginning."""
     references = {}
     for workers, stage in topologies:
-        config = load_config("smoke", [*RECIPE, f"run.workers={workers}", f"run.zero_stage={stage}"])
-        run = RunFolder(place / f"{workers}-{stage}")
-        run.prepare(config, data / config.data.name)
-        launch(run, config)
-        references[workers, stage] = reference_losses(run.path)
+        folder = place / f"{workers}-{stage}"
+        for name in ("end", "before"):
+            config = reference_config(workers, stage, STEPS if name == "end" else LONGER)
+            RunFolder(folder / name).prepare(config, data / config.data.name)
+        train_all([folder / name for name in ("end", "end", "before")], workers, before=extend_where_finished)
+        losses = {
+            name: [event["loss"] for event in steps(read_events(folder / name / EVENTS))] for name in ("end", "before")
+        }
+        references[workers, stage] = losses | {"": losses["end"][:STEPS]}
     return references
+
+
+def reference_config(workers: int, stage: int, last: int) -> RunConfig:
+    return load_config("smoke", [*RECIPE, f"run.workers={workers}", f"run.zero_stage={stage}", f"train.steps={last}"])
+
+
+def extend_where_finished(folder: Path) -> None:
+    """Amend a reference that came to its end, for the extension at the end."""
+    run = RunFolder(folder)
+    if run.finished():
+        execution = run.load_config().run
+        amend(run, reference_config(execution.workers, execution.zero_stage, LONGER))
 
 
 def main() -> int:

@@ -23,8 +23,10 @@ from tests.helpers.stopping import COMMAND, steps_of
 
 MARK = "ECHO_LM_HABITS"  # variable by which all processes of a command are found, also those whose parent died
 STEPS, EVERY = 60, 7
+LONGER, COOLDOWN = 75, 10  # steps of a run that was extended; of the cooldown at the end of every run
 # At the recipe's own rate two undisturbed runs of other topologies part by 1e-5 in 60 steps, at this one by 1e-8.
 RECIPE = [f"train.steps={STEPS}", "train.learning_rate=3e-4"]
+RECIPE += ["train.schedule=warmup-stable-decay", f"train.decay_steps={COOLDOWN}"]
 RECIPE += [f"run.checkpoint_every={EVERY}", "run.keep_checkpoints=3", "evaluation.every=3"]
 TOPOLOGIES = {(1, 2): [1, 2], (2, 2): [2, 2], (2, 3): [2, 3], (1, 0): [1, 0]}
 DISK_BYTES = 160 * 2**20
@@ -40,15 +42,33 @@ class Run:
         path: where it lies, or will lie after its first start.
         overrides: that the next start gets.
         saved: the step that must not be lost: of the newest checkpoint that is whole.
+        begin: the step from which it branched.
+        extended: "before" its cooldown or at its "end", which gives other losses than those of a run that was not ("").
+        extended_at: the step of that.
+        earlier: topologies (workers, ZeRO stage) that trained the run from which it branched.
     """
 
     path: Path
     overrides: list[str] = field(default_factory=list)
     saved: int = 0
+    begin: int = 0
+    extended: str = ""
+    extended_at: int = 0
+    earlier: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def folder(self) -> RunFolder:
         return RunFolder(self.path)
+
+    @property
+    def last_step(self) -> int:
+        """The step at which it ends."""
+        return LONGER if self.extended else STEPS
+
+    @property
+    def reached(self) -> int:
+        """The last step that it has trained, or from which it branched."""
+        return max(self.begin, steps_of(self.path) if self.folder.exists() else 0)
 
     @property
     def finished(self) -> bool:
@@ -187,12 +207,12 @@ class World:
 
     def wait(self, process: Process, run: Run) -> str:
         """Wait for a random moment of a command: some time after its start, or some step; returns which it was."""
-        before = steps_of(run.path) if run.folder.exists() else 0
+        before = run.reached
         if self.rng.random() < 0.5:
             seconds = self.rng.uniform(0, 10 if self.command == "train" else 25)
             reached, moment = lambda: time.monotonic() - process.began > seconds, f"after {seconds:.2f} s"
         else:
-            step = self.rng.randint(before + 1, max(before + 1, STEPS - 1))
+            step = self.rng.randint(before + 1, max(before + 1, run.last_step - 1))
             reached, moment = lambda: steps_of(run.path) >= step, f"at step {step}"
         wait_until(lambda: reached() or not process.running(), COMMAND_SECONDS[self.command])
         return moment

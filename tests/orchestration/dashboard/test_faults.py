@@ -110,11 +110,27 @@ def test_a_linked_run_is_followed_if_the_link_is_ones_own(tmp_path):
     assert (table.is_readable("own"), table.is_readable("foreign")) == (True, False)
 
 
+def test_the_documents_of_a_run_are_pages_without_scripts(serve, tmp_path):
+    folder = write_finished(tmp_path / "runs")
+    (folder / "figures").mkdir()
+    (folder / "figures/loss.png").write_bytes(b"\x89PNG")
+    (folder / "report.md").write_text("# Report\n\n![loss](figures/loss.png)\n\n<script>alert(1)</script>\n")
+    (folder / "model_card.md").symlink_to("/etc/passwd")
+    address = serve(tmp_path / "runs", tmp_path / "none")
+    page = get(address, "/runs/done")[1]
+    assert b'href="/runs/done/report"' in page
+    assert b"model_card" not in page
+    report = get(address, "/runs/done/report")[1]
+    assert b'src="data:image/png;base64,iVBORw=="' in report
+    assert b"<script>" not in report
+    assert get(address, "/runs/done/model_card")[0] == 404
+
+
 @pytest.mark.parametrize("name", ["a#b", "what?", "50%25", "a&b=c", "ünï 'q\""])
 def test_a_run_with_signs_in_its_name_has_its_curves(serve, tmp_path, name):
     write_finished(tmp_path / "runs", "plain").rename(tmp_path / "runs" / name)
     address = serve(tmp_path / "runs", tmp_path / "none")
-    href = re.search(r'class="name"><a href="([^"]+)"', get(address, "/")[1].decode())[1]
+    href = re.search(r'class="name">.*?<a href="([^"]+)"', get(address, "/")[1].decode())[1]
     live = re.search(r'data-live="([^"]+)"', get(address, href)[1].decode())[1]
     assert live == f"/live/runs/{quote(name, safe='')}"
     assert len(json.loads(get(address, f"{live}?since=")[1])["curves"]["loss"]["step"]) == STEPS

@@ -73,6 +73,9 @@ def address(serve, tmp_path_factory):
         "/static/..%2fapp.py",
         "/static/app.py",
         "/docs",
+        "/runs/done/config.yaml",
+        "/runs/done/report",
+        "/runs/done/..%2f..%2fconfig.yaml",
         "/openapi.json",
     ],
 )

@@ -84,4 +84,4 @@ def test_a_folder_that_is_removed_meanwhile_is_empty(run):
     assert (reader.complete_steps(), reader.results(), reader.result_names()) == ([], [], set())
     assert (reader.heartbeats(), reader.last_events(bool), reader.finished()) == ([], [], False)
     assert reader.error_since(0.0) is None
-    assert reader.stamps() == (None,) * 9
+    assert reader.stamps() == (None,) * 10

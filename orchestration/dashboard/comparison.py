@@ -1,0 +1,155 @@
+"""The page that compares runs, and the numbers of tables and curves as JSON and CSV."""
+
+import csv
+import io
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query
+from fastapi.responses import JSONResponse, Response
+
+from ...evals.layout import is_of_average
+from ...models.common.errors import UserError
+from ...pipeline.run.reader import RunReader
+from .history import COLUMNS
+from .overlay import AXES, MOST_RUNS, overlay
+from .pages import Pages
+from .run_view import RunViews
+from .table import RunTable
+from .values import EVALUATION, RunValues, differences, group_labels
+
+Names = Annotated[list[str], Query()]
+MOST_METRICS = 8  # charts at once
+SUMMARY = (
+    "name",
+    "state",
+    "model",
+    "data",
+    "step",
+    "steps",
+    "loss",
+    "tokens_per_second",
+    "checkpoint",
+    "updated",
+    "parent",
+)
+
+
+def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews, values: RunValues) -> None:
+    """Add the routes `/compare` and `/api/...`."""
+
+    def chosen(run: list[str]) -> dict[str, Path]:
+        names = list(dict.fromkeys(run))[:MOST_RUNS]
+        missing = [name for name in names if not table.is_readable(name)]
+        if missing:
+            raise HTTPException(404, f"there is no readable run {missing[0]}")
+        return {name: table.folder / name for name in names}
+
+    def series_of(run: list[str], metric: str, x: str, group: str) -> list[dict[str, Any]]:
+        folders = chosen(run)
+        labels = group_labels({name: values.of(name) for name in folders}, group)
+        try:
+            return overlay(folders, metric, x, labels, views.history)
+        except UserError as error:
+            raise HTTPException(422, str(error)) from None
+
+    @app.get("/compare")
+    def compare_page(run: Names = []) -> Response:  # noqa: B006 (FastAPI reads it)
+        names = list(chosen(run))
+        own = {name: values.of(name) for name in names}
+        evaluated = sorted({key for value in own.values() for key in value if key.startswith(EVALUATION)})
+        return pages.html(
+            "compare.html",
+            names=names,
+            differences=differences(own),
+            metrics=[(key, [value.get(key) for value in own.values()]) for key in evaluated],
+            columns=[*COLUMNS, *evaluated],
+            groups=[key for key, _ in differences(own)],
+            axes=AXES,
+            paired=accuracy_differences(*(table.folder / name for name in names)) if len(names) == 2 else [],
+        )
+
+    @app.get("/api/curves")
+    def curves(run: Names = [], metric: Names = ["loss"], x: str = "step", group: str = "") -> Response:  # noqa: B006
+        return JSONResponse({name: series_of(run, name, x, group) for name in metric[:MOST_METRICS]})
+
+    @app.get("/api/curves.csv")
+    def curves_csv(run: Names = [], metric: Names = ["loss"], x: str = "step", group: str = "") -> Response:  # noqa: B006
+        lines = [
+            (name, one["label"], at, y, low, high)
+            for name in metric[:MOST_METRICS]
+            for one in series_of(run, name, x, group)
+            for at, y, low, high in zip(one["x"], one["y"], *_bounds(one), strict=True)
+        ]
+        return _csv("curves.csv", ("metric", "run", x, "value", "low", "high"), lines)
+
+    @app.get("/api/columns")
+    def columns() -> Response:
+        return JSONResponse(values.columns())
+
+    @app.get("/api/runs")
+    def runs(column: Names = []) -> Response:  # noqa: B006
+        return JSONResponse([_record(row, values, column) for row in table.rows()[1]])
+
+    @app.get("/api/runs.csv")
+    def runs_csv(column: Names = []) -> Response:  # noqa: B006
+        records = [_record(row, values, column) for row in table.rows()[1]]
+        header = (*SUMMARY, *column)
+        return _csv("runs.csv", header, [tuple(record.get(name) for name in header) for record in records])
+
+
+def accuracy_differences(first: Path, second: Path) -> list[dict[str, Any]]:
+    """Second minus first accuracy of each recall task at each length that both were evaluated on, at their newest checkpoints.
+
+    With a 95% interval of the difference of two proportions (Newcombe 1998, his method 10): results hold counts and not the
+    single answers, so that a paired interval, which is narrower, cannot be had.
+    """
+    from statsmodels.stats.proportion import confint_proportions_2indep  # takes a second
+
+    rows = []
+    one, two = _newest_rows(first), _newest_rows(second)
+    for key in sorted(one.keys() & two.keys()):
+        a, b = one[key], two[key]
+        counts = round(b["accuracy"] * b["queries"]), b["queries"], round(a["accuracy"] * a["queries"]), a["queries"]
+        low, high = confint_proportions_2indep(*counts, method="newcomb", compare="diff")
+        difference = b["accuracy"] - a["accuracy"]
+        rows.append(
+            {"suite": key[0], "label": key[1], "length": key[2], "first": a["accuracy"], "second": b["accuracy"]}
+            | {"difference": difference, "low": float(low), "high": float(high)}
+        )
+    return rows[:200]
+
+
+def _newest_rows(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    rows = {}
+    for result in RunReader(folder).results():
+        for row in result["rows"] if not is_of_average(result["suite"]) else ():
+            if row["length"] and (row["queries"] or 0) > 0 and 0 <= row["accuracy"] <= 1:
+                rows[result["suite"], row["label"], row["length"]] = row
+    return rows
+
+
+def _record(row: Any, values: RunValues, columns: list[str]) -> dict[str, Any]:
+    summary = asdict(row)
+    own = values.of(row.name) if columns else {}
+    return {name: summary[name] for name in SUMMARY} | {name: own.get(name) for name in columns}
+
+
+def _bounds(series: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    nothing = [None] * len(series["x"])
+    return series.get("low", nothing), series.get("high", nothing)
+
+
+def _csv(name: str, header: tuple[str, ...], lines: list[tuple[Any, ...]]) -> Response:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([[_cell(value) for value in line] for line in lines])
+    disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(text.getvalue().encode(errors="replace"), media_type="text/csv; charset=utf-8", headers=disposition)
+
+
+def _cell(value: Any) -> Any:
+    """A value as CSV; a text that a spreadsheet would take for a formula gets a quotation mark before it."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
