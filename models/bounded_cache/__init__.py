@@ -1,0 +1,34 @@
+"""A KV cache of bounded size for models with attention: the rivals of a state of constant size, at equal bytes.
+
+Read `policy.py` (what a policy is given and what it answers), one of the policies (`recent.py`, `tova.py`, `snapkv.py`, `rkv.py`,
+`gkv.py`), then `attention.py` (decoding under a budget of bytes).
+"""
+
+from .attention import BoundedAttention, bound_attention
+from .gkv import GlobalKV
+from .policy import Policy, Seen
+from .recent import SinksAndRecent
+from .rkv import RedundancyKV
+from .snapkv import SnapKV
+from .tova import Tova
+
+POLICIES: dict[str, type[Policy]] = {
+    "recent": SinksAndRecent,
+    "tova": Tova,
+    "snapkv": SnapKV,
+    "r-kv": RedundancyKV,
+    "g-kv": GlobalKV,
+}
+
+__all__ = [
+    "POLICIES",
+    "BoundedAttention",
+    "GlobalKV",
+    "Policy",
+    "RedundancyKV",
+    "Seen",
+    "SinksAndRecent",
+    "SnapKV",
+    "Tova",
+    "bound_attention",
+]

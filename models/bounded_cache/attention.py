@@ -1,0 +1,153 @@
+"""Decoding of attention layers under a budget of bytes."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..common.errors import UserError
+from ..mixers.attention import Attention, rotation_table
+from ..mixers.delay import latest
+from ..model import EchoLM
+from .policy import Policy, Seen
+
+PIECE = 64  # tokens of a prompt that are read before the cache is cut again
+
+
+class BoundedCache(NamedTuple):
+    """k, v `[B, H, N, D]`, keys rotated, oldest first; real bool `[B, H, N]`; queries `[B, W, H D]`, the latest ones; carried fp32
+    `[B, H, N]` or None; position `[B]` of the next token."""
+
+    k: Tensor
+    v: Tensor
+    real: Tensor
+    queries: Tensor
+    carried: Tensor | None
+    position: Tensor
+
+
+class BoundedAttention(nn.Module):
+    """An attention layer that decodes with at most `budget` bytes for a sequence, everything that it carries from token to token
+    counted. Within a piece of a prompt its tokens see the cache as it was before, and each other."""
+
+    inputs: frozenset[str] = frozenset()
+    reads_token = has_write_gate = False
+
+    def __init__(self, layer: Attention, policy: Policy, budget: int, piece: int = PIECE):
+        """
+        Args:
+            layer: whose weights are used.
+            budget: bytes.
+            piece: tokens of a prompt that are read at once.
+
+        Raises:
+            UserError: the budget has no room for the policy's window and one entry more.
+        """
+        super().__init__()
+        self.layer, self.policy, self.budget, self.piece = layer, policy, budget, piece
+        wide, size = layer.out_proj.in_features, layer.qkv_proj.weight.element_size()
+        entry = 2 * wide * size + layer.num_heads * (1 + 4 * policy.carries)
+        self.capacity = (budget - policy.window * wide * size - 8) // entry
+        if self.capacity <= policy.window:
+            least = policy.window * wide * size + 8 + (policy.window + 1) * entry
+            raise UserError(
+                f"a budget of {budget:,} bytes a layer holds {max(0, self.capacity)} entries: policy "
+                f"{type(policy).__name__} keeps the latest {policy.window}, so give it at least {least:,}"
+            )
+
+    def prefill_segment(self, segment: int, length: int) -> int:
+        return min(segment, self.piece)
+
+    def init_cache(self, batch: int, like: Tensor) -> BoundedCache:
+        """The state of empty rows; `like` gives dtype and device."""
+        empty = self.layer.init_cache(batch, like)
+        none = empty.k[..., 0]
+        queries = like.new_zeros(batch, self.policy.window, self.layer.out_proj.in_features)
+        carried = none.float() if self.policy.carries else None
+        return BoundedCache(empty.k, empty.v, none.bool(), queries, carried, empty.position)
+
+    def extend(self, x: Tensor, cache: BoundedCache, real: Tensor) -> tuple[Tensor, BoundedCache]:
+        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends. The cache that
+        is returned is within the budget."""
+        layer, length, past = self.layer, x.shape[1], cache.k.shape[2]
+        positions = cache.position[:, None] + torch.arange(length, device=x.device)
+        half = x.shape[-1] // layer.num_heads // 2
+        q, k, v = layer._project(x, rotation_table(positions, half, layer.rope_base, x.dtype))
+        new = real[:, None].expand(-1, layer.num_heads, -1)
+        k, v, known = torch.cat((cache.k, k), 2), torch.cat((cache.v, v), 2), torch.cat((cache.real, new), 2)
+        causal = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
+        own = torch.ones_like(causal).triu(past) & causal  # a padded query sees itself, and nobody reads it
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal & known[:, :, None] | own)
+        queries = latest(q.transpose(1, 2).flatten(2), self.policy.window, cache.queries, real)
+        carried = cache.carried
+        if carried is not None:
+            carried = torch.cat((carried, carried.new_full((*new.shape[:2], length), torch.nan)), 2)
+        cache = BoundedCache(k, v, known, queries, carried, cache.position + real.sum(1))
+        return layer._project_out(y), self._cut(cache)
+
+    def step(self, x: Tensor, cache: BoundedCache) -> tuple[Tensor, BoundedCache]:
+        """One token, `[B, d_model]`."""
+        y, cache = self.extend(x[:, None], cache, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
+        return y[:, 0], cache
+
+    def _cut(self, cache: BoundedCache) -> BoundedCache:
+        """Drop entries until `capacity` are left."""
+        if cache.k.shape[2] <= self.capacity:
+            return cache
+        from_end = cache.real.flip(-1).cumsum(-1).flip(-1)  # 1 for the latest real entry
+        weights = self._weights(cache, from_end)
+        scores, carried = self.policy.decide(Seen(weights, cache.k, cache.real, cache.carried))
+        scores = scores.expand_as(cache.real).masked_fill(cache.real & (from_end <= self.policy.window), torch.inf)
+        scores = scores.masked_fill(~cache.real, -torch.inf)
+        # Of equal scores, which smoothing makes, the older entry stays: padding behind must not change the choice.
+        best = scores.argsort(dim=-1, descending=True, stable=True)[..., : self.capacity]
+        kept = best.sort(-1).values
+        rows = kept[..., None].expand(-1, -1, -1, cache.k.shape[-1])
+        return cache._replace(
+            k=cache.k.gather(2, rows),
+            v=cache.v.gather(2, rows),
+            real=cache.real.gather(2, kept),
+            carried=None if carried is None else carried.gather(2, kept),
+        )
+
+    def _weights(self, cache: BoundedCache, from_end: Tensor) -> Tensor:
+        """Attention of the latest queries to all entries up to their own, fp32 `[B, H, W, N]`; zeros for queries that are not
+        there."""
+        window = self.policy.window
+        queries = cache.queries.unflatten(-1, (self.layer.num_heads, -1)).transpose(1, 2).float()
+        logits = queries @ cache.k.float().mT * queries.shape[-1] ** -0.5
+        age = torch.arange(window, 0, -1, device=logits.device)[:, None]  # 1 for the latest query
+        visible = cache.real[:, :, None] & (from_end[:, :, None] >= age)
+        exists = age <= cache.position[:, None, None, None]
+        return logits.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0) * exists
+
+
+def bound_attention(model: EchoLM, policy: Policy, budget: int, *, piece: int = PIECE) -> EchoLM:
+    """The model with the KV caches of its attention layers bounded, for `prefill`, `step` and `generate`; weights are shared.
+
+    Args:
+        budget: bytes for a sequence over all attention layers, in equal parts.
+        piece: tokens of a prompt that are read at once; the cache is cut after each piece, so that a question comes after what was
+            dropped is gone.
+
+    Raises:
+        UserError: no attention layer, or no room for the policy in the budget.
+    """
+    layers = [i for i, block in enumerate(model.blocks) if isinstance(block.mixer, Attention)]
+    if not layers:
+        raise UserError(
+            f"model {model.config.name or ''} has no attention layer whose cache could be bounded".replace("  ", " ")
+        )
+    bounded = copy.copy(model)
+    bounded._modules = dict(model._modules)
+    blocks = []
+    for i, block in enumerate(model.blocks):
+        if i in layers:
+            mixer = BoundedAttention(block.mixer, policy, budget // len(layers), piece)
+            block = copy.copy(block)
+            block._modules = dict(block._modules) | {"mixer": mixer}
+        blocks.append(block)
+    bounded.blocks = nn.ModuleList(blocks)
+    return bounded

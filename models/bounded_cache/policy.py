@@ -1,0 +1,59 @@
+"""What a cache policy is given, and what it answers: a score for each entry; the highest are kept."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Seen(NamedTuple):
+    """The entries of a layer's cache at the moment when some must go, oldest first.
+
+    Attributes:
+        weights: fp32 `[B, H, W, N]`, attention of the latest W queries to the N entries, each row a softmax; a query that does not
+            exist yet, in rows of fewer tokens, has zeros.
+        keys: `[B, H, N, D]`, rotated.
+        real: bool `[B, H, N]`, False where an entry is padding; these go first whatever their score.
+        carried: fp32 `[B, H, N]`, what the policy said of each entry when it was last asked, NaN for entries since; None for
+            policies that carry nothing.
+    """
+
+    weights: Tensor
+    keys: Tensor
+    real: Tensor
+    carried: Tensor | None
+
+
+class Decision(NamedTuple):
+    """`scores` `[B, H, N]` or `[B, 1, N]` for all heads alike; `carried` `[B, H, N]` as the policy wants it back, or None."""
+
+    scores: Tensor
+    carried: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """Which entries of a bounded cache stay.
+
+    Attributes:
+        window: latest queries whose attention the policy reads, which the cache then keeps; their entries always stay.
+        carries: whether the cache keeps a number for each entry and head between decisions.
+    """
+
+    window: int = 0
+    carries = False
+
+    def __post_init__(self):
+        if self.window < 0:
+            raise ValueError(f"window must not be negative: it is {self.window}")
+
+    @abstractmethod
+    def decide(self, seen: Seen) -> Decision:
+        """Score the entries."""
+
+
+def smoothed(scores: Tensor, width: int) -> Tensor:
+    """The largest of `width` neighbouring entries, `[B, H, N]`: what stands beside an important entry is kept with it."""
+    return F.max_pool1d(scores, width, stride=1, padding=width // 2) if width > 1 else scores
