@@ -5,11 +5,19 @@ than the kernels of a layer took (docs/design/kernels.md).
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
+Function = TypeVar("Function", bound=Callable)
+
 NAMESPACE = "echo_lm"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def uncompiled(function: Function) -> Function:
+    """`torch.compiler.disable` as a decorator that keeps the function's type."""
+    return torch.compiler.disable(function)
 
 
 def register(

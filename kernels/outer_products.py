@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .operator import uncompiled
+
 CHUNK = 1024  # tokens summed in one product: sums of sums keep fp32 accurate over long segments
 
 
-@torch.compiler.disable  # a product with its own precision, on factors that exist: nothing to fuse
+@uncompiled  # a product with its own precision, on factors that exist: nothing to fuse
 def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
     """sum_t x_t b_t^T, each group serving H / G heads.
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .documents import inner_borders
+from .operator import uncompiled
 from .predicted_sizes import PredictedSizes
 
 Combine = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], int], tuple[Tensor, ...]]
@@ -62,7 +63,7 @@ class SequenceContext:
                     f"rank and world are {self.rank} and {self.world}, but in the group they are {place[0]} and {place[1]}"
                 )
 
-    @torch.compiler.disable
+    @uncompiled
     def starts(self, batch: int, length: int, device: torch.device) -> Tensor | None:
         """Which tokens start a document, on all ranks: bool `[batch, world, length]`; `length` is that of a segment.
 
@@ -82,7 +83,7 @@ class SequenceContext:
             self._derived[key] = starts.view(batch, self.world, length)
         return self._derived[key]
 
-    @torch.compiler.disable
+    @uncompiled
     def edges(self, batch: int, length: int, device: torch.device, reach: int = 1) -> tuple[Tensor, Tensor]:
         """The document borders at the edges of all segments, as combining the summaries needs them.
 
@@ -103,7 +104,7 @@ class SequenceContext:
             self._derived[key] = reached, unbroken
         return self._derived[key]
 
-    @torch.compiler.disable
+    @uncompiled
     def local_cu_seqlens(self, batch: int, length: int, device: torch.device) -> Tensor | None:
         """The borders of this rank's segments as offsets into its `batch * length` tokens, with the start of each row.
 
@@ -204,7 +205,7 @@ class _Region:
 _REGION: ContextVar[_Region | None] = ContextVar("region", default=None)
 
 
-@torch.compiler.disable  # collectives and small tensors: nothing to fuse
+@uncompiled  # collectives and small tensors: nothing to fuse
 def entering_state(
     summary: Sequence[Tensor], initial: Sequence[Tensor], combine: Combine, context: SequenceContext, length: int
 ) -> tuple[Tensor, ...]:
@@ -302,7 +303,7 @@ def all_gather(x: Tensor, context: SequenceContext) -> Tensor:
     return gathered.view(context.world, *sent.shape).to(x.device)
 
 
-@torch.compiler.disable
+@uncompiled
 def gather_segments(x: Tensor, context: SequenceContext) -> Tensor:
     """Gather `x` of every rank, `[world, *x.shape]`, with gradients. For attention, whose messages grow with the length.
 

@@ -246,6 +246,18 @@ class ModelConfig(Config):
             )
         return self
 
+    @property
+    def ska_settings(self) -> SKAConfig:
+        """`ska`, for code of SKA layers: a model that has such layers without it was refused."""
+        assert self.ska is not None
+        return self.ska
+
+    @property
+    def mamba2_settings(self) -> Mamba2Config:
+        """`mamba2`, for code of Mamba-2 layers: a model that has such layers without it was refused."""
+        assert self.mamba2 is not None
+        return self.mamba2
+
     def section(self, kind: str) -> Config | None:
         """The section of a kind of mixer, typed; None where it is missing.
 

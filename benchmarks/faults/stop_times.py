@@ -24,6 +24,7 @@ import psutil
 
 from echo_lm.evals.layout import complete_checkpoints
 from echo_lm.models.common.provenance import commit
+from echo_lm.models.common.run_layout import EVENTS
 from echo_lm.pipeline.run.events import read_events
 
 CLI = [sys.executable, "-c", "from echo_lm.orchestration.cli.main import main; main()"]
@@ -37,12 +38,12 @@ COMMANDS = {
 
 def newest(place: Path, pattern: str) -> Path | None:
     """The run with the most steps so far among those of the command."""
-    runs = {run: _steps(run) for run in place.glob(pattern) if (run / "events.jsonl").is_file()}
+    runs = {run: _steps(run) for run in place.glob(pattern) if (run / EVENTS).is_file()}
     return max(runs, key=runs.get) if runs and max(runs.values()) >= 5 else None
 
 
 def _steps(run: Path) -> int:
-    return max((event["step"] for event in read_events(run / "events.jsonl") if event["kind"] == "step"), default=0)
+    return max((event["step"] for event in read_events(run / EVENTS) if event["kind"] == "step"), default=0)
 
 
 def stop(command: str, everyone: bool, data: Path) -> dict:

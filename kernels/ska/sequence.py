@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ..documents import document_ids
+from ..operator import uncompiled
 from ..outer_products import sum_of_outer_products
 from ..sequence import SequenceContext, entering_state, known_summary
 from .state import SKAState
 
 
-@torch.compiler.disable  # what is summed up the first time is taken from it when the region is computed again
+@uncompiled  # what is summed up the first time is taken from it when the region is computed again
 def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceContext) -> SKAState:
     """The state that this rank's segment is entered with: that of its document on the ranks before, zero where the
     segment starts a document. One collective forward, one backward.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..available import MAMBA_SSM
 from ..documents import document_ids, inner_borders
+from ..operator import uncompiled
 from .chunked import ssd_chunked
 from .fused import ssd_fused, why_not_fused
 from .naive import ssd_naive
@@ -126,7 +127,7 @@ def mamba_ssm_kernel() -> Callable | None:
     return ssd_combined.mamba_chunk_scan_combined
 
 
-@torch.compiler.disable  # what it launches are kernels already; traced, its autograd function is refused or taken apart
+@uncompiled  # what it launches are kernels already; traced, its autograd function is refused or taken apart
 def _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state) -> tuple[Tensor, Tensor]:
     kernel = mamba_ssm_kernel()
     if kernel is None or not x.is_cuda:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..documents import document_ids
+from ..operator import uncompiled
 from ..outer_products import CHUNK, sum_of_outer_products
 from ..sequence import SequenceContext, entering_state
 from .convolution import convolve_documents, sum_of_taps
@@ -27,7 +28,7 @@ LONG = 16_384  # tokens from which on it pays to look for the tail: without a pr
 SPARE = 16  # chunks that a predictioned tail is longer, and a quarter
 
 
-@torch.compiler.disable  # the tail's length is data, and little is computed beside it
+@uncompiled  # the tail's length is data, and little is computed beside it
 def enter_segment(
     inputs: Tensor,
     weight: Tensor,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.documents import document_ids, inner_borders
+from ...kernels.operator import uncompiled
 from ...kernels.sequence import SequenceContext, gather_segments
 from ..config import AttentionConfig, ModelConfig
 from ..initialization import normal_by_fan_in
@@ -165,7 +166,7 @@ def rotation_table(positions: Tensor, half: int, base: float, dtype: torch.dtype
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-@torch.compiler.disable  # traced, every element of queries and keys would work out its own cosine in float64
+@uncompiled  # traced, every element of queries and keys would work out its own cosine in float64
 @lru_cache(maxsize=8)
 def _rotation_of_row(
     first: int, length: int, half: int, base: float, dtype: torch.dtype, device: torch.device

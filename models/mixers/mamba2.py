@@ -70,11 +70,11 @@ class Mamba2(SequenceMixer):
 
     @classmethod
     def build(cls, config: ModelConfig) -> "Mamba2":
-        return cls(config.d_model, config.mamba2, len(config.layers))
+        return cls(config.d_model, config.mamba2_settings, len(config.layers))
 
     @staticmethod
     def num_parameters(config: ModelConfig) -> int:
-        d, mamba = config.d_model, config.mamba2
+        d, mamba = config.d_model, config.mamba2_settings
         inner = mamba.expand * d
         heads, channels = inner // mamba.headdim, inner + 2 * mamba.ngroups * mamba.d_state
         return d * (inner + channels + heads) + channels * (mamba.d_conv + 1) + 3 * heads + inner + inner * d
@@ -82,17 +82,17 @@ class Mamba2(SequenceMixer):
     @staticmethod
     def mixing_flops(config: ModelConfig, length: int) -> float:
         # Kernels choose their own chunks; longer ones do more work for the same result, which is not counted here.
-        mamba, chunk = config.mamba2, min(length, 64)
+        mamba, chunk = config.mamba2_settings, min(length, 64)
         inner = mamba.expand * config.d_model
         return 2 * chunk * (mamba.ngroups * mamba.d_state + inner) + 4 * inner * mamba.d_state
 
     @staticmethod
     def mixing_decode_flops(config: ModelConfig, context: int) -> float:
-        return 5 * config.mamba2.expand * config.d_model * config.mamba2.d_state
+        return 5 * config.mamba2_settings.expand * config.d_model * config.mamba2_settings.d_state
 
     @staticmethod
     def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
-        mamba = config.mamba2
+        mamba = config.mamba2_settings
         inner = mamba.expand * config.d_model
         channels = inner + 2 * mamba.ngroups * mamba.d_state
         return 4 * inner * mamba.d_state + bytes_per_number * (mamba.d_conv - 1) * channels  # the scan's state is fp32
@@ -101,7 +101,7 @@ class Mamba2(SequenceMixer):
     def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
         """With inner width I and C = I + 2 G N channels: forward I N + H + (W - 1) (C + I + G N + H) numbers and the
         segment's length, backward I N + (W - 1) C, in fp32 at least."""
-        mamba, wide = config.mamba2, max(4, bytes_per_number)
+        mamba, wide = config.mamba2_settings, max(4, bytes_per_number)
         inner, keys = mamba.expand * config.d_model, mamba.ngroups * mamba.d_state
         heads, channels, reach = inner // mamba.headdim, inner + 2 * keys, mamba.d_conv - 1
         forward = inner * mamba.d_state + heads + reach * (channels + inner + keys + heads)
@@ -110,7 +110,7 @@ class Mamba2(SequenceMixer):
 
     @staticmethod
     def kept_numbers(config: ModelConfig) -> int:
-        d, mamba = config.d_model, config.mamba2
+        d, mamba = config.d_model, config.mamba2_settings
         return d + 7 * mamba.expand * d + 6 * mamba.ngroups * mamba.d_state
 
     def init_cache(self, batch: int, like: Tensor) -> Mamba2Cache:

@@ -23,7 +23,7 @@ def _blend_flops(ska: SKAConfig) -> int:
 
 def _written_width(config: ModelConfig) -> int:
     """Numbers of a value in a head: with heads that read twice its own key stands behind it."""
-    ska = config.ska
+    ska = config.ska_settings
     return config.d_model // ska.num_heads + (ska.rank if ska.two_hop_heads else 0)
 
 
@@ -32,7 +32,7 @@ class SKACosts(SequenceMixer):
 
     @staticmethod
     def num_parameters(config: ModelConfig) -> int:
-        d, ska = config.d_model, config.ska
+        d, ska = config.d_model, config.ska_settings
         seen = d * (ska.gate_window * (ska.num_heads - ska.context_heads) + ska.context_heads)
         gate = 0 if ska.write_gate == "none" else seen + ska.num_heads
         gamma = ska.num_heads if ska.learn_gamma else 0
@@ -41,7 +41,7 @@ class SKACosts(SequenceMixer):
 
     @staticmethod
     def mixing_flops(config: ModelConfig, length: int) -> float:
-        ska = config.ska
+        ska = config.ska_settings
         rank, width, exact = ska.rank, _written_width(config), ska.mode == "exact"
         chunk = min(length, ska.grid)
         sums = 2 * rank * (2 * rank + width)
@@ -57,7 +57,7 @@ class SKACosts(SequenceMixer):
 
     @staticmethod
     def mixing_decode_flops(config: ModelConfig, context: int) -> float:
-        ska = config.ska
+        ska = config.ska_settings
         rank, width = ska.rank, _written_width(config)
         write = 2 * rank * (2 * rank + width) + (9 * rank * rank if ska.mode == "exact" else 0)
         read = 2 * rank * rank * (1 + 2 * ska.power) + 2 * rank * width + _blend_flops(ska)
@@ -65,7 +65,7 @@ class SKACosts(SequenceMixer):
 
     @staticmethod
     def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
-        ska = config.ska
+        ska = config.ska_settings
         rank, width = ska.rank, _written_width(config)
         sums = 2 * rank * rank + width * rank + rank
         numbers = sums + rank * rank  # the inverse factor
@@ -87,7 +87,7 @@ class SKACosts(SequenceMixer):
         Raises:
             UserError: keys are normalised by a maximum over the whole row.
         """
-        ska, wide = config.ska, max(4, bytes_per_number)
+        ska, wide = config.ska_settings, max(4, bytes_per_number)
         refuse_segments(ska)
         rank, width = ska.rank, config.d_model // ska.num_heads
         sums = 2 * rank * rank + width * rank
@@ -101,6 +101,6 @@ class SKACosts(SequenceMixer):
 
     @staticmethod
     def kept_numbers(config: ModelConfig) -> int:
-        ska = config.ska
+        ska = config.ska_settings
         blend = ska.num_heads * (ska.power + 1) if ska.blend else 0
         return 4 * config.d_model + ska.num_heads * ska.rank * (6 + ska.power) + blend

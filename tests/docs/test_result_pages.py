@@ -11,7 +11,7 @@ from tests.test_layout import ROOT
 
 PAGES, ROWS = ROOT / "docs/results", ROOT / "benchmarks/results/tables"
 SWEEPS = sorted(
-    path.stem for path in PAGES.glob("*.md") if not path.name.endswith(".notes.md") and path.stem != "README"
+    path.stem for path in PAGES.glob("*.md") if path.read_text(encoding="utf-8").startswith("# Recall sweep: ")
 )
 LARGEST_FILE, LARGEST_FOLDER = 500_000, 4_000_000
 LONGEST = 120  # lines of a page
