@@ -66,7 +66,7 @@ def update(
     # sequence group hold parts of one sum over its tokens, so the mean over the world is the true gradient for them too.
     scale = mesh.world * accumulation / batch.loss_mask.sum().item()
     rows = mesh.rows(batch)
-    sources = _told_apart(batch)
+    sources = _separate_sources(batch)
     count = len(COMPONENTS) + len(sources)
     sums = torch.zeros(count, 2, dtype=torch.float64, device=engine.device)  # nats and labels of each
     gate_mean_sum = torch.zeros(1, dtype=torch.float64, device=engine.device)
@@ -111,7 +111,7 @@ def update(
     return Update(metrics, applied, [int(ranks) for ranks in raised], by_rank, loss_by_source)
 
 
-def _told_apart(batch: Batch) -> tuple[str, ...]:
+def _separate_sources(batch: Batch) -> tuple[str, ...]:
     """The text sources whose losses are summed apart; none where there is one alone."""
     return batch.source_names if len(batch.source_names) > 1 else ()
 
@@ -151,7 +151,7 @@ def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple
     row = label_positions // mask.shape[1]
     recall_sums = (nats_and_labels * rows[row]).sum(1)
     sums = torch.stack([nats_and_labels.sum(1) - recall_sums, recall_sums])
-    if names := _told_apart(micro):
+    if names := _separate_sources(micro):
         sources = micro.sources.to(device, non_blocking=True)[row]
         is_source = sources[:, None] == torch.arange(len(names), device=device)  # [labels, sources]
         sums = torch.cat([sums, (nats_and_labels @ is_source.double()).T])
