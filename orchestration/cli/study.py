@@ -69,20 +69,20 @@ def run(
     from ..jobs.archive import check_archive
     from ..studies.archive import unpack
     from ..studies.config import load_study
-    from ..studies.folder import StudyFolder, describe_remaining
+    from ..studies.folder import StudyFolder, describe_remaining, study_to_run
     from ..studies.preflight.design import plan_warnings
     from ..studies.reporting import fit_and_report
     from ..studies.run import plan_study, run_study
     from ..studies.tables import plan_summary
 
     limit_seconds = None if limit is None else parse_seconds(limit, "--for")
-    loaded = load_study(study)
-    if devices is not None:
-        loaded = loaded.model_copy(update={"hardware": loaded.hardware.model_copy(update={"devices": devices})})
     if archive is not None:
         check_archive(archive)
     if source is not None:
-        unpack(source, StudyFolder(studies / loaded.name))
+        unpack(source, StudyFolder(studies / load_study(study).name))
+    loaded = study_to_run(study, studies)
+    if devices is not None:
+        loaded = loaded.model_copy(update={"hardware": loaded.hardware.model_copy(update={"devices": devices})})
     planned = plan_study(loaded, data)
     console.print(plan_summary(planned), markup=False)
     for warning in plan_warnings(planned):

@@ -14,7 +14,8 @@ def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tupl
     """The configuration that `target` and the overrides give, and the run's folder.
 
     A folder that was named is the run's folder, wherever it lies and whatever it was called before; its name becomes the run's name
-    where it is a valid one. Where an earlier command was to stop (`run.stop_step`, `run.time_limit`) is forgotten.
+    where it is a valid one. Where an earlier command was to stop (`run.stop_step`, `run.time_limit`) is forgotten. A recipe
+    that names no version of its preset gets that of the run which it goes on with.
 
     Raises:
         UserError: neither a recipe nor a run folder, a bad override, or another name for an existing folder.
@@ -22,7 +23,10 @@ def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tupl
     run = RunFolder(target)
     if not run.exists():
         config = load_config(target, overrides)
-        return config, RunFolder(runs / config.name)
+        run = RunFolder(runs / config.name)
+        if run.exists():  # it goes on with what the preset meant when it began
+            config = load_config(target, overrides, preset_version=run.load_config().model.preset_version)
+        return config, run
     stored = run.load_config().resolved()
     stored["run"] |= {"stop_step": None, "time_limit": None}  # where an earlier command was to stop
     folder_name = run.path.resolve().name

@@ -10,7 +10,7 @@ from ...models.common.errors import UserError
 from ...models.common.files import read_json
 from ...pipeline.run.folder import RunFolder
 from .cell import result_file
-from .config import load_study
+from .config import StudyConfig, load_study
 from .plan import Plan, StudyCell
 from .results import CellResult, Pace, read_result
 
@@ -75,6 +75,19 @@ def find_study(target: str, studies: Path) -> StudyFolder:
     folder = StudyFolder(studies / load_study(target).name)
     folder.load_plan()
     return folder
+
+
+def study_to_run(study: str, studies: Path) -> StudyConfig:
+    """The study of a file or name; with the presets' version that its folder was begun with, if the file names none.
+
+    Raises:
+        UserError: as `load_study`, or the plan in the folder does not fit this version.
+    """
+    loaded = load_study(study)
+    folder = StudyFolder(studies / loaded.name)
+    if not folder.plan_file.is_file():
+        return loaded
+    return load_study(study, preset_version=folder.load_plan().study.preset_version)
 
 
 def trained_share(folder: StudyFolder, cell: StudyCell) -> float:

@@ -12,7 +12,7 @@ from ...models import ModelConfig, preset
 from ...models.common.config import Config
 from ...models.common.errors import UserError
 from ...models.presets import LATEST_VERSION
-from .recipe import load_values, parse_config, with_latest_preset
+from .recipe import load_values, parse_config, with_preset_version
 
 VOCABULARY_BEFORE_DATA = 512  # no value that is shown depends on it; the tokenizer decides it
 
@@ -46,7 +46,7 @@ def explain_config(recipe: str, overrides: list[str] | None = None) -> list[KeyR
     """
     written, origin = load_values(recipe)
     values, _ = load_values(recipe, overrides)
-    config = parse_config(with_latest_preset(values), origin)
+    config = parse_config(with_preset_version(values), origin)
     set_here = {override.partition("=")[0] for override in overrides or []}
     sources = {"command line": _nested(set_here), origin: written}
     rows = list(_rows(config, "", sources))

@@ -25,22 +25,27 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_config(recipe: str | Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(
+    recipe: str | Path, overrides: list[str] | None = None, *, preset_version: int = LATEST_VERSION
+) -> RunConfig:
     """Load a recipe by name or a YAML file by path, with dotted overrides such as `train.steps=200`.
+
+    Args:
+        preset_version: of the preset, if neither the recipe nor an override names one.
 
     Raises:
         UserError: no such recipe or file, not YAML, an unknown key, or a value of the wrong type.
     """
     values, origin = load_values(recipe, overrides)
-    return parse_config(with_latest_preset(values), origin)
+    return parse_config(with_preset_version(values, preset_version), origin)
 
 
-def with_latest_preset(values: Any) -> Any:
-    """The values of a recipe whose preset is of the latest version unless the recipe says otherwise. Files in run folders mean
-    version 1 where they name none."""
+def with_preset_version(values: Any, version: int = LATEST_VERSION) -> Any:
+    """The values of a recipe with the version of its preset, unless the recipe names one. Files in run folders mean version 1 where
+    they name none."""
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         return values
-    return values | {"model": {"preset_version": LATEST_VERSION} | values["model"]}
+    return values | {"model": {"preset_version": version} | values["model"]}
 
 
 def load_values(recipe: str | Path, overrides: list[str] | None = None) -> tuple[Any, str]:

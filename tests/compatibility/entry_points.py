@@ -45,8 +45,8 @@ dashboard = make_app
 
 
 def run_identity(recipe: str) -> str:
-    """Return the hash of what a run trains, for a recipe that comes with the package or a YAML file."""
-    return load_config(recipe).identity()
+    """Return the hash of what a run trains, for a recipe that comes with the package or a YAML file, as it goes on."""
+    return load_config(recipe, preset_version=1).identity()
 
 
 def dataset_hash(recipe: str) -> str:
@@ -61,7 +61,7 @@ def suite_hash(suite: str) -> str:
 
 def study_hash(study: str) -> str:
     """Return a hash over the names and identities of all cells of a study."""
-    loaded = load_study(study)
+    loaded = load_study(study, preset_version=1)
     rule = given_rule(loaded.learning_rate, loaded.families)
     cells = make_plan(loaded).cells
     return sha256_json({cell.name: cell_config(loaded, cell, rule).identity() for cell in cells})

@@ -134,8 +134,11 @@ def study_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_study(study: str | Path) -> StudyConfig:
+def load_study(study: str | Path, *, preset_version: int = LATEST_VERSION) -> StudyConfig:
     """Load a study by its name, from a YAML file, or as the plan in its folder states it.
+
+    Args:
+        preset_version: of the presets, if a file names none.
 
     Raises:
         UserError: no such study, file or folder, not YAML, an unknown key, or a value of the wrong type.
@@ -164,7 +167,7 @@ def load_study(study: str | Path) -> StudyConfig:
     if not isinstance(values, dict):
         raise UserError(f"{origin} is not a mapping: it must hold {', '.join(StudyConfig.model_fields)}")
     try:
-        return StudyConfig.model_validate({"preset_version": LATEST_VERSION} | values)
+        return StudyConfig.model_validate({"preset_version": preset_version} | values)
     except ValidationError as error:
         raise UserError(f"{origin}: {describe_validation_error(error, StudyConfig)}") from error
 

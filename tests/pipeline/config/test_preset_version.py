@@ -10,6 +10,7 @@ from echo_lm.models import preset
 from echo_lm.models.common.errors import UserError
 from echo_lm.models.common.files import read_json, write_json
 from echo_lm.models.presets import PAPER
+from echo_lm.orchestration.launch.target import resolve_target
 from echo_lm.orchestration.studies.config import load_study
 from echo_lm.orchestration.studies.folder import StudyFolder
 from echo_lm.orchestration.studies.planner import make_plan
@@ -51,6 +52,10 @@ def test_a_recipe_gets_the_latest_and_a_stored_run_its_own(tmp_path):
     with pytest.raises(UserError, match=r"another model.preset_version \(stored .*, asked 2\)"):
         run.check(config)
     run.check(load_config("smoke", ["name=exp", "model.preset_version=1"]))
+    # The same recipe goes on with the run, unless it names another version.
+    assert resolve_target("smoke", ["name=exp"], tmp_path)[0] == old
+    assert resolve_target("smoke", ["name=exp", "model.preset_version=2"], tmp_path)[0] == config
+    assert resolve_target("smoke", ["name=new"], tmp_path)[0].model.preset_version == 2
 
 
 def test_an_unknown_version_is_one_line():
