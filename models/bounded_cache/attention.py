@@ -120,8 +120,7 @@ class BoundedAttention(nn.Module):
         logits = queries @ cache.k.float().mT * queries.shape[-1] ** -0.5
         age = torch.arange(window, 0, -1, device=logits.device)[:, None]  # 1 for the latest query
         visible = cache.real[:, :, None] & (from_end[:, :, None] >= age)
-        exists = age <= cache.position[:, None, None, None]
-        return logits.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0) * exists
+        return logits.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
 
 
 def bound_attention(model: EchoLM, policy: Policy, budget: int, *, piece: int = PIECE) -> EchoLM:

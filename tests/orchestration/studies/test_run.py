@@ -28,6 +28,7 @@ from echo_lm.orchestration.studies.tracking import track_study
 from echo_lm.pipeline.run.events import read_events
 
 TINY = {
+    "preset_version": 2,  # as a file gets it that names none
     "families": ["transformer"],
     "sizes": {"xs": {"preset": "1m", "model": {"d_model": 32}, "feedforward_width": 64}},
     "budgets": {"tokens": [8192, 32768]},
