@@ -32,7 +32,7 @@ LONG = ["train.steps=100000", "run.checkpoint_every=100000", "run.workers=2", "e
 COMMANDS = {
     "train": (["train", "smoke", *LONG], "runs/smoke"),
     "run": (["run", "smoke", *LONG, "--tracking-uri", "sqlite:///mlflow.db"], "runs/smoke"),
-    "study run": (["study", "run", "long.yaml", "--tracking-uri", "none"], "studies/study-pocket/runs/*"),
+    "study run": (["study", "run", "long.yaml"], "studies/study-pocket/runs/*"),
 }
 
 
@@ -84,7 +84,7 @@ def stop(command: str, everyone: bool, data: Path) -> dict:
 
 
 def write_study(path: Path) -> None:
-    """The study of the package with one long cell."""
+    """Write the file of a study like study-pocket with a single cell that trains for long."""
     import yaml
 
     from echo_lm.orchestration.studies.config import load_study
@@ -92,7 +92,7 @@ def write_study(path: Path) -> None:
     values = load_study("study-pocket").model_dump(mode="json")
     values |= {"families": ["echo"], "sizes": {"900k": values["sizes"]["900k"]}, "seeds": [0]}
     values["budgets"]["tokens"] = [65_536_000]
-    values["limits"] = {}
+    values["limits"] = {"max_epochs": 1000}
     path.write_text(yaml.safe_dump(values))
 
 
