@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import psutil
 import pytest
