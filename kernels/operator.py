@@ -5,7 +5,7 @@ than the kernels of a layer took (docs/design/kernels.md).
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -17,7 +17,7 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 def uncompiled(function: Function) -> Function:
     """`torch.compiler.disable` as a decorator that keeps the function's type."""
-    return torch.compiler.disable(function)
+    return cast(Function, torch.compiler.disable(function))
 
 
 def register(
@@ -45,6 +45,7 @@ def register(
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if differentiate is None:
         return operator
+    assert save is not None
 
     class Differentiable(torch.autograd.Function):
         @staticmethod

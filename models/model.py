@@ -1,7 +1,7 @@
 """EchoLM: embeddings, blocks, logits. One stack for Echo and every baseline; the config says which."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ class Blocks(nn.ModuleList):
     """A list of blocks whose type is known: `nn.ModuleList` declares modules of any kind."""
 
     def __iter__(self) -> Iterator[Block]:
-        return super().__iter__()  # pyright: ignore[reportReturnType]
+        return cast(Iterator[Block], super().__iter__())
 
 
 class EchoLM(nn.Module):
