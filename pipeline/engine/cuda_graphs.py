@@ -57,7 +57,7 @@ class GraphedBlocks:
         self._gradients: dict[torch.dtype, Tensor] = {}
         self._eager_reason: str | None = None
         self._reason_taken = False
-        model.run_blocks = self  # pyright: ignore[reportAttributeAccessIssue]
+        model.run_blocks = self
 
     def __call__(
         self,
