@@ -83,11 +83,8 @@ class SKA(SKACosts):
         keys stand behind the values. Keys outside of `write_mask` set no measure for "sequence-max"."""
         starts = None
         if self._looks_at_borders:
-            batch, length, _ = x.shape
-            if context is None:
-                starts = inner_borders(cu_seqlens, batch, length, x.device)
-            else:
-                starts = context.own_starts(batch, length, x.device)
+            shape: tuple[int, int, torch.device] = (x.shape[0], x.shape[1], x.device)
+            starts = inner_borders(cu_seqlens, *shape) if context is None else context.own_starts(*shape)
         packed = self._project(x, token, starts=starts, context=context)[0]
         longest = None
         if self.config.normalization == "sequence-max":
@@ -146,18 +143,9 @@ class SKA(SKACosts):
             longest = torch.maximum(longest, longest_key(k * real[..., None, None], None)[:, 0])
         q, k, v = self._normalize_and_gate(packed, None if longest is None else longest[:, None])
         old = cache.decode
-        options = self._options()
+        options, mode, hops = self._options(), self.config.mode, self.config.two_hop_heads
         y, sums = read(
-            q,
-            k,
-            v,
-            self.config.two_hop_heads,
-            **options,
-            mode=self.config.mode,
-            blend=self.blend(x),
-            mask=real,
-            state=old.sums,
-            return_state=True,
+            q, k, v, hops, **options, mode=mode, blend=self.blend(x), mask=real, state=old.sums, return_state=True
         )
         visible = position = None
         if old.visible is not None:
@@ -190,14 +178,8 @@ class SKA(SKACosts):
         return self._project_out(y, x.dtype), cache._replace(recent=recent)
 
     def _options(self) -> ReadOptions:
-        config = self.config
-        return {
-            "power": config.power,
-            "ridge": config.ridge,
-            "scale": self.gamma(),
-            "chunk_size": config.grid,
-            "value_lag": config.value_lag,
-        }
+        c, scale = self.config, self.gamma()
+        return {"power": c.power, "ridge": c.ridge, "scale": scale, "chunk_size": c.grid, "value_lag": c.value_lag}
 
     def gamma(self) -> float | Tensor:
         """The factor s of each filter step: a float, or `[H]`."""
