@@ -239,7 +239,7 @@ def _throughput(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFi
         axes.legend(handles=_family_handles(plan))
 
 
-def _families(plan: Plan) -> list[tuple[tuple[float, float, float], str]]:
+def _families(plan: Plan) -> list[tuple[str, str]]:
     return list(zip(PALETTE, plan.study.families, strict=False))
 
 
