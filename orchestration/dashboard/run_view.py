@@ -195,7 +195,7 @@ def _matrix(
     result_of = {(result["step"], result["suite"]): result for result in results}
     steps = sorted({step for step, _ in run.complete_steps()} | {step for step, _ in result_of}, reverse=True)
     failure_messages, rows = run.failures(), []
-    due_here = due_steps(run, config, [step for step, _ in run.complete_steps()])
+    due_here = due_steps(run, config, [step for step, _ in run.complete_steps()], run.stopped_at())
     for step in steps[:MOST_CHECKPOINTS]:
         due = step in due_here
         name = checkpoint_name(step)
