@@ -176,8 +176,10 @@ def test_data_model_card_and_final_weights_are_registered_once(run_folder, smoke
         assert version.name == "small"
         assert "python-stdlib" in version.description
         assert "recall/sysprompt-4/length-64 | 0.75" in version.description
-        weights = {Path(file.path).name for file in mlflow.list_artifacts(run, "model")}
-        assert {"model.safetensors", "config.json"} <= weights
+        (model,) = mlflow.search_logged_models([mlflow.get_run(run).info.experiment_id])
+        assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "small", "version": version.version}]
+        weights = {Path(file.path).name for file in mlflow.list_logged_model_artifacts(model.model_id)}
+        assert {"MLmodel", "model.safetensors", "config.json"} <= weights
         (data,) = mlflow.get_run(run).inputs.dataset_inputs
         assert data.dataset.name == config.data.name
         assert [file.path for file in mlflow.list_artifacts(run, "data")] == ["data/manifest.json"]
