@@ -10,7 +10,8 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
   have them), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_mean` (with `train.gate_penalty`:
   mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known
   peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`; `epochs` (by text source: how often it was
-  read so far), `loss_by_source` (with several text sources: of those that the batch has)
+  read so far), `loss_by_source` (with several text sources: of those that the batch has); every ten seconds `cpu_percent`,
+  `host_memory_percent`, `process_gib`, `gpu_percent` and `gpu_memory_percent` (`machine.py`; of rank 0's machine and GPU)
 - `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
 - `warning`: `step`, `message`; a SKA layer left its range, or a checkpoint was damaged
 - `checkpoint`: `step`, `path`, `seconds` (from start to complete), `stall_seconds` (in which training waited)

@@ -46,6 +46,11 @@ NUMBERS = frozenset(
         "mfu",
         "memory_gib",
         "data_stall_seconds",
+        "cpu_percent",
+        "host_memory_percent",
+        "process_gib",
+        "gpu_percent",
+        "gpu_memory_percent",
         "seconds",
         "stall_seconds",
     )

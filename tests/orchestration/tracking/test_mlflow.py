@@ -253,6 +253,14 @@ def test_a_damaged_line_of_a_log_is_named_and_the_others_are_sent(run_folder, ca
     assert "events.jsonl, line 6 is not an event" in caplog.text
 
 
+def test_the_use_of_the_machine_stands_among_the_system_metrics(run_folder):
+    with EventLog(run_folder / "events.jsonl") as log:
+        log.write("step", time=START + 122, step=21, loss=0.2, cpu_percent=87.5, gpu_percent=99.0)
+    run = track(run_folder)
+    assert history(run_folder, run, "system/cpu_utilization_percentage") == [(21, 87.5)]
+    assert history(run_folder, run, "system/gpu_0_utilization_percentage") == [(21, 99.0)]
+
+
 def test_finish_ends_the_run_and_a_start_opens_it_again(run_folder):
     tracker = Tracker(run_folder)
     tracker.sync()
