@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from ...evals.layout import is_of_average
 from ...models.common.errors import UserError
 from ...pipeline.run.reader import RunReader
-from .history import COLUMNS
-from .overlay import AXES, MOST_RUNS, overlay
+from .curves.history import COLUMNS, SOURCE
+from .curves.overlay import AXES, MOST_RUNS, overlay
 from .pages import Pages
 from .run_view import RunViews
 from .table import RunTable
@@ -55,6 +55,11 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
         except UserError as error:
             raise HTTPException(422, str(error)) from None
 
+    def sources_of(names: list[str]) -> list[str]:
+        """Names of the curves of losses by text source, where a run has several."""
+        rows = [row.sources for name in names if (row := table.row(name)) and len(row.sources) > 1]
+        return sorted({f"{SOURCE}{source}" for sources in rows for source, *_ in sources})[:MOST_CELLS]
+
     @app.get("/compare")
     def compare_page(run: Names = []) -> Response:  # noqa: B006 (FastAPI reads it)
         names = list(chosen(run))
@@ -66,7 +71,7 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
             names=names,
             differences=differences(own)[:lines],
             metrics=[(key, [value.get(key) for value in own.values()]) for key in evaluated[:lines]],
-            columns=[*COLUMNS, *evaluated[:MOST_CELLS]],
+            columns=[*COLUMNS, *sources_of(names), *evaluated[:MOST_CELLS]],
             groups=[key for key, _ in differences(own)][:200],
             axes=AXES,
             paired=accuracy_differences(*(table.folder / name for name in names)) if len(names) == 2 else [],

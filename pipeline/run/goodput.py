@@ -5,11 +5,14 @@ from typing import Any
 
 from .events import SUPERVISION_KINDS
 
+MOST_STEPS = 100_000  # whose seconds are known one by one: what a crash or a rollback may take back
+
 
 class Goodput:
     """Sums the seconds of a run by what they were used for; `add` takes its events in order, all at once or as they come.
 
     Attributes:
+        productive: seconds of the steps that made the weights.
         lost: seconds of steps that were repeated after a crash or a rollback, and from a crash to the next start.
         waiting: seconds in which training stood still: from a start or a change to the first step, for data, for
             checkpoints.
@@ -17,20 +20,16 @@ class Goodput:
     """
 
     def __init__(self) -> None:
-        self._steps: dict[int, float] = {}  # seconds of each step that counts
+        self._steps: dict[int, float] = {}  # seconds of each step that may still be repeated
+        self.productive = 0.0
         self.lost = self.waiting = self.evaluating = 0.0
         self._tokens, self._last, self._started = 0, None, False
-
-    @property
-    def productive(self) -> float:
-        """Seconds of the steps that made the weights."""
-        return sum(self._steps.values())
 
     @property
     def share(self) -> float | None:
         """The productive share of the time in which the run was to train; None before its first step."""
         productive = self.productive
-        return productive / (productive + self.lost + self.waiting) if productive else None
+        return productive / (productive + self.lost + self.waiting) if productive > 0 else None
 
     def add(self, events: Iterable[dict[str, Any]]) -> None:
         """Take in further events; the time between a clean stop and the next start counts for nothing."""
@@ -43,7 +42,8 @@ class Goodput:
             if kind in ("start", "rollback"):
                 position = event.get("step", 0)
                 for step in [step for step in self._steps if step > position]:
-                    self.lost += self._steps.pop(step)
+                    seconds = self._steps.pop(step)
+                    self.productive, self.lost = self.productive - seconds, self.lost + seconds
                 self._tokens = self._tokens if event.get("tokens") is None else event["tokens"]
             if kind == "start":
                 if last is not None and last["kind"] not in ("stop", "finish"):
@@ -70,4 +70,7 @@ class Goodput:
         self._started = False
         stall = min(seconds, event.get("data_stall_seconds") or 0.0)
         self.waiting += stall
+        self.productive += seconds - stall - self._steps.pop(event["step"], 0.0)
         self._steps[event["step"]] = seconds - stall
+        if len(self._steps) > MOST_STEPS:
+            del self._steps[next(iter(self._steps))]

@@ -15,6 +15,7 @@ from echo_lm.pipeline.run.lineage import Lineage, Parent, Segment
 
 STEPS, INTERVAL = 40, 10
 LENGTHS = (64, 256, 1024)
+MACHINE = {"cpu_percent": 87.5, "host_memory_percent": 41.0, "process_gib": 0.61}
 
 
 def step_event(step: int, at: float, shift: float = 0.0) -> dict[str, Any]:
@@ -38,7 +39,9 @@ def step_event(step: int, at: float, shift: float = 0.0) -> dict[str, Any]:
         "mfu": 0.3712,
         "memory_gib": 0.61,
         "data_stall_seconds": 0.0003,
-    }
+        "epochs": {"web": step / 16, "code": 0.25},
+        "loss_by_source": {"web": text + 0.1, "code": text - 0.1},
+    } | (MACHINE if step % INTERVAL == 0 else {})
 
 
 def start_event(step: int, at: float, **other: Any) -> dict[str, Any]:
@@ -52,6 +55,8 @@ def events_of(last: int, begin: float, seconds: float = 1.0) -> list[dict[str, A
     for step in range(1, last + 1):
         events.append(step_event(step, begin + seconds * step))
         if step % INTERVAL == 0:
+            layers = [{"layer": layer, "sigma_max": 0.5 + layer / 10, "mean_gate": step / 80} for layer in (1, 3)]
+            events.append({"kind": "health", "time": begin + seconds * step, "step": step, "layers": layers})
             path = f"step_{step:08d}"
             events.append(
                 {

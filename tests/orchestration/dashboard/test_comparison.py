@@ -15,8 +15,8 @@ from echo_lm.models.accounting import training_flops
 from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.cli.note import note
 from echo_lm.orchestration.dashboard.comparison import accuracy_differences
-from echo_lm.orchestration.dashboard.history import History
-from echo_lm.orchestration.dashboard.overlay import mean_and_band, overlay, run_curve
+from echo_lm.orchestration.dashboard.curves.history import History
+from echo_lm.orchestration.dashboard.curves.overlay import mean_and_band, overlay, run_curve
 from echo_lm.orchestration.dashboard.table import RunTable
 from echo_lm.orchestration.dashboard.values import RunValues, differences, group_labels
 from echo_lm.pipeline.config import load_config
