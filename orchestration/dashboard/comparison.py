@@ -9,12 +9,11 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query
 from fastapi.responses import JSONResponse, Response
 
-from ...evals.layout import is_of_average
 from ...models.common.errors import UserError
-from ...pipeline.run.reader import RunReader
 from .curves.history import COLUMNS, SOURCE
 from .curves.overlay import AXES, MOST_RUNS, overlay
 from .pages import Pages
+from .pairs import accuracy_differences, text_differences
 from .run_view import RunViews
 from .table import RunTable
 from .values import EVALUATION, RunValues, differences, group_labels
@@ -62,7 +61,7 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
 
     @app.get("/compare")
     def compare_page(run: Names = []) -> Response:  # noqa: B006 (FastAPI reads it)
-        names = list(chosen(run))
+        names, folders = list(chosen(run)), list(chosen(run).values())
         own = {name: values.of(name) for name in names}
         lines = MOST_CELLS // max(1, len(names))
         evaluated = sorted({key for value in own.values() for key in value if key.startswith(EVALUATION)})
@@ -74,7 +73,8 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
             columns=[*COLUMNS, *sources_of(names), *evaluated[:MOST_CELLS]],
             groups=[key for key, _ in differences(own)][:200],
             axes=AXES,
-            paired=accuracy_differences(*(table.folder / name for name in names)) if len(names) == 2 else [],
+            recall=accuracy_differences(*folders) if len(folders) == 2 else [],
+            text=text_differences(*folders) if len(folders) == 2 else [],
         )
 
     @app.get("/api/curves")
@@ -106,37 +106,6 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
         records = [_record(row, values, column) for row in table.rows()[1]]
         header = (*SUMMARY, *column)
         return _csv("runs.csv", header, [tuple(record.get(name) for name in header) for record in records])
-
-
-def accuracy_differences(first: Path, second: Path) -> list[dict[str, Any]]:
-    """Second minus first accuracy of each recall task at each length that both were evaluated on, at their newest checkpoints.
-
-    With a 95% interval of the difference of two proportions (Newcombe 1998, his method 10): results hold counts and not the
-    single answers, so that a paired interval, which is narrower, cannot be had.
-    """
-    from statsmodels.stats.proportion import confint_proportions_2indep  # takes a second
-
-    rows = []
-    one, two = _newest_rows(first), _newest_rows(second)
-    for key in sorted(one.keys() & two.keys()):
-        a, b = one[key], two[key]
-        counts = round(b["accuracy"] * b["queries"]), b["queries"], round(a["accuracy"] * a["queries"]), a["queries"]
-        low, high = confint_proportions_2indep(*counts, method="newcomb", compare="diff")
-        difference = b["accuracy"] - a["accuracy"]
-        rows.append(
-            {"suite": key[0], "label": key[1], "length": key[2], "first": a["accuracy"], "second": b["accuracy"]}
-            | {"difference": difference, "low": float(low), "high": float(high)}
-        )
-    return rows[:200]
-
-
-def _newest_rows(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
-    rows = {}
-    for result in RunReader(folder).results():
-        for row in result["rows"] if not is_of_average(result["suite"]) else ():
-            if row["length"] and (row["queries"] or 0) > 0 and 0 <= row["accuracy"] <= 1:
-                rows[result["suite"], row["label"], row["length"]] = row
-    return rows
 
 
 def _record(row: Any, values: RunValues, columns: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from echo_lm.pipeline.run.lineage import Lineage, Parent, Segment
 
 STEPS, INTERVAL = 40, 10
 LENGTHS = (64, 256, 1024)
+SIZES = (50_000, 50_100, 50_023)  # bytes of each batch of held-out text
 MACHINE = {"cpu_percent": 87.5, "host_memory_percent": 41.0, "process_gib": 0.61}
 
 
@@ -117,6 +118,9 @@ def write_results(folder: Path, step: int) -> None:
         "started": 1e9,
         "ended": 1e9 + 4.2,
         "adapted": False,
+        "suite_sha256": "suite",
+        "dataset_sha256": "dataset",
+        "seed": 0,
         "tasks": [],
         "skipped": {},
         "decode": [],
@@ -132,7 +136,9 @@ def write_results(folder: Path, step: int) -> None:
         "documents": 77,
     }
     metrics = {f"language/{key}": value for key, value in language.items()}
-    (place / "language.json").write_text(json.dumps(common | {"suite": "language", "rows": [], "metrics": metrics}))
+    parts = [{"source": None, "nats": [math.log(2) * bits * size for size in SIZES], "bytes": list(SIZES)}]
+    contents = {"suite": "language", "rows": [], "language": parts, "metrics": metrics}
+    (place / "language.json").write_text(json.dumps(common | contents))
     rows = [
         {"task": "sysprompt", "label": f"sysprompt-{pairs}", "pairs": pairs, "length": length, "open_accuracy": 0.5}
         | accuracy(round(1000 * min(1.0, step / (30 + length / 200 + pairs))), 1000, chance=1 / 32)
@@ -143,6 +149,11 @@ def write_results(folder: Path, step: int) -> None:
     (place / "recall-quick.json").write_text(
         json.dumps(common | {"suite": "recall-quick", "rows": rows, "metrics": metrics})
     )
+
+
+def answers(correct: int, sequences: int = 250) -> list[int]:
+    """Right answers of each sequence, so many in all, spread evenly: the sequences are hard for all models alike."""
+    return [correct // sequences + (number < correct % sequences) for number in range(sequences)]
 
 
 def write_finished(root: Path, name: str = "done") -> Path:
@@ -199,7 +210,7 @@ def write_compared(root: Path) -> list[Path]:
             result = json.loads(path.read_text())
             for row in result["rows"]:
                 correct = round(1000 * max(0.0, row["accuracy"] - 0.3 * shift - 0.02 * seed))
-                row |= accuracy(correct, 1000, chance=1 / 32)
+                row |= accuracy(correct, 1000, chance=1 / 32) | {"correct_by_sequence": answers(correct)}
                 result["metrics"][f"recall/{row['label']}/length-{row['length']}"] = row["accuracy"]
             path.write_text(json.dumps(result))
             folders.append(folder)
