@@ -304,6 +304,22 @@ def write_study(root: Path, name: str = "mine") -> Path:
     return folder
 
 
+def write_trunk_study(root: Path, name: str = "budgets") -> Path:
+    """A study of a trunk that was trained to step 20 of the 30 that are needed; one cell has branched from it, one waits."""
+    folder = write_study(root, name)
+    trunk = write_run(folder / "runs", "echo-60k-trunk", events_of(20, time.time() - 900))
+    branch = write_branch(folder / "runs", trunk, 10)
+    plan = json.loads((folder / "plan.json").read_text())
+    size = plan["cells"][0]
+    plan["trunks"] = [size | {"name": trunk.name, "kind": "trunk", "steps": STEPS}]
+    plan["cells"] = [
+        size | {"name": branch.name, "trunk": trunk.name, "branch_step": 10},
+        size | {"name": "later", "trunk": trunk.name, "branch_step": 30},
+    ]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
+
+
 def touch(path: Path, seconds_ago: float) -> None:
     """Give a file the time it would have, had it been written so long ago."""
     os.utime(path, (time.time() - seconds_ago,) * 2)

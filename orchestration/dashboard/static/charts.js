@@ -187,6 +187,7 @@ function drawRecall(curves) {
 
 function drawStudy(curves) {
   lastStudy = curves;
+  drawStudyRuns(curves.runs ?? []);
   const symbols = ["circle", "square", "diamond", "triangle-up", "x", "star"];
   const traces = Object.entries(curves.families ?? {}).map(([family, cells], i) => ({
     x: cells.flops, y: cells.loss, text: cells.name.map(plain), name: plain(family), mode: "markers",
@@ -194,6 +195,18 @@ function drawStudy(curves) {
     hovertemplate: "%{text}<br>%{y:.4f} at %{x:.3g} FLOPs<extra></extra>",
   }));
   draw("study", traces, { showlegend: true, hovermode: "closest", xaxis: { type: "log", dtick: "D2", tickformat: ".0e", title: "training FLOPs" }, yaxis: { title: "loss" } });
+}
+
+// The training of a study's runs: a trunk thick, a cell from where it branches, in the colour of its place in the plan.
+function drawStudyRuns(runs) {
+  const traces = runs.map((run, i) => {
+    const color = palette()[i % palette().length], name = plain(run.name), begin = Math.max(0, run.own - 1);
+    return {
+      x: run.x.slice(begin), y: smooth(run.y.slice(begin)), name, mode: "lines", line: { color, width: run.trunk ? 3 : 1.5 },
+      hovertemplate: `${name} %{y:.4f}<extra></extra>`,
+    };
+  });
+  draw("study_runs", traces, { showlegend: runs.length <= 12, hovermode: "closest", xaxis: { title: "tokens" } });
 }
 
 addEventListener("themechange", () => {

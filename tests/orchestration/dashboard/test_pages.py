@@ -8,6 +8,7 @@ import pytest
 
 from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.goodput import Goodput
+from tests.helpers.pictures import take
 from tests.helpers.run_folders import (
     LENGTHS,
     MACHINE,
@@ -140,6 +141,7 @@ def test_the_curves_equal_the_files(page, address, place, name):
     for trace, result in zip(drawn["recall"][:-1], recall, strict=True):
         rows = [row for row in result["rows"] if row["label"] == "sysprompt-4"]
         assert trace == {"name": f"step {result['step']}", "x": list(LENGTHS), "y": [row["accuracy"] for row in rows]}
+    take(page, {"done": "run", "broken": "crashed"}.get(name, "running"))
 
 
 def test_the_tables_of_results_equal_the_files(page, address, place):
@@ -229,6 +231,7 @@ def test_runs_can_be_filtered_and_sorted(page, address):
         "broken",
         "done",
     ]
+    take(page, "runs")
     page.locator("button[data-state=crashed]").click()
     assert page.locator("#runs tbody tr:visible").count() == 1
     page.locator("button[data-state=crashed]").click()
