@@ -14,6 +14,7 @@ def take(page, name: str, *, whole: bool = True) -> None:
     from PIL import Image
 
     page.mouse.move(0, 0)
-    picture = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+    shot = page.locator("body").screenshot() if whole else page.screenshot()
+    picture = Image.open(BytesIO(shot)).convert("RGB")
     few = picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     few.save(Path(PICTURES) / f"dashboard_{name}.png", optimize=True)

@@ -310,7 +310,9 @@ def write_trunk_study(root: Path, name: str = "budgets") -> Path:
     trunk = write_run(folder / "runs", "echo-60k-trunk", events_of(20, time.time() - 900))
     branch = write_branch(folder / "runs", trunk, 10)
     plan = json.loads((folder / "plan.json").read_text())
-    size = plan["cells"][0]
+    size = plan["cells"][0] | {"steps": STEPS}
+    plan["study"]["question"] = "What does a larger budget give?"
+    (folder / "report.md").write_text("# Study\n\nWhat?\n\n**Loss** (bits per byte): falls with the budget.\n\nrest\n")
     plan["trunks"] = [size | {"name": trunk.name, "kind": "trunk", "steps": STEPS}]
     plan["cells"] = [
         size | {"name": branch.name, "trunk": trunk.name, "branch_step": 10},

@@ -3,15 +3,17 @@
 With ECHO_LM_PICTURES=docs/figures the pictures of the documentation are taken here and in `test_pages.py`.
 """
 
+import shutil
 import time
+from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.helpers.pictures import take
 from tests.helpers.run_folders import STEPS, write_branch, write_compared, write_study, write_trunk_study
 from tests.orchestration.dashboard.test_comparison import FAST, RECALL, SLOW
 
+FIGURE = Path(__file__).parents[3] / "docs/figures/study_pocket_loss.png"
 PHONE = {"width": 390, "height": 844}
 RUNS = "&".join(f"run={name}" for name in (*FAST, *SLOW))
 
@@ -23,8 +25,8 @@ def address(tmp_path_factory, serve):
     write_branch(root / "runs", root / "runs" / FAST[0], 20)
     write_study(root / "studies")
     write_trunk_study(root / "studies")
-    figure = root / "studies/mine/figures/loss_against_compute.png"
-    Image.new("RGB", (40, 30), "white").save(figure)
+    for study in ("mine", "budgets"):
+        shutil.copyfile(FIGURE, root / "studies" / study / "figures/loss_against_compute.png")
     return serve(root / "runs", root / "studies")
 
 
