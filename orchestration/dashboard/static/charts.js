@@ -66,8 +66,11 @@ function smooth(values) {
   });
 }
 
+// A line of few points shows them: one alone would be invisible.
+const modeOf = (x) => (x.length < 4 ? "lines+markers" : "lines");
+
 function line(curve, name, color, format) {
-  const common = { x: curve.step, name, mode: "lines" };
+  const common = { x: curve.step, name, mode: modeOf(curve.step) };
   return [
     { ...common, y: curve.value, line: { color, width: 1 }, opacity: 0.3, hovertemplate: `${name} %{y:${format}}<extra></extra>` },
     { ...common, y: smooth(curve.value), line: { color, width: 2 }, hoverinfo: "skip" },
@@ -121,7 +124,7 @@ function drawHealth(curves) {
   const measure = choose("measure", measures, measures.includes("mean_gate") ? "mean_gate" : measures[0], () => drawHealth(lastCurves));
   const layers = named(curves, `health/${measure}/`), colors = layers.map((_, i) => shade(i, layers.length));
   const traces = layers.map(([key, layer], i) => ({
-    x: curves[key].step, y: curves[key].value, mode: "lines", name: `layer ${layer}`, line: { color: colors[i], width: 2 },
+    x: curves[key].step, y: curves[key].value, mode: modeOf(curves[key].step), name: `layer ${layer}`, line: { color: colors[i], width: 2 },
     hovertemplate: `layer ${layer} %{y:.4g}<extra></extra>`,
   }));
   draw("health", traces, { shapes: marks(curves), showlegend: layers.length <= 8 });

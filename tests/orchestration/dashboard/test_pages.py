@@ -162,7 +162,7 @@ def test_a_crash_is_told(page, address):
     page.goto(f"{address}/runs/broken")
     assert "the process is gone" in page.locator(".alert").inner_text()
     kinds = page.locator("#events li b").all_inner_texts()
-    assert [kind for kind in kinds if kind != "evaluation_failed"] == [
+    assert [kind for kind in kinds if kind != "evaluation failed"] == [
         "warning",
         "rollback",
         "skip",
