@@ -1,5 +1,6 @@
 """Goodput: what a run did with its time, from its events."""
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +21,8 @@ class Goodput:
     """
 
     def __init__(self) -> None:
-        self._steps: dict[int, float] = {}  # seconds of each step that may still be repeated
+        # Number and seconds of each step that may still be repeated.
+        self._steps: deque[tuple[int, float]] = deque(maxlen=MOST_STEPS)
         self.productive = 0.0
         self.lost = self.waiting = self.evaluating = 0.0
         self._tokens, self._last, self._started = 0, None, False
@@ -41,9 +43,10 @@ class Goodput:
                 continue
             if kind in ("start", "rollback"):
                 position = event.get("step", 0)
-                for step in [step for step in self._steps if step > position]:
-                    seconds = self._steps.pop(step)
-                    self.productive, self.lost = self.productive - seconds, self.lost + seconds
+                repeated = sum(seconds for step, seconds in self._steps if step > position)
+                if repeated:
+                    self._steps = deque((item for item in self._steps if item[0] <= position), maxlen=MOST_STEPS)
+                    self.productive, self.lost = self.productive - repeated, self.lost + repeated
                 self._tokens = self._tokens if event.get("tokens") is None else event["tokens"]
             if kind == "start":
                 if last is not None and last["kind"] not in ("stop", "finish"):
@@ -70,7 +73,7 @@ class Goodput:
         self._started = False
         stall = min(seconds, event.get("data_stall_seconds") or 0.0)
         self.waiting += stall
-        self.productive += seconds - stall - self._steps.pop(event["step"], 0.0)
-        self._steps[event["step"]] = seconds - stall
-        if len(self._steps) > MOST_STEPS:
-            del self._steps[next(iter(self._steps))]
+        if self._steps and self._steps[-1][0] == event["step"]:  # recorded twice
+            self.productive -= self._steps.pop()[1]
+        self.productive += seconds - stall
+        self._steps.append((event["step"], seconds - stall))

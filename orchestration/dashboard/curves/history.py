@@ -31,6 +31,7 @@ COLUMNS = (
     "gpu_percent",
     "gpu_memory_percent",
 )
+FIELDS = (*AXES, *COLUMNS)
 GOODPUT = len(AXES) + COLUMNS.index("goodput")
 MOST_POINTS = 1500  # of a curve sent to the browser
 SOURCE, HEALTH = "loss_by_source/", "health/"  # before the name of a text source, and of a measure of a SKA layer
@@ -104,7 +105,7 @@ class History:
             if not event.get("same_process"):  # else the next stage of a start that is counted
                 self.counts[kind] = self.counts.get(kind, 0) + 1
             if kind == "step":
-                row = [event.get(name) for name in (*AXES, *COLUMNS)]
+                row = [event.get(name) for name in FIELDS]
                 row[GOODPUT] = self._goodput.share
                 self._points.append(row)
                 self.last_step = event
