@@ -78,7 +78,15 @@ def test_zoom_is_linked(page, address):
     page.evaluate(
         "Plotly.relayout(document.querySelector('#overlays figure > div'), {'xaxis.range[0]': 5, 'xaxis.range[1]': 9})"
     )
-    wait_until(page, "document.querySelectorAll('#overlays figure > div')[1].layout.xaxis.range[1] === 9")
+    range_ = "document.querySelectorAll('#overlays figure > div')[1].layout.xaxis.range"
+    wait_until(page, f"{range_}[1] === 9")
+    page.reload()
+    drawn(page)
+    wait_until(page, "document.querySelectorAll('#overlays figure > div').length === 2")
+    assert page.evaluate(range_) == [5, 9], "it stands in the address"
+    page.select_option("select[name=x]", "tokens")
+    wait_until(page, f"{range_}[1] > 9000")
+    assert "range" not in page.url
 
 
 def test_configurations_and_recall_of_two_runs_differ(page, address):
