@@ -51,10 +51,10 @@ class CheckpointModels:
             step = whole(record.get("step"))
             if self._is_sent(folder.name) or step is None or not is_inside(folder / MODEL, self._folder):
                 continue
-            if folder.name not in self._models:
+            if model := self._models.get(folder.name):  # the run was moved
+                self._send_reference(model, folder, record)
+            else:
                 self._models[folder.name] = self._create(folder, step, record)
-            model = self._models[folder.name]
-            self._send_reference(model, folder, record)
 
     def copy_weights(self, checkpoint: Path) -> str | None:
         """Copy the weights of a checkpoint to MLflow; returns the id of its model, None if it has none."""
