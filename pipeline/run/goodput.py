@@ -6,8 +6,6 @@ from typing import Any
 
 from .events import SUPERVISION_KINDS
 
-MOST_STEPS = 100_000  # whose seconds are known one by one: what a crash or a rollback may take back
-
 
 class Goodput:
     """Sums the seconds of a run by what they were used for; `add` takes its events in order, all at once or as they come.
@@ -20,9 +18,14 @@ class Goodput:
         evaluating: seconds of evaluations, which run beside the training and are not part of the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_steps: int | None = None) -> None:
+        """Counts nothing yet.
+
+        Args:
+            most_steps: how many of the last steps a crash or a rollback can take back; None for all, which takes memory for each.
+        """
         # Number and seconds of each step that may still be repeated.
-        self._steps: deque[tuple[int, float]] = deque(maxlen=MOST_STEPS)
+        self._steps: deque[tuple[int, float]] = deque(maxlen=most_steps)
         self.productive = 0.0
         self.lost = self.waiting = self.evaluating = 0.0
         self._tokens, self._last, self._started = 0, None, False
@@ -45,7 +48,9 @@ class Goodput:
                 position = event.get("step", 0)
                 repeated = sum(seconds for step, seconds in self._steps if step > position)
                 if repeated:
-                    self._steps = deque((item for item in self._steps if item[0] <= position), maxlen=MOST_STEPS)
+                    self._steps = deque(
+                        (item for item in self._steps if item[0] <= position), maxlen=self._steps.maxlen
+                    )
                     self.productive, self.lost = self.productive - repeated, self.lost + repeated
                 self._tokens = self._tokens if event.get("tokens") is None else event["tokens"]
             if kind == "start":

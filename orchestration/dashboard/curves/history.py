@@ -33,10 +33,11 @@ COLUMNS = (
 )
 FIELDS = (*AXES, *COLUMNS)
 GOODPUT = len(AXES) + COLUMNS.index("goodput")
+MOST_STEPS = 10_000  # back to which goodput follows a restart
 MOST_POINTS = 1500  # of a curve sent to the browser
 SOURCE, HEALTH = "loss_by_source/", "health/"  # before the name of a text source, and of a measure of a SKA layer
-MOST_SOURCES = 12  # with a curve of their losses
-MOST_MEASURES, MOST_MEASURED = 96, 256  # measures of SKA layers with a curve, and points of each
+MOST_SOURCES, MOST_OF_SOURCE = 12, 512  # with a curve of their losses, and buckets of each
+MOST_MEASURES, MOST_MEASURED = 96, 256  # measures of SKA layers with a curve, and buckets of each
 MOST_OTHERS = 1000  # events that are no steps, the newest
 LOOK_BYTES = 1 << 20  # of each log at once
 LOOK_SECONDS = 0.5
@@ -45,7 +46,7 @@ LOOK_SECONDS = 0.5
 class History:
     """The events of one run, in bounded memory; used by several threads under its lock.
 
-    A curve of up to 4,096 steps is kept as it is. Of a longer one, stretches of 2, 4, 8 ... steps keep the smallest and the
+    A curve of up to 2,048 steps is kept as it is. Of a longer one, stretches of 2, 4, 8 ... steps keep the smallest and the
     largest value of each column, where they are. After a restart or a rollback the steps beyond it are dropped: others take
     their place.
 
@@ -68,7 +69,7 @@ class History:
 
     def _clear(self) -> None:
         self._points = Points(len(COLUMNS))
-        self._goodput = Goodput()
+        self._goodput = Goodput(MOST_STEPS)
         self._sources: dict[str, Points] = {}
         self._measures: list[str] = []
         self._measured = Points(0)
@@ -127,7 +128,9 @@ class History:
     def _add_sources(self, event: dict[str, Any]) -> None:
         for name, loss in (event.get("loss_by_source") or {}).items():
             if name in self._sources or len(self._sources) < MOST_SOURCES:
-                self._sources.setdefault(name, Points(1)).append([*(event.get(axis) for axis in AXES), loss])
+                self._sources.setdefault(name, Points(1, MOST_OF_SOURCE)).append(
+                    [*(event.get(axis) for axis in AXES), loss]
+                )
 
     def _add_health(self, event: dict[str, Any]) -> None:
         """Add what was measured of the SKA layers, each measure of each layer a column."""

@@ -6,7 +6,7 @@ import numpy as np
 
 # Axes of a curve: each point has them all.
 AXES = ("step", "tokens", "time")
-MOST_BUCKETS = 4096  # of a run in memory
+MOST_BUCKETS = 2048  # of a run in memory, each with two points
 NEW_ROWS = 1024  # taken in at once, which costs a copy of all
 
 
