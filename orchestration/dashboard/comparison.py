@@ -10,7 +10,7 @@ from fastapi import FastAPI, HTTPException, Query
 from fastapi.responses import JSONResponse, Response
 
 from ...models.common.errors import UserError
-from .curves.history import COLUMNS, SOURCE
+from .curves.history import COLUMNS
 from .curves.overlay import AXES, MOST_RUNS, overlay
 from .pages import Pages
 from .pairs import accuracy_differences, text_differences
@@ -20,6 +20,7 @@ from .values import EVALUATION, RunValues, differences, group_labels
 
 Names = Annotated[list[str], Query()]
 MOST_METRICS = 8  # charts at once
+MOST_LOGS = 10  # that are looked into for the names of further curves
 MOST_CELLS = 5000  # of a table, so that no page is larger than a few megabytes
 SUMMARY = (
     "name",
@@ -54,10 +55,10 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
         except UserError as error:
             raise HTTPException(422, str(error)) from None
 
-    def sources_of(names: list[str]) -> list[str]:
-        """Names of the curves of losses by text source, where a run has several."""
-        rows = [row.sources for name in names if (row := table.row(name)) and len(row.sources) > 1]
-        return sorted({f"{SOURCE}{source}" for sources in rows for source, *_ in sources})[:MOST_CELLS]
+    def names_in_logs(folders: list[Path]) -> list[str]:
+        """Names of the curves that a log brings: losses by text source, measures of SKA layers."""
+        found = {name for folder in folders[:MOST_LOGS] for name in views.history(folder, seconds=0.0).names}
+        return sorted(found)[:MOST_CELLS]
 
     @app.get("/compare")
     def compare_page(run: Names = []) -> Response:  # noqa: B006 (FastAPI reads it)
@@ -70,7 +71,7 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
             names=names,
             differences=differences(own)[:lines],
             metrics=[(key, [value.get(key) for value in own.values()]) for key in evaluated[:lines]],
-            columns=[*COLUMNS, *sources_of(names), *evaluated[:MOST_CELLS]],
+            columns=[*COLUMNS, *names_in_logs(folders), *evaluated[:MOST_CELLS]],
             groups=[key for key, _ in differences(own)][:200],
             axes=AXES,
             recall=accuracy_differences(*folders) if len(folders) == 2 else [],

@@ -157,6 +157,10 @@ def test_tables_and_curves_leave_as_json_and_csv(address, runs):
     lines = list(csv.reader(io.StringIO(get(address, f"/api/curves.csv?{query}&group=seeds")[1].decode())))
     assert lines[0] == ["metric", "run", "step", "value", "low", "high"]
     assert len(lines) == 1 + STEPS
+    page = get(address, f"/compare?run={SLOW[0]}")[1].decode()
+    assert '<option value="loss_by_source/web">' in page
+    (curve,) = json.loads(get(address, f"/api/curves?run={SLOW[0]}&metric=loss_by_source/web")[1])["loss_by_source/web"]
+    assert curve["y"] == pytest.approx([step_event(step, 0, 0.4)["loss_by_source"]["web"] for step in curve["x"]])
     assert get(address, "/api/curves?run=none")[0] == get(address, "/compare?run=..")[0] == 404
     assert get(address, f"/api/curves?run={FAST[0]}&x=y")[0] == 422
 
