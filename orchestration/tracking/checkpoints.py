@@ -49,7 +49,13 @@ class CheckpointModels:
             return
         for folder, record in complete_checkpoints(self._folder):
             step = whole(record.get("step"))
-            if self._is_sent(folder.name) or step is None or not is_inside(folder / MODEL, self._folder):
+            weights = folder / MODEL
+            if (
+                self._is_sent(folder.name)
+                or step is None
+                or not weights.is_dir()
+                or not is_inside(weights, self._folder)
+            ):
                 continue
             if model := self._models.get(folder.name):  # the run was moved
                 self._send_reference(model, folder, record)
