@@ -34,7 +34,8 @@ def complete_checkpoints(run_folder: Path) -> Iterator[tuple[Path, dict[str, Any
             record = read_json(path)
         except UserError:  # removed at this moment, or damaged: then training sets the folder aside
             continue
-        yield path.parent, record
+        if isinstance(record, dict):
+            yield path.parent, record
 
 
 def checkpoint_folders(run_folder: Path) -> list[Path]:

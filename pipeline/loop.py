@@ -25,6 +25,7 @@ from .engine.cuda_graphs import graphed_blocks, why_not
 from .garbage import GarbageCollection
 from .mesh import Mesh, make_mesh
 from .monitoring.heartbeat import Heartbeat
+from .monitoring.machine import MachineMeter
 from .monitoring.metrics import Meter
 from .monitoring.node import node_name
 from .monitoring.ska_health import SKAHealthMonitor
@@ -137,6 +138,7 @@ class _Loop:
             engine, run, config, step=self.step, average=self.average, replaced=heartbeat.replaced
         )
         self.meter = Meter(config, dataset, loader, engine.device, mesh.world)
+        self.machine = MachineMeter(engine.device)
         self.health = SKAHealthMonitor(engine, config)
         self.graphed = graphed_blocks(engine.module)
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
@@ -281,7 +283,7 @@ class _Loop:
         )
         if result.loss_by_source:
             fields["loss_by_source"] = dict(result.loss_by_source)
-        self._event("step", **self._position(), **fields)
+        self._event("step", **self._position(), **fields, **self.machine.measure())
         for rank, slow, median in self.stragglers.record_step(result.compute_seconds, seconds):
             node = self.nodes[rank]
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"

@@ -106,6 +106,7 @@ def evaluate_language(
     device: torch.device | str = "cpu",
     seed: int = 0,
     source: str | None = None,
+    parts: list[tuple[float, int]] | None = None,
 ) -> dict[str, float]:
     """Bits per byte and perplexity on held-out documents, and the baselines.
 
@@ -117,6 +118,7 @@ def evaluate_language(
         model: maps tokens int64 `[B, T]` and `cu_seqlens` to logits `[B, T, V]`.
         tokens: of the documents in all, in rows of `sequence_length`.
         source: documents of this source only, the unigram model's too.
+        parts: gets nats and bytes of each batch appended.
 
     Returns:
         `bits_per_byte`, `perplexity` (per token), `unigram_bits_per_byte`, `gzip_bits_per_byte`, `tokens` (scored),
@@ -128,13 +130,17 @@ def evaluate_language(
     text = heldout_text(dataset.split("heldout", source), tokens=tokens, seed=seed)
     texts = token_texts(dataset.tokenizer())
     labels = text.tokens[text.scored]
-    scored_bytes = int(np.array([len(item) for item in texts])[labels].sum())
+    lengths = np.array([len(item) for item in texts])
+    scored_bytes = int(lengths[labels].sum())
 
     nats = 0.0
     for batch in text_batches(text, sequence_length=sequence_length, batch_tokens=batch_tokens):
+        part_bytes = int(lengths[batch.labels[batch.loss_mask > 0].numpy()].sum())
         batch = batch.to(device)
         total, _ = language_model_loss(model(batch.tokens, cu_seqlens=batch.cu_seqlens), batch.labels, batch.loss_mask)
         nats += float(total)
+        if parts is not None:
+            parts.append((float(total), part_bytes))
     if not np.isfinite(perplexity(nats, len(labels))):
         raise FloatingPointError("held-out text")
 

@@ -109,8 +109,8 @@ def evaluate_recall(
         on_batch: called with the tokens of each batch when it is done.
 
     Returns:
-        `task`, `label`, `pairs`, `length`, `options`, `recurrent`, the fields of `scores.accuracy`, `ceiling` and
-        `open_accuracy`.
+        `task`, `label`, `pairs`, `length`, `options`, `recurrent`, the fields of `scores.accuracy`, `ceiling`,
+        `open_accuracy`, and `correct_by_sequence`, by which two models are compared (`evals/differences.py`).
 
     Raises:
         UserError: the generator refuses the cell (unknown task or option, too short a length).
@@ -120,13 +120,15 @@ def evaluate_recall(
     batches = recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed, text=text)
     if on_batch:
         batches = _told(batches, on_batch)
-    counted = count_correct(model, cell, vocabulary, batches, device=device)
+    by_sequence: list[int] = []
+    counted = count_correct(model, cell, vocabulary, batches, device=device, by_sequence=by_sequence)
     chance = 1 / len(task.choices(vocabulary))
     return {
         **cell.described(),
         **accuracy(counted["correct"], counted["queries"], chance=chance),
         "ceiling": task.ceiling,
         "open_accuracy": counted["open_correct"] / counted["queries"],
+        "correct_by_sequence": by_sequence,
     }
 
 
@@ -138,8 +140,12 @@ def count_correct(
     batches: Iterable[RecallBatch],
     *,
     device: torch.device | str = "cpu",
+    by_sequence: list[int] | None = None,
 ) -> dict[str, int]:
     """The bare counts of `evaluate_recall` on sequences that are there already.
+
+    Args:
+        by_sequence: gets the number of right answers of each sequence appended.
 
     Returns:
         `queries`, `correct` among the task's choices, `open_correct` among all tokens.
@@ -155,7 +161,10 @@ def count_correct(
             raise FloatingPointError(f"{cell.label} at {cell.length} tokens")
         answers = torch.from_numpy(np.array(batch.answers)).to(device)
         queries += answers.numel()
-        correct += int((logits[..., choices.start : choices.stop].argmax(-1) + choices.start == answers).sum())
+        right = (logits[..., choices.start : choices.stop].argmax(-1) + choices.start == answers).sum(dim=-1)
+        correct += int(right.sum())
+        if by_sequence is not None:
+            by_sequence += right.tolist()
         open_correct += int((logits.argmax(-1) == answers).sum())
     return {"queries": queries, "correct": correct, "open_correct": open_correct}
 

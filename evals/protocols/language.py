@@ -29,11 +29,16 @@ def work(config: LanguageConfig, context: EvaluationContext) -> int:
 
 
 def run(model: EchoLM, config: LanguageConfig, context: EvaluationContext) -> ProtocolResult:
-    """Metrics `language/NAME` and, where the dataset has several sources, `language/SOURCE/NAME`; see `evaluate_language`."""
+    """Metrics `language/NAME` and, where the dataset has several sources, `language/SOURCE/NAME`; see `evaluate_language`.
+
+    The rows have the nats and the bytes of each batch of a text, by which two models are compared (`evals/differences.py`).
+    """
     from ..measurements.language import evaluate_language
 
     metrics: dict[str, float] = {}
+    rows = []
     for source in _sources(context):
+        parts: list[tuple[float, int]] = []
         found = evaluate_language(
             model,
             context.dataset,
@@ -43,11 +48,13 @@ def run(model: EchoLM, config: LanguageConfig, context: EvaluationContext) -> Pr
             device=context.device,
             seed=context.seed,
             source=source,
+            parts=parts,
         )
+        rows.append({"source": source, "nats": [nats for nats, _ in parts], "bytes": [size for _, size in parts]})
         prefix = f"language/{source}/" if source else "language/"
         metrics |= {f"{prefix}{name}": value for name, value in found.items()}
         context.advance(config.tokens)
-    return ProtocolResult(metrics=metrics)
+    return ProtocolResult(rows, metrics)
 
 
 def summarize(results: SuiteResults) -> list[str]:

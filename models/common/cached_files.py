@@ -46,6 +46,9 @@ def subfolder_paths(folder: Path | str) -> list[str]:
 
 def is_inside(path: Path | str, folder: Path | str) -> bool:
     """Whether a path, with its links followed, lies in a folder: a link may lead to a file that is not to be shown."""
+    parent, name = os.path.split(path)
+    if parent == os.fspath(folder) and name not in ("", ".", "..") and not os.path.islink(path):
+        return True  # a file of the folder itself: far less to ask the file system than for two real paths
     place = os.path.realpath(folder)
     return os.path.realpath(path).startswith(place.rstrip(os.sep) + os.sep)
 

@@ -1,1 +1,5 @@
-"""`echo-lm serve`: the runs, studies and nodes of a folder as a web page. It reads files and writes none."""
+"""`echo-lm serve`: the runs, studies and nodes of a folder as a web page. It reads files and writes none.
+
+Read `app.py` (pages and addresses), `table.py` and `run_view.py` (what they show), `curves/`, and `comparison.py`
+(several runs).
+"""

@@ -19,7 +19,7 @@ from .guard import Guard
 from .nodes import list_nodes
 from .pages import Pages, assets
 from .run_view import RunViews, document
-from .studies import figure_names, list_studies, study_detail
+from .studies import figure_names, list_studies, study_detail, study_runs
 from .table import RunTable
 from .values import MOST_COLUMNS, RunValues
 
@@ -27,6 +27,7 @@ from .values import MOST_COLUMNS, RunValues
 SHOWN_ROWS = 100
 MOST_ROWS = 2000  # rows that it has at all, so that no answer is larger than a few megabytes
 MOST_FIGURE_BYTES = 5 << 20
+STUDY_LOOK_SECONDS = 0.05  # at the log of each cell, whose page reads it on
 
 
 def make_app(
@@ -146,7 +147,10 @@ def _add_studies(app: FastAPI, pages: Pages, studies: Path, views: RunViews) -> 
     def study_curves(study: str) -> Response:
         cells_of(study)
         study_view = study_detail(studies / study)
-        return JSONResponse(study_view.curves if study_view else {})
+        if study_view is None:
+            return JSONResponse({})
+        runs = study_runs(study_view, studies / study, lambda run: views.history(run, STUDY_LOOK_SECONDS))
+        return JSONResponse(study_view.curves | {"runs": runs})
 
     @app.get("/studies/{study}/figures/{name}.png")
     def figure(study: str, name: str) -> Response:

@@ -9,18 +9,18 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query
 from fastapi.responses import JSONResponse, Response
 
-from ...evals.layout import is_of_average
 from ...models.common.errors import UserError
-from ...pipeline.run.reader import RunReader
-from .history import COLUMNS
-from .overlay import AXES, MOST_RUNS, overlay
+from .curves.history import COLUMNS
+from .curves.overlay import AXES, MOST_RUNS, overlay
 from .pages import Pages
+from .pairs import accuracy_differences, text_differences
 from .run_view import RunViews
 from .table import RunTable
 from .values import EVALUATION, RunValues, differences, group_labels
 
 Names = Annotated[list[str], Query()]
 MOST_METRICS = 8  # charts at once
+MOST_LOGS = 10  # that are looked into for the names of further curves
 MOST_CELLS = 5000  # of a table, so that no page is larger than a few megabytes
 SUMMARY = (
     "name",
@@ -55,9 +55,14 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
         except UserError as error:
             raise HTTPException(422, str(error)) from None
 
+    def names_in_logs(folders: list[Path]) -> list[str]:
+        """Names of the curves that a log brings: losses by text source, measures of SKA layers."""
+        found = {name for folder in folders[:MOST_LOGS] for name in views.history(folder, seconds=0.0).names}
+        return sorted(found)[:MOST_CELLS]
+
     @app.get("/compare")
     def compare_page(run: Names = []) -> Response:  # noqa: B006 (FastAPI reads it)
-        names = list(chosen(run))
+        names, folders = list(chosen(run)), list(chosen(run).values())
         own = {name: values.of(name) for name in names}
         lines = MOST_CELLS // max(1, len(names))
         evaluated = sorted({key for value in own.values() for key in value if key.startswith(EVALUATION)})
@@ -66,10 +71,11 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
             names=names,
             differences=differences(own)[:lines],
             metrics=[(key, [value.get(key) for value in own.values()]) for key in evaluated[:lines]],
-            columns=[*COLUMNS, *evaluated[:MOST_CELLS]],
+            columns=[*COLUMNS, *names_in_logs(folders), *evaluated[:MOST_CELLS]],
             groups=[key for key, _ in differences(own)][:200],
             axes=AXES,
-            paired=accuracy_differences(*(table.folder / name for name in names)) if len(names) == 2 else [],
+            recall=accuracy_differences(*folders) if len(folders) == 2 else [],
+            text=text_differences(*folders) if len(folders) == 2 else [],
         )
 
     @app.get("/api/curves")
@@ -101,37 +107,6 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
         records = [_record(row, values, column) for row in table.rows()[1]]
         header = (*SUMMARY, *column)
         return _csv("runs.csv", header, [tuple(record.get(name) for name in header) for record in records])
-
-
-def accuracy_differences(first: Path, second: Path) -> list[dict[str, Any]]:
-    """Second minus first accuracy of each recall task at each length that both were evaluated on, at their newest checkpoints.
-
-    With a 95% interval of the difference of two proportions (Newcombe 1998, his method 10): results hold counts and not the
-    single answers, so that a paired interval, which is narrower, cannot be had.
-    """
-    from statsmodels.stats.proportion import confint_proportions_2indep  # takes a second
-
-    rows = []
-    one, two = _newest_rows(first), _newest_rows(second)
-    for key in sorted(one.keys() & two.keys()):
-        a, b = one[key], two[key]
-        counts = round(b["accuracy"] * b["queries"]), b["queries"], round(a["accuracy"] * a["queries"]), a["queries"]
-        low, high = confint_proportions_2indep(*counts, method="newcomb", compare="diff")
-        difference = b["accuracy"] - a["accuracy"]
-        rows.append(
-            {"suite": key[0], "label": key[1], "length": key[2], "first": a["accuracy"], "second": b["accuracy"]}
-            | {"difference": difference, "low": float(low), "high": float(high)}
-        )
-    return rows[:200]
-
-
-def _newest_rows(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
-    rows = {}
-    for result in RunReader(folder).results():
-        for row in result["rows"] if not is_of_average(result["suite"]) else ():
-            if row["length"] and (row["queries"] or 0) > 0 and 0 <= row["accuracy"] <= 1:
-                rows[result["suite"], row["label"], row["length"]] = row
-    return rows
 
 
 def _record(row: Any, values: RunValues, columns: list[str]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from ...pipeline.run.reader import RunReader
 from ...pipeline.run.untrusted import computed_config, file_text, number, text
 from ..jobs.leases import looks_held
 from ..monitor.summary import RunSummary, due_steps, suite_name
+from .curves.history import COLUMNS, LOOK_SECONDS, History
 from .formats import count, decimals, percent
-from .history import COLUMNS, LOOK_SECONDS, History
 
 HEADLINE_TASK = "sysprompt-4"
 MOST_EVENTS = 200
@@ -27,6 +27,7 @@ MOST_SUITES = 40
 MOST_LABELS = 60  # of recall charts
 MOST_CURVES = 40  # checkpoints of one
 MOST_RESULT_ROWS = 2000
+MOST_POINTS_OF_MANY = 400  # of each curve where there may be a hundred
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RunDetail:
         checkpoints: the newest `checkpoint` events.
         documents: which of `DOCUMENTS` the run has.
         unread: bytes of the log that later looks will read.
-        curves: for the browser: columns of `history.COLUMNS`, held-out text, recall by label, marks.
+        curves: for the browser: `history.COLUMNS`, losses by source, SKA layers, held-out text, recall by label, marks.
     """
 
     summary: RunSummary
@@ -195,7 +196,7 @@ def _matrix(
     result_of = {(result["step"], result["suite"]): result for result in results}
     steps = sorted({step for step, _ in run.complete_steps()} | {step for step, _ in result_of}, reverse=True)
     failure_messages, rows = run.failures(), []
-    due_here = due_steps(run, config, [step for step, _ in run.complete_steps()])
+    due_here = due_steps(run, config, [step for step, _ in run.complete_steps()], run.stopped_at())
     for step in steps[:MOST_CHECKPOINTS]:
         due = step in due_here
         name = checkpoint_name(step)
@@ -255,6 +256,7 @@ def _environment(values: dict[str, Any]) -> dict[str, Any]:
 
 def _curves(history: History, results: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> dict[str, Any]:
     curves: dict[str, Any] = {name: curve for name in COLUMNS if (curve := history.curve(name))}
+    curves |= {name: curve for name in history.names if (curve := history.curve(name, MOST_POINTS_OF_MANY))}
     if heldout:
         last = heldout[-1]["metrics"]
         curves["heldout"] = {

@@ -1,10 +1,12 @@
 """Views of scaling studies, read from their folders: states of the cells, fitted laws, figures of the report."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...evals.layout import complete_steps
 from ...models.common.cached_files import is_inside, read_json_if_whole, read_regular, stamp, subfolders
 from ...models.common.run_layout import CONFIG, REPORT
 from ...pipeline.run.reader import RunReader
@@ -13,14 +15,23 @@ from ..jobs.leases import looks_held
 from ..monitor.summary import shown_name
 from ..studies.analysis.captions import CAPTIONS
 from ..studies.results import FILE_NAME as CELL_FILE
+from .curves.history import History
+from .curves.overlay import run_curve
 
 CELL_ORDER = ("running", "failed", "waiting", "done")
 MOST_CELLS, MOST_FIGURES = 2000, 100
+MOST_RUNS, MOST_RUN_POINTS = 60, 300  # with a curve
 
 
 @dataclass(frozen=True)
 class CellRow:
-    """A row of a study's table of cells; `loss` is the evaluated loss of a finished cell, else that of its last step."""
+    """A row of a study's table of cells and trunks.
+
+    Attributes:
+        loss: the evaluated loss of a finished cell, else that of its last step.
+        branches: how many cells branch from a trunk; 0 for a cell.
+        trunk, branch_step: the trunk that a cell branches from, and where; empty without.
+    """
 
     name: str
     family: str
@@ -36,6 +47,9 @@ class CellRow:
     seconds: float | None
     error: str = ""
     has_run: bool = False
+    branches: int = 0
+    trunk: str = ""
+    branch_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class StudySummary:
 
 @dataclass(frozen=True)
 class StudyDetail:
-    """The contents of a study's page: `fit` is `fit.json`, `answer` the sentences at the head of the report."""
+    """The contents of a study's page: `rows` trunks before cells, `fit` is `fit.json`, `answer` the head of the report."""
 
     summary: StudySummary
     rows: list[CellRow]
@@ -89,6 +103,7 @@ def study_detail(folder: Path) -> StudyDetail | None:
         return None
     try:
         rows = [_row(folder, cell) for cell in _cells(plan)]
+        trunks = [_trunk_row(folder, cell, rows) for cell in _cells(plan, "trunks")]
         summary = _summary(folder, plan, [row.state for row in rows])
     except Exception:  # as in `study_summary`
         return None
@@ -103,7 +118,7 @@ def study_detail(folder: Path) -> StudyDetail | None:
     }
     return StudyDetail(
         summary=summary,
-        rows=rows,
+        rows=[*trunks, *rows],
         fit=_fit(folder),
         answer=_answer(folder / REPORT) if is_inside(folder / REPORT, folder) else [],
         figures=[(name, CAPTIONS.get(name, "")) for name in figure_names(folder)],
@@ -123,9 +138,10 @@ def _read(folder: Path, name: str) -> dict[str, Any] | None:
     return read_json_if_whole(path) if is_inside(path, folder) else None
 
 
-def _cells(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells of a plan whose names are names of folders: `../x` would lead out of the study."""
-    cells = [cell for cell in plan["cells"][:MOST_CELLS] if isinstance(cell, dict)]
+def _cells(plan: dict[str, Any], key: str = "cells") -> list[dict[str, Any]]:
+    """The cells, or the trunks, of a plan whose names are names of folders: `../x` would lead out of the study."""
+    planned = plan["cells"] if key == "cells" else plan.get(key) or []
+    cells = [cell for cell in planned[:MOST_CELLS] if isinstance(cell, dict)]
     return [cell for cell in cells if isinstance(cell.get("name"), str) and _is_folder_name(cell["name"])]
 
 
@@ -194,7 +210,32 @@ def _row(folder: Path, cell: dict[str, Any]) -> CellRow:
         seconds=number(record.get("seconds")) if state == "done" else None,
         error=_last_error(record) if state == "failed" else "",
         has_run=(run / CONFIG).is_file() and is_inside(run, folder),
+        trunk=text(cell.get("trunk"), 120),
+        branch_step=whole(cell.get("branch_step")) or 0,
     )
+
+
+def _trunk_row(folder: Path, trunk: dict[str, Any], cells: list[CellRow]) -> CellRow:
+    """The row of a trunk; it is done when it has the checkpoint of the last step from which a cell branches."""
+    row = _row(folder, trunk)
+    branches = [cell.branch_step for cell in cells if cell.trunk == row.name]
+    last = max(branches, default=row.steps)
+    reached = (
+        max((step for step, _ in complete_steps(folder / "runs" / trunk["name"])), default=0) if row.has_run else 0
+    )
+    state = "done" if reached >= last else row.state
+    return replace(row, state=state, steps=last, branches=len(branches), error="" if state == "done" else row.error)
+
+
+def study_runs(study: StudyDetail, folder: Path, history: Callable[[Path], History]) -> list[dict[str, Any]]:
+    """The loss over tokens of the runs of a study, trunks first; what a cell took from its trunk stands before it (`run_curve`)."""
+    curves = []
+    for row in [row for row in study.rows if row.has_run][:MOST_RUNS]:
+        if curve := run_curve(folder / "runs" / row.name, "loss", "tokens", history, most=MOST_RUN_POINTS):
+            curves.append(
+                {"name": row.name, "trunk": row.branches > 0} | {key: curve[key] for key in ("x", "y", "own")}
+            )
+    return curves
 
 
 def _needed(name: str, value: Any) -> Any:

@@ -8,10 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...evals.config import load_suite
-from ...models.common.cached_files import stamp
+from ...evals.layout import is_suite_file
+from ...models.common.cached_files import read_yaml_if_whole, stamp
 from ...models.common.run_layout import CONFIG, checkpoint_name
 from ...pipeline.config import TrainSection
+from ...pipeline.run.events import stopped_step
 from ...pipeline.run.reader import RunReader
 from ...pipeline.run.untrusted import computed_config, config_problem, number, text
 from ...pipeline.schedule import tokens_before
@@ -158,7 +159,7 @@ def read_run(run: RunReader) -> RunSnapshot:
     events = run.last_events(_enough)
     last_event_time = events[-1]["time"] if events else 0.0
     checkpoints = run.complete_steps()
-    due = due_results(run, config, [step for step, _ in checkpoints])
+    due = due_results(run, config, [step for step, _ in checkpoints], stopped_step(events))
     results = run.result_names()
     done = [name for name in due if name in results]
     failed = [name for name in run.failures() if name in due and name not in done]
@@ -221,14 +222,18 @@ def section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def due_results(run: RunReader, config: dict[str, Any], steps: list[int]) -> list[str]:
-    """Names (`step_00000100/language`) of all evaluations of a run that are due at the checkpoints `steps`."""
+def due_results(run: RunReader, config: dict[str, Any], steps: list[int], stopped: int | None) -> list[str]:
+    """Names (`step_00000100/language`) of all evaluations of a run that are due at the checkpoints `steps`.
+
+    Args:
+        stopped: where training left (`events.stopped_step`).
+    """
     suites = dict.fromkeys(suite_name(name) for name in section(config, "evaluation").get("suites") or ())
-    due = sorted(due_steps(run, config, steps))
+    due = sorted(due_steps(run, config, steps, stopped))
     return [f"{checkpoint_name(step)}/{suite}" for step in due for suite in suites]
 
 
-def due_steps(run: RunReader, config: dict[str, Any], steps: list[int]) -> set[int]:
+def due_steps(run: RunReader, config: dict[str, Any], steps: list[int], stopped: int | None) -> set[int]:
     """Which of the checkpoints `steps` of a run are to be evaluated by its stored configuration (`evaluation_jobs.due_steps`)."""
     train, evaluation = section(config, "train"), section(config, "evaluation")
     try:
@@ -239,7 +244,7 @@ def due_steps(run: RunReader, config: dict[str, Any], steps: list[int]) -> set[i
             checkpoint_every=section(config, "run")["checkpoint_every"],
             every=evaluation["every"],
             every_tokens=evaluation["every_tokens"],
-            stopped_step=run.stopped_at(),
+            stopped_step=stopped,
         )
     except (KeyError, TypeError):  # of an older version
         return set()
@@ -263,10 +268,10 @@ def tokens_at(step: int, segments: Sequence[tuple[int, TrainSection]], train: di
 @lru_cache(maxsize=256)
 def suite_name(name: str) -> str:
     """The name of a suite in its results; for a suite given by path, the name in its file."""
-    try:
-        return load_suite(name).name
-    except (OSError, ValueError, RecursionError):  # a file that was removed, is on another machine, or is none
-        return Path(name).stem
+    if not is_suite_file(name):
+        return name
+    stored = read_yaml_if_whole(Path(name)) or {}  # it may have been removed, be on another machine, or be no suite
+    return text(stored.get("name"), 80) or Path(name).stem
 
 
 def _enough(events: list[dict[str, Any]]) -> bool:

@@ -1,1 +1,4 @@
-"""The record of a run in MLflow, rebuilt from the run's files: read `mlflow.py`, then `points.py`, `values.py`, `store.py`."""
+"""The record of a run in MLflow, rebuilt from the run's files.
+
+Read `mlflow.py`, then `points.py`, `evaluations.py`, `checkpoints.py`, `values.py`, `store.py`.
+"""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from ...evals.layout import result_files, stored_config
+from ...evals.layout import is_of_average, result_files, stored_config
 from ...evals.markdown import to_html
 from ...models.common.cached_files import Stamp, is_inside, stamp
 from ...models.common.errors import UserError
@@ -27,6 +27,7 @@ from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.identity import run_id
 from ...pipeline.run.reader import RunReader
 from ...pipeline.run.untrusted import file_text, flat, text
+from .checkpoints import CheckpointModels
 from .client import CREATED_TAG, RUN_TAG, default_tracking_uri, experiment_id, mlflow_client, newest_run
 from .errors import explain
 from .evaluations import EvaluationRuns
@@ -40,6 +41,7 @@ from .values import Refusal, metric, number, params, send
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -164,23 +166,26 @@ class Tracker:
             self._run_id = self._find_or_create(client, started)
             self._send_parameters(client)
             send_lineage(client, experiment_id(client, self.uri), self._run_id, self.run_folder)
-            self._send_data(client)
+            self._data = self._send_data(client)
+        experiment = experiment_id(client, self.uri)
+        self._models = self._models or CheckpointModels(client, experiment, self._run_id, self.run_folder)
+        self._models.send()
         points = [*self._points.read(events), *(point for result in results for point in result.points())]
         self._send_points(client, points)
         self._send_status(client, alive)
         if results:
-            children = self._children or EvaluationRuns(
-                client, experiment_id(client, self.uri), self._run_id, self._tags
-            )
+            children = self._children or EvaluationRuns(client, experiment, self._run_id, self._tags)
             self._children = children
-            self._name([refusal for result in results for refusal in children.send(result)])
+            for result in results:
+                model = None if is_of_average(result.path.stem) else self._models.id_of(result.path.parent.name)
+                self._name(children.send(result, model, self._data))
         self._send_artifacts(client, changed)
         for pattern in ARTIFACTS:
             self._send_artifacts(client, self._changed(sorted(self.run_folder.glob(pattern))))
         if self._status.finished:  # until then they grow
             files = RunFolder(self.run_folder)
             self._send_artifacts(client, self._changed([files.events_file, files.supervision_file]))
-            self._register(client)
+            self._register(client, self._models)
         return self._run_id
 
     def _reset(self) -> None:
@@ -192,6 +197,8 @@ class Tracker:
             str, dict[int, tuple[int, float]]
         ] = {}  # time (ms) and value at each step that MLflow has, by metric
         self._children: EvaluationRuns | None = None
+        self._models: CheckpointModels | None = None
+        self._data: Dataset | None = None
         self._uploaded: dict[Path, Stamp] = {}  # time of change and size, by file
 
     @property
@@ -241,22 +248,22 @@ class Tracker:
         if commit := text(environment.get("git_commit"), 100):
             client.set_tag(self._stored_id, "mlflow.source.git.commit", commit)
 
-    def _send_data(self, client: "MlflowClient") -> None:
-        """Send the manifest of the data (sources, licences, hashes); its own hash is the dataset's digest."""
+    def _send_data(self, client: "MlflowClient") -> "Dataset | None":
+        """Send the manifest of the data (sources, licences, hashes) as a dataset; its own hash is the digest."""
         from mlflow.entities import Dataset, DatasetInput
 
         path = RunFolder(self.run_folder).manifest_file()
         if path is None:
-            return
-        digest = sha256_file(path)[:12]
+            return None
+        digest, source = sha256_file(path)[:12], json.dumps({"folder": str(path.parent)})
+        dataset = Dataset(name=path.parent.name, digest=digest, source_type="local", source=source)
         inputs = client.get_run(self._stored_id).inputs
         if not any(entry.dataset.digest == digest for entry in (inputs.dataset_inputs if inputs else ())):
-            source = json.dumps({"folder": str(path.parent)})
-            dataset = Dataset(name=path.parent.name, digest=digest, source_type="local", source=source)
             client.log_inputs(self._stored_id, [DatasetInput(dataset, [])])
             client.log_artifact(self._stored_id, str(path), "data")
+        return dataset
 
-    def _register(self, client: "MlflowClient") -> None:
+    def _register(self, client: "MlflowClient", models: CheckpointModels) -> None:
         """Register the final weights and their model card as a version of the registered model named like the run."""
         path = self.run_folder / MODEL_CARD
         card = None if self._is_kept(path) else model_card(self.run_folder)
@@ -268,7 +275,7 @@ class Tracker:
         if card is None:
             return
         self._send_artifacts(client, self._changed([path]))
-        register(client, self._stored_id, self.run_folder, card)
+        register(client, self._stored_id, self.run_folder, card, models)
 
     def _is_kept(self, path: Path) -> bool:
         """Whether the model card that is there knows more than a new one: the dataset and its licences are not here."""

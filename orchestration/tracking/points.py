@@ -11,6 +11,15 @@ from ...models.common.files import read_json
 from ...pipeline.run.goodput import Goodput
 from .values import mlflow_key, mlflow_keys
 
+# Fields of a step under the names that MLflow shows on its page of system metrics.
+SYSTEM = {
+    "cpu_percent": "system/cpu_utilization_percentage",
+    "host_memory_percent": "system/system_memory_usage_percentage",
+    "process_gib": "system/process_memory_usage_gigabytes",
+    "gpu_percent": "system/gpu_0_utilization_percentage",
+    "gpu_memory_percent": "system/gpu_0_memory_usage_percentage",
+}
+
 
 @dataclass(frozen=True)
 class Point:
@@ -94,7 +103,7 @@ class EventPoints:
             if kind == "step":
                 for key, value in event.items():
                     if key not in ("kind", "time", "step") and isinstance(value, int | float):
-                        yield Point(mlflow_key(f"train/{key}"), value, time, step)
+                        yield Point(SYSTEM.get(key) or mlflow_key(f"train/{key}"), value, time, step)
                 keys = mlflow_keys(event.get("epochs") or {})  # of all sources, also of those that this batch has not
                 for group in ("epochs", "loss_by_source"):
                     for name, value in (event.get(group) or {}).items():

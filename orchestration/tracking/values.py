@@ -51,6 +51,11 @@ def mlflow_keys(names: Iterable[str]) -> dict[str, str]:
     return keys
 
 
+def plain_name(name: str) -> str:
+    """The name of a model: MLflow refuses some signs, and searches with `'` go wrong."""
+    return re.sub(r"[/:'\"%.]", "_", name)
+
+
 def number(value: Any) -> float | None:
     """A value as the finite float that MLflow stores; None if it is none."""
     try:
@@ -60,12 +65,16 @@ def number(value: Any) -> float | None:
     return result if math.isfinite(result) else None
 
 
-def metric(key: str, value: float, milliseconds: int, step: int) -> "Metric | None":
-    """A metric for `log_batch`; None if its time or step is no 64-bit integer."""
+def metric(key: str, value: float, milliseconds: int, step: int, **links: str | None) -> "Metric | None":
+    """A metric for `log_batch`; None if its time or step is no 64-bit integer.
+
+    Args:
+        links: `model_id`, `dataset_name`, `dataset_digest`: what was measured on what.
+    """
     from mlflow.entities import Metric
 
     fits = 0 <= milliseconds < INT64 and -INT64 <= step < INT64
-    return Metric(key, value, milliseconds, step) if fits else None
+    return Metric(key, value, milliseconds, step, **links) if fits else None
 
 
 def params(values: dict[str, Any]) -> list["Param"]:

@@ -1,4 +1,4 @@
-"""Monitoring of a run while it trains: heartbeats, hang and straggler detection, SKA health, step metrics.
+"""Monitoring of a run while it trains: heartbeats, hang and straggler detection, SKA health, step metrics, use of the machine.
 
-Read `metrics.py`, `heartbeat.py`, `hang.py`, `straggler.py`, then `ska_health.py`.
+Read `metrics.py`, `machine.py`, `heartbeat.py`, `hang.py`, `straggler.py`, then `ska_health.py`.
 """

@@ -10,7 +10,8 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
   have them), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_mean` (with `train.gate_penalty`:
   mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known
   peak), `memory_gib` (rank 0), `data_stall_seconds`; formulas in `metrics.py`; `epochs` (by text source: how often it was
-  read so far), `loss_by_source` (with several text sources: of those that the batch has)
+  read so far), `loss_by_source` (with several text sources: of those that the batch has); every ten seconds `cpu_percent`,
+  `host_memory_percent`, `process_gib`, `gpu_percent` and `gpu_memory_percent` (`machine.py`; of rank 0's machine and GPU)
 - `health`: `step`, `layers` (a `LayerHealth` of every SKA layer)
 - `warning`: `step`, `message`; a SKA layer left its range, or a checkpoint was damaged
 - `checkpoint`: `step`, `path`, `seconds` (from start to complete), `stall_seconds` (in which training waited)
@@ -52,6 +53,7 @@ from ...models.common.run_layout import EVENTS, SUPERVISION
 from .untrusted import clean_event
 
 SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed", "amend")
+MARKS = ("start", "step", "stop", "finish")  # kinds of which the last says whether training goes on
 MARK_BYTES = 256  # kept of what was read, to recognize a replaced file
 TAIL_BYTES = 1 << 12  # read first from the end of a log
 MOST_TAIL_BYTES = 1 << 24  # read at most
@@ -272,10 +274,13 @@ def last_events(path: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> l
 
 
 def stopped_at(path: Path) -> int | None:
-    """The step at which training left, by its log: it stopped or finished there, and did not start again; else None."""
-    marks = ("start", "step", "stop", "finish")
-    events = last_events(path, lambda tail: any(event["kind"] in marks for event in tail))
-    last = next((event for event in reversed(events) if event["kind"] in marks), None)
+    """The step at which training left, by its log (`stopped_step`)."""
+    return stopped_step(last_events(path, lambda tail: any(event["kind"] in MARKS for event in tail)))
+
+
+def stopped_step(events: list[dict[str, Any]]) -> int | None:
+    """The step at which training left, by its last events: it stopped or finished there, and did not start again; else None."""
+    last = next((event for event in reversed(events) if event["kind"] in MARKS), None)
     return last.get("step") if last is not None and last["kind"] in ("stop", "finish") else None
 
 

@@ -1,5 +1,6 @@
 """Goodput: what a run did with its time, from its events."""
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,27 +11,30 @@ class Goodput:
     """Sums the seconds of a run by what they were used for; `add` takes its events in order, all at once or as they come.
 
     Attributes:
+        productive: seconds of the steps that made the weights.
         lost: seconds of steps that were repeated after a crash or a rollback, and from a crash to the next start.
         waiting: seconds in which training stood still: from a start or a change to the first step, for data, for
             checkpoints.
         evaluating: seconds of evaluations, which run beside the training and are not part of the others.
     """
 
-    def __init__(self) -> None:
-        self._steps: dict[int, float] = {}  # seconds of each step that counts
+    def __init__(self, most_steps: int | None = None) -> None:
+        """Counts nothing yet.
+
+        Args:
+            most_steps: how many of the last steps a crash or a rollback can take back; None for all, which takes memory for each.
+        """
+        # Number and seconds of each step that may still be repeated.
+        self._steps: deque[tuple[int, float]] = deque(maxlen=most_steps)
+        self.productive = 0.0
         self.lost = self.waiting = self.evaluating = 0.0
         self._tokens, self._last, self._started = 0, None, False
-
-    @property
-    def productive(self) -> float:
-        """Seconds of the steps that made the weights."""
-        return sum(self._steps.values())
 
     @property
     def share(self) -> float | None:
         """The productive share of the time in which the run was to train; None before its first step."""
         productive = self.productive
-        return productive / (productive + self.lost + self.waiting) if productive else None
+        return productive / (productive + self.lost + self.waiting) if productive > 0 else None
 
     def add(self, events: Iterable[dict[str, Any]]) -> None:
         """Take in further events; the time between a clean stop and the next start counts for nothing."""
@@ -42,8 +46,12 @@ class Goodput:
                 continue
             if kind in ("start", "rollback"):
                 position = event.get("step", 0)
-                for step in [step for step in self._steps if step > position]:
-                    self.lost += self._steps.pop(step)
+                repeated = sum(seconds for step, seconds in self._steps if step > position)
+                if repeated:
+                    self._steps = deque(
+                        (item for item in self._steps if item[0] <= position), maxlen=self._steps.maxlen
+                    )
+                    self.productive, self.lost = self.productive - repeated, self.lost + repeated
                 self._tokens = self._tokens if event.get("tokens") is None else event["tokens"]
             if kind == "start":
                 if last is not None and last["kind"] not in ("stop", "finish"):
@@ -70,4 +78,7 @@ class Goodput:
         self._started = False
         stall = min(seconds, event.get("data_stall_seconds") or 0.0)
         self.waiting += stall
-        self._steps[event["step"]] = seconds - stall
+        if self._steps and self._steps[-1][0] == event["step"]:  # recorded twice
+            self.productive -= self._steps.pop()[1]
+        self.productive += seconds - stall
+        self._steps.append((event["step"], seconds - stall))

@@ -82,7 +82,7 @@ def _odd_event_value(folder: Path, rng: random.Random) -> None:
 def _odd_result(folder: Path, rng: random.Random) -> None:
     path = folder / "evals/step_00000040" / rng.choice(("language.json", "recall-quick.json"))
     result = json.loads(path.read_text())
-    target = rng.choice([result, result["metrics"], *result["rows"][:2]])
+    target = rng.choice([result, result["metrics"], *result["rows"][:2], *result.get("language", ())])
     for key in rng.choices(list(target), k=3):
         if rng.random() < 0.5:
             target.pop(key, None)

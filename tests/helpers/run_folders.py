@@ -15,6 +15,8 @@ from echo_lm.pipeline.run.lineage import Lineage, Parent, Segment
 
 STEPS, INTERVAL = 40, 10
 LENGTHS = (64, 256, 1024)
+SIZES = (50_000, 50_100, 50_023)  # bytes of each batch of held-out text
+MACHINE = {"cpu_percent": 87.5, "host_memory_percent": 41.0, "process_gib": 0.61}
 
 
 def step_event(step: int, at: float, shift: float = 0.0) -> dict[str, Any]:
@@ -38,7 +40,9 @@ def step_event(step: int, at: float, shift: float = 0.0) -> dict[str, Any]:
         "mfu": 0.3712,
         "memory_gib": 0.61,
         "data_stall_seconds": 0.0003,
-    }
+        "epochs": {"web": step / 16, "code": 0.25},
+        "loss_by_source": {"web": text + 0.1, "code": text - 0.1},
+    } | (MACHINE if step % INTERVAL == 0 else {})
 
 
 def start_event(step: int, at: float, **other: Any) -> dict[str, Any]:
@@ -52,6 +56,8 @@ def events_of(last: int, begin: float, seconds: float = 1.0) -> list[dict[str, A
     for step in range(1, last + 1):
         events.append(step_event(step, begin + seconds * step))
         if step % INTERVAL == 0:
+            layers = [{"layer": layer, "sigma_max": 0.5 + layer / 10, "mean_gate": step / 80} for layer in (1, 3)]
+            events.append({"kind": "health", "time": begin + seconds * step, "step": step, "layers": layers})
             path = f"step_{step:08d}"
             events.append(
                 {
@@ -112,6 +118,9 @@ def write_results(folder: Path, step: int) -> None:
         "started": 1e9,
         "ended": 1e9 + 4.2,
         "adapted": False,
+        "suite_sha256": "suite",
+        "dataset_sha256": "dataset",
+        "seed": 0,
         "tasks": [],
         "skipped": {},
         "decode": [],
@@ -127,7 +136,9 @@ def write_results(folder: Path, step: int) -> None:
         "documents": 77,
     }
     metrics = {f"language/{key}": value for key, value in language.items()}
-    (place / "language.json").write_text(json.dumps(common | {"suite": "language", "rows": [], "metrics": metrics}))
+    parts = [{"source": None, "nats": [math.log(2) * bits * size for size in SIZES], "bytes": list(SIZES)}]
+    contents = {"suite": "language", "rows": [], "language": parts, "metrics": metrics}
+    (place / "language.json").write_text(json.dumps(common | contents))
     rows = [
         {"task": "sysprompt", "label": f"sysprompt-{pairs}", "pairs": pairs, "length": length, "open_accuracy": 0.5}
         | accuracy(round(1000 * min(1.0, step / (30 + length / 200 + pairs))), 1000, chance=1 / 32)
@@ -138,6 +149,11 @@ def write_results(folder: Path, step: int) -> None:
     (place / "recall-quick.json").write_text(
         json.dumps(common | {"suite": "recall-quick", "rows": rows, "metrics": metrics})
     )
+
+
+def answers(correct: int, sequences: int = 250) -> list[int]:
+    """Right answers of each sequence, so many in all, spread evenly: the sequences are hard for all models alike."""
+    return [correct // sequences + (number < correct % sequences) for number in range(sequences)]
 
 
 def write_finished(root: Path, name: str = "done") -> Path:
@@ -194,7 +210,7 @@ def write_compared(root: Path) -> list[Path]:
             result = json.loads(path.read_text())
             for row in result["rows"]:
                 correct = round(1000 * max(0.0, row["accuracy"] - 0.3 * shift - 0.02 * seed))
-                row |= accuracy(correct, 1000, chance=1 / 32)
+                row |= accuracy(correct, 1000, chance=1 / 32) | {"correct_by_sequence": answers(correct)}
                 result["metrics"][f"recall/{row['label']}/length-{row['length']}"] = row["accuracy"]
             path.write_text(json.dumps(result))
             folders.append(folder)
@@ -285,6 +301,24 @@ def write_study(root: Path, name: str = "mine") -> Path:
     figure = folder / "figures/loss_against_compute.png"
     figure.parent.mkdir()
     figure.write_bytes(b"\x89PNG\r\n\x1a\n")
+    return folder
+
+
+def write_trunk_study(root: Path, name: str = "budgets") -> Path:
+    """A study of a trunk that was trained to step 20 of the 30 that are needed; one cell has branched from it, one waits."""
+    folder = write_study(root, name)
+    trunk = write_run(folder / "runs", "echo-60k-trunk", events_of(20, time.time() - 900))
+    branch = write_branch(folder / "runs", trunk, 10)
+    plan = json.loads((folder / "plan.json").read_text())
+    size = plan["cells"][0] | {"steps": STEPS}
+    plan["study"]["question"] = "What does a larger budget give?"
+    (folder / "report.md").write_text("# Study\n\nWhat?\n\n**Loss** (bits per byte): falls with the budget.\n\nrest\n")
+    plan["trunks"] = [size | {"name": trunk.name, "kind": "trunk", "steps": STEPS}]
+    plan["cells"] = [
+        size | {"name": branch.name, "trunk": trunk.name, "branch_step": 10},
+        size | {"name": "later", "trunk": trunk.name, "branch_step": 30},
+    ]
+    (folder / "plan.json").write_text(json.dumps(plan))
     return folder
 
 

@@ -160,6 +160,6 @@ def test_evaluations_every_so_many_tokens_follow_the_batch(runs, tmp_path, name)
     evaluation = values.evaluation.model_copy(update={"every_tokens": 600, "suites": ("language",)})
     config = values.model_copy(update={"evaluation": evaluation})
     assert [job.step for job in due_jobs(run, config)] == [4, 8, 9]
-    assert due_steps(RunReader(run.path), config.resolved(), [2, 3, 4, 6, 8, 9]) == {
+    assert due_steps(RunReader(run.path), config.resolved(), [2, 3, 4, 6, 8, 9], None) == {
         job.step for job in due_jobs(run, config)
     }

@@ -65,7 +65,10 @@ def test_training_learns_and_records_every_step(undisturbed):
         "learning_rate",
         "tokens_per_second",
         "data_stall_seconds",
+        "cpu_percent",
+        "process_gib",
     } <= events[0].keys()
+    assert sum("cpu_percent" in event for event in events) < len(events), "the machine is measured every ten seconds"
     assert [folder.name for folder, _ in complete_checkpoints(undisturbed.path)] == [
         f"step_{n:08d}" for n in (10, 20, 30)
     ]

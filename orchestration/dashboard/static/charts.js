@@ -66,8 +66,11 @@ function smooth(values) {
   });
 }
 
+// A line of few points shows them: one alone would be invisible.
+const modeOf = (x) => (x.length < 4 ? "lines+markers" : "lines");
+
 function line(curve, name, color, format) {
-  const common = { x: curve.step, name, mode: "lines" };
+  const common = { x: curve.step, name, mode: modeOf(curve.step) };
   return [
     { ...common, y: curve.value, line: { color, width: 1 }, opacity: 0.3, hovertemplate: `${name} %{y:${format}}<extra></extra>` },
     { ...common, y: smooth(curve.value), line: { color, width: 2 }, hoverinfo: "skip" },
@@ -84,7 +87,7 @@ function marks(curves) {
 
 function overSteps(name, curves, series, format, extra = {}) {
   const there = series.filter(([key]) => curves[key]);
-  const traces = there.flatMap(([key, label], i) => line(curves[key], label, palette()[i], format));
+  const traces = there.flatMap(([key, label], i) => line(curves[key], label, palette()[i % palette().length], format));
   if (there.length > 1) traces.forEach((trace, i) => (trace.showlegend = i % 2 === 1));
   draw(name, traces, { shapes: marks(curves), showlegend: there.length > 1, ...extra });
 }
@@ -101,9 +104,44 @@ function drawRun(curves) {
   overSteps("gate_mean", curves, [["gate_mean", "gate mean"]], ".3f", { yaxis: { rangemode: "tozero" } });
   overSteps("data_stall_seconds", curves, [["data_stall_seconds", "seconds"]], ".4f", { yaxis: { rangemode: "tozero" } });
   overSteps("mfu", curves, [["mfu", "MFU"]], ".1%", { yaxis: { rangemode: "tozero", tickformat: ".0%" } });
+  const share = { yaxis: { range: [0, 1.03], tickformat: ".0%" } };
+  overSteps("goodput", curves, [["goodput", "goodput"]], ".1%", share);
+  const machine = [["gpu_percent", "GPU"], ["gpu_memory_percent", "its memory"], ["cpu_percent", "processors"], ["host_memory_percent", "memory"]];
+  overSteps("machine", curves, machine, ".0f", { yaxis: { range: [0, 103], ticksuffix: "%" } });
+  const sources = named(curves, "loss_by_source/");
+  overSteps("sources", curves, sources.length > 1 ? sources : [], ".4f");
+  drawHealth(curves);
   document.getElementById("marks").hidden = curves.marks.length === 0;
   drawHeldout(curves);
   drawRecall(curves);
+}
+
+// Curves whose names begin so, each with the rest of its name as text.
+const named = (curves, begin) => Object.keys(curves).filter((key) => key.startsWith(begin)).map((key) => [key, plain(key.slice(begin.length))]);
+
+function drawHealth(curves) {
+  const measures = [...new Set(named(curves, "health/").map(([key]) => key.split("/")[1]))];
+  const measure = choose("measure", measures, measures.includes("mean_gate") ? "mean_gate" : measures[0], () => drawHealth(lastCurves));
+  const layers = named(curves, `health/${measure}/`), colors = layers.map((_, i) => shade(i, layers.length));
+  const traces = layers.map(([key, layer], i) => ({
+    x: curves[key].step, y: curves[key].value, mode: modeOf(curves[key].step), name: `layer ${layer}`, line: { color: colors[i], width: 2 },
+    hovertemplate: `layer ${layer} %{y:.4g}<extra></extra>`,
+  }));
+  draw("health", traces, { shapes: marks(curves), showlegend: layers.length <= 8 });
+}
+
+// The value of a select that offers `values`; it stays what a reader chose.
+function choose(id, values, first, changed) {
+  const select = document.getElementById(id);
+  if (select.dataset.values !== values.join("\n")) {
+    const chosen = values.includes(select.value) ? select.value : first;
+    select.replaceChildren(...values.map((value) => new Option(value, value)));
+    if (chosen !== undefined) select.value = chosen;
+    select.dataset.values = values.join("\n");
+    select.hidden = values.length < 2;
+    select.onchange = changed;
+  }
+  return select.value;
 }
 
 function drawHeldout(curves) {
@@ -124,17 +162,9 @@ function drawHeldout(curves) {
 }
 
 function drawRecall(curves) {
-  const select = document.getElementById("label"), charts = curves.recall;
-  const labels = charts.map((one) => one.label);
-  if (select.dataset.labels !== labels.join("\n")) {
-    const chosen = select.value;
-    select.replaceChildren(...labels.map((label) => new Option(label, label)));
-    if (labels.includes(chosen)) select.value = chosen;
-    select.dataset.labels = labels.join("\n");
-    select.hidden = labels.length < 2;
-    select.onchange = () => drawRecall(lastCurves);
-  }
-  const task = charts.find((one) => one.label === select.value) ?? charts[0];
+  const charts = curves.recall, labels = charts.map((one) => one.label);
+  const label = choose("label", labels, labels[0], () => drawRecall(lastCurves));
+  const task = charts.find((one) => one.label === label) ?? charts[0];
   if (!task) return draw("recall", []);
   const all = task.checkpoints;
   const named = new Set([0, 0.25, 0.5, 0.75, 1].map((part) => Math.round(part * (all.length - 1))));
@@ -160,6 +190,7 @@ function drawRecall(curves) {
 
 function drawStudy(curves) {
   lastStudy = curves;
+  drawStudyRuns(curves.runs ?? []);
   const symbols = ["circle", "square", "diamond", "triangle-up", "x", "star"];
   const traces = Object.entries(curves.families ?? {}).map(([family, cells], i) => ({
     x: cells.flops, y: cells.loss, text: cells.name.map(plain), name: plain(family), mode: "markers",
@@ -167,6 +198,18 @@ function drawStudy(curves) {
     hovertemplate: "%{text}<br>%{y:.4f} at %{x:.3g} FLOPs<extra></extra>",
   }));
   draw("study", traces, { showlegend: true, hovermode: "closest", xaxis: { type: "log", dtick: "D2", tickformat: ".0e", title: "training FLOPs" }, yaxis: { title: "loss" } });
+}
+
+// The training of a study's runs: a trunk thick, a cell from where it branches, in the colour of its place in the plan.
+function drawStudyRuns(runs) {
+  const traces = runs.map((run, i) => {
+    const color = palette()[i % palette().length], name = plain(run.name), begin = Math.max(0, run.own - 1);
+    return {
+      x: run.x.slice(begin), y: smooth(run.y.slice(begin)), name, mode: "lines", line: { color, width: run.trunk ? 3 : 1.5 },
+      hovertemplate: `${name} %{y:.4f}<extra></extra>`,
+    };
+  });
+  draw("study_runs", traces, { showlegend: runs.length <= 12, hovermode: "closest", xaxis: { title: "tokens" } });
 }
 
 addEventListener("themechange", () => {

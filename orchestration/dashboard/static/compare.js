@@ -7,10 +7,10 @@ let shownCurves = null;
 
 function wanted() {
   const given = new URLSearchParams(location.search);
-  const metric = given.getAll("metric");
+  const metric = given.getAll("metric"), range = (given.get("range") ?? "").split(",").map(Number);
   return {
     run: given.getAll("run"), metric: metric.length ? metric : ["loss"], x: given.get("x") ?? "step", group: given.get("group") ?? "",
-    smooth: Number(given.get("smooth") ?? 1), logx: given.get("logx") === "1", logy: given.get("logy") === "1",
+    range: range.length === 2 && range.every(Number.isFinite) ? range : null, smooth: Number(given.get("smooth") ?? 1), logx: given.get("logx") === "1", logy: given.get("logy") === "1",
   };
 }
 
@@ -22,12 +22,14 @@ function showInForm() {
   form.logy.checked = state.logy;
 }
 
-function readForm() {
+// What is shown is remembered in the address; a zoom as long as the axis is the same one.
+function readForm(range) {
   const query = new URLSearchParams();
   for (const run of wanted().run) query.append("run", run);
   for (const option of form.metric.selectedOptions) query.append("metric", option.value);
   for (const name of ["x", "group", "smooth"]) query.set(name, form[name].value);
   for (const name of ["logx", "logy"]) if (form[name].checked) query.set(name, "1");
+  if (range) query.set("range", range.join(","));
   history.replaceState(null, "", `?${query}`);
 }
 
@@ -89,7 +91,8 @@ function drawOverlays() {
   for (const [figure, series] of figures) {
     const options = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { scale: 2, filename: figure.dataset.metric.replace(/\W+/g, "_") } };
     const chart = figure.querySelector("div");
-    const axes = { showlegend: true, xaxis: { type: state.logx ? "log" : "linear", title: names[state.x] }, yaxis: { type: state.logy ? "log" : "linear" }, legend: { orientation: "h", y: -0.2, font: { size: 11, color: css("--muted") } } };
+    const zoom = state.range ? { range: state.range, autorange: false } : {};
+    const axes = { uirevision: `${state.x} ${state.logx}`, showlegend: true, xaxis: { type: state.logx ? "log" : "linear", title: names[state.x], ...zoom }, yaxis: { type: state.logy ? "log" : "linear" }, legend: { orientation: "h", y: -0.2, font: { size: 11, color: css("--muted") } } };
     Plotly.react(chart, traces(series, state), layout({ ...axes, margin: { l: 50, r: 12, t: 26, b: 34 } }), options);
     if (!chart.dataset.linked) chart.on("plotly_relayout", (change) => follow(chart, change));
     chart.dataset.linked = "1";
@@ -111,6 +114,7 @@ function follow(source, change) {
   if (following) return;
   const range = change["xaxis.range[0]"] !== undefined ? { "xaxis.range": [change["xaxis.range[0]"], change["xaxis.range[1]"]] } : change["xaxis.autorange"] ? { "xaxis.autorange": true } : null;
   if (!range) return;
+  readForm(range["xaxis.range"]);
   following = true;
   const others = [...overlays.querySelectorAll("figure > div")].filter((chart) => chart !== source);
   Promise.all(others.map((chart) => Plotly.relayout(chart, range))).finally(() => (following = false));
@@ -133,7 +137,7 @@ async function load() {
 if (form) {
   showInForm();
   form.addEventListener("change", (event) => {
-    readForm();
+    readForm(["x", "logx"].includes(event.target.name) ? null : wanted().range);
     if (["metric", "x", "group"].includes(event.target.name)) load();
     else if (shownCurves) drawOverlays();
   });

@@ -48,7 +48,10 @@ def test_the_scores_are_those_of_a_document_by_document_loop(dataset, sweep):
         scored += len(document) - 1
         # The same bytes by another way: what is lost when the first token is cut off.
         texts += len(b"".join(token_texts(tokenizer)[token] for token in document[1:]))
-    found = evaluate_language(Bigram(sweep), dataset, tokens=700, sequence_length=32, batch_tokens=100)
+    parts = []
+    found = evaluate_language(Bigram(sweep), dataset, tokens=700, sequence_length=32, batch_tokens=100, parts=parts)
+    assert (len(parts), sum(size for _, size in parts)) == (math.ceil(699 / 32 / 3), found["bytes"])
+    assert sum(part for part, _ in parts) == pytest.approx(nats, rel=1e-5)
     assert found["tokens"] == scored
     assert found["bytes"] == texts
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / texts, rel=1e-5)

@@ -69,6 +69,8 @@ def test_an_oracle_scores_everything(cell):
     row = evaluate_recall(Oracle(cell, batch_tokens=5000, seed=3), cell, VOCABULARY, batch_tokens=5000, seed=3)
     assert row["accuracy"] == row["open_accuracy"] == 1
     assert row["queries"] >= cell.queries
+    assert sum(row["correct_by_sequence"]) == row["correct"]
+    assert len(row["correct_by_sequence"]) == cell.sequences
     assert row["low"] < row["high"] == 1
 
 
@@ -76,6 +78,7 @@ def test_an_answer_that_is_no_value_is_wrong_in_the_open():
     oracle = Oracle(CELL, batch_tokens=10**6, seed=0, wrong=125)
     row = evaluate_recall(oracle, CELL, VOCABULARY, batch_tokens=10**6)
     assert row["open_accuracy"] == 0.5
+    assert sum(row["correct_by_sequence"]) == row["correct"] < row["queries"]
     # Among the values these logits are all alike: the first of them is taken, right once in 32.
     assert 0.5 < row["accuracy"] < 0.55
 

@@ -1,20 +1,19 @@
 """Comparing runs in a real browser: overlay, configurations, a sorted table, a study; desktop, phone, dark, print.
 
-With ECHO_LM_PICTURES=docs/figures the pictures of the documentation are taken here.
+With ECHO_LM_PICTURES=docs/figures the pictures of the documentation are taken here and in `test_pages.py`.
 """
 
-import os
+import shutil
 import time
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from tests.helpers.run_folders import STEPS, write_branch, write_compared, write_study
+from tests.helpers.pictures import take
+from tests.helpers.run_folders import STEPS, write_branch, write_compared, write_study, write_trunk_study
 from tests.orchestration.dashboard.test_comparison import FAST, RECALL, SLOW
 
-PICTURES = os.environ.get("ECHO_LM_PICTURES")
+FIGURE = Path(__file__).parents[3] / "docs/figures/study_pocket_loss.png"
 PHONE = {"width": 390, "height": 844}
 RUNS = "&".join(f"run={name}" for name in (*FAST, *SLOW))
 
@@ -25,17 +24,10 @@ def address(tmp_path_factory, serve):
     write_compared(root / "runs")
     write_branch(root / "runs", root / "runs" / FAST[0], 20)
     write_study(root / "studies")
-    figure = root / "studies/mine/figures/loss_against_compute.png"
-    Image.new("RGB", (40, 30), "white").save(figure)
+    write_trunk_study(root / "studies")
+    for study in ("mine", "budgets"):
+        shutil.copyfile(FIGURE, root / "studies" / study / "figures/loss_against_compute.png")
     return serve(root / "runs", root / "studies")
-
-
-def take(page, name: str, *, whole: bool = True) -> None:
-    """A picture for the documentation, with few colours as the project's figures have."""
-    if PICTURES:
-        picture = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
-        few = picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        few.save(Path(PICTURES) / f"dashboard_{name}.png", optimize=True)
 
 
 def drawn(page) -> list[dict]:
@@ -86,7 +78,15 @@ def test_zoom_is_linked(page, address):
     page.evaluate(
         "Plotly.relayout(document.querySelector('#overlays figure > div'), {'xaxis.range[0]': 5, 'xaxis.range[1]': 9})"
     )
-    wait_until(page, "document.querySelectorAll('#overlays figure > div')[1].layout.xaxis.range[1] === 9")
+    range_ = "document.querySelectorAll('#overlays figure > div')[1].layout.xaxis.range"
+    wait_until(page, f"{range_}[1] === 9")
+    page.reload()
+    drawn(page)
+    wait_until(page, "document.querySelectorAll('#overlays figure > div').length === 2")
+    assert page.evaluate(range_) == [5, 9], "it stands in the address"
+    page.select_option("select[name=x]", "tokens")
+    wait_until(page, f"{range_}[1] > 9000")
+    assert "range" not in page.url
 
 
 def test_configurations_and_recall_of_two_runs_differ(page, address):
@@ -164,10 +164,25 @@ def test_pages_of_studies_and_nodes_follow_their_files(page, serve, tmp_path):
     page.wait_for_selector('tr[data-name="second"]', timeout=30_000)
 
 
+def test_a_study_shows_its_trunks_and_where_cells_branch(page, address):
+    page.goto(f"{address}/studies/budgets")
+    page.wait_for_selector('[data-chart="study_runs"] .main-svg')
+    rows = {one.get_attribute("data-name"): one for one in page.locator("#cells tbody tr").all()}
+    assert list(rows) == ["echo-60k-trunk", "echo-60k-trunk-branch", "later"]
+    trunk = rows["echo-60k-trunk"]
+    assert (trunk.locator(".badge").inner_text(), trunk.locator(".step").inner_text()) == ("waiting", "20")
+    assert "2 cells branch from it" in trunk.inner_text()
+    assert "20 / 30" in trunk.locator(".steps").inner_text()
+    assert "from echo-60k-trunk at step 30" in rows["later"].inner_text()
+    assert page.locator('[data-value="waiting"]').inner_text() == "2", "a trunk is no cell"
+    lines = page.evaluate(
+        """() => document.querySelector('[data-chart="study_runs"] > div').data.map((t) => [t.name, t.x[0], t.x.at(-1)])"""
+    )
+    assert lines == [["echo-60k-trunk", 512, 20 * 512], ["echo-60k-trunk-branch", 10 * 512, STEPS * 512]]
+    take(page, "study")
+
+
 def test_the_first_tab_leads_to_the_content(page, address):
     page.goto(address)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
-    page.goto(f"{address}/studies/mine")
-    page.wait_for_selector('[data-chart="study"] .main-svg')
-    take(page, "study")

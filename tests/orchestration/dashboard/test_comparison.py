@@ -14,9 +14,9 @@ from echo_lm.models import build_model, save_pretrained
 from echo_lm.models.accounting import training_flops
 from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.cli.note import note
-from echo_lm.orchestration.dashboard.comparison import accuracy_differences
-from echo_lm.orchestration.dashboard.history import History
-from echo_lm.orchestration.dashboard.overlay import mean_and_band, overlay, run_curve
+from echo_lm.orchestration.dashboard.curves.history import History
+from echo_lm.orchestration.dashboard.curves.overlay import mean_and_band, overlay, run_curve
+from echo_lm.orchestration.dashboard.pairs import accuracy_differences, text_differences
 from echo_lm.orchestration.dashboard.table import RunTable
 from echo_lm.orchestration.dashboard.values import RunValues, differences, group_labels
 from echo_lm.pipeline.config import load_config
@@ -121,6 +121,27 @@ def test_differences_of_accuracies_have_newcombes_interval(tmp_path):
         path.write_text(json.dumps(result))
     row = next(row for row in accuracy_differences(first, second) if row["label"] == "sysprompt-4")
     assert (row["low"], row["high"]) == (pytest.approx(0.0524, abs=5e-4), pytest.approx(0.3339, abs=5e-4))
+    assert not row["paired"]
+
+
+def test_runs_that_answered_the_same_questions_are_paired(runs, tmp_path):
+    first, second = runs / SLOW[0], runs / FAST[0]
+    rows = accuracy_differences(first, second)
+    assert len(rows) == 6
+    for row in rows:
+        assert row["paired"]
+        assert row["low"] <= row["difference"] <= row["high"]
+    own = [(row["low"], row["high"]) for row in rows]
+    path = first / "evals/step_00000040/recall-quick.json"
+    stored = path.read_text()
+    path.write_text(json.dumps(json.loads(stored) | {"dataset_sha256": "another"}))
+    apart = accuracy_differences(first, second)
+    path.write_text(stored)
+    assert not any(row["paired"] for row in apart)
+    wider = [row["high"] - row["low"] > high - low for row, (low, high) in zip(apart, own, strict=True)]
+    assert all(wider)
+    (text,) = text_differences(first, write_finished(tmp_path, "same"))
+    assert (text["label"], text["difference"], text["low"], text["high"]) == ("all sources", 0, 0, 0)
 
 
 def test_tables_and_curves_leave_as_json_and_csv(address, runs):
@@ -136,6 +157,10 @@ def test_tables_and_curves_leave_as_json_and_csv(address, runs):
     lines = list(csv.reader(io.StringIO(get(address, f"/api/curves.csv?{query}&group=seeds")[1].decode())))
     assert lines[0] == ["metric", "run", "step", "value", "low", "high"]
     assert len(lines) == 1 + STEPS
+    page = get(address, f"/compare?run={SLOW[0]}")[1].decode()
+    assert '<option value="loss_by_source/web">' in page
+    (curve,) = json.loads(get(address, f"/api/curves?run={SLOW[0]}&metric=loss_by_source/web")[1])["loss_by_source/web"]
+    assert curve["y"] == pytest.approx([step_event(step, 0, 0.4)["loss_by_source"]["web"] for step in curve["x"]])
     assert get(address, "/api/curves?run=none")[0] == get(address, "/compare?run=..")[0] == 404
     assert get(address, f"/api/curves?run={FAST[0]}&x=y")[0] == 422
 

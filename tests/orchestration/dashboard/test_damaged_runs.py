@@ -46,6 +46,9 @@ def looks_survive(serve, root, numbers) -> None:
             assert len(body) < MOST_BYTES, path
             assert b"root:x:" not in body, path
             assert time.monotonic() - began < SECONDS, path
+        status, body = get(address, f"/compare?run=good-a&run={quote(name, safe='')}")
+        assert status in (200, 404), (name, body[:300])
+        assert len(body) < MOST_BYTES, name
     assert get(address, "/studies")[0] == get(address, "/nodes")[0] == 200
     console = Console(width=300, file=io.StringIO())
     console.print(Status().table(find_runs([], root / "runs")))

@@ -14,9 +14,10 @@ import uvicorn
 from echo_lm.orchestration.dashboard import server as server_module
 from echo_lm.orchestration.dashboard import table as table_module
 from echo_lm.orchestration.dashboard.app import make_app
+from echo_lm.orchestration.dashboard.curves.history import History
+from echo_lm.orchestration.dashboard.curves.points import MOST_BUCKETS
 from echo_lm.orchestration.dashboard.formats import count, decimals, duration, moment, percent, significant, size
 from echo_lm.orchestration.dashboard.guard import Guard
-from echo_lm.orchestration.dashboard.history import MOST_BUCKETS, History
 from echo_lm.orchestration.dashboard.table import RunTable
 from tests.helpers.run_folders import (
     STEPS,

@@ -7,8 +7,11 @@ import time
 import pytest
 
 from echo_lm.pipeline.run.events import read_events, steps
+from echo_lm.pipeline.run.goodput import Goodput
+from tests.helpers.pictures import take
 from tests.helpers.run_folders import (
     LENGTHS,
+    MACHINE,
     STEPS,
     step_event,
     write_checkpoint,
@@ -118,6 +121,19 @@ def test_the_curves_equal_the_files(page, address, place, name):
         with_value = [event for event in measured if event[event_field] is not None]
         assert trace["x"] == [event["step"] for event in with_value], key
         assert trace["y"] == pytest.approx([event[event_field] for event in with_value], rel=1e-12), key
+    sources = [event["loss_by_source"] for event in measured]
+    assert {trace["name"]: trace["y"][-1] for trace in drawn["sources"]} == pytest.approx(sources[-1])
+    assert [trace["name"] for trace in drawn["machine"]] == ["processors"] * 2 + ["memory"] * 2
+    assert set(drawn["machine"][0]["y"]) == {MACHINE["cpu_percent"]}
+    health = [event for event in read_events(folder / "events.jsonl") if event["kind"] == "health"]
+    layers = [trace["name"] for trace in drawn["health"]]
+    assert layers == ["layer 1", "layer 3"]
+    assert drawn["health"][1]["y"][-1] == health[-1]["layers"][1]["mean_gate"]
+    goodput, share = Goodput(), None
+    for event in read_events(folder / "events.jsonl"):
+        goodput.add([event])
+        share = goodput.share if event["kind"] == "step" else share
+    assert drawn["goodput"][0]["y"][-1] == pytest.approx(share, rel=1e-9)
     language = [result for result in results(folder) if result["suite"] == "language"]
     assert drawn["heldout"][0]["x"] == [result["step"] for result in language]
     assert drawn["heldout"][0]["y"] == [result["metrics"]["language/bits_per_byte"] for result in language]
@@ -125,6 +141,7 @@ def test_the_curves_equal_the_files(page, address, place, name):
     for trace, result in zip(drawn["recall"][:-1], recall, strict=True):
         rows = [row for row in result["rows"] if row["label"] == "sysprompt-4"]
         assert trace == {"name": f"step {result['step']}", "x": list(LENGTHS), "y": [row["accuracy"] for row in rows]}
+    take(page, {"done": "run", "broken": "crashed"}.get(name, "running"))
 
 
 def test_the_tables_of_results_equal_the_files(page, address, place):
@@ -145,7 +162,7 @@ def test_a_crash_is_told(page, address):
     page.goto(f"{address}/runs/broken")
     assert "the process is gone" in page.locator(".alert").inner_text()
     kinds = page.locator("#events li b").all_inner_texts()
-    assert [kind for kind in kinds if kind != "evaluation_failed"] == [
+    assert [kind for kind in kinds if kind != "evaluation failed"] == [
         "warning",
         "rollback",
         "skip",
@@ -214,6 +231,7 @@ def test_runs_can_be_filtered_and_sorted(page, address):
         "broken",
         "done",
     ]
+    take(page, "runs")
     page.locator("button[data-state=crashed]").click()
     assert page.locator("#runs tbody tr:visible").count() == 1
     page.locator("button[data-state=crashed]").click()

@@ -14,7 +14,8 @@ import pytest
 
 from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.dashboard import table as table_module
-from echo_lm.orchestration.dashboard.history import History, thin_curve
+from echo_lm.orchestration.dashboard.curves.history import History
+from echo_lm.orchestration.dashboard.curves.points import thin_curve
 from echo_lm.orchestration.dashboard.server import allowed_hosts
 from echo_lm.orchestration.dashboard.server import serve as serve_forever
 from echo_lm.orchestration.dashboard.table import RunTable

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from echo_lm.models.common.files import write_json
-from echo_lm.orchestration.monitor.status import Status
-from echo_lm.orchestration.monitor.summary import read_run
+from echo_lm.orchestration.monitor.status import Status, find_runs
+from echo_lm.orchestration.monitor.summary import read_run, suite_name
 from echo_lm.pipeline.run.events import EventLog
 from echo_lm.pipeline.run.folder import RunFolder
 from echo_lm.pipeline.run.reader import RunReader
@@ -60,6 +60,24 @@ def test_everything_is_read_from_the_files(run):
     assert "lost a node: rank 1 on node-b: the node died" in text
     later = read_run(RunReader(run.path)).summary(time.time() + 1000)
     assert (later.state, later.nodes, later.eta_seconds) == ("crashed", (), None)
+
+
+def test_each_run_is_one_line_whatever_its_name(tmp_path):
+    for name in ("one", "two\nlines", "[red]three"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"train: {{steps: {len(name)}}}")
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(Status().table(find_runs([], tmp_path)))
+    lines = console.export_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "[red]three", "one", "two"]
+    assert ["0/10" in lines[1], "0/3" in lines[2], "two lines" in lines[3] and "0/9" in lines[3]] == [True] * 3
+
+
+def test_the_name_of_a_suite_stands_in_its_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: other\nlanguage: {}\n")
+    assert suite_name(str(tmp_path / "mine.yaml")) == "other"
+    assert suite_name(str(tmp_path / "gone.yaml")) == "gone"
+    assert suite_name("recall-quick") == "recall-quick"
 
 
 def test_watch_goes_on_until_interrupted(run):

@@ -176,8 +176,10 @@ def test_data_model_card_and_final_weights_are_registered_once(run_folder, smoke
         assert version.name == "small"
         assert "python-stdlib" in version.description
         assert "recall/sysprompt-4/length-64 | 0.75" in version.description
-        weights = {Path(file.path).name for file in mlflow.list_artifacts(run, "model")}
-        assert {"model.safetensors", "config.json"} <= weights
+        (model,) = mlflow.search_logged_models([mlflow.get_run(run).info.experiment_id])
+        assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "small", "version": version.version}]
+        weights = {Path(file.path).name for file in mlflow.list_logged_model_artifacts(model.model_id)}
+        assert {"MLmodel", "model.safetensors", "config.json"} <= weights
         (data,) = mlflow.get_run(run).inputs.dataset_inputs
         assert data.dataset.name == config.data.name
         assert [file.path for file in mlflow.list_artifacts(run, "data")] == ["data/manifest.json"]
@@ -249,6 +251,14 @@ def test_a_damaged_line_of_a_log_is_named_and_the_others_are_sent(run_folder, ca
     run = track(run_folder)
     assert len(history(run_folder, run, "train/loss")) == 20
     assert "events.jsonl, line 6 is not an event" in caplog.text
+
+
+def test_the_use_of_the_machine_stands_among_the_system_metrics(run_folder):
+    with EventLog(run_folder / "events.jsonl") as log:
+        log.write("step", time=START + 122, step=21, loss=0.2, cpu_percent=87.5, gpu_percent=99.0)
+    run = track(run_folder)
+    assert history(run_folder, run, "system/cpu_utilization_percentage") == [(21, 87.5)]
+    assert history(run_folder, run, "system/gpu_0_utilization_percentage") == [(21, 99.0)]
 
 
 def test_finish_ends_the_run_and_a_start_opens_it_again(run_folder):

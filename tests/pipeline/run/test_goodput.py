@@ -47,3 +47,10 @@ def test_every_second_is_counted_once(together):
     assert goodput.waiting == pytest.approx(8 + 0.5 + 3 + 0.25)
     assert goodput.evaluating == 7
     assert goodput.share == pytest.approx(11.75 / (11.75 + 29.5 + 11.75))
+
+
+def test_the_last_steps_alone_can_be_taken_back_where_memory_is_bounded():
+    goodput = Goodput(most_steps=3)
+    goodput.add([start(0, 0), *(step(number, 2 * number) for number in range(1, 11)), start(5, 20)])
+    assert (goodput.productive, goodput.lost) == (pytest.approx(14), pytest.approx(6))
+    assert goodput.share == pytest.approx(14 / 20)

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from ...evals.layout import complete_checkpoints
-from ...models import read_config
-from ...models.accounting import training_flops
-from ...models.common.cached_files import is_inside
-from ...models.common.errors import UserError
-from ...models.common.run_layout import MODEL
-from ...pipeline.run.lineage import find_parent
-from ...pipeline.run.reader import RunReader
-from ...pipeline.run.untrusted import whole
-from .history import COLUMNS, History
-from .values import EVALUATION
+from ....evals.layout import complete_checkpoints
+from ....models import read_config
+from ....models.accounting import training_flops
+from ....models.common.cached_files import is_inside
+from ....models.common.errors import UserError
+from ....models.common.run_layout import MODEL
+from ....pipeline.run.lineage import find_parent
+from ....pipeline.run.reader import RunReader
+from ....pipeline.run.untrusted import whole
+from ..values import EVALUATION
+from .history import COLUMNS, HEALTH, SOURCE, History
 
 AXES = ("step", "tokens", "time", "flops")
 MOST_POINTS = 800  # of a curve
@@ -39,7 +39,7 @@ def run_curve(
     """The curve of a metric of a run, lists `x` and `y`, with those of the runs that it goes on from before its first step.
 
     Args:
-        metric: a column of training, or `eval/SUITE/METRIC`, a point a checkpoint.
+        metric: a curve of training (`History.curve`), or `eval/SUITE/METRIC`, a point a checkpoint.
         axis: one of `AXES`; `time` is in seconds since the run's first event.
         history: reads the events of a run.
 
@@ -128,8 +128,9 @@ def overlay(
     """
     if axis not in AXES:
         raise UserError(f"x is one of {', '.join(AXES)}")
-    if metric not in COLUMNS and not metric.startswith(EVALUATION):
-        raise UserError(f"metric is one of {', '.join(COLUMNS)}, or {EVALUATION}SUITE/METRIC")
+    if metric not in COLUMNS and not metric.startswith((EVALUATION, SOURCE, HEALTH)):
+        others = f"{EVALUATION}SUITE/METRIC, {SOURCE}SOURCE or {HEALTH}MEASURE/LAYER"
+        raise UserError(f"metric is one of {', '.join(COLUMNS)}, {others}")
     grouped: dict[str, list[tuple[str, Any]]] = {}
     most = min(MOST_POINTS, MOST_POINTS_AT_ONCE // max(1, metrics * min(len(folders), MOST_RUNS)))
     for name, folder in list(folders.items())[:MOST_RUNS]:
