@@ -5,6 +5,7 @@ Pure code: a plan depends on the study file and on the prepared data alone.
 
 import math
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -31,7 +32,8 @@ class StudyCell(Record):
         state_bytes: of one sequence at `fit.state_context` tokens.
         epochs: over the most repeated source; None before the data is prepared.
         memory_gib: estimate, of one process.
-        per_device: cells of its kind side by side on a device.
+        per_device: cells of its kind side by side on a device; 1 if it takes several `devices`.
+        devices: that it trains on together.
         seconds: predicted, startup included, without the trunk.
         held_out: excluded from the fits.
         model: fields of the model that differ from the preset.
@@ -57,6 +59,7 @@ class StudyCell(Record):
     epochs: float | None
     memory_gib: float
     per_device: int
+    devices: int = 1
     seconds: float
     held_out: bool
     preset: str
@@ -69,6 +72,11 @@ class StudyCell(Record):
     def architecture(self, vocab_size: int) -> ModelConfig:
         """The cell's model."""
         return preset(self.preset, vocab_size=vocab_size, **({"preset_version": 1} | self.model))
+
+    @property
+    def occupied(self) -> Fraction:
+        """The devices that it holds while it runs, or the share of one."""
+        return Fraction(self.devices, self.per_device)
 
     @property
     def own_steps(self) -> int:
@@ -111,6 +119,16 @@ class Plan(Record):
     def of_kind(self, kind: Literal["main", "sweep"]) -> list[StudyCell]:
         """The cells of one kind, in the plan's order."""
         return [cell for cell in self.cells if cell.kind == kind]
+
+    @property
+    def by_name(self) -> dict[str, StudyCell]:
+        """The cells and trunks by their names."""
+        return {cell.name: cell for cell in (*self.trunks, *self.cells)}
+
+    @property
+    def occupied_hours(self) -> float:
+        """Predicted hours of device time that cells and trunks hold: `device_hours` without idle devices."""
+        return sum(cell.seconds * float(cell.occupied) for cell in (*self.trunks, *self.cells)) / 3600
 
     @property
     def flops(self) -> float:

@@ -3,7 +3,8 @@
 import math
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,7 @@ def collect(
         raise UserError(f"{folder} ends at step {record['step']} of {cell.steps}: run the study again")
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    seconds = sum(
-        after["time"] - before["time"]
-        for before, after in zip(run.events, run.events[1:], strict=False)
-        if after["kind"] != "start"
-    )
+    seconds = seconds_of_attempts(run.events)
     seconds += max(0.0, run.starts[-1]["time"] - started)  # negative if this attempt only evaluated
     suites: dict[str, str] = {}
     # Not every file there: results of suites that the study no longer asks for measure something else under the same names.
@@ -190,6 +187,11 @@ def collect(
         versions=run.environment.get("versions", {}),
         trunk_content=run.lineage.parent.content if run.lineage and run.lineage.parent else None,
     )
+
+
+def seconds_of_attempts(events: Sequence[dict[str, Any]]) -> float:
+    """Seconds between the events of a run, without the time between one attempt and the next."""
+    return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
 
 
 def write_result(path: Path, result: CellResult) -> None:

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARTIFACTS = ("plan.json", "learning_rate.json", "fit.json", "report.md", "report.html", "figures/*.png")
+ARTIFACTS = (
+    "plan.json",
+    "learning_rate.json",
+    "fit.json",
+    "spending.json",
+    "report.md",
+    "report.html",
+    "figures/*.png",
+)
 HASH_TAG = "echo_lm.sha256"
 
 

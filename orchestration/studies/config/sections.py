@@ -187,7 +187,9 @@ class HardwareConfig(Config):
 
 
 class LimitConfig(Config):
-    """Limits beyond which a cell or study is refused."""
+    """Limits beyond which a cell or study is refused, and GPU-hours beyond which cells are left out."""
+
+    added = ("gpu_hours",)
 
     min_steps: int = Field(default=20, gt=0)
     """A cell of fewer steps is refused."""
@@ -195,6 +197,9 @@ class LimitConfig(Config):
     """A cell that repeats a source's text more often is refused."""
     max_hours: Positive | None = None
     """A study that is predicted to take longer is refused; no limit if null."""
+    gpu_hours: Positive | None = None
+    """Hours of device time (GPU-hours; core-hours on CPUs) that the study may spend. A cell counts the devices that it holds, or
+    its share of one. Cells that no longer fit by the speed measured so far are left out; a larger limit goes on. Null: no limit."""
 
 
 class FitConfig(Config):
