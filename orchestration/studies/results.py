@@ -71,7 +71,7 @@ class CellResult(Record):
 
     @property
     def tflops(self) -> float:
-        """TFLOP/s that this process reached in its steps, by the accounting's FLOPs."""
+        """TFLOP/s that its process, or its worker group, reached in its steps, by the accounting's FLOPs."""
         return self.tokens_per_second * self.cell.flops / self.cell.tokens / 1e12
 
     @property
@@ -99,13 +99,15 @@ class Pace:
             fixed = max(0.0, result.seconds - result.cell.own_tokens / result.tokens_per_second)
             for key in _pace_keys(result.cell):
                 self._fixed.setdefault(key, []).append(fixed)
-                self._slowdowns.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
+                self._slowdowns.setdefault(key, []).append(
+                    study.hardware.tflops_of(result.cell.size) * result.cell.devices / result.tflops
+                )
                 self._per_device[key] = max(self._per_device.get(key, 1), result.cell.per_device)
 
     def __call__(self, cell: StudyCell, done: float = 0.0) -> float:
         """Predicted seconds of the cell if the share `done` of its training, 0 to 1, is in a checkpoint."""
         hardware = self._study.hardware
-        training = (1 - done) * cell.own_flops / (1e12 * hardware.tflops_of(cell.size))
+        training = (1 - done) * cell.own_flops / (1e12 * hardware.tflops_of(cell.size) * cell.devices)
         for key in _pace_keys(cell):
             if key in self._fixed:
                 crowding = max(1.0, cell.per_device / self._per_device[key])

@@ -86,6 +86,8 @@ def run_study(
         refuse_unaffordable(choice_of(folder, plan), plan)
         write_json(folder.plan_file, plan.model_dump(mode="json"))
         hardware = study.hardware
+        if use_ray:
+            _refuse_too_small_nodes(plan)
         allowance = None if study.limits.gpu_hours is None else Allowance(folder, plan)
         executor = RayExecutor() if use_ray else ProcessExecutor(hardware.devices, gpus=hardware.device == "cuda")
         with StopSignal() as stop, executor:
@@ -110,6 +112,24 @@ def run_study(
             "without them"
         )
     return folder
+
+
+def _refuse_too_small_nodes(plan: Plan) -> None:
+    """Refuse cells on several devices that no machine of the connected Ray cluster has: Ray would wait for one.
+
+    Raises:
+        UserError: so it is.
+    """
+    import ray
+
+    resource = "GPU" if plan.study.hardware.device == "cuda" else "CPU"
+    largest = max((node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]), default=0)
+    widest = max(plan.cells, key=lambda cell: cell.devices)
+    if widest.devices > max(1, largest):
+        raise UserError(
+            f"cell {widest.name} takes hardware.devices_per_cell={widest.devices} of one machine, the largest of the Ray cluster "
+            f"has {largest:g} {resource}s: take fewer"
+        )
 
 
 def stored_rule(folder: StudyFolder) -> LearningRateRule:

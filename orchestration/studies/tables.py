@@ -62,6 +62,8 @@ def plan_summary(plan: Plan) -> str:
     cost = f", cost {plan.cost:,.2f}" if hardware.cost_per_hour else ""
     held = ", ".join(study.held_out_sizes) or "none"
     saved = f"{line}\n" if (line := savings(plan)) else ""
+    wide = [size for size in study.sizes if hardware.devices_of(size) > 1]
+    together = "".join(f"; {size} on {hardware.devices_of(size)} together" for size in wide)
     most_beside = max(hardware.processes_of(size) for size in study.sizes)
     idle = (
         "" if plan.device_hours - plan.occupied_hours < 0.005 else f" ({plan.occupied_hours:.2f} without idle devices)"
@@ -71,7 +73,7 @@ def plan_summary(plan: Plan) -> str:
         f"{len(main)} cells{swept}; {plan.flops:.3g} FLOPs, {plan.tokens:,} tokens; sizes held out of the fits: {held}\n"
         f"{saved}{data}\n"
         f"predicted {plan.hours:.2f} h on {hardware.devices} x {hardware.name} "
-        f"({hardware.device}, up to {most_beside} cells each), {plan.device_hours:.2f} device hours{idle}{cost}"
+        f"({hardware.device}, up to {most_beside} cells each{together}), {plan.device_hours:.2f} device hours{idle}{cost}"
     )
 
 

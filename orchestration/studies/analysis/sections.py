@@ -190,7 +190,7 @@ def cells(plan: Plan, results: Sequence[CellResult]) -> str:
             f"{r.learning_rate:.2e}",
             f"{r.loss:.4f}",
             f"{r.tokens_per_second:,.0f}",
-            f"{r.tflops * r.cell.per_device / peak:.1%}" if peak else "-",
+            f"{r.tflops / float(r.cell.occupied) / peak:.1%}" if peak else "-",
             f"{r.seconds / 60:.1f}",
             r.starts,
         )

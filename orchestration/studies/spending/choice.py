@@ -125,7 +125,7 @@ def _groups(plan: Plan) -> list[list[StudyCell]]:
 
     def cost(cell: StudyCell) -> float:
         """Planned device time, with its part of a trunk: speeds that are measured do not change the order."""
-        return (hardware.startup_seconds + cell.flops / (1e12 * hardware.tflops_of(cell.size))) / cell.per_device
+        return hardware.seconds_of(cell.size, cell.flops) * float(cell.occupied)
 
     ordered = sorted(groups.items(), key=lambda item: (item[0][0], sum(map(cost, item[1])), item[0]))
     return ([sweep] if sweep else []) + [cells for _, cells in ordered]

@@ -41,8 +41,6 @@ class TrunkJob(StudyJob):
         Raises:
             UserError: a folder of another run, damaged data, or gradients that are not finite.
         """
-        from ....pipeline.loop import train
-
         run, needed = RunFolder(self.folder.resolve()), self._needed_step()
         config = self._config(self.config.train.steps, needed)
         if run.exists() and (before := run.load_config().train.steps) < config.train.steps:
@@ -51,7 +49,7 @@ class TrunkJob(StudyJob):
                 amend(run, config)
         run.prepare(config, self.dataset.resolve())
         clear_stop_request(run)
-        train(run.path)
+        self.train(run)
         if not self.is_done():
             raise UserError(f"{run.path} was stopped before its end; it goes on from its last checkpoint")
 
