@@ -198,7 +198,7 @@ def test_an_amendment_torn_by_a_crash_does_not_count(runs, tmp_path):
     assert [(segment.step, segment.config["train"]["steps"]) for segment in segments] == [(0, 8), (8, 14)]
 
 
-def test_the_report_names_the_parent_and_what_changed(runs):
+def test_the_report_names_the_parent_the_branches_and_what_changed(runs):
     report = write_report(runs["cooled"].path).read_text()
     parent = read_lineage(runs["cooled"].path).parent
     assert f"| begins from | trunk at step 4 (everything, content {parent.content[:12]}) |" in report
@@ -206,7 +206,12 @@ def test_the_report_names_the_parent_and_what_changed(runs):
     assert [event["step"] for event in RunFiles(runs["cooled"].path).earlier_steps] == [1, 2, 3, 4], "curves join"
     assert RunFiles(runs["weights"].path).earlier_steps == []
     assert "from step 8 on train.steps 8 -> 12; from step 12 on " in write_report(runs["amended"].path).read_text()
-    assert "begins from" not in write_report(runs["trunk"].path).read_text()
+    trunk = write_report(runs["trunk"].path).read_text()
+    assert "begins from" not in trunk
+    branches = "cooled from step 4 (everything), unchanged from step 4 (everything), optimizer from step 8 (optimizer), weights"
+    assert f"| branches | {branches} from step 8 (weights) |" in trunk, (
+        "not the copies that were amended, nor the folder of weights"
+    )
 
 
 def test_status_names_the_parent(runs):
