@@ -82,13 +82,21 @@ def runs(tmp_path_factory, data_root):
     found["amended"] = amended = RunFolder(root / "amended")
     change(amended, steps=12)
     train_all([found[name].path for name in list(found)[2:]])
-    change(amended, steps=16, batch_tokens=1024, sequence_length=128, learning_rate=1e-3)
+    change(amended, steps=16, batch_tokens=1024, sequence_length=512, learning_rate=1e-3)
     shutil.copytree(amended.path, root / "fallen")
     found["fallen"] = fallen = RunFolder(root / "fallen")
     for step in (8, 10, 12):
         (fallen.checkpoints / checkpoint_name(step) / "engine" / "state.json").write_text("{}")
-    train_all([amended.path, fallen.path])
+    found["resumed"] = RunFolder(root / "resumed")
+    train_all([amended.path, fallen.path, found["resumed"].path], before=without_last_checkpoint)
     return found
+
+
+def without_last_checkpoint(folder: Path) -> None:
+    """Make `resumed` from the finished `amended`, as if it had been killed before its last checkpoint."""
+    if folder.name == "resumed":
+        shutil.copytree(folder.with_name("amended"), folder)
+        shutil.rmtree(folder / "checkpoints" / checkpoint_name(16))
 
 
 def change(run: RunFolder, **train) -> tuple[int, dict]:
@@ -139,7 +147,7 @@ def test_a_finished_run_goes_on_with_what_was_amended(runs):
     events = [event for event in read_events(amended.events_file) if event["kind"] == "amend"]
     assert [event["step"] for event in events] == [8, 12]
     assert events[0]["changes"] == {"train.steps": [8, 12]}
-    assert events[1]["changes"]["train.sequence_length"] == [64, 128]
+    assert events[1]["changes"]["train.sequence_length"] == [64, 512]
     tokens = {event["step"]: event["tokens"] for event in steps(read_events(amended.events_file))}
     assert tokens[12] == 12 * 512
     assert tokens[16] == 12 * 512 + 4 * 1024
@@ -184,6 +192,15 @@ def test_a_parent_that_moved_is_found_by_content_and_one_that_changed_is_refused
     complete.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"trunk is not there any more \(\w{12}\), nor does a run beside it"):
         RunFolder(tmp_path / "again").check(again)
+
+
+def test_a_run_with_longer_contexts_resumes_bit_for_bit(runs):
+    """From step 14, two steps after its contexts grew from 64 to 512 tokens."""
+    resumed, amended = runs["resumed"], runs["amended"]
+    starts = [event["step"] for event in read_events(resumed.events_file) if event["kind"] == "start"]
+    assert starts == [*(event["step"] for event in read_events(amended.events_file) if event["kind"] == "start"), 14]
+    assert curve(resumed) == curve(amended)
+    assert equal(final(resumed), final(amended))
 
 
 def test_an_amendment_torn_by_a_crash_does_not_count(runs, tmp_path):
