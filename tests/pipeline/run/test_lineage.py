@@ -308,6 +308,14 @@ def test_what_cannot_be_branched_is_one_line(runs, tmp_path):
         "holds no model.safetensors",
         start_from={"run": None, "weights": str(tmp_path), "what": "weights", "step": "latest"},
     )
+    weights = tmp_path / "weights"
+    shutil.copytree(latest_checkpoint(runs["trunk"]) / "model", weights)
+    folder = {"run": None, "weights": str(weights), "what": "weights", "step": "latest", "content": None}
+    bad(runs, tmp_path, "its d_model is 32, the run's is 64", start_from=folder, model={"d_model": 64})
+    bad(runs, tmp_path, "weights has changed: its content is", start_from=folder | {"content": 64 * "0"})
+    whole = (weights / "model.safetensors").read_bytes()
+    (weights / "model.safetensors").write_bytes(whole[:-1000])
+    bad(runs, tmp_path, "model.safetensors is damaged or cut off", start_from=folder)
     shutil.copytree(runs["trunk"].path, tmp_path / "retained")
     shutil.rmtree(tmp_path / "retained" / "checkpoints" / "step_00000004" / "engine")
     bad(runs, tmp_path, "holds weights only", start_from={"run": str(tmp_path / "retained")})
