@@ -16,8 +16,12 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def uncompiled(function: Function) -> Function:
-    """`torch.compiler.disable` as a decorator that keeps the function's type."""
-    return torch.compiler.disable(function)
+    """`torch.compiler.disable` as a decorator that keeps the function's type.
+
+    It is that of torch's optimizers, which imports `torch._dynamo` at the first call: more than a second, which processes that
+    only count parameters or prepare a start need not spend.
+    """
+    return torch._disable_dynamo(function)
 
 
 def register(

@@ -64,7 +64,8 @@ class EchoLM(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        # Not the constructor: its normal numbers on "meta" import torch._dynamo, a second for values that nobody sees.
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
         self.blocks = nn.ModuleList(
             Block(own, kind) for own, kind in zip(config.of_layers(), config.layers, strict=True)
         )

@@ -5,11 +5,8 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
-import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,10 +17,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ..models.common.errors import UserError
 from ..models.common.files import disk_is_full, no_space
 from .config import RunConfig
-from .loop import train
 from .run.folder import RunFolder
 from .run.stop_request import clear_stop_request
 from .stop_signal import StopSignal
+from .worker import work
 
 
 def launch(run: RunFolder, config: RunConfig) -> None:
@@ -67,7 +64,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     )
     try:
         with _ForwardStop() as stop, _environ(environment):
-            elastic_launch(agent, _worker)(str(run.path))
+            elastic_launch(agent, work)(str(run.path))
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
@@ -97,16 +94,6 @@ def _environ(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _worker(run_path: str) -> None:
-    """Train as one rank; an error goes to this rank's log. Torch would write it to a file that a full disk tears."""
-    try:
-        train(Path(run_path))
-    except Exception:
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-        sys.exit(1)
 
 
 class _ForwardStop(StopSignal):

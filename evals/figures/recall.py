@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
@@ -131,6 +130,8 @@ def heat_map(
 ) -> Path:
     """Shares of 1, `[lines, columns]`, as colours that print, with their numbers; NaN stays white. `tilt`: of the columns'
     names, degrees."""
+    import seaborn as sns
+
     with figure(path, title, "", "", height=1.3 + 0.34 * max(len(lines), 2)) as axes:
         axes.grid(False)
         sns.heatmap(

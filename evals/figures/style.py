@@ -15,14 +15,25 @@ matplotlib.use("agg")  # before pyplot: figures are files, and a training machin
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from ...models.common.files import write_aside
 
-PALETTE = sns.color_palette("colorblind")
+# seaborn.color_palette("colorblind"): seaborn brings pandas and scipy.stats, seconds that every training would pay for its report.
+PALETTE = (
+    "#0173b2",
+    "#de8f05",
+    "#029e73",
+    "#d55e00",
+    "#cc78bc",
+    "#ca9161",
+    "#fbafe4",
+    "#949494",
+    "#ece133",
+    "#56b4e9",
+)
 COLORS = 96  # of a picture: curves, their shades where they fade into the paper, heat maps
 BASELINE = "0.45"  # grey, dashed: what a curve is compared with
 STYLE = {
@@ -101,6 +112,8 @@ def recall_by_length(path: Path, results: Sequence[Mapping[str, Any]], label: st
         results: contents of recall suites' files; those without rows of `label` are left out.
         label: which task, e.g. `sysprompt-4`.
     """
+    import seaborn as sns
+
     curves = {}
     for result in sorted(results, key=lambda result: result["step"]):
         if rows := sorted((row for row in result["rows"] if row["label"] == label), key=lambda row: row["length"]):

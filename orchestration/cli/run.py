@@ -25,11 +25,12 @@ def run(
     What dies is started again. Run it again after an interruption and it goes on where it stopped; finished stages are
     recognised.
     """
-    from ..launch.amend import amend_run
     from ..launch.run import run_pipeline
     from ..launch.target import data_root, resolve_target
 
     config, run_folder = resolve_target(target, overrides, runs)
     if amend:
+        from ..launch.amend import amend_run  # imports what reads checkpoints: seconds
+
         amend_run(run_folder, config, trust=trust)
     run_pipeline(config, run_folder, data_root(target, data), address, tracking_uri, trust=trust)

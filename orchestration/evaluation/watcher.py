@@ -23,6 +23,7 @@ from ...evals.layout import result_files
 from ...evals.summary import write_summary
 from ...models.common.cached_files import Stamp, stamp
 from ...models.common.errors import UserError
+from ...models.common.parent import end_with_parent
 from ...pipeline.run.folder import RunFolder
 from ..jobs.executors import Executor, ProcessExecutor
 from ..jobs.job import Resources
@@ -157,6 +158,7 @@ def _runs(pattern: str) -> list[RunFolder]:
 def _round_on_ray(
     pattern: str, suites: list[str] | None, device: str, parallel: int, address: str, heartbeat: Synchronized
 ) -> None:
+    end_with_parent()
     from ..jobs.cluster import ClusterUnavailable, ray_cluster
 
     with contextlib.ExitStack() as stack:

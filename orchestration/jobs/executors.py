@@ -10,12 +10,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
+from ...models.common.parent import end_with_parent
 from ...models.common.validation import first_line
 from ...pipeline.monitoring.node import node_name
 from ...pipeline.visible_gpus import visible_gpus
 from .devices import Devices
 from .job import Job, run_under_leases
-from .parent import end_with_parent
 
 EXIT_SECONDS = 20.0  # for workers to end after SIGTERM
 

@@ -18,12 +18,12 @@ from typing import Any
 import psutil
 
 from ...models.common.errors import UserError, not_installed
+from ...models.common.parent import end_with_parent
 from ...pipeline.monitoring.heartbeat import heartbeat_times
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.stop_request import request_stop
 from ...pipeline.stop_signal import SIGNALS, StopSignal
 from ..jobs.cluster import ClusterUnavailable, is_reachable
-from ..jobs.parent import end_with_parent
 
 POLL_SECONDS = 0.5
 # A driver without contact to its cluster for so long is killed; the first contact may take longer than later ones.

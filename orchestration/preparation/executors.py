@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from ...models.common.errors import UserError
+from ...models.common.parent import end_with_parent
 from ..progress.bars import console
 
 MAX_RETRIES = 3  # of a unit after its worker or node died
@@ -92,7 +93,9 @@ def process_map(function: Callable[[Any], Any], units: Iterable[Any], workers: i
         return
     # Threads of this process (progress, torch) make a fork unsafe.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(len(units), workers or os.cpu_count() or 1), mp_context=context) as pool:
+    processes = min(len(units), workers or os.cpu_count() or 1)
+    # Workers of a pool whose owner was killed would wait for work for ever.
+    with ProcessPoolExecutor(processes, context, initializer=end_with_parent) as pool:
         try:
             for future in as_completed([pool.submit(function, unit) for unit in units]):
                 yield future.result()

@@ -18,10 +18,13 @@ import deepspeed
 if _hidden:
     del sys.modules["mlflow"]
 from deepspeed.ops import __compatible_ops__
+from deepspeed.runtime import compiler
 from deepspeed.utils import logger
 
 # It would compile a shared-memory collective for CPU ranks at start (24-55 s); gloo does the same work.
 __compatible_ops__["deepspeed_shm_comm"] = False
+# Whatever the optimizer, ZeRO imports Muon, which is decorated with this and so imports Inductor: seconds. We have no use for it.
+compiler.compile = lambda *arguments, **options: lambda function: function
 logger.setLevel("WARNING")
 
 __all__ = ["deepspeed", "gathered"]

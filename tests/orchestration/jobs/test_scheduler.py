@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import psutil
 import pytest
@@ -139,6 +140,12 @@ def test_what_failed_and_has_no_time_left_has_failed(tmp_path):
     assert (tmp_path / "fails.failure").is_file()
 
 
+def attempting(folder: Path) -> list[int]:
+    """The processes that have begun a job, by what they wrote: a file may be there before its line is."""
+    texts = [path.read_text() for path in folder.glob("*.attempts")]
+    return [int(text.split()[0]) for text in texts if text]
+
+
 def test_jobs_are_packed_by_their_shares_and_stopped_with_their_executor(tmp_path):
     halves = [FileJob(tmp_path, f"half-{i}", ("hang",), resources=Resources(Fraction(1, 2))) for i in range(3)]
     with ProcessExecutor(1) as executor:
@@ -146,9 +153,8 @@ def test_jobs_are_packed_by_their_shares_and_stopped_with_their_executor(tmp_pat
         scheduler.poll()
         assert [job.label for job in scheduler.running] == ["half-0", "half-1"]
         deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob("*.attempts"))) < 2 and time.monotonic() < deadline:
+        while len(pids := attempting(tmp_path)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-    pids = [int(path.read_text().split()[0]) for path in tmp_path.glob("*.attempts")]
     assert len(pids) == 2
     assert not any(psutil.pid_exists(pid) for pid in pids)
 

@@ -1,4 +1,4 @@
-"""The end of a worker process with the process that started it."""
+"""A process that a killed parent leaves behind ends itself."""
 
 import multiprocessing
 import os
@@ -9,7 +9,8 @@ from multiprocessing.connection import wait
 def end_with_parent() -> None:
     """Watch the parent of this process, which `multiprocessing` started, from a thread; exit at once when the parent ends.
 
-    A child whose parent was killed would go on, beside the one that a restarted parent starts.
+    A child whose parent was killed would go on, beside the one that a restarted parent starts. Call it before the imports of
+    the child's work: torch and DeepSpeed take ten seconds and more on a busy machine, and the parent may die meanwhile.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None, "only for processes that multiprocessing started"

@@ -1,0 +1,21 @@
+"""A training process on this machine: what is spawned for each rank. It imports the training only once it watches its parent."""
+
+import contextlib
+import sys
+import traceback
+from pathlib import Path
+
+from ..models.common.parent import end_with_parent
+
+
+def work(run_path: str) -> None:
+    """Train as one rank; an error goes to this rank's log. Torch would write it to a file that a full disk tears."""
+    end_with_parent()
+    from .loop import train
+
+    try:
+        train(Path(run_path))
+    except Exception:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        sys.exit(1)
