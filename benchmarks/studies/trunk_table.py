@@ -2,7 +2,8 @@
 
     python -m benchmarks.studies.trunk_table WORK benchmarks/results/study_trunk_table_cpu_DATE.json docs/figures/trunk_table.png
 
-WORK is a folder for data and runs; the same command goes on there after an interruption. Ten minutes on two CPU cores.
+WORK is a folder for data and runs; the same command goes on there after an interruption. Half an hour on two busy cores
+(30 November 2026, at the lowest priority beside ten other processes).
 """
 
 import argparse
@@ -90,13 +91,13 @@ def draw(path: Path, plan: Plan, rows: list[dict], laws: dict[str, LossLaw], tok
             ):
                 losses = [row[f"{how}_loss"] for row in of_size]
                 axes.plot([row["tokens"] for row in of_size], losses, ls="", color=color, **style)
-            for how, line in (("separate", "-"), ("trunk", ":")):
+            for how, line in (("separate", {"color": color}), ("trunk", {"color": "0.1", "ls": ":", "lw": 1.2})):
                 law = laws[how]
                 if law.E is None or law.A is None or law.B is None or law.alpha is None or law.beta is None:
                     continue
                 of_model = law.E.value + law.A.value / of_size[0]["parameters"] ** law.alpha.value
                 curve = [of_model + law.B.value / budget**law.beta.value for budget in budgets]
-                axes.plot(budgets, curve, line, color=color, label=f"{size} parameters" if how == "separate" else None)
+                axes.plot(budgets, curve, **line, label=f"{size} parameters" if how == "separate" else None)
         axes.plot(
             [], [], "o", ms=10, mfc="none", color="0.3", label=f"separate: {tokens['separate']:,} tokens; law: line"
         )
@@ -114,7 +115,7 @@ def main() -> None:
     data, suite, file = (arguments.work / name for name in ("data", "trunks-suite.yaml", "trunks.yaml"))
     write_text(suite, "name: trunks\nlanguage: {tokens: 32768, sequence_length: 128}\n")
     values = yaml.safe_load(STUDY) | {"evaluation": {"suites": [str(suite.resolve())]}}
-    write_text(file, yaml.safe_dump(values))
+    write_text(file, yaml.safe_dump(values, sort_keys=False))
     study: StudyConfig = load_study(file)
     together = run_study(study, arguments.work / "studies", data)
     apart = separate_runs(together, arguments.work / "studies" / "separate", data)
