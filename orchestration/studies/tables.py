@@ -100,7 +100,7 @@ def status_view(folder: StudyFolder) -> tuple[Group, int]:
     left_out = choice.left_out if choice else ()
     states = {cell.name: _state(folder, cell, results, failed, left_out) for cell in plan.cells}
     for trunk in plan.trunks:
-        table.add_row(trunk.name, _trunk_state(folder, plan, trunk), *_progress(folder, trunk, None))
+        table.add_row(trunk.name, _trunk_state(folder, plan, trunk, left_out), *_progress(folder, trunk, None))
     for cell in plan.cells:
         table.add_row(cell.name, states[cell.name], *_progress(folder, cell, results.get(cell.name)))
     remaining = [cell for cell in plan.cells if states[cell.name] in ("running", "waiting")]
@@ -140,8 +140,9 @@ def _state(
     return "left out" if cell.name in left_out else "waiting"
 
 
-def _trunk_state(folder: StudyFolder, plan: Plan, trunk: StudyCell) -> str:
-    branches = [(cell, folder.run(cell)) for cell in plan.cells if cell.trunk == trunk.name]
+def _trunk_state(folder: StudyFolder, plan: Plan, trunk: StudyCell, left_out: Container[str]) -> str:
+    """The state of a trunk, which is done when the cells that are not left out need it no more."""
+    branches = [(c, folder.run(c)) for c in plan.cells if c.trunk == trunk.name and c.name not in left_out]
     if reached_step(folder.run(trunk)) >= needed_step(branches):
         return "done"
     if looks_held(lease_path(folder.run(trunk))):
