@@ -58,8 +58,14 @@ def _is_copy(folder: Path, identity: str, stored: dict[str, Any], place: dict[st
 
 
 def _is_original(folder: Path, identity: str, stored: dict[str, Any]) -> bool:
-    """Whether the run in `folder` has this id, and lies where the folder in question was when `stored` was written."""
+    """Whether the run in `folder` has this id, and more right to it than the folder for which `stored` was written.
+
+    It lies where that one was, or noted its own place already, or has the name of that one: a tree that came from another
+    machine may be copied from before anybody has looked at it.
+    """
     record = read_json_if_whole(folder / IDENTITY) or read_json_if_whole(folder / ENVIRONMENT) or {}
     if record.get("run_id") != identity:
         return False
-    return not stored or str(folder) == stored["path"] or folder.stat().st_ino == stored["inode"]
+    inode = folder.stat().st_ino
+    noted = (record.get("path"), record.get("inode")) == (str(folder), inode)
+    return not stored or inode == stored["inode"] or noted or folder.name == Path(stored["path"]).name

@@ -37,16 +37,23 @@ def undisturbed(tmp_path_factory, data_root):
     return losses(runs / "smoke")
 
 
-@pytest.fixture
-def stopped(tmp_path, data_root):
-    """A run that stopped at step 5, in a tree with its data."""
-    shutil.copytree(data_root, tmp_path / "tree" / "data")
-    runs = tmp_path / "tree" / "runs"
+@pytest.fixture(scope="module")
+def put_away(tmp_path_factory, data_root):
+    """A tree with data and a run that stopped at step 5, moved from where it was made: what is copied from it was moved too."""
+    place = tmp_path_factory.mktemp("stopped")
+    shutil.copytree(data_root, place / "tree" / "data")
+    runs = place / "tree" / "runs"
     output = echo(
         "train", "smoke", *SHORT, "name=exp", "run.stop_step=5", "--runs", runs, "--data", runs.parent / "data"
     )
     assert f"run.stop_step=5 is reached, `echo-lm train {runs / 'exp'}` goes on to the end" in output
-    return runs / "exp"
+    return (place / "tree").rename(place / "away")
+
+
+@pytest.fixture
+def stopped(tmp_path, put_away):
+    """A run that stopped at step 5, in a tree with its data."""
+    return shutil.copytree(put_away, tmp_path / "tree") / "runs" / "exp"
 
 
 def test_a_renamed_run_goes_on_where_it_is(stopped, undisturbed):

@@ -18,7 +18,7 @@ import pytest
 from tests.helpers.habits.play import play, undisturbed
 from tests.helpers.habits.world import TOPOLOGIES
 
-SAMPLE = ["kill", "rename", "extend", "move_tree", "average", "change_suites"]
+SAMPLE = ["kill", "extend", "move_tree", "average"]
 SAMPLE_SEED = 18  # kills the worker at step 17
 SEQUENCES = [("run", number) for number in range(15)] + [("train", number) for number in range(85)]
 AT_ONCE = 3  # on two cores: much of a sequence is waiting

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(900)
     ("command", "number", "everyone"),
     [
         ("train", signal.SIGTERM, False),
-        ("train", signal.SIGUSR1, True),
+        pytest.param("train", signal.SIGUSR1, True, marks=pytest.mark.slow),
         ("run", signal.SIGTERM, True),
     ],
 )

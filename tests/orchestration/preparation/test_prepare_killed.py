@@ -144,7 +144,9 @@ def cluster():
     cluster.shutdown()
 
 
-@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_any_number_of_workers_gives_the_same_bytes(
     cluster, workers: int, config: DatasetConfig, expected: dict[str, bytes], tmp_path: Path
 ) -> None:

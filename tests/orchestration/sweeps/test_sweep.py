@@ -50,18 +50,18 @@ def counted(folder) -> Counter:
 
 @pytest.mark.parametrize("executor", [["--workers", "2"], ["--ray"]])
 def test_a_sweep_runs_to_its_report_and_again_does_nothing(tmp_path, executor):
-    path, sweeps = sweep_file(tmp_path), tmp_path / "sweeps"
+    path, sweeps = sweep_file(tmp_path, seeds=[0]), tmp_path / "sweeps"
     output = sweep("run", path, "--sweeps", sweeps, "--device", "cpu", *executor)
-    assert "tiny: 8 runs to do, 0 there" in output
-    assert counted(sweeps / "tiny") == {"one": 4, "two": 4}
+    assert "tiny: 4 runs to do, 0 there" in output
+    assert counted(sweeps / "tiny") == {"one": 2, "two": 2}
     page = sweeps / "tiny" / "tiny.md"
     assert f"report: {page}" in output
     assert "echo-lm sweep run tiny.yaml" in page.read_text()
     before = {file: file.stat().st_mtime_ns for file in (sweeps / "tiny").glob("runs/*")}
-    assert "tiny: 0 runs to do, 8 there" in sweep("run", path, "--sweeps", sweeps, "--device", "cpu")
+    assert "tiny: 0 runs to do, 4 there" in sweep("run", path, "--sweeps", sweeps, "--device", "cpu")
     assert {file: file.stat().st_mtime_ns for file in (sweeps / "tiny").glob("runs/*")} == before
     status = sweep("status", path, "--sweeps", sweeps)
-    assert "│ all │ 8 │ 8 │ 0 │ 0 │ 0 │ 0 │" in status
+    assert "│ all │ 4 │ 4 │ 0 │ 0 │ 0 │ 0 │" in status
 
 
 def test_what_the_time_does_not_allow_is_stopped_and_left_and_the_archive_has_the_rest(tmp_path):

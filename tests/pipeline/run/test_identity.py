@@ -67,6 +67,28 @@ def test_a_copy_gets_an_id_of_its_own_and_keeps_it(run, tmp_path):
     assert run_id(branch) == second
 
 
+@pytest.mark.parametrize("asked", ["exp", "branch"])
+def test_a_tree_from_another_machine_may_be_copied_from_before_anybody_looks(asked, run, tmp_path):
+    """No folder lies where its note says: the one with the name of the original is it, else the first that is asked."""
+    first = run_id(run, new=True)
+    runs = shutil.copytree(run.parent, tmp_path / "tree" / "runs")
+    run.parent.rename(tmp_path / "other machine")  # not deleted: the next folder would get its inode
+    branch = shutil.copytree(runs / "exp", runs / "branch")
+    if asked == "branch":
+        assert run_id(branch) != first
+    assert run_id(runs / "exp") == first
+    assert run_id(branch) != first
+    # Neither has its name any more.
+    other = shutil.copytree(tmp_path / "tree", tmp_path / "other") / "runs"
+    (tmp_path / "tree").rename(tmp_path / "second machine")
+    (other / "branch").rename(tmp_path / "branch")
+    one = (other / "exp").rename(other / "one")
+    two = shutil.copytree(one, other / "two")
+    ids = [run_id(one), run_id(two)]
+    assert ids[0] == first
+    assert ids[1] != first
+
+
 def test_runs_of_earlier_versions_keep_their_id_and_their_copies_get_another(run):
     """They have it in `environment.json`, and no note of their place."""
     write_json(run / "environment.json", {"run_id": "abc"})
