@@ -53,14 +53,9 @@ def data(tmp_path_factory, data_root):
 
 
 def test_killed_and_run_again_it_has_the_numbers_of_a_study_on_ray(study, study_file, data, tmp_path):
-    """A study under Ray, undisturbed, two workers a cell; the same one as processes of one, its supervisor killed after the first
-    cell's record.
-    """
-    on_two = TINY | {"hardware": TINY["hardware"] | {"devices_per_cell": 2}}
-    whole = run_study(study(**on_two), tmp_path / "ray", data, use_ray=True)
+    """A study under Ray, undisturbed; the same one as processes, its supervisor killed after the first cell's record."""
+    whole = run_study(study(**TINY), tmp_path / "ray", data, use_ray=True)
     assert len(losses(whole)) == 2
-    for run in whole.runs.iterdir():
-        assert next(event for event in read_events(run / "events.jsonl") if event["kind"] == "start")["world_size"] == 2
 
     file = study_file(**TINY)
     command = [
@@ -91,7 +86,7 @@ def test_killed_and_run_again_it_has_the_numbers_of_a_study_on_ray(study, study_
 
     process = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert process.returncode == 0, process.stderr
-    assert losses(folder) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(folder) == pytest.approx(losses(whole), rel=1e-6)
     starts = [event["step"] for event in read_events(slow / "events.jsonl") if event["kind"] == "start"]
     assert len(starts) == 2
     assert starts[1] > 0, "it went on from its checkpoint"

@@ -84,8 +84,13 @@ def test_what_cannot_be_shared_is_one_line(study, hardware, expected):
     assert expected in str(raised.value)
 
 
-def test_two_workers_have_the_losses_of_one(tmp_path, data_root, monkeypatch):
-    """A cell whose sequences two workers share, by gloo; test_run.py has one that divides its batch, on Ray."""
+@pytest.mark.parametrize(
+    ("use_ray", "sequence_parallel"),
+    [(False, 2), pytest.param(True, 1, marks=pytest.mark.slow)],
+    ids=["processes", "ray"],
+)
+def test_two_workers_have_the_losses_of_one(tmp_path, data_root, monkeypatch, use_ray, sequence_parallel):
+    """By gloo: a cell whose sequences two workers share, and one on Ray whose batch they divide; what no machine has is refused."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "python-stdlib-sample").symlink_to(data_root / "python-stdlib-sample")
     suite = tmp_path / "few.yaml"
@@ -104,10 +109,19 @@ def test_two_workers_have_the_losses_of_one(tmp_path, data_root, monkeypatch):
         }
         return StudyConfig.model_validate(yaml.safe_load(STUDY) | changes)
 
-    together = run_study(study(devices_per_cell=2, sequence_parallel={"xs": 2}), tmp_path / "two", tmp_path / "data")
+    data = tmp_path / "data"
+    two_workers = study(devices_per_cell=2, sequence_parallel=sequence_parallel)
+    together = run_study(two_workers, tmp_path / "two", data, use_ray=use_ray)
+    if use_ray:
+        with pytest.raises(
+            UserError, match=r"takes hardware\.devices_per_cell=512 of one machine, the largest of the Ray cluster"
+        ):
+            run_study(
+                study(devices=512, devices_per_cell=512, sequence_parallel=64), tmp_path / "many", data, use_ray=True
+            )
     executor = OneProcess()
     monkeypatch.setattr(study_module, "ProcessExecutor", lambda count, gpus: executor)
-    alone = run_study(study(), tmp_path / "one", tmp_path / "data")
+    alone = run_study(study(), tmp_path / "one", data)
     executor.close()
     (cell,) = together.load_plan().cells
     two, one = (read_events(folder.run(cell) / "events.jsonl") for folder in (together, alone))
