@@ -23,7 +23,7 @@ import numpy as np
 from echo_lm.orchestration.studies.results import RecallRow
 from echo_lm.orchestration.studies.statistics.cells import average_seeds
 from echo_lm.orchestration.studies.statistics.isoflop import best_size_interval, fit_parabola
-from echo_lm.orchestration.studies.statistics.law_fit import ONE_LINE, fit_law
+from echo_lm.orchestration.studies.statistics.law_fit import ONE_LINE, UNEQUAL_NOISE, fit_law
 from echo_lm.orchestration.studies.statistics.laws import CHINCHILLA
 from echo_lm.orchestration.studies.statistics.outliers import find_outliers
 from echo_lm.orchestration.studies.statistics.recall_law import fit_recall
@@ -94,15 +94,19 @@ def _held(
     seed = int(random.integers(2**31))
     fit = fit_law(CHINCHILLA, cells, delta=DELTA, bootstrap=BOOTSTRAP, seed=seed)
     warnings = fit.warnings()
+    unequal = any(warning.startswith(UNEQUAL_NOISE) for warning in warnings)
     for name in ("E", "alpha", "beta"):
         bounds = [fit.interval(name, level) for level in LEVELS]
-        warned = ONE_LINE in warnings or any(warning.startswith(f"{name} ") for warning in warnings)
+        warned = unequal or ONE_LINE in warnings or any(warning.startswith(f"{name} ") for warning in warnings)
         yield Held(name, tuple(low <= TRUTH[name] <= high for low, high in bounds), bounds[0][1] - bounds[0][0], warned)
     larger = {"n": np.array([2 * n.max()]), "d": np.array([d.max()])}
     new = float(true_loss(larger["n"], larger["d"])[0] * np.exp(noise * random.standard_normal()))
     bounds = [fit.prediction_interval(larger, seed=seed, level=level) for level in LEVELS]
     yield Held(
-        "new run of 2 N", tuple(low <= new <= high for low, high in bounds), (bounds[0][1] - bounds[0][0]) / new, False
+        "new run of 2 N",
+        tuple(low <= new <= high for low, high in bounds),
+        (bounds[0][1] - bounds[0][0]) / new,
+        unequal,
     )
 
 
@@ -153,7 +157,7 @@ def recall(random: np.random.Generator, models: int, scatter: float) -> Iterator
             f"exponent of {name}",
             tuple(low <= value <= high for low, high in bounds),
             bounds[0][1] - bounds[0][0],
-            False,
+            bool(fit.warning()),
         )
 
 

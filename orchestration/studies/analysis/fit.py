@@ -236,5 +236,5 @@ def _recall_laws(study: StudyConfig, main: Sequence[CellResult]) -> list[RecallL
                 exponents[name] = Interval(value=float(fit.parameters[fit.names.index(name)]), low=low, high=high)
             measured = np.array([row.correct / row.queries for row in rows])
             rmse = float(np.sqrt(((fit.predicted - measured) ** 2).mean()))
-            laws.append(law.model_copy(update={"exponents": exponents, "rmse": rmse}))
+            laws.append(law.model_copy(update={"exponents": exponents, "rmse": rmse, "note": fit.warning()}))
     return laws

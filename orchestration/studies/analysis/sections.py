@@ -162,7 +162,7 @@ def recall(fit: StudyFit, drawn: dict[str, Path]) -> str:
             law.family,
             f"{law.cells} ({law.models} models)",
             *(str(law.exponents[name]) if name in law.exponents else "-" for name in names),
-            f"{law.rmse:.1%}" if law.rmse is not None else law.note,
+            "; ".join(filter(None, [f"{law.rmse:.1%}" if law.rmse is not None else "", law.note])),
         )
         for law in fit.recall
     ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Cells:
         seeds: `[cells]`, how many there are.
         seed_variance: of log L between seeds of one cell, pooled; 0 if every cell has one seed.
         seed_freedom: its degrees of freedom.
+        equal_noise: p-value of Bartlett's test (1937) that the seeds of all cells differ alike; None if fewer than two cells have
+            seeds that differ.
         rows: of each cell, the indices of its rows in the table that was given.
     """
 
@@ -25,6 +28,7 @@ class Cells:
     seed_variance: float
     seed_freedom: int
     rows: tuple[tuple[int, ...], ...]
+    equal_noise: float | None = None
 
     def __len__(self) -> int:
         return len(self.log_loss)
@@ -38,6 +42,7 @@ class Cells:
             self.seed_variance,
             self.seed_freedom,
             tuple(rows for rows, keep in zip(self.rows, kept, strict=True) if keep),
+            self.equal_noise,
         )
 
 
@@ -62,6 +67,7 @@ def average_seeds(columns: Mapping[str, Sequence[float]], loss: Sequence[float])
     log_loss = np.log(losses)
     within = sum(float(((log_loss[list(r)] - log_loss[list(r)].mean()) ** 2).sum()) for r in rows)
     freedom = len(losses) - len(rows)
+    several = [log_loss[list(r)] for r in rows if len(r) > 1 and np.ptp(log_loss[list(r)]) > 0]
     return Cells(
         {name: values[[r[0] for r in rows]] for name, values in table.items()},
         np.array([log_loss[list(r)].mean() for r in rows]),
@@ -69,4 +75,5 @@ def average_seeds(columns: Mapping[str, Sequence[float]], loss: Sequence[float])
         within / freedom if freedom else 0.0,
         freedom,
         rows,
+        float(stats.bartlett(*several).pvalue) if len(several) > 1 else None,
     )

@@ -17,6 +17,7 @@ RESAMPLE_STARTS = 4  # of every resample: the best fit, the other minima that we
 LARGEST_LEVERAGE = 0.95
 STRAIGHT = 0.98  # squared correlation of log N and log D
 ONE_LINE = "alpha and beta are not told apart: all cells lie on one line of log N and log D (one ratio of tokens to parameters)"
+UNEQUAL_NOISE = "seeds of some cells differ more than those of others"
 WIDE = 1.0  # of a 95% interval of an exponent: steeper and flatter laws fit alike
 
 
@@ -98,6 +99,10 @@ class LawFit:
         if self.lack_of_fit is not None and self.lack_of_fit < 0.01:
             found.append(
                 f"the law does not fit: cells lie further from it than seeds differ (F-test, p = {self.lack_of_fit:.1g})"
+            )
+        if self.cells.equal_noise is not None and self.cells.equal_noise < 0.01:
+            found.append(
+                f"{UNEQUAL_NOISE} (Bartlett's test, p = {self.cells.equal_noise:.1g}): intervals take it as one"
             )
         return found
 

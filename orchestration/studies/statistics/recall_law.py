@@ -18,6 +18,7 @@ from .solver import minimise
 
 DELTA = 2.0  # of the Huber loss, in standard errors of an accuracy
 LEAST_MODELS = 4
+FEW_MODELS = 8  # with 5 the intervals are too wide, with 12 as wide as they say (benchmarks/studies/coverage.py)
 SCATTER = 0.02  # least standard deviation of an accuracy: models of one size differ by more than queries tell
 
 
@@ -52,6 +53,11 @@ class RecallFit:
         most = models - (2 if "state_bytes" in self.names else 1)
         margin = float(stats.t.ppf((1 + level) / 2, np.clip(spread, 2, most))) * error
         return float(self.parameters[i] - margin), float(self.parameters[i] + margin)
+
+    def warning(self) -> str:
+        """What these models cannot tell; empty if nothing."""
+        few = len(self.without) < FEW_MODELS
+        return f"{len(self.without)} models are few: intervals are wider than 95% asks" if few else ""
 
 
 def fit_recall(rows: Sequence[RecallRow], models: Sequence[Hashable]) -> RecallFit:

@@ -109,6 +109,8 @@ def test_recall_gives_back_its_exponents():
     assert dict(zip(fit.names[1:], fit.parameters[1:], strict=True)) == pytest.approx(
         {"state_bytes": 0.8, "pairs": 1.5, "length": 0.5}, rel=0.02
     )
+    assert fit.warning() == "6 models are few: intervals are wider than 95% asks"
+    assert fit_recall(rows + rows, [*models, *(f"other {model}" for model in models)]).warning() == ""
     with pytest.raises(ValueError, match="above chance"):
         fit_recall([row.model_copy(update={"correct": 3125}) for row in rows], models)
     with pytest.raises(ValueError, match="3 models do not tell how models scatter: 4 at least"):

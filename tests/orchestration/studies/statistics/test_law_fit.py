@@ -5,7 +5,7 @@ import pytest
 
 from echo_lm.orchestration.studies.statistics.cells import average_seeds
 from echo_lm.orchestration.studies.statistics.choice import cross_validate
-from echo_lm.orchestration.studies.statistics.law_fit import check_design, estimate, fit_law
+from echo_lm.orchestration.studies.statistics.law_fit import UNEQUAL_NOISE, check_design, estimate, fit_law
 from echo_lm.orchestration.studies.statistics.laws import (
     CHINCHILLA,
     DATA_CONSTRAINED,
@@ -29,6 +29,15 @@ def cells(design, log_noise=0.0):
     truth = {"E": 1.82, "A": 482.0, "B": 2085.0, "alpha": 0.348, "beta": 0.366}
     loss = CHINCHILLA.predict(CHINCHILLA.fitted(truth), {"n": n, "d": d})
     return average_seeds({"n": n, "d": d}, loss * np.exp(log_noise))
+
+
+@pytest.mark.parametrize(("falls", "warned"), [(0.0, False), (1.5, True)])
+def test_seeds_that_differ_more_in_some_cells_are_told(falls, warned):
+    """Three seeds a cell; the noise of the last budget is a fifth of that of the first, or the same."""
+    n, d = (np.repeat(values, 3) for values in SMALL)
+    noise = 0.01 * (d / d.min()) ** (-falls / 2) * np.random.default_rng(3).standard_normal(len(n))
+    fit = fit_law(CHINCHILLA, cells((n, d), noise), delta=1e-2, bootstrap=50, seed=0)
+    assert any(warning.startswith(UNEQUAL_NOISE) for warning in fit.warnings()) is warned
 
 
 def test_noise_free_losses_give_the_published_constants(published):
