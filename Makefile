@@ -23,10 +23,11 @@ test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, about 20
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not netns and not slow"
 	@echo "not run here: gpu (needs a CUDA device: make test-gpu), netns (needs root: make test-netns), slow (make soak)"
 
-lint: $(VENV)/.dev ## style, types of imports between folders
+lint: $(VENV)/.dev ## style, imports between folders, types (half a minute)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test-gpu: $(VENV)/.dev ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu

@@ -21,7 +21,8 @@ def accuracy(correct: int, queries: int, *, chance: float) -> dict[str, Any]:
     # Here, for it brings pandas: over a second at the start of every process, those that train too.
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(correct, queries, alpha=0.05, method="wilson")
+    interval: Any = proportion_confint(correct, queries, alpha=0.05, method="wilson")  # of pandas for pandas alone
+    low, high = interval
     return {
         "queries": queries,
         "correct": correct,

@@ -1,7 +1,26 @@
 """Launching without Triton's binding of arguments, which costs more time on the host than a small kernel on the device."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import triton
 from torch import Tensor
+
+
+def device_function(function: Callable) -> Callable[..., Any]:
+    """`triton.jit` for a function that kernels call. Triton declares that no call of it returns, which is true outside of kernels,
+    and a type checker would take the rest of the kernel for unreachable."""
+    return triton.jit(function)
+
+
+def cdiv(x: int, y: int) -> int:
+    """x / y rounded up: `triton.cdiv` with the type that it has outside of kernels."""
+    return (x + y - 1) // y
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two from n on: Triton's function with the type that it has outside of kernels."""
+    return cast(int, triton.next_power_of_2(n))
 
 
 class Launcher:

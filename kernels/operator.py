@@ -5,7 +5,7 @@ than the kernels of a layer took (docs/design/kernels.md).
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -21,7 +21,7 @@ def uncompiled(function: Function) -> Function:
     It is that of torch's optimizers, which imports `torch._dynamo` at the first call: more than a second, which processes that
     only count parameters or prepare a start need not spend.
     """
-    return torch._disable_dynamo(function)
+    return cast(Function, torch._disable_dynamo(function))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def register(
@@ -49,6 +49,7 @@ def register(
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if differentiate is None:
         return operator
+    assert save is not None
 
     class Differentiable(torch.autograd.Function):
         @staticmethod

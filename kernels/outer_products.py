@@ -30,6 +30,7 @@ def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
     whole = length - length % CHUNK
     spans = ((0, whole, CHUNK), (whole, length, length - whole))
     sums = sum(_of_chunks(x[:, i:j], b[:, i:j], size) for i, j, size in spans if i < j)
+    assert isinstance(sums, Tensor)  # one of the spans holds something
     return sums.unflatten(1, (heads, width))
 
 
@@ -37,8 +38,8 @@ def _of_chunks(x: Tensor, b: Tensor, size: int) -> Tensor:
     """`[B, T, G, M]`, `[B, T, G, N]` -> `[B, G M, N]`, T a multiple of `size`."""
     x, b = (t.unflatten(1, (-1, size)) for t in (x, b))
     chunks = x.shape[:2]
-    x, b = (t.flatten(0, 1).unbind(2) for t in (x, b))
-    sums = [_Products.apply(one.transpose(1, 2), other) for one, other in zip(x, b, strict=True)]
+    rows, others = (t.flatten(0, 1).unbind(2) for t in (x, b))
+    sums = [_Products.apply(one.transpose(1, 2), other) for one, other in zip(rows, others, strict=True)]
     return torch.cat(sums, 1).unflatten(0, chunks).sum(1)
 
 

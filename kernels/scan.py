@@ -26,7 +26,9 @@ class Scan(torch.autograd.Function):
         for chunk in range(dentering.shape[1] - 1, -1, -1):
             dsums[:, chunk] = dstate
             dstate = dentering[:, chunk] + (dstate if decay is None else dstate * decay[:, chunk])
-        ddecay = (dsums * entering).sum_to_size(decay.shape) if ctx.needs_input_grad[2] else None
+        ddecay = None
+        if decay is not None and ctx.needs_input_grad[2]:
+            ddecay = (dsums * entering).sum_to_size(decay.shape)
         return dsums, dstate, ddecay
 
 

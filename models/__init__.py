@@ -37,7 +37,7 @@ _NAMES = {
     "table": ("model_table",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # it takes the imports above
 
 
 def __getattr__(name: str) -> Any:

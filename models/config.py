@@ -253,6 +253,12 @@ class ModelConfig(Config):
         return self.ska
 
     @property
+    def attention_settings(self) -> AttentionConfig:
+        """`attention`, for code of attention layers: a model that has such layers without it was refused."""
+        assert self.attention is not None
+        return self.attention
+
+    @property
     def mamba2_settings(self) -> Mamba2Config:
         """`mamba2`, for code of Mamba-2 layers: a model that has such layers without it was refused."""
         assert self.mamba2 is not None
@@ -281,11 +287,11 @@ class ModelConfig(Config):
             UserError: an entry of `ska_layers` does not fit.
         """
         if not self.ska_layers:
-            return [self.ska] * self.layers.count("ska")
+            return [self.ska_settings for kind in self.layers if kind == "ska"]
         sections = []
         for number, changes in enumerate(self.ska_layers):
             try:
-                sections.append(SKAConfig.model_validate(self.ska.model_dump() | changes))
+                sections.append(SKAConfig.model_validate(self.ska_settings.model_dump() | changes))
             except ValidationError as error:
                 raise UserError(f"ska_layers.{number}: {describe_validation_error(error, SKAConfig)}") from None
         return sections
@@ -309,7 +315,7 @@ class ModelConfig(Config):
         return any(ska.write_gate != "none" for ska in self.ska_sections())
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "model config") -> "ModelConfig":
+    def from_dict(cls, values: object, where: str = "model config") -> "ModelConfig":
         """Check a parsed config.
 
         Raises:

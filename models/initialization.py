@@ -17,5 +17,5 @@ def initialize(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if hasattr(module, "initialize"):
-                module.initialize(generator)
+            if start := getattr(module, "initialize", None):
+                start(generator)

@@ -85,10 +85,10 @@ class _ProjectedLoss(torch.autograd.Function):
             logits = F.linear(x[part], weight)
             nats[part], part_objective, dlogits = of_logits(logits, labels[part], mask[part], z_loss)
             objective += part_objective
-            if gradients:
+            if dx is not None and dweight is not None:
                 torch.mm(dlogits, weight, out=dx[part])
                 dweight += dlogits.T @ x[part]
-        if gradients:
+        if dweight is not None:
             ctx.save_for_backward(dx, dweight.to(weight.dtype))
         ctx.mark_non_differentiable(nats)
         return objective, nats

@@ -1,7 +1,7 @@
 """EchoLM: embeddings, blocks, logits. One stack for Echo and every baseline; the config says which."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,13 @@ class Block(nn.Module):
         return {name: value for name, value in inputs.items() if value is not None and name in self.mixer.inputs}
 
 
+class Blocks(nn.ModuleList):
+    """A list of blocks whose type is known: `nn.ModuleList` declares modules of any kind."""
+
+    def __iter__(self) -> Iterator[Block]:
+        return cast(Iterator[Block], super().__iter__())
+
+
 class EchoLM(nn.Module):
     """A causal language model. Build it with `build_model` or `from_pretrained`, which draw no global random number."""
 
@@ -66,9 +73,7 @@ class EchoLM(nn.Module):
         self.config = config
         # Not the constructor: its normal numbers on "meta" import torch._dynamo, a second for values that nobody sees.
         self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
-        self.blocks = nn.ModuleList(
-            Block(own, kind) for own, kind in zip(config.of_layers(), config.layers, strict=True)
-        )
+        self.blocks = Blocks(Block(own, kind) for own, kind in zip(config.of_layers(), config.layers, strict=True))
         self.reads_token = any(block.mixer.reads_token for block in self.blocks)
         self.has_write_gate = any(block.mixer.has_write_gate for block in self.blocks)
         self.final_norm = make_norm(config.norm, config.d_model, config.norm_eps)

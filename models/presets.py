@@ -62,7 +62,7 @@ def _family(family: str, size: str, version: int) -> dict[str, Any]:
     layers = [special if i in shape.ska else "mamba2" for i in range(shape.num_layers)]
     if family == "transformer":
         layers = ["attention"] * shape.num_layers
-    values = dict(
+    values: dict[str, Any] = dict(
         name=f"{family}-{size}",
         vocab_size=VOCAB_SIZE,
         d_model=shape.d_model,

@@ -85,4 +85,6 @@ def make_mesh(sequence_parallel: int, nodes: Sequence[str] | None = None) -> Mes
     ranks = sequence_groups(nodes or [""] * world, sequence_parallel)
     groups = [dist.new_group(group) for group in ranks]
     place = [member for group in ranks for member in group].index(rank)
-    return Mesh(rank, world, sequence_parallel, groups[place // sequence_parallel], place)
+    own = groups[place // sequence_parallel]
+    assert isinstance(own, dist.ProcessGroup)  # a rank outside of a group gets a number for it
+    return Mesh(rank, world, sequence_parallel, own, place)

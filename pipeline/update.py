@@ -152,6 +152,7 @@ def _losses(engine: Any, micro: Batch, train: TrainSection, mesh: Mesh) -> tuple
     recall_sums = (nats_and_labels * rows[row]).sum(1)
     sums = torch.stack([nats_and_labels.sum(1) - recall_sums, recall_sums])
     if names := _separate_sources(micro):
+        assert micro.sources is not None
         sources = micro.sources.to(device, non_blocking=True)[row]
         is_source = sources[:, None] == torch.arange(len(names), device=device)  # [labels, sources]
         sums = torch.cat([sums, (nats_and_labels @ is_source.double()).T])

@@ -11,7 +11,9 @@ FOLDERS = ("kernels", "models", "data_prep", "evals", "pipeline", "orchestration
 PACKAGES = sorted(
     str(init.parent.relative_to(ROOT)) for folder in FOLDERS for init in (ROOT / folder).rglob("__init__.py")
 )
-SOURCES = sorted(path for folder in (*FOLDERS, "benchmarks", "docker") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+    path for folder in (*FOLDERS, "benchmarks", "docker", "tests") for path in (ROOT / folder).rglob("*.py")
+)
 LONGEST_FILE, LARGEST_PACKAGE = 350, 14
 
 

@@ -8,8 +8,8 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, BinaryIO, Literal
+from contextlib import AbstractContextManager, contextmanager
+from typing import BinaryIO, Literal, cast
 
 import fsspec
 import zstandard
@@ -49,9 +49,11 @@ def compression_of(head: bytes) -> Compression | None:
     return None
 
 
-def open_input(path: str) -> "fsspec.core.OpenFile | IO[bytes]":
+def open_input(path: str) -> AbstractContextManager[BinaryIO]:
     """Open a file of this machine, or of the hub by its URL (`hf://...`), for reading."""
-    return fsspec.open(path, "rb") if "://" in path else open(path, "rb")
+    if "://" in path:
+        return cast(AbstractContextManager[BinaryIO], fsspec.open(path, "rb"))  # fsspec declares no type for `with`
+    return open(path, "rb")
 
 
 @contextmanager
@@ -67,6 +69,7 @@ def open_piece(piece: Piece) -> Iterator[io.BufferedReader]:
     """
     with open_input(piece.path) as file:
         compression = compression_of(file.read(HEAD_BYTES))
+        stream: io.BufferedReader
         if compression is None:
             file.seek(piece.start)
             stream = io.BufferedReader(_Bounded(file, piece.stop - piece.start))

@@ -2,17 +2,19 @@
 
 import hashlib
 import unicodedata
+from typing import Literal
 
 from ..config import Normalisation
 
 _RANGE = 2**64
+_FORMS: dict[Normalisation, Literal["NFC", "NFKC"]] = {"nfc": "NFC", "nfkc": "NFKC"}  # Unicode's names
 
 
 def normalise(text: str, form: Normalisation = "nfc") -> str:
     """Normalise text to Unicode NFC, NFKC, or not at all; no other change is made."""
-    if form == "none" or unicodedata.is_normalized(form.upper(), text):
+    if form == "none" or unicodedata.is_normalized(_FORMS[form], text):
         return text
-    return unicodedata.normalize(form.upper(), text)
+    return unicodedata.normalize(_FORMS[form], text)
 
 
 def document_hash(data: bytes) -> int:

@@ -68,7 +68,7 @@ class DocumentEncoder:
 
     def lost_characters(self, text: str, ids: np.ndarray) -> int:
         """Characters of a document that are not in the text decoded from its ids (separator included), at least."""
-        return (Counter(text) - Counter(self.decode(ids[:-1]))).total()
+        return (Counter(text) - Counter(self.decode(ids[:-1].tolist()))).total()
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:

@@ -2,6 +2,7 @@
 section 3.4), with `datasketch`."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def near_duplicates(sketches: np.ndarray, config: NearDuplicateConfig) -> np.nda
     repeated = np.zeros(len(sketches), dtype=bool)
     for i, values in enumerate(sketches):
         sketch = datasketch.LeanMinHash(seed=SEED, hashvalues=values, scheme=SCHEME)
-        candidates = index.query(sketch)
+        candidates = cast(list[int], index.query(sketch))  # the keys that were inserted
         # The share of equal minima estimates the similarity; bands alone would also match pairs far below the threshold.
         repeated[i] = any((sketches[j] == values).mean() >= config.threshold for j in candidates)
         if not repeated[i]:

@@ -286,7 +286,7 @@ def _make_tokenizer(config: DatasetConfig, folder: Path, texts: Callable[[], Ite
 def _write_runs(folder: Path, units: list[CleaningUnit]) -> str:
     path = folder / RUNS_FILE
     with write_aside(path) as aside, open(aside, "wb") as file:
-        np.savez(file, **forbidden_runs(units))
+        np.savez(file, allow_pickle=False, **forbidden_runs(units))
     return sha256_file(path)
 
 

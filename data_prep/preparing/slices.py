@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 from ...models.common.config import Record
@@ -82,7 +83,7 @@ def plan_source(config: SourceConfig, source_files: SourceFiles, unit_bytes: int
     faults = [_unreadable(config, path, reason) for path, reason in source_files.unreadable]
     for path, form in source_files.with_formats():
         if "://" in path:
-            pieces += [(form, piece, size) for piece, size in _table_pieces(path, form, 0, unit_bytes)]
+            pieces.extend((form, piece, size) for piece, size in _table_pieces(path, form, 0, unit_bytes))
             continue
         try:
             file, cut = _cut_file(path, form, config, unit_bytes)
@@ -90,9 +91,9 @@ def plan_source(config: SourceConfig, source_files: SourceFiles, unit_bytes: int
             faults.append(_unreadable(config, path, error.strerror or str(error)))
             continue
         files.append(file)
-        pieces += [(form, piece, size) for piece, size in cut]
+        pieces.extend((form, piece, size) for piece, size in cut)
     slices = []
-    for form, group in groupby(pieces, key=lambda entry: entry[0]):
+    for form, group in groupby(pieces, key=itemgetter(0)):
         # A row group of the hub is a unit, so that a limited source fetches no more than it needs.
         limit = 1 if source_files.is_hub else unit_bytes
         slices += [_slice(config, form, part) for part in _grouped([entry[1:] for entry in group], limit)]

@@ -46,8 +46,8 @@ def find_hub(config: SourceConfig, downloads: Path) -> SourceFiles:
     licence = licence or "see the dataset's card"
     origin = f"{config.dataset} {config.subset or ''}".strip() + (f" @ {revision}" if revision else "")
     files = _data_files(config, revision)
-    formats = tuple(_format_of(file) for file in files)
-    if None in formats:
+    formats: tuple[Format, ...] = tuple(form for file in files if (form := _format_of(file)) is not None)
+    if len(formats) < len(files):
         shards = open_stream(config, revision).num_shards
         return SourceFiles("huggingface", licence, "hub", (), origin, shards, is_hub=True)
     found = FoundFiles(config)
@@ -60,7 +60,7 @@ def find_hub(config: SourceConfig, downloads: Path) -> SourceFiles:
         "parquet",
         tuple(files),
         origin,
-        formats=formats,  # pyright: ignore[reportArgumentType]
+        formats=formats,
         is_hub=True,
         skipped=found.skipped(),
         unreadable=tuple(found.unreadable.items()),
@@ -155,15 +155,17 @@ def _opened(config: SourceConfig, action: Callable[[], T]) -> T:
 
 def _resolve_revision(config: SourceConfig) -> tuple[str, str | None]:
     """The commit of the revision, or the newest one (fixed, so that later reads are the same), and the licence."""
+    name = config.dataset
+    assert name is not None
     try:
         from huggingface_hub import HfApi
 
-        info = _with_retries(lambda: HfApi().dataset_info(config.dataset, revision=config.revision, timeout=20))
+        info = _with_retries(lambda: HfApi().dataset_info(name, revision=config.revision, timeout=20))
     except ImportError as error:
         raise UserError(f'source {config.label} needs the package datasets: pip install "echo-lm[hub]"') from error
     except Exception as error:
         raise FetchError(
-            f"source {config.label}: dataset {config.dataset} cannot be found ({_first_line(error)}): "
+            f"source {config.label}: dataset {name} cannot be found ({_first_line(error)}): "
             "check its name and the network"
         ) from error
     return info.sha, _text_of(info.card_data.license if info.card_data else None)
@@ -176,7 +178,7 @@ def _local_licence(folder: Path) -> str | None:
         return None
     from huggingface_hub import DatasetCard
 
-    return _text_of(DatasetCard.load(card).data.license)
+    return _text_of(DatasetCard.load(card).data.get("license"))
 
 
 def _text_of(licence: str | list[str] | None) -> str | None:

@@ -8,7 +8,7 @@ Wheels of compiled packages are fetched for the target's Python; pure Python one
 there are stamped with. `--rivals` takes flash-linear-attention along, for its rows in `benchmarks/kernels/ska.py`; `--tests`
 takes pytest, for a machine that has none:
 
-    OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused.py
+    OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused_gpu.py
 
 (tests/conftest.py is for tests of runs and data, and wants packages that are not bundled.)
 """

@@ -16,7 +16,7 @@ matplotlib.use("agg")  # before pyplot: figures are files, and a training machin
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 from PIL import Image
 
 from ...models.common.files import write_aside
@@ -36,7 +36,7 @@ PALETTE = (
 )
 COLORS = 96  # of a picture: curves, their shades where they fade into the paper, heat maps
 BASELINE = "0.45"  # grey, dashed: what a curve is compared with
-STYLE = {
+STYLE: dict[Any, Any] = {  # keys are names of matplotlib's settings
     "figure.figsize": (6.4, 3.8),
     "figure.dpi": 140,
     "font.size": 10.5,
@@ -224,7 +224,7 @@ def log2_axis(axes: Axes, ticks: Sequence[int]) -> None:
     axes.set_xscale("log", base=2)
     shown = _spread(sorted(ticks), 8)
     axes.set_xticks(shown, [_short(tick) for tick in shown])
-    axes.xaxis.set_minor_locator(plt.NullLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _short(number: int) -> str:

@@ -95,7 +95,10 @@ def with_peak_bytes(work: Callable[[], T], device: torch.device | str) -> tuple[
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes on the screen when it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         result = work()
+    assert record.profiler is not None
+    assert record.profiler.kineto_results is not None
     # Every allocation and every free of what was allocated in there, in the order of time.
-    changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events: list[Any] = record.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
     return result, max(accumulate((event.nbytes() for event in changes), initial=0))

@@ -27,7 +27,6 @@ from .likelihood import continuation_scores
 os.environ.setdefault("HF_DATASETS_TRUST_REMOTE_CODE", "0")
 try:
     import datasets
-    import lm_eval
     from lm_eval.api.model import TemplateLM
     from lm_eval.tasks import TaskManager
     from tqdm import tqdm
@@ -134,7 +133,7 @@ def evaluate_harness(
         if local:
             heldout = Path(temporary) / "tasks"
             write_heldout_tasks(dataset, heldout, items=limit or 500, seed=seed)
-            include = [str(heldout), *([folder] if folder else [])]
+            include: list[str | Path] = [str(heldout), *([folder] if folder else [])]
             manager = TaskManager(include_path=include, include_defaults=False)
             for task in local:
                 if task not in manager.all_tasks:
@@ -197,12 +196,18 @@ def write_heldout_tasks(dataset: Dataset, folder: Path, *, items: int, seed: int
 
 
 def _run(lm: EchoHarness, task: str, manager: TaskManager, limit: int | None) -> dict[str, Any]:
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))  # leave global state alone
+    from lm_eval.evaluator import simple_evaluate
+
+    seeds: dict[str, Any] = dict.fromkeys(
+        ("random_seed", "numpy_random_seed", "torch_random_seed")
+    )  # leave global state alone
     with _quiet():
-        result = lm_eval.simple_evaluate(
+        result = simple_evaluate(
             lm, tasks=[task], task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False, **seeds
         )
     assert result is not None
+    assert "results" in result
+    assert "n-samples" in result
     found = result["results"][task]
     values = {
         name.removesuffix(",none"): float(value)

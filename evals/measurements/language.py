@@ -88,6 +88,7 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes]:
     texts = []
     for token in range(tokenizer.get_vocab_size()):
         name = "" if token in special else tokenizer.id_to_token(token)
+        assert name is not None  # ids below the vocabulary's size have tokens
         if any(character not in byte_of for character in name):
             raise UserError(f"token {name!r} of the tokenizer is no byte sequence: bits per byte need a byte-level BPE")
         texts.append(bytes(byte_of[character] for character in name))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...data_prep.loading.dataset import Dataset
 from ...data_prep.recall import RecallBatch, RecallVocabulary, generate, seeded_generator, task_of
-from ...models import prefill, step
+from ...models import EchoLM, prefill, step
 from ...models.decoding import SEGMENT
 from ..scores import accuracy
 from .recall_cells import RecallCell
@@ -76,6 +76,7 @@ def answer_logits(
     if not recurrent:
         is_query = torch.zeros(tokens.shape, dtype=torch.bool, device=device).scatter_(1, positions, True)
         return model(tokens, logits_to_keep=is_query).unflatten(0, positions.shape)
+    assert isinstance(model, EchoLM)
     first, last = int(positions.min()), int(positions.max())
     logits, cache = prefill(model, tokens[:, : first + 1])
     found = logits.new_zeros(*positions.shape, logits.shape[-1])

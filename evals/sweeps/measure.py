@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...data_prep.recall import RecallVocabulary
-from ...models import build_model, count_parameters
+from ...models import EchoLM, build_model, count_parameters
 from ..measurements.prefix_mask import PrefixMasked
 from ..measurements.recall import count_correct, recall_batches
 from ..measurements.recall_cells import RecallCell
@@ -41,10 +40,10 @@ def measure_together(
     """
     vocabulary = sweep.ids
     started = time.monotonic()
-    trainers = []
+    trainers: list[RecallTrainer[EchoLM | PrefixMasked]] = []
     for run in runs:
-        model: nn.Module = build_model(run.config, seed=run.seed, device=device)
-        model = PrefixMasked(model) if run.prefix_mask else model
+        whole = build_model(run.config, seed=run.seed, device=device)
+        model = PrefixMasked(whole) if run.prefix_mask else whole
         trainers.append(RecallTrainer(model, run.training, vocabulary, seed=run.seed, device=device))
     most, step = max(run.training.steps for run in runs), 0
     while at_work := [trainer for trainer in trainers if not trainer.finished]:

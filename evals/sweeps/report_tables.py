@@ -120,6 +120,7 @@ def _with_heading(parts: list[str]) -> list[str]:
 
 def accuracy_by_cell(report: Report) -> list[str]:
     """For each arm a table of its cells, pairs by gaps: accuracy, and the tokens that the run of the cell took."""
+    assert report.sweep.each_cell is not None
     budget = report.sweep.each_cell.tokens
     parts = [
         f"## Cell by cell\n\nA model a cell. Percent, and the millions of tokens that it was trained on, at most {budget / 1e6:g} "

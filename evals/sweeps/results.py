@@ -69,14 +69,17 @@ class Report:
         if self.sweep.each_cell:
             best = best_of_cells(here)
             for rate in sorted({result["learning_rate"] for result in here}):
-                cells[rate] = tuple(sum(result["learning_rate"] == rate for result in some) for some in (here, best))
+                evaluated, chosen_cells = (
+                    sum(result["learning_rate"] == rate for result in some) for some in (here, best)
+                )
+                cells[rate] = evaluated, chosen_cells
             rates, chosen = sorted({result["learning_rate"] for result in best}), joined(best)
         else:
             for result in sorted(here, key=lambda result: (result["learning_rate"], result["seed"])):
                 scores.setdefault(result["learning_rate"], {})[result["seed"]] = self.mean(result)
             # Without a cell that all arms are evaluated on there is no mean yet, and no best learning rate.
             means = {rate: np.nan_to_num(fmean(found.values()), nan=-1.0) for rate, found in scores.items()}
-            rates = [max(means, key=means.get)] if means else []
+            rates = [max(means, key=lambda rate: means[rate])] if means else []
             chosen = [result for result in here if result["learning_rate"] in rates]
         return ArmReport(
             name,

@@ -8,14 +8,16 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...data_prep.recall import RecallVocabulary, generate, num_queries, seeded_generator, task_of
-from ...models import language_model_loss, parameter_groups
+from ...models import EchoLM, language_model_loss, parameter_groups
 from ...models.common.errors import UserError
+from ..measurements.prefix_mask import PrefixMasked
 from .training_config import RecallTraining
 
 LOOK_EVERY = 50  # steps at one length, whether the training may stop or go on with the next
@@ -24,6 +26,7 @@ LAST_STEPS, LAST_ANSWERS = 50, 2000
 # A graph is recorded after so many steps of each length: by then every kernel is compiled and every buffer exists.
 EAGER_STEPS = 3
 SMALLEST_RATE = 0.1
+M = TypeVar("M", bound=EchoLM | PrefixMasked)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class AtLength:
         return self.taken == len(self.bank.tokens)
 
 
-class RecallTrainer:
+class RecallTrainer(Generic[M]):
     """Trains a model by AdamW with betas 0.9 and 0.95, gradients clipped to norm 1; the batches depend on the seed alone.
 
     Attributes:
@@ -117,7 +120,7 @@ class RecallTrainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: M,
         training: RecallTraining,
         vocabulary: RecallVocabulary,
         *,
@@ -168,11 +171,12 @@ class RecallTrainer:
             else:
                 self._train(at)
         if self._stream is not None and at.taken + 1 == EAGER_STEPS:
-            at.graph = self._record(at)
+            at.graph = self._record(at, self._stream)
         at.taken += 1
         self.done += 1
         self.tokens += at.step_tokens
-        lengthen = bool(self._later) and (at.exhausted or self._has_learned(self.training.lengthen_at))
+        enough = self.training.lengthen_at
+        lengthen = enough is not None and bool(self._later) and (at.exhausted or self._has_learned(enough))
         del at  # a length that is done with gives back its memory before the next takes some
         if lengthen:
             self.synchronize()
@@ -218,6 +222,7 @@ class RecallTrainer:
     def _next_length(self) -> AtLength:
         """The next of a curriculum, with half of the tokens that are left; the last with all."""
         training, length = self.training, self._later.pop(0)
+        assert training.tokens is not None  # a curriculum shares them out
         sequences, first = training.batch_at(length), training.batch_at(training.lengths[0])
         left = (training.tokens - self.tokens) // (2 if self._later else 1)
         batches = max(1, left // (sequences * length))
@@ -248,10 +253,11 @@ class RecallTrainer:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def release(self) -> nn.Module:
+    def release(self) -> M:
         """The model, in evaluation mode; what only training needs is given back."""
         self.synchronize()
-        self._now, self._optimizer = [], None
+        self._now = []
+        del self._optimizer
         self.model.zero_grad(set_to_none=True)
         return self.model.eval()
 
@@ -282,11 +288,11 @@ class RecallTrainer:
             return self.training.gate_penalty * ((done - first) / (full - first)).clamp(min=0, max=1)
         return self.training.gate_penalty * (len(self._later) + 1 < len(self.training.lengths))
 
-    def _record(self, at: AtLength) -> torch.cuda.CUDAGraph:
-        self._stream.synchronize()
+    def _record(self, at: AtLength, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        stream.synchronize()
         self._optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, stream=stream):
             self._train(at)
         return graph
 

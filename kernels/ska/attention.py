@@ -1,6 +1,6 @@
 """The public operation: checks, defaults, and the choice of an implementation."""
 
-from typing import Literal
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,45 @@ Mode = Literal["exact", "chunk", "prefix"]
 Backend = Literal["auto", "naive", "torch", "triton"]
 
 IMPLEMENTATIONS = {"naive": ska_naive, "torch": ska_chunked, "triton": ska_fused}
+
+
+class ReadOptions(TypedDict):
+    """Options that `ska_attention` and `ska_step` share."""
+
+    power: int
+    ridge: float
+    scale: float | Tensor
+    chunk_size: int
+    value_lag: bool
+
+
+class SKAOptions(TypedDict, total=False):
+    """The options of `ska_attention`, for its overloads: see there."""
+
+    mode: Mode
+    power: int
+    ridge: float
+    scale: float | Tensor
+    chunk_size: int | None
+    value_lag: bool
+    blend: Tensor | None
+    mask: Tensor | None
+    state: SKAState | None
+    cu_seqlens: Tensor | None
+    context: SequenceContext | None
+    backend: Backend
+
+
+@overload
+def ska_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_state: Literal[False] = False, **options: Unpack[SKAOptions]
+) -> Tensor: ...
+
+
+@overload
+def ska_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_state: Literal[True], **options: Unpack[SKAOptions]
+) -> tuple[Tensor, SKAState]: ...
 
 
 def ska_attention(
@@ -148,6 +187,7 @@ def ska_attention(
     y = y.to(out_dtype)
     if not return_state:
         return y
+    assert final is not None
     previous = k.new_zeros(batch, heads, rank, dtype=dtype) if entering is None else entering.last_key
     return y, final._replace(last_key=_last_real_key(k.to(dtype), previous, mask, starts))
 
@@ -160,7 +200,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple
         )
     if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool):
         raise ValueError(f"mask must be bool [B, T] = {list(q.shape[:2])}, not {mask.dtype} {list(mask.shape)}")
-    return tuple(q.shape)
+    batch, length, heads, rank = q.shape
+    return batch, length, heads, rank
 
 
 def _check_state(state: SKAState, batch: int, heads: int, rank: int, width: int, dtype: torch.dtype) -> SKAState:

@@ -68,7 +68,8 @@ def ska_chunked(
         blend=None if blend is None else _chunks(blend, count, size),
     )
     y = y.view(batch, count, heads, size, width).transpose(2, 3).reshape(batch, count * size, heads, width)
-    return y[:, :length], SKAState(*final.split((rank, rank, width), 2), k[:, -1])
+    gram, transition, value_map = final.split((rank, rank, width), 2)
+    return y[:, :length], SKAState(gram, transition, value_map, k[:, -1])
 
 
 def previous_keys(k: Tensor, last_key: Tensor, starts: Tensor | None) -> Tensor:
@@ -132,12 +133,15 @@ def _prefix(
         state.value_map + (values.mT @ (z_prev if value_lag else z)).unflatten(0, unflatten),
         k[:, -1],
     )
+    gram, transition, value_map = (part.flatten(0, 1) for part in final[:3])
     y = read(
         queries,
         z,
         z_prev,
         values,
-        *(part.flatten(0, 1) for part in final[:3]),
+        gram,
+        transition,
+        value_map,
         scale.repeat(batch)[:, None, None],
         power=power,
         ridge=ridge,
@@ -166,4 +170,5 @@ def _prefix_of_documents(q, k, v, blend, starts, state, **options) -> tuple[Tens
     entering = SKAState(*(part[row] * continues.view(-1, *[1] * (part.dim() - 1)) for part in state))
     y, final = _prefix(*padded, starts=None, state=entering, **options)
     last = torch.cat((row[1:] != row[:-1], row.new_ones(1, dtype=torch.bool)))
-    return y[real].view_as(v), SKAState(*(part[last] for part in final[:3]), k[:, -1])
+    gram, transition, value_map = (part[last] for part in final[:3])
+    return y[real].view_as(v), SKAState(gram, transition, value_map, k[:, -1])

@@ -168,10 +168,13 @@ def _inverse_factor(sums: SKAState, ridge: float) -> Tensor:
 
 def _refresh(state: DecodeState, ridge: float, chunk_size: int) -> None:
     """At a border of the chunk grid, read from all sums so far."""
-    border = state.position % chunk_size == 0
+    visible, position = state.visible, state.position
+    assert visible is not None
+    assert position is not None
+    border = position % chunk_size == 0
     if not bool(border.any()):
         return
-    for new, old in zip(state.sums, state.visible, strict=True):
+    for new, old in zip(state.sums, visible, strict=True):
         old.copy_(torch.where(border.view(-1, *[1] * (new.dim() - 1)), new, old))
-    fresh = _inverse_factor(state.visible, ridge)
+    fresh = _inverse_factor(visible, ridge)
     state.inverse.copy_(torch.where(border[:, None, None, None], fresh, state.inverse))

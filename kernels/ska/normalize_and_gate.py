@@ -3,7 +3,7 @@
 On CUDA one kernel each way, as this is all memory traffic: six reads and writes where PyTorch makes some thirty.
 """
 
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,18 @@ from ..available import INTERPRETER, TRITON
 from .constants import HIGH, LOW, SMALLEST_NORM
 
 WriteGate = Literal["none", "sqrt-sigmoid", "hard"]
+
+
+@overload
+def write_gate(logits: Tensor, kind: Literal["none"]) -> None: ...
+
+
+@overload
+def write_gate(logits: Tensor, kind: Literal["sqrt-sigmoid", "hard"]) -> Tensor: ...
+
+
+@overload
+def write_gate(logits: Tensor, kind: WriteGate) -> Tensor | None: ...
 
 
 def write_gate(logits: Tensor, kind: WriteGate) -> Tensor | None:
@@ -32,7 +44,8 @@ def unpack(packed: Tensor, heads: int, rank: int, width: int) -> tuple[Tensor, T
     """q, k `[..., H, R]`, v `[..., H, P]` and what stands behind them `[..., *]`: views of `packed`."""
     keys = heads * rank
     q, k, v, rest = packed.split((keys, keys, heads * width, packed.shape[-1] - 2 * keys - heads * width), -1)
-    return *(x.unflatten(-1, (heads, -1)) for x in (q, k, v)), rest
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+    return q, k, v, rest
 
 
 def normalize_and_gate(
@@ -56,6 +69,7 @@ def normalize_and_gate(
     wide = torch.promote_types(packed.dtype, torch.float32)
     q, k = (F.normalize(x.to(wide), dim=-1, eps=SMALLEST_NORM) for x in (q, k))
     if kind != "none":
+        assert bias is not None
         gate = write_gate(logits[..., :heads].to(wide) + bias, kind)[..., None]
         k, v = k * gate, v.to(wide) * gate
     return q.to(packed.dtype), k.to(packed.dtype), v.to(packed.dtype)

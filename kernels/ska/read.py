@@ -105,7 +105,8 @@ class Solver:
         return torch.baddbmm(self._base(x), self.mask.apply(torch.bmm(x, self.w.mT)), self.w, alpha=-1)
 
     def _product(self, x: Tensor) -> Tensor:
-        """Rows x_t -> rows G_t x_t."""
+        """Rows x_t -> rows G_t x_t, with local terms."""
+        assert self.z is not None
         base = self.mask.where_old(torch.bmm(x, self.gram), x * self.ridge)
         return torch.baddbmm(base, self.mask.apply(torch.bmm(x, self.z.mT)), self.z)
 
@@ -113,11 +114,12 @@ class Solver:
     def _part(self) -> "Solver":
         """The solver of the matrices to refine, made once."""
         if not hasattr(self, "_refined"):
+            refine, z = self.refine, self.z
+            assert refine is not None
+            assert z is not None
             part = object.__new__(Solver)
-            part.gram, part.z, part.inverse, part.w = (
-                tensor[self.refine] for tensor in (self.gram, self.z, self.inverse, self.w)
-            )
-            part.ridge, part.mask, part.refine = self.ridge, self.mask.select(self.refine), None
+            part.gram, part.z, part.inverse, part.w = (t[refine] for t in (self.gram, z, self.inverse, self.w))
+            part.ridge, part.mask, part.refine = self.ridge, self.mask.select(refine), None
             self._refined = part
         return self._refined
 
@@ -157,7 +159,9 @@ class Read(torch.autograd.Function):
         z, z_prev, v, transition, value_map, scale, blend, *xs = ctx.saved_tensors
         solver, mask, local = ctx.solver, ctx.mask, ctx.local
         dy = dy.contiguous()
-        dz = dz_prev = dv = dscale = dblend = None
+        dz: Tensor | None = None
+        dz_prev: Tensor | None = None
+        dv = dscale = dblend = None
         read = _blended(xs, blend)
         dtransition = torch.zeros_like(transition)
         a = torch.bmm(mask.keep_old(dy), value_map)
@@ -181,7 +185,8 @@ class Read(torch.autograd.Function):
             a = solver(a)
             a_old = mask.keep_old(a)
             dgram.baddbmm_(a_old.mT, xs[j], alpha=-1)
-            if local:
+            a_z = None
+            if dz is not None:
                 a_z = mask.apply(torch.bmm(a, z.mT))
                 # Twice, once for each slot of the symmetric z z^T.
                 dz.baddbmm_(mask.apply(torch.bmm(xs[j], z.mT)).mT, a, alpha=-1)
@@ -192,7 +197,7 @@ class Read(torch.autograd.Function):
             back = torch.bmm(a_old, transition)
             scaled = a * scale
             dtransition.baddbmm_(mask.keep_old(scaled).mT, x)
-            if local:
+            if dz is not None and dz_prev is not None and a_z is not None:
                 back = torch.baddbmm(back, a_z, z_prev)
                 dz.baddbmm_(mask.apply(torch.bmm(x, z_prev.mT)).mT, scaled)
                 dz_prev.baddbmm_(a_z.mT, x * scale)
@@ -209,7 +214,9 @@ def _blended(xs: list[Tensor], blend: Tensor | None) -> Tensor:
     """What is read with: the last solution, or the sum of all by their weights `[n, S, powers]`."""
     if blend is None:
         return xs[-1]
-    return sum(x * blend[..., j : j + 1] for j, x in enumerate(xs))
+    read = sum(x * blend[..., j : j + 1] for j, x in enumerate(xs))
+    assert isinstance(read, Tensor)
+    return read
 
 
 def read(

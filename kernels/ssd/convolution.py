@@ -57,8 +57,8 @@ def causal_convolution(
         raise ValueError('backend "triton" needs CUDA tensors, triton, four taps and no state: use "torch"')
     starts = inner_borders(cu_seqlens, batch, length, x.device)
     ids = None if starts is None else document_ids(starts)
-    options = dict(state=state, first=first, silu=silu, parts=parts or (channels, 0, 0), backend=backend)
-    found = convolve_documents(x, weight, bias, ids, **options)
+    widths = parts or (channels, 0, 0)
+    found = convolve_documents(x, weight, bias, ids, parts=widths, state=state, first=first, silu=silu, backend=backend)
     return found if parts else found[0]
 
 
@@ -98,7 +98,7 @@ def sum_of_taps(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, i
     for lag in range(1, taps):
         first = taps - 1 - lag
         shifted = padded[:, first : first + length]
-        if ids is not None:
+        if ids is not None and padded_ids is not None:
             same = padded_ids[:, first : first + length] == ids
             shifted = shifted * same[..., None]
         y = torch.addcmul(y, shifted, weight[:, -1 - lag])

@@ -1,18 +1,19 @@
 """The kernels of `fused_convolution.py`."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Launcher
+from ..launch import Launcher, cdiv, device_function
 from ..operator import register
 from .fused_convolution import COLUMNS, PIECE, TAPS
 
 
-@triton.jit
+@device_function
 def _piece(T, PIECE: tl.constexpr, COLUMNS: tl.constexpr):
     """Row of the batch and first token of this program's piece, and its channels."""
     i = tl.program_id(0).to(tl.int64)
@@ -20,14 +21,14 @@ def _piece(T, PIECE: tl.constexpr, COLUMNS: tl.constexpr):
     return i // per_row, (i % per_row) * PIECE, tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
 
 
-@triton.jit
+@device_function
 def _load(p_x, i_b, t, c, T, C, stride):
     """Token t, `[COLUMNS]` fp32; zero outside the row."""
     inside = (t >= 0) & (t < T) & (c < C)
     return tl.load(p_x + (i_b * T + t) * stride + c, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@device_function
 def _load_parts(p_x, p_b, p_c, i_b, t, c, T, C: tl.constexpr, X: tl.constexpr, N: tl.constexpr, GIVEN: tl.constexpr):
     """`_load` of channels that lie in three tensors, X, N and C - X - N wide; zero also for the first GIVEN tokens."""
     t = tl.where(t < GIVEN, -1, t)
@@ -38,18 +39,18 @@ def _load_parts(p_x, p_b, p_c, i_b, t, c, T, C: tl.constexpr, X: tl.constexpr, N
     return x
 
 
-@triton.jit
+@device_function
 def _store(p_y, y, t, c, inside, C):
     """y as row t of `[tokens, C]`, the channels that it has."""
     tl.store(p_y + t * C + c, y.to(p_y.dtype.element_ty), mask=inside & (c >= 0) & (c < C))
 
 
-@triton.jit
+@device_function
 def _load_ids(p_ids, i_b, t, T):
     return tl.load(p_ids + i_b * T + t, mask=(t >= 0) & (t < T), other=-1)
 
 
-@triton.jit
+@device_function
 def _load_taps(p_w, p_b, c, C, BIAS: tl.constexpr):
     """The bias and the weights of tokens t, t - 1, t - 2 and t - 3, each `[COLUMNS]` fp32."""
     inside = c < C
@@ -204,7 +205,7 @@ def _launchers(
     return Launcher(convolve_forward, **sizes, **options), Launcher(convolve_backward, GIVEN=given, **sizes, **options)
 
 
-def _launch(which: int, inputs: tuple, others: list[Tensor]) -> None:
+def _launch(which: int, inputs: tuple, others: Sequence[Tensor]) -> None:
     x, weight, bias, ids, first, silu, parts = inputs
     # Channels side by side and tokens evenly spaced: a slice of wider rows will do.
     if x.stride(2) != 1 or (len(x) > 1 and x.stride(0) != x.shape[1] * x.stride(1)):
@@ -212,7 +213,7 @@ def _launch(which: int, inputs: tuple, others: list[Tensor]) -> None:
     _, length, channels = x.shape
     options = bias is not None, silu, ids is not None, 0 if first is None else TAPS - 1
     kind = (x.dtype, weight.dtype), channels, x.stride(1), tuple(parts), *options
-    grid = _pieces(x), triton.cdiv(channels, COLUMNS)
+    grid = _pieces(x), cdiv(channels, COLUMNS)
     tensors = (None if t is None else t.contiguous() for t in (weight, bias, ids, *others))
     with torch.cuda.device_of(x):
         _launchers(x.device.index, *kind)[which](grid, x, *tensors, length)
@@ -263,7 +264,7 @@ def _gradients(dy, db, dc, x, *_):
 
 
 def _pieces(x):
-    return x.shape[0] * triton.cdiv(x.shape[1], PIECE)
+    return x.shape[0] * cdiv(x.shape[1], PIECE)
 
 
 def _save(ctx, inputs, output):

@@ -5,7 +5,7 @@ import sys
 import types
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +19,42 @@ from .naive import ssd_naive
 from .tuning import choose
 
 Backend = Literal["auto", "naive", "torch", "mamba-ssm", "triton"]
+
+
+class SSDOptions(TypedDict, total=False):
+    """The options of `ssd_scan`, for its overloads: see there."""
+
+    d: Tensor | None
+    chunk_size: int | None
+    state: Tensor | None
+    cu_seqlens: Tensor | None
+    backend: Backend
+
+
+@overload
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    *,
+    return_state: Literal[False] = False,
+    **options: Unpack[SSDOptions],
+) -> Tensor: ...
+
+
+@overload
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    *,
+    return_state: Literal[True],
+    **options: Unpack[SSDOptions],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def ssd_scan(
@@ -77,6 +113,7 @@ def ssd_scan(
     elif backend == "mamba-ssm":
         y, final = _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state)
     else:
+        assert chunk_size is not None
         scan = ssd_naive if backend == "naive" else ssd_chunked
         x, dt, a, b, c = (t.to(dtype) for t in (x, dt, a, b, c))
         if state is None:
@@ -109,6 +146,7 @@ def mamba_ssm_kernel() -> Callable | None:
     if not MAMBA_SSM:
         return None
     package = importlib.util.find_spec("mamba_ssm")
+    assert package is not None
     # Without its CUDA build mamba-ssm fails to import this module, which only Mamba-1 needs.
     name = "selective_scan_cuda"
     if name not in sys.modules and importlib.util.find_spec(name) is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..mixers.attention import Attention, rotation_table
 from ..mixers.delay import latest
-from ..model import EchoLM
+from ..model import Blocks, EchoLM
 from .policy import Policy, Seen
 
 PIECE = 64  # tokens of a prompt that are read before the cache is cut again
@@ -134,7 +134,7 @@ def bound_attention(model: EchoLM, policy: Policy, budget: int, *, piece: int = 
     Raises:
         UserError: no attention layer, or no room for the policy in the budget.
     """
-    layers = [i for i, block in enumerate(model.blocks) if isinstance(block.mixer, Attention)]
+    layers = sum(isinstance(block.mixer, Attention) for block in model.blocks)
     if not layers:
         raise UserError(
             f"model {model.config.name or ''} has no attention layer whose cache could be bounded".replace("  ", " ")
@@ -142,11 +142,11 @@ def bound_attention(model: EchoLM, policy: Policy, budget: int, *, piece: int = 
     bounded = copy.copy(model)
     bounded._modules = dict(model._modules)
     blocks = []
-    for i, block in enumerate(model.blocks):
-        if i in layers:
-            mixer = BoundedAttention(block.mixer, policy, budget // len(layers), piece)
+    for block in model.blocks:
+        if isinstance(block.mixer, Attention):
+            mixer = BoundedAttention(block.mixer, policy, budget // layers, piece)
             block = copy.copy(block)
             block._modules = dict(block._modules) | {"mixer": mixer}
         blocks.append(block)
-    bounded.blocks = nn.ModuleList(blocks)
+    bounded.blocks = Blocks(blocks)
     return bounded

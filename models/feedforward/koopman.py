@@ -27,7 +27,8 @@ class KoopmanMLP(nn.Module):
         """a and w of every pair, `[width / 2]` each, inside the unit disk or on the circle."""
         modulus = self.pairs.norm(dim=1, keepdim=True)
         floor = 1.0 if self.unit == "disk" else 1e-6
-        return (self.pairs / modulus.clamp(min=floor)).unbind(1)
+        a, w = (self.pairs / modulus.clamp(min=floor)).unbind(1)
+        return a, w
 
     def forward(self, x: Tensor) -> Tensor:
         a, w = self.operator()

@@ -71,7 +71,7 @@ class Attention(SequenceMixer):
 
     @classmethod
     def build(cls, config: ModelConfig) -> "Attention":
-        return cls(config.d_model, config.attention, len(config.layers))
+        return cls(config.d_model, config.attention_settings, len(config.layers))
 
     @staticmethod
     def num_parameters(config: ModelConfig) -> int:

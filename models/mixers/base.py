@@ -109,6 +109,10 @@ class SequenceMixer(nn.Module, ABC):
         """Whether the layer has a write gate, and so `gate_mean`."""
         return False
 
+    def gate_mean(self, x: Tensor, token: Tensor | None = None) -> Tensor:
+        """How far the write gate is open, a scalar; of layers with `has_write_gate` alone."""
+        raise NotImplementedError
+
     def prefill_segment(self, segment: int, length: int) -> int:
         """Tokens that prefill may work at once, at most `segment`, for prompts of `length` tokens.
 

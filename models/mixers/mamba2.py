@@ -57,12 +57,13 @@ class Mamba2(SequenceMixer):
         z, inputs, dt = self._project(x)
         steps, a, first, state = self._step_sizes(dt), self._a(), None, None
         if context is not None:
-            cu_seqlens = context.local_cu_seqlens(*x.shape[:2], x.device)
+            cu_seqlens = context.local_cu_seqlens(x.shape[0], x.shape[1], x.device)
         if context is not None and context.world > 1:
-            convolution = self.conv1d.weight, self.conv1d.bias
-            sizes = dict(parts=self._parts, groups=self.config.ngroups)
+            convolution, parts, groups = (self.conv1d.weight, self._bias), self._parts, self.config.ngroups
             # Nothing but the convolution may read these inputs: see there.
-            inputs, first, state = enter_segment(inputs, *convolution, steps, a, **sizes, context=context)
+            inputs, first, state = enter_segment(
+                inputs, *convolution, steps, a, parts=parts, groups=groups, context=context
+            )
         convolved = self._convolve(inputs, first=first, cu_seqlens=cu_seqlens, silu=True, parts=self._parts)
         values, b, c = self._heads(convolved)
         y = ssd_scan(values, steps, a, b, c, d=self.D, state=state, cu_seqlens=cu_seqlens)
@@ -135,7 +136,7 @@ class Mamba2(SequenceMixer):
         """One token, `[B, d_model]`."""
         z, inputs, dt = self._project(x)
         window = torch.cat((cache.conv, inputs[:, None]), 1)
-        convolved = F.silu((window * self.conv1d.weight.squeeze(1).T).sum(1) + self.conv1d.bias)
+        convolved = F.silu((window * self.conv1d.weight.squeeze(1).T).sum(1) + self._bias)
         values, b, c = self._heads(convolved.split(self._parts, -1))
         share = self.num_heads // self.config.ngroups
         b, c, wide = (at_least_fp32(t) for t in (b.repeat_interleave(share, 1), c.repeat_interleave(share, 1), values))
@@ -150,13 +151,20 @@ class Mamba2(SequenceMixer):
             # Rows of a multiple of 16 bytes keep the products fast.
             weight = torch.cat((weight, weight.new_zeros(padding, x.shape[-1])))
         sizes = self.d_inner, self.d_conv_channels, self.num_heads, len(weight) - len(self.in_proj.weight)
-        return F.linear(x, weight).split(sizes, -1)[:3]
+        z, inputs, dt, _ = F.linear(x, weight).split(sizes, -1)
+        return z, inputs, dt
 
     def _convolve(self, inputs: Tensor, **options: Any) -> Any:
-        return causal_convolution(inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, **options)
+        return causal_convolution(inputs, self.conv1d.weight.squeeze(1), self._bias, **options)
 
     def _project_out(self, y: Tensor, z: Tensor) -> Tensor:
         return self.out_proj(self.norm(y.flatten(-2), z))
+
+    @property
+    def _bias(self) -> Tensor:
+        """`[channels]` of the convolution."""
+        assert self.conv1d.bias is not None
+        return self.conv1d.bias
 
     @property
     def _parts(self) -> tuple[int, int, int]:
@@ -181,7 +189,7 @@ class Mamba2(SequenceMixer):
         normal_by_fan_in(self.out_proj.weight, generator, gain=self.num_layers**-0.5)
         bound = self.config.d_conv**-0.5
         nn.init.uniform_(self.conv1d.weight, -bound, bound, generator=generator)
-        nn.init.zeros_(self.conv1d.bias)
+        nn.init.zeros_(self._bias)
         low, high = map(math.log, DT_RANGE)
         dt = torch.empty(self.num_heads).uniform_(low, high, generator=generator).exp()
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ...kernels.documents import inner_borders
 from ...kernels.sequence import SequenceContext
-from ...kernels.ska import SKAState, ska_attention, start_decoding, unpack, write_gate
+from ...kernels.ska import ReadOptions, SKAState, ska_attention, start_decoding, unpack, write_gate
 from ...kernels.ska import normalize_and_gate as normalize_and_gate
 from ..config import ModelConfig, SKAConfig
 from ..initialization import normal_by_fan_in
@@ -83,7 +83,7 @@ class SKA(SKACosts):
         keys stand behind the values. Keys outside of `write_mask` set no measure for "sequence-max"."""
         starts = None
         if self._looks_at_borders:
-            shape = (*x.shape[:2], x.device)
+            shape: tuple[int, int, torch.device] = (x.shape[0], x.shape[1], x.device)
             starts = inner_borders(cu_seqlens, *shape) if context is None else context.own_starts(*shape)
         packed = self._project(x, token, starts=starts, context=context)[0]
         longest = None
@@ -95,7 +95,7 @@ class SKA(SKACosts):
 
     @classmethod
     def build(cls, config: ModelConfig) -> "SKA":
-        return cls(config.d_model, config.ska)
+        return cls(config.d_model, config.ska_settings)
 
     @property
     def reads_token(self) -> bool:
@@ -120,7 +120,7 @@ class SKA(SKACosts):
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         sums = SKAState.zeros(batch, config.num_heads, config.rank, width, dtype=dtype, device=like.device)
         position = torch.zeros(batch, dtype=torch.int64, device=like.device)
-        chunked = dict(visible=sums, position=position) if config.mode == "chunk" else {}
+        visible, position = (sums, position) if config.mode == "chunk" else (None, None)
         longest = None
         if config.normalization == "sequence-max":
             longest = sums.last_key[..., :1]
@@ -128,7 +128,8 @@ class SKA(SKACosts):
         if config.looks_back:
             sizes = self._recent_sizes
             recent = Recent(*(like.new_zeros(batch, count, width) for count, width in sizes))
-        return SKACache(start_decoding(sums, ridge=config.ridge, **chunked), longest, recent)
+        decode = start_decoding(sums, ridge=config.ridge, visible=visible, position=position)
+        return SKACache(decode, longest, recent)
 
     def extend(self, x: Tensor, cache: SKACache, real: Tensor, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
         """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends.
@@ -142,12 +143,13 @@ class SKA(SKACosts):
             longest = torch.maximum(longest, longest_key(k * real[..., None, None], None)[:, 0])
         q, k, v = self._normalize_and_gate(packed, None if longest is None else longest[:, None])
         old = cache.decode
-        options = dict(self._options(), return_state=True)
-        blend = self.blend(x)
-        rows = dict(mode=self.config.mode, blend=blend, mask=real, state=old.sums)
-        y, sums = read(q, k, v, self.config.two_hop_heads, **options, **rows)
-        chunked = {}
+        options, mode, hops = self._options(), self.config.mode, self.config.two_hop_heads
+        y, sums = read(
+            q, k, v, hops, **options, mode=mode, blend=self.blend(x), mask=real, state=old.sums, return_state=True
+        )
+        visible = position = None
         if old.visible is not None:
+            assert old.position is not None
             position = old.position + real.sum(1)
             on_grid = position - position % self.config.grid
             on_grid_tokens = real & (
@@ -156,9 +158,10 @@ class SKA(SKACosts):
             # Steps move the visible sums on only when the next one comes: at a border those of the cache are a chunk old.
             border = old.position % self.config.grid == 0
             past = SKAState(*(where_rows(border, *parts) for parts in zip(old.sums, old.visible, strict=True)))
-            visible = ska_attention(q, k, v, **options, mode="chunk", mask=on_grid_tokens, state=past)[1]
-            chunked = dict(visible=visible, position=position)
-        decode = start_decoding(sums, ridge=self.config.ridge, **chunked)
+            _, visible = ska_attention(
+                q, k, v, **options, return_state=True, mode="chunk", mask=on_grid_tokens, state=past
+            )
+        decode = start_decoding(sums, ridge=self.config.ridge, visible=visible, position=position)
         return self._project_out(y, x.dtype), SKACache(decode, longest, recent)
 
     def step(self, x: Tensor, cache: SKACache, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
@@ -174,15 +177,9 @@ class SKA(SKACosts):
         y = read_step(q, k, v, cache.decode, self.config.two_hop_heads, blend=self.blend(x), **self._options())
         return self._project_out(y, x.dtype), cache._replace(recent=recent)
 
-    def _options(self) -> dict:
-        config = self.config
-        return dict(
-            power=config.power,
-            ridge=config.ridge,
-            scale=self.gamma(),
-            chunk_size=config.grid,
-            value_lag=config.value_lag,
-        )
+    def _options(self) -> ReadOptions:
+        c, scale = self.config, self.gamma()
+        return {"power": c.power, "ridge": c.ridge, "scale": scale, "chunk_size": c.grid, "value_lag": c.value_lag}
 
     def gamma(self) -> float | Tensor:
         """The factor s of each filter step: a float, or `[H]`."""
@@ -216,7 +213,9 @@ class SKA(SKACosts):
         The sigmoid of the logit and not the gate itself: its gradient also reaches gates that are closed, and hardly those that
         are wide open (the L0 norm of hard-concrete gates has the same shape: Louizos et al. 2018, eq. 12).
         """
-        return torch.sigmoid(at_least_fp32(self.gate_logits(x, token))).mean()
+        logits = self.gate_logits(x, token)
+        assert logits is not None
+        return torch.sigmoid(at_least_fp32(logits)).mean()
 
     def _gate_input(
         self, x: Tensor, token: Tensor | None, before: Tensor | None = None, starts: Tensor | None = None
@@ -246,7 +245,7 @@ class SKA(SKACosts):
         that is made of x, so that x and its gradient are passed over once. And, from what was recent, what is now."""
         config = self.config
         tokens_before = None if recent is None else recent.tokens
-        if config.gate_window > 1 and tokens_before is None:
+        if config.gate_window > 1 and tokens_before is None and token is not None:
             tokens_before = rows_before(token, config.gate_window - 1, context)
         weights = [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj)]
         hidden, gate = [], []
@@ -272,6 +271,7 @@ class SKA(SKACosts):
         q, k, v, rest = (part.flatten(2) if part.dim() == 4 else part for part in self._unpack(packed))
         new = None
         if recent is not None:
+            assert real is not None
             rows = (k, v, x[..., :0] if token is None else token)
             new = Recent(*(latest(r, old.shape[1], old, real) for r, old in zip(rows, recent, strict=True)))
         own = [k] if config.two_hop_heads else []
@@ -299,16 +299,16 @@ class SKA(SKACosts):
             (config.gate_window - 1, tokens),
         )
 
-    def _unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
+    def _unpack(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         config = self.config
         return unpack(packed, config.num_heads, config.rank, self.v_proj.out_features // config.num_heads)
 
-    def _normalize_and_gate(self, packed: Tensor, longest: Tensor | None) -> tuple[Tensor, ...]:
+    def _normalize_and_gate(self, packed: Tensor, longest: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised queries, normalised and gated keys, gated values, in the dtype of the projections: training and
         decoding round keys alike."""
         config = self.config
         bias = None if self.gate_proj is None else self.gate_proj.bias
-        if self.context_gate_proj is not None:
+        if bias is not None and self.context_gate_proj is not None:
             bias = torch.cat((bias, self.context_gate_proj.bias))
         if config.normalization == "l2":
             sizes = dict(heads=config.num_heads, rank=config.rank, width=self.v_proj.out_features // config.num_heads)
@@ -317,7 +317,7 @@ class SKA(SKACosts):
         q, k, v, logits = self._unpack(packed)
         if longest is not None:
             q, k = ((at_least_fp32(t) / longest.clamp(min=SMALLEST_NORM)).to(t.dtype) for t in (q, k))
-        if bias is not None:
+        if bias is not None and config.write_gate != "none":
             gate = write_gate(at_least_fp32(logits[..., : config.num_heads]) + bias, config.write_gate)
             k, v = ((at_least_fp32(t) * gate[..., None]).to(t.dtype) for t in (k, v))
         return q, k, v

@@ -5,17 +5,19 @@ gate. With G = ridge I + sum z z^T, C = sum v z^T and U = sum u z^T a head of on
 C G^-1 (U G^-1 q).
 """
 
+from typing import Any, Literal, Unpack, overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels.ska import DecodeState, ska_attention, ska_read, ska_step, write_gate
+from ...kernels.ska import DecodeState, SKAOptions, WriteGate, ska_attention, ska_read, ska_step, write_gate
 from ...kernels.ska.constants import SMALLEST_NORM
 from ...kernels.ska.state import SKAState
 
 
 def bind_next_keys(
-    v: Tensor, packed: Tensor, bias: Tensor | None, *, heads: int, rank: int, width: int, kind: str
+    v: Tensor, packed: Tensor, bias: Tensor | None, *, heads: int, rank: int, width: int, kind: WriteGate
 ) -> Tensor:
     """Append to each gated value `[..., H, P]` the token's own gated key u: `[..., H, P + R]`.
 
@@ -25,14 +27,45 @@ def bind_next_keys(
     wide = torch.promote_types(packed.dtype, torch.float32)
     own = packed[..., -heads * rank :].unflatten(-1, (heads, rank)).to(wide)
     own = F.normalize(own, dim=-1, eps=SMALLEST_NORM)
-    if bias is not None:
+    if kind != "none":
+        assert bias is not None
         first = heads * (2 * rank + width)
         own = own * write_gate(packed[..., first : first + heads].to(wide) + bias, kind)[..., None]
     return torch.cat((v, own.to(v.dtype)), -1)
 
 
+@overload
 def read(
-    q: Tensor, k: Tensor, v: Tensor, two_hop_heads: int, *, return_state: bool = False, **options
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    two_hop_heads: int,
+    *,
+    return_state: Literal[False] = False,
+    **options: Unpack[SKAOptions],
+) -> Tensor: ...
+
+
+@overload
+def read(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    two_hop_heads: int,
+    *,
+    return_state: Literal[True],
+    **options: Unpack[SKAOptions],
+) -> tuple[Tensor, SKAState]: ...
+
+
+def read(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    two_hop_heads: int,
+    *,
+    return_state: bool = False,
+    **options: Unpack[SKAOptions],
 ) -> Tensor | tuple[Tensor, SKAState]:
     """`ska_attention`, in which the first `two_hop_heads` heads read a second time; without such heads it is `ska_attention`.
 
@@ -43,23 +76,26 @@ def read(
     Returns:
         y `[B, T, H, P]`; with `return_state` also the state, whose value map also holds U.
     """
-    once = ska_attention(q, k, v, return_state=return_state, **options)
+    if not return_state:
+        y, state = ska_attention(q, k, v, **options), None
+    else:
+        y, state = ska_attention(q, k, v, return_state=True, **options)
     if not two_hop_heads:
-        return once
-    y, state = once if return_state else (once, None)
+        return y if state is None else (y, state)
     y, found = _split(y, k)
     of_heads = slice(two_hop_heads)
-    if options.get("state") is not None:
-        gram, transition, value_map, last_key = (part[:, of_heads] for part in options["state"])
+    entering, scale = options.get("state"), options.get("scale")
+    if entering is not None:
+        gram, transition, value_map, last_key = (part[:, of_heads] for part in entering)
         options["state"] = SKAState(gram, transition, value_map[:, :, : y.shape[-1]], last_key)
-    if isinstance(options.get("scale"), Tensor):
-        options["scale"] = options["scale"][of_heads]
+    if isinstance(scale, Tensor):
+        options["scale"] = scale[of_heads]
     again = ska_attention(*(x[:, :, of_heads].contiguous() for x in (found, k, _split(v, k)[0])), **options)
     y = torch.cat((again, y[:, :, two_hop_heads:]), 2)
-    return (y, state) if return_state else y
+    return y if state is None else (y, state)
 
 
-def read_step(q: Tensor, k: Tensor, v: Tensor, state: DecodeState, two_hop_heads: int, **options) -> Tensor:
+def read_step(q: Tensor, k: Tensor, v: Tensor, state: DecodeState, two_hop_heads: int, **options: Any) -> Tensor:
     """`ska_step` with such heads: `[B, H, *]`."""
     y = ska_step(q, k, v, state, **options)
     if not two_hop_heads:

@@ -1,7 +1,7 @@
 """`echo-lm data`: look at prepared datasets, and write them in another format."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ def show(
     data: Data = None,
     documents: Annotated[int, typer.Option(min=0, help="Documents of each source.")] = 2,
     source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
-    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
+    split: Annotated[Literal["train", "heldout"], typer.Option(help="Split of the dataset.")] = "train",
     figure: Annotated[
         Path | None, typer.Option(help="File of the figure; document_lengths.png in the dataset's folder if left out.")
     ] = None,
@@ -39,7 +39,7 @@ def export(
     target: Target,
     prefix: Annotated[Path, typer.Option(help="PREFIX of the files PREFIX.bin and PREFIX.idx.")],
     data: Data = None,
-    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
+    split: Annotated[Literal["train", "heldout"], typer.Option(help="Split of the dataset.")] = "train",
 ) -> None:
     """Write a split as an indexed dataset of Megatron-LM, each document with its separator, and the tokenizer beside it."""
     from ...data_prep.loading.dataset import Dataset
@@ -47,5 +47,5 @@ def export(
     from ..launch.target import data_root
 
     dataset, _ = dataset_target(target, None)
-    tokens = export_megatron(Dataset.open(data_root(target, data) / dataset.name), split, prefix)  # pyright: ignore[reportArgumentType]
+    tokens = export_megatron(Dataset.open(data_root(target, data) / dataset.name), split, prefix)
     console.print(f"{prefix}.bin, {prefix}.idx: {tokens:,} tokens", markup=False)

@@ -1,7 +1,7 @@
 """Formatting of numbers, times and events for the pages; a missing value is a dash."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote
 
 DASH = "–"
@@ -10,7 +10,7 @@ LONGEST = 1e10  # seconds, three centuries
 LAST_TIME = 253_402_300_800  # the year 10000, in unix seconds
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and -1e300 < value < 1e300
 
 

@@ -246,7 +246,9 @@ def _shown_event(event: dict[str, Any]) -> dict[str, Any]:
 
 def _health(event: dict[str, Any] | None) -> dict[str, Any] | None:
     """The `health` event with its layers as rows of numbers; None without any."""
-    layers = event.get("layers") if event else None
+    if not event:
+        return None
+    layers = event.get("layers")
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
         return None
     keys = [text(key, 80) for key in list(layers[0])[:20]]

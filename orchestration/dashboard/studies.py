@@ -136,8 +136,8 @@ def _is_folder_name(name: str) -> bool:
 def _fit(folder: Path) -> dict[str, Any]:
     """Of `fit.json`: the metric of the loss, and the laws with their values and intervals."""
     stored = _read(folder, "fit.json") or {}
-    laws = []
-    for law in stored.get("laws") if isinstance(stored.get("laws"), list) else ():
+    laws, stored_laws = [], stored.get("laws")
+    for law in stored_laws if isinstance(stored_laws, list) else ():
         if isinstance(law, dict):
             values = {key: law[key] for key in ("E", "A", "B", "alpha", "beta") if isinstance(law.get(key), dict)}
             whole_law = values if len(values) == 5 else {}

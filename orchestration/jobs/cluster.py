@@ -5,6 +5,7 @@ one can run code on it.
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -69,7 +70,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         ray.init(
             address=address or "local",
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": environment},
             **({} if address else local),
         )

@@ -112,7 +112,7 @@ class RunSnapshot:
         if self.finished:
             step = max(step, self.finished_step or 0)  # the log may have been shuffled
         remaining = tokens_at(steps, self.segments, train) - tokens_at(min(step, steps), self.segments, train)
-        running = state == "running" and rate and rate > 0
+        eta_seconds = remaining / rate if state == "running" and rate and rate > 0 else None
         state = "damaged" if self.damage else state
         return RunSummary(
             name=self.name,
@@ -124,7 +124,7 @@ class RunSnapshot:
             loss=last.get("loss"),
             tokens_per_second=rate,
             mfu=last.get("mfu"),
-            eta_seconds=remaining / rate if running else None,
+            eta_seconds=eta_seconds,
             checkpoint=checkpoint,
             checkpoint_time=checkpoint_time,
             done=self.done,

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ...data_prep.loading.dataset import Dataset
+from ...data_prep.preparing.manifest import Split
 from ...evals.figures.style import PALETTE, figure
 from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig
@@ -21,7 +22,7 @@ def show(
     folder: Path,
     documents: int,
     source: str | None,
-    split: str,
+    split: Split,
     figure_file: Path | None = None,
 ) -> None:
     """Print documents with their borders and the mixture of the recipe, if there is one; draw the document lengths.

@@ -102,6 +102,7 @@ def _print_outcome(folder: Path) -> None:
         for line in _source_lines(source):
             console.print(line, markup=False)
     for overlap in manifest.overlaps:
+        assert manifest.config.overlap is not None
         console.print(
             f"{overlap.source}: {overlap.documents:,} training documents share {manifest.config.overlap.words} words "
             f"in a row (shorter ones all their words) with {overlap.against} (see {folder / OVERLAP_FILE})"
@@ -159,7 +160,7 @@ class _StageProgress:
         self._stack.close()
 
     def update(self, name: str, done: int, total: int) -> None:
-        if name != self._name:
+        if self._stage is None or name != self._name:
             self._stack.close()
             self._name = name
             self._stage = self._stack.enter_context(stage(name, total, STAGES[name], done))

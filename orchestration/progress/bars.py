@@ -24,7 +24,7 @@ class Stage:
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """Show that `done` of the total are done, followed by `note` (for example the loss)."""
         self._total = total or self._total
-        if self._bar:
+        if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, note=note, total=self._total)
             return
         now, complete = time.monotonic(), done >= self._total

@@ -45,7 +45,8 @@ class WorkerGroupTrainer(TorchTrainer):
         return [entry for entry in super()._create_default_callbacks() if not isinstance(entry, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        data_parallel_trainer.TrainController = Controller  # Ray Train has no option for it
+        module: Any = data_parallel_trainer
+        module.TrainController = Controller  # Ray Train has no option for it
         return super()._initialize_and_run_controller(**(options | self._policies))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
     )
     failures = FailureConfig(max_failures=-1)  # RestartPolicy counts them
     absolute = RunFolder(run.path.resolve())
+    hang_callback: Any = HangCallback(absolute, config.run.hang_seconds)  # declared are callbacks of users alone
     trainer = WorkerGroupTrainer(
         _train_worker,
         train_loop_config={"run_path": str(absolute.path)},
@@ -63,7 +65,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
             name=f"{config.name}-{time.time_ns()}",  # Ray would restore a run of a used name; this one resumes from its own files
             storage_path=str(absolute.path / "ray"),
             failure_config=failures,
-            callbacks=[HangCallback(absolute, config.run.hang_seconds)],
+            callbacks=[hang_callback],
         ),
         failure_policy=RestartPolicy(failures, absolute, config.run.max_restarts, config.run.cluster_wait_seconds),
         scaling_policy=GrowAtCheckpoints(scaling, absolute, counts) if len(counts) > 1 else None,
@@ -86,7 +88,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
         ) from error
 
 
-def worker_resources(config: RunConfig, cluster: dict[str, float]) -> tuple[dict[str, float], bool]:
+def worker_resources(config: RunConfig, cluster: Mapping[str, float]) -> tuple[dict[str, float], bool]:
     """The Ray resources of a worker, and whether it uses a GPU: one each, if the cluster has any and `run.device` allows.
 
     Raises:

@@ -44,7 +44,7 @@ def makespan(cells: Sequence[PackedCell], devices: int) -> float:
     """
     free, waiting = Devices(devices), longest_first(cells)
     running: list[tuple[float, int, tuple[int, ...], Fraction]] = []  # end, number (breaks ties), devices, share
-    begun = dict.fromkeys((cell.name for cell in cells), math.inf)  # when each has started
+    begun: dict[str | None, float] = dict.fromkeys((cell.name for cell in cells), math.inf)  # when each has started
     now, started = 0.0, 0
     while waiting or running:
         ready = {cell.name: begun.get(cell.trunk, -math.inf) + cell.trunk_seconds for cell in waiting}

@@ -17,6 +17,7 @@ from ...models.common.errors import UserError
 from ...models.common.files import read_json, write_json
 from ...pipeline.stop_signal import StopSignal
 from ..jobs.executors import Executor, ProcessExecutor
+from ..jobs.job import Job
 from ..jobs.ray_executor import RayExecutor
 from ..jobs.scheduler import Scheduler
 from ..preparation.executors import ray_data_map
@@ -218,8 +219,9 @@ class _Cells:
             *(job for job in cells if job.can_begin()),
         ]
 
-    def seconds(self, job: StudyJob) -> float:
+    def seconds(self, job: Job) -> float:
         """Predicted seconds of a job, from the finished cells and from its last checkpoint; of a trunk, to its next branch."""
+        assert isinstance(job, StudyJob)
         results = self.folder.results(self.plan)
         if len(results) != self._measured:
             self._pace, self._measured = Pace(self.plan.study, results), len(results)
@@ -248,7 +250,8 @@ def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | 
         def show() -> None:
             nonlocal packed
             done = total - len(cells.left())
-            progress.update(done, note=" ".join(sorted(job.cell.name for job in scheduler.running)))
+            running = sorted(job.cell.name for job in scheduler.running if isinstance(job, StudyJob))
+            progress.update(done, note=" ".join(running))
             if archive is not None and done != packed:
                 pack(cells.folder, archive)
                 packed = done

@@ -194,6 +194,12 @@ class Tracker:
         self._children: EvaluationRuns | None = None
         self._uploaded: dict[Path, Stamp] = {}  # time of change and size, by file
 
+    @property
+    def _stored_id(self) -> str:
+        """MLflow's id of the run, once it was found or made there."""
+        assert self._run_id is not None
+        return self._run_id
+
     def _name(self, refusals: Iterable[Refusal]) -> None:
         """Log which values MLflow does not have and never will, in one line; each of them once."""
         new = {key: why for key, why in refusals if (self.uri, self.run_folder, key) not in _named}
@@ -230,10 +236,10 @@ class Tracker:
         reader = RunReader(self.run_folder)  # bounded, whatever the files hold
         environment = reader.environment()
         values = flat(reader.config()) | {f"environment.{key}": value for key, value in flat(environment).items()}
-        sent = client.get_run(self._run_id).data.params
-        self._name(send(client, self._run_id, "params", [item for item in params(values) if item.key not in sent]))
+        sent = client.get_run(self._stored_id).data.params
+        self._name(send(client, self._stored_id, "params", [item for item in params(values) if item.key not in sent]))
         if commit := text(environment.get("git_commit"), 100):
-            client.set_tag(self._run_id, "mlflow.source.git.commit", commit)
+            client.set_tag(self._stored_id, "mlflow.source.git.commit", commit)
 
     def _send_data(self, client: "MlflowClient") -> None:
         """Send the manifest of the data (sources, licences, hashes); its own hash is the dataset's digest."""
@@ -243,12 +249,12 @@ class Tracker:
         if path is None:
             return
         digest = sha256_file(path)[:12]
-        inputs = client.get_run(self._run_id).inputs.dataset_inputs
-        if not any(entry.dataset.digest == digest for entry in inputs):
+        inputs = client.get_run(self._stored_id).inputs
+        if not any(entry.dataset.digest == digest for entry in (inputs.dataset_inputs if inputs else ())):
             source = json.dumps({"folder": str(path.parent)})
             dataset = Dataset(name=path.parent.name, digest=digest, source_type="local", source=source)
-            client.log_inputs(self._run_id, [DatasetInput(dataset, [])])
-            client.log_artifact(self._run_id, str(path), "data")
+            client.log_inputs(self._stored_id, [DatasetInput(dataset, [])])
+            client.log_artifact(self._stored_id, str(path), "data")
 
     def _register(self, client: "MlflowClient") -> None:
         """Register the final weights and their model card as a version of the registered model named like the run."""
@@ -262,7 +268,7 @@ class Tracker:
         if card is None:
             return
         self._send_artifacts(client, self._changed([path]))
-        register(client, self._run_id, self.run_folder, card)
+        register(client, self._stored_id, self.run_folder, card)
 
     def _is_kept(self, path: Path) -> bool:
         """Whether the model card that is there knows more than a new one: the dataset and its licences are not here."""
@@ -277,7 +283,7 @@ class Tracker:
                 refused.append((point.key, f"{json.dumps(point.value)[:40]} is no finite number"))
                 continue
             if point.key not in self._sent:
-                history = client.get_metric_history(self._run_id, point.key)
+                history = client.get_metric_history(self._stored_id, point.key)
                 stored = [(entry.step, entry.timestamp, entry.value) for entry in history]
                 self._sent[point.key] = {step: (time, old) for step, time, old in sorted(stored)}
             sent = self._sent[point.key].get(point.step)
@@ -290,7 +296,7 @@ class Tracker:
                 metrics.append(item)
             else:
                 refused.append((point.key, f"time {point.time} or step {point.step} is out of range"))
-        self._name([*refused, *send(client, self._run_id, "metrics", metrics)])
+        self._name([*refused, *send(client, self._stored_id, "metrics", metrics)])
 
     def _changed(self, paths: Iterable[Path]) -> dict[Path, Stamp]:
         """Those of the files that changed since they were sent to MLflow, with their stamps."""
@@ -303,12 +309,12 @@ class Tracker:
             if refusal := self._why_not(path):
                 self._name([(path.relative_to(self.run_folder).as_posix(), refusal)])
             else:
-                client.log_artifact(self._run_id, str(path), None if folder == "." else folder)
+                client.log_artifact(self._stored_id, str(path), None if folder == "." else folder)
                 if path.name == REPORT:  # MLflow shows Markdown as text
                     page = to_html(
                         file_text(path, MOST_ARTIFACT_BYTES), self.run_folder, self.run_folder.resolve().name
                     )
-                    client.log_text(self._run_id, page, REPORT_PAGE)
+                    client.log_text(self._stored_id, page, REPORT_PAGE)
             self._uploaded[path] = sent_stamp
 
     def _why_not(self, path: Path) -> str:
@@ -326,8 +332,8 @@ class Tracker:
         if found is None:
             return
         status, ended = found
-        stored = client.get_run(self._run_id).info
+        stored = client.get_run(self._stored_id).info
         if ended is None and stored.status != status:
-            client.update_run(self._run_id, status)
+            client.update_run(self._stored_id, status)
         elif ended is not None and (stored.status, stored.end_time) != (status, int(ended * 1000)):
-            client.set_terminated(self._run_id, status, end_time=int(ended * 1000))
+            client.set_terminated(self._stored_id, status, end_time=int(ended * 1000))

@@ -100,7 +100,9 @@ def follow_artifacts(database: Path, experiment: str) -> None:
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
         query = "SELECT artifact_location FROM experiments WHERE name = ?"
         stored = (connection.execute(query, (experiment,)).fetchone() or [None])[0]
-        old = _local_path(stored) if stored else None
+        if not stored:
+            return
+        old = _local_path(stored)
         if old is None or old.name != ARTIFACTS or old == beside:
             return
         if old.is_dir() and (not beside.is_dir() or old.samefile(beside)):

@@ -95,8 +95,9 @@ def _send_chunk(client: "MlflowClient", run_id: str, kind: str, items: list[Any]
     """Send a batch; if it is refused, its halves, down to the single values that are."""
     from mlflow.exceptions import MlflowException
 
+    batch: dict[str, Any] = {kind: items}
     try:
-        client.log_batch(run_id, **{kind: items})
+        client.log_batch(run_id, **batch)
         return []
     except MlflowException as error:
         if error.error_code not in REFUSALS or client.get_run(run_id).info.lifecycle_stage != "active":

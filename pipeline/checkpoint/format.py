@@ -127,8 +127,10 @@ def apply_retention(run: RunFolder, config: RunConfig) -> None:
 
 def best_step(run: RunFolder, rule: KeepBestSection | None) -> int | None:
     """The step of the best checkpoint by the results that there are; None without a rule or a result."""
+    if rule is None:
+        return None
     values = {}
-    for path in result_files(run.path) if rule else ():
+    for path in result_files(run.path):
         if is_of_average(path.stem):
             continue
         result = read_json_if_whole(path) or {}

@@ -40,7 +40,7 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """Take in the weights after update number `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]  # torch's optimizers use it
 
     def pieces(self, *, copy: bool) -> dict[str, Tensor]:
         """This rank's part in CPU memory, named as in `engine/`."""

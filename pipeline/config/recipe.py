@@ -16,7 +16,7 @@ from ...models.common.validation import describe_validation_error, first_line, r
 from ...models.presets import LATEST_VERSION
 from .run_config import RunConfig
 
-RECIPES = __package__.rpartition(".")[0]  # the package that has them in `recipes/`
+RECIPES = __name__.rsplit(".", 2)[0]  # the package that has them in `recipes/`
 
 
 def recipe_names() -> list[str]:

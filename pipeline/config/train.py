@@ -40,6 +40,7 @@ class BatchRampSection(Config):
             if self.steps is not None:
                 steps = -(-self.steps * number // doublings) - first
             else:
+                assert self.tokens is not None  # one of the two is given
                 steps = -(-(self.tokens * number // doublings - tokens) // batch)
             if steps < 1:
                 raise ValueError(

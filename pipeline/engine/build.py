@@ -44,7 +44,7 @@ def join_process_group(device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
         single_process = os.environ["WORLD_SIZE"] == "1"
-        store = dist.HashStore() if single_process else None
+        store = dist.HashStore() if single_process else None  # pyright: ignore[reportPrivateImportUsage]  # documented
         dist.init_process_group(
             backend,
             store=store,
@@ -103,9 +103,10 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
     )
     if run.zero_stage in (1, 2) and not run.offload_optimizer:
         # A norm that is not finite skips the step already; checking each gradient before that takes thousands of launches.
-        engine.optimizer.check_overflow = lambda partition_gradients=True: None
+        zero_optimizer: Any = engine.optimizer
+        zero_optimizer.check_overflow = lambda partition_gradients=True: None
     if why_not(config, device) is None:
-        GraphedBlocks(engine.module)
+        GraphedBlocks(model)
     return engine
 
 

@@ -57,7 +57,7 @@ class GraphedBlocks:
         self._gradients: dict[torch.dtype, Tensor] = {}
         self._eager_reason: str | None = None
         self._reason_taken = False
-        model.run_blocks = self  # type: ignore[method-assign]
+        model.run_blocks = self
 
     def __call__(
         self,
@@ -89,7 +89,8 @@ class GraphedBlocks:
             inputs = (tokens, F.pad(cu_seqlens, (self._room(tokens) - len(cu_seqlens), 0)))
         addresses = [parameter.data_ptr() for parameter in self._parameters]
         if self._graphed is None or addresses != self._addresses:  # loading a checkpoint may move weights
-            self._capture(inputs, return_gate_mean)
+            self._graphed = None  # frees the memory of an earlier one
+            self._graphed = self._capture(inputs, return_gate_mean)
             self._key, self._addresses = key, addresses
         self._prepare_gradients()
         result = self._graphed(*inputs, *self._parameters)
@@ -107,13 +108,12 @@ class GraphedBlocks:
         self._reason_taken = True
         return self._eager_reason
 
-    def _capture(self, inputs: tuple[Tensor, ...], return_gate_mean: bool) -> None:
-        """Capture the passes over `inputs`, whose shapes all later ones have.
+    def _capture(self, inputs: tuple[Tensor, ...], return_gate_mean: bool) -> Any:
+        """Capture the passes over `inputs`, whose shapes all later ones have, as a function of tensors.
 
         They read the weights through leaves of their own that share the memory: autograd's nodes of the parameters themselves
         belong to the default stream, which must not wait for a stream that is captured.
         """
-        self._graphed = None  # frees the memory of an earlier one
         part = _Blocks(self._model, self._eager, return_gate_mean)
         names = [name for name, parameter in part.named_parameters() if parameter.requires_grad]
         leaves = [nn.Parameter(parameter.detach()) for parameter in self._parameters]
@@ -124,7 +124,7 @@ class GraphedBlocks:
 
         samples = tuple(tensor.clone() for tensor in inputs)
         # Three passes on the side come first: they compile what is compiled at its first call.
-        self._graphed = torch.cuda.make_graphed_callables(run, (*samples, *leaves), allow_unused_input=True)
+        return torch.cuda.make_graphed_callables(run, (*samples, *leaves), allow_unused_input=True)
 
     def _prepare_gradients(self) -> None:
         """Give every parameter that has no gradient a zero one, before the backward pass adds to it.

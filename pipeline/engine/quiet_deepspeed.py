@@ -12,7 +12,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl
 # Its autotuner, which we do not use, imports MLflow where that is installed.
 _hidden = "mlflow" not in sys.modules
 if _hidden:
-    sys.modules["mlflow"] = None  # pyright: ignore[reportArgumentType]
+    sys.modules["mlflow"] = None  # pyright: ignore[reportArgumentType]  # what makes an import fail
 import deepspeed
 
 if _hidden:

@@ -89,9 +89,11 @@ class Meter:
     def measure(self, losses: dict[str, float | None], seconds: float) -> dict[str, float | None]:
         """`bits_per_byte`, `tokens_per_second`, `mfu` and `memory_gib` of a step that took `seconds`, data included."""
         text, tokens_per_second = losses.get("loss_text"), self._train.batch_tokens / seconds
-        has_text = text is not None and self._bytes_per_token is not None
+        bits = None
+        if text is not None and self._bytes_per_token is not None:
+            bits = bits_per_byte(text, self._bytes_per_token)
         return {
-            "bits_per_byte": bits_per_byte(text, self._bytes_per_token) if has_text else None,
+            "bits_per_byte": bits,
             "tokens_per_second": tokens_per_second,
             "mfu": model_flops_utilization(
                 self._model, self._train.sequence_length, tokens_per_second, self._peak, self._world

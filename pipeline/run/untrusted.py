@@ -206,7 +206,9 @@ def _shown(value: Any) -> str:
 def clean_event(event: dict[str, Any]) -> dict[str, Any] | None:
     """The event with null for what is to be a number and is none; None if its kind, time or step are of another type."""
     seconds, step = event.get("time"), event.get("step")
-    if type(seconds) not in (int, float) or not 0 <= seconds <= LAST_TIME or not isinstance(event.get("kind"), str):
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LAST_TIME:
+        return None
+    if not isinstance(event.get("kind"), str):
         return None
     if (type(step) is not int or not 0 <= step < MOST_WHOLE) and ("step" in event or event["kind"] == "step"):
         if event["kind"] in ("step", "start", "rollback"):

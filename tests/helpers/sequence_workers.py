@@ -6,14 +6,11 @@ Every case compares a model on segments with the same model on whole rows; rank 
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils.checkpoint import checkpoint
 
 from echo_lm.kernels import sequence
 from echo_lm.kernels.predicted_sizes import PredictedSizes
@@ -21,146 +18,30 @@ from echo_lm.kernels.sequence import SequenceContext
 from echo_lm.kernels.ska import attention, ska_attention
 from echo_lm.kernels.ska import sequence as ska_sequence
 from echo_lm.kernels.ssd import sequence as ssd_sequence
-from echo_lm.models import ModelConfig, build_model, preset
+from echo_lm.models import build_model, preset
 from echo_lm.models.mixers import delay
+from tests.helpers import sequence_models
 from tests.helpers.collectives import counted
+from tests.helpers.sequence_models import (
+    BATCH,
+    BORDERS,
+    LENGTH,
+    STACKS,
+    batch,
+    checkpointing,
+    context_of,
+    forgetting,
+    joined,
+    on_segments,
+    on_whole_rows,
+    only_rank_0,
+    replaced,
+    replaced_item,
+    worst,
+)
 
 ROOT = Path(__file__).parents[2]
 WORLD = 4
-DEVICE = "cuda" if __name__ == "__main__" and sys.argv[4] == "cuda" else "cpu"
-BATCH, LENGTH = 2, 48  # segments of 24, 16 and 12 tokens on 2, 3 and 4 ranks
-SKA = dict(num_heads=2, rank=4, write_gate="sqrt-sigmoid", learn_gamma=True, gamma=1.2)
-ECHO = ("mamba2", "ska", "mamba2", "ska")
-STACKS = {
-    "echo exact K=1": dict(layers=ECHO, ska=dict(SKA, power=1)),
-    "echo exact K=0 lagged": dict(layers=ECHO, ska=dict(SKA, power=0, value_lag=True)),
-    "echo exact K=1 token gate": dict(layers=ECHO, ska=dict(SKA, power=1, gate_input="token")),
-    "echo exact blend": dict(
-        layers=ECHO, ska=dict(SKA, power=2, blend=True, gate_input="token", gate_scale="table", context_heads=1)
-    ),
-    "echo exact late": dict(layers=ECHO, ska=dict(SKA, power=1, key_shift=1, value_shift=1)),
-    "echo exact shifted, window": dict(
-        layers=ECHO, ska=dict(SKA, power=0, key_shift=2, value_shift=1, gate_input="token", gate_window=3)
-    ),
-    "echo chunk K=1": dict(layers=ECHO, ska=dict(SKA, mode="chunk", chunk_size=4, power=1)),
-    "echo chunk K=0 lagged": dict(layers=ECHO, ska=dict(SKA, mode="chunk", chunk_size=4, power=0, value_lag=True)),
-    "mamba2": dict(layers=("mamba2",) * 3, feedforward=dict(kind="swiglu", width=24)),
-    "hybrid": dict(layers=("mamba2", "attention") * 2, feedforward=dict(kind="swiglu", width=24)),
-    "transformer": dict(layers=("attention",) * 3, feedforward=dict(kind="swiglu", width=24)),
-}
-# Edges of segments lie at 24 (2 ranks), 16, 32 (3) and 12, 24, 36 (4) of each row; the second row starts at 48.
-BORDERS = {
-    "none": [],
-    "across edges": [5, 30, 68],
-    "on edges": [12, 24, 48, 64, 72, 84],
-    "length 1 at edges": [11, 12, 13, 23, 24, 25, 36, 48, 71, 72, 80, 81],
-    "near edges": [9, 14, 17, 22, 26, 33, 48, 58, 63, 66, 70, 74, 85, 95],
-    "many in one": [1, 2, 3, 5, 8, 38, 40, 43, 48, 85, 87, 88, 89],
-}
-
-
-def make_model(name, dtype):
-    """A small model of that stack with every weight random. No two positions of a batch hold the same token and the
-    head is untied: a row of the embedding's gradient is the gradient of one input. Below float64 the ridge is 1:
-    a small one magnifies rounding, on whole rows too (there up to 3e-3 in these gradients), and would hide what is sent.
-    """
-    values = dict(
-        vocab_size=BATCH * LENGTH,
-        d_model=16,
-        feedforward=dict(kind="koopman", width=24),
-        mamba2=dict(d_state=6, headdim=8, ngroups=2),
-        attention=dict(num_heads=2),
-        tie_embeddings=False,
-        allow_edge_ska=True,
-    )
-    values.update(STACKS[name])
-    if dtype != torch.float64 and "ska" in values:
-        values["ska"] = dict(values["ska"], ridge=1.0)
-    model = build_model(ModelConfig.from_dict(values, where=name)).to(dtype)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator).to(dtype)
-            if weight.dim() >= 2 and not key.endswith("pairs"):
-                weight.copy_(noise * weight[0].numel() ** -0.5)
-            else:
-                weight.add_(0.3 * noise)
-    return model.to(DEVICE)
-
-
-def offsets(borders):
-    return torch.tensor(sorted({0, BATCH * LENGTH, *borders}), dtype=torch.int32)
-
-
-def batch():
-    generator = torch.Generator().manual_seed(2)
-    tokens = torch.randperm(BATCH * LENGTH, generator=generator).view(BATCH, LENGTH)
-    weights = torch.randn(BATCH, LENGTH, BATCH * LENGTH, generator=generator, dtype=torch.float64)
-    return tokens.to(DEVICE), weights.to(DEVICE)
-
-
-def context_of(group, borders):
-    return SequenceContext(group, dist.get_rank(group), dist.get_world_size(group), offsets(borders))
-
-
-def on_whole_rows(name, borders, dtype, at=None, weights_in=None):
-    """Logits and gradients without a context; of weights that are rounded to another precision first."""
-    model = make_model(name, weights_in or dtype).to(dtype)
-    tokens, weights = batch()
-    logits = model(tokens, cu_seqlens=offsets(borders), logits_to_keep=at)
-    (logits * (weights if at is None else weights[at]).to(dtype)).sum().backward()
-    return [logits.detach().cpu(), *(weight.grad.cpu() for weight in model.parameters())]
-
-
-def on_segments(name, borders, dtype, group, at=None):
-    """The same from segments: logits gathered (not those `at` some positions), gradients summed."""
-    model = make_model(name, dtype)
-    context = context_of(group, borders)
-    tokens, weights = (context.segment(t) for t in batch())
-    if at is not None:
-        at = context.segment(at)
-        weights = weights[at]
-    logits = model(tokens, context=context, logits_to_keep=at)
-    (logits * weights.to(dtype)).sum().backward()
-    logits = logits.detach().cpu()
-    gradients = [weight.grad.cpu().to(torch.promote_types(dtype, torch.float32)) for weight in model.parameters()]
-    for gradient in gradients:
-        dist.all_reduce(gradient, group=group)
-    if at is not None:
-        return gradients
-    gathered = [torch.empty_like(logits) for _ in range(context.world)]
-    dist.all_gather(gathered, logits.contiguous(), group=group)
-    return [torch.cat(gathered, 1), *gradients]
-
-
-def worst(ours, whole):
-    """The largest relative error of any tensor; rank 0 alone knows the whole rows."""
-    if whole is not None:
-        return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, whole, strict=True))
-
-
-def only_rank_0(function, *arguments, **options):
-    return function(*arguments, **options) if dist.get_rank() == 0 else None
-
-
-@contextmanager
-def replaced(module, name, value):
-    old = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, old)
-
-
-@contextmanager
-def replaced_item(mapping, key, value):
-    old = mapping[key]
-    mapping[key] = value
-    try:
-        yield
-    finally:
-        mapping[key] = old
 
 
 def parity(groups, report):
@@ -172,28 +53,6 @@ def parity(groups, report):
                 for world, group in groups.items()
                 if dist.get_rank() < world
             ]
-
-
-@contextmanager
-def forgetting():
-    """Models of Mamba-2 that forget within a few tokens, and segments of which only the tail is summed."""
-    make = make_model
-
-    def make_forgetful(*arguments):
-        model = make(*arguments)
-        with torch.no_grad():
-            for block in model.blocks:
-                block.mixer.dt_bias.fill_(1.0)
-                block.mixer.A_log.fill_(1.8)
-        return model
-
-    with (
-        replaced(sys.modules[__name__], "make_model", make_forgetful),
-        replaced(ssd_sequence, "LONG", 1),
-        replaced(ssd_sequence, "CHUNK", 4),
-        replaced(ssd_sequence, "SPARE", 0),
-    ):
-        yield
 
 
 def forgetful(groups, report):
@@ -220,7 +79,7 @@ def predicting(groups, report):
         return
     predicted_sizes, passes = PredictedSizes(), []
     with forgetting(), torch.no_grad():
-        model = make_model("mamba2", torch.float64)
+        model = sequence_models.make_model("mamba2", torch.float64)
         tokens = context_of(groups[2], []).segment(batch()[0])
         for less in (0.0, 0.0, 4.0):
             for block in model.blocks:
@@ -231,11 +90,6 @@ def predicting(groups, report):
             dist.all_reduce(error, dist.ReduceOp.MAX, groups[2])  # the second segment shows what the first one left out
             passes.append((predicted_sizes.pending, predicted_sizes.verify(), error.item()))
     report["predicted_sizes"] = passes
-
-
-def joined(tensors):
-    """Logits, and gradients as one vector."""
-    return tensors and [tensors[0], torch.cat([gradient.flatten() for gradient in tensors[1:]])]
 
 
 def half_precision(groups, report):
@@ -331,30 +185,13 @@ def traffic(groups, report):
         ("echo chunk K=1", (1024, 4096)),
         ("hybrid", (64, 256)),
     ):
-        model = make_model(name, torch.float32)
+        model = sequence_models.make_model(name, torch.float32)
         for length in lengths:
             tokens = torch.arange(length // WORLD)[None] % (BATCH * LENGTH)
             context = SequenceContext(groups[WORLD], dist.get_rank(), WORLD, torch.tensor([0, length // 3, length]))
             with counted() as calls:
                 model(tokens, context=context).sum().backward()
             report["calls", name, length] = calls
-
-
-@contextmanager
-def checkpointing(compiled):
-    """Models whose blocks are computed again in the backward pass."""
-    make = make_model
-
-    def make_checkpointed(*arguments):
-        model = make(*arguments)
-        for block in model.blocks:
-            if compiled:  # into graphs that are not made faster
-                block.forward = torch.compile(block.forward, backend="aot_eager")
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=sequence.kept_messages)
-        return model
-
-    with replaced(sys.modules[__name__], "make_model", make_checkpointed):
-        yield
 
 
 CHECKPOINTED = {  # with how far they may be from blocks that are computed once
@@ -407,9 +244,10 @@ def refusals(groups, report):
     group, rank = groups[WORLD], dist.get_rank()
     context = SequenceContext(group, rank, WORLD)
     x = torch.ones(1, 6, 2, 3)
-    model = make_model("echo exact K=1", torch.float32)
+    model = sequence_models.make_model("echo exact K=1", torch.float32)
     maximum = build_model(preset("paper-1m-sequence-max"))
     shifted = build_model(preset("paper-1m-l2", ska={"key_shift": 2, "mode": "exact"}, layers=["ska"] * 4, mamba2=None))
+    gated = build_model(preset("echo-1m", ska={"gate_input": "token", "gate_window": 3})).blocks[1].mixer
     for trial, call in {
         "prefix": lambda: ska_attention(x, x, x, mode="prefix", context=context),
         "grid": lambda: ska_attention(x, x, x, mode="chunk", chunk_size=4, context=context),
@@ -418,6 +256,7 @@ def refusals(groups, report):
         "borders": lambda: model(torch.zeros(2, 12, dtype=torch.int64), context=context_of(group, []), cu_seqlens=[]),
         "sequence-max": lambda: maximum(torch.zeros(1, 64, dtype=torch.int64), context=context),
         "shifted": lambda: shifted(torch.zeros(1, 1, dtype=torch.int64), context=context),
+        "token": lambda: gated(torch.zeros(1, 6, 128), context=context),
         "rank": lambda: SequenceContext(group, (rank + 1) % WORLD, WORLD),
         "world": lambda: SequenceContext(group, rank, 5),
         "row": lambda: context_of(group, []).starts(BATCH, 13, x.device),
@@ -475,6 +314,7 @@ def run(folder, cases="cpu"):
 
 def main(rank, store, results):
     torch.set_num_threads(1)
+    sequence_models.DEVICE = "cuda" if sys.argv[4] == "cuda" else "cpu"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     groups = {world: dist.new_group(list(range(world))) for world in range(1, WORLD + 1)}
     report = {}

@@ -7,6 +7,7 @@ from echo_lm.kernels.predicted_sizes import PredictedSizes
 from echo_lm.kernels.sequence import SequenceContext
 from echo_lm.models import ModelConfig
 from echo_lm.models.accounting import segment_messages
+from tests.helpers import sequence_models
 from tests.helpers import sequence_workers as workers
 
 
@@ -117,7 +118,7 @@ def test_a_block_that_is_computed_again_asks_and_sums_nothing(stack, bound, repo
 
 def expected_calls(stack, length):
     """One collective a layer, forward and backward, of the bytes that the accounting gives."""
-    config = workers.make_model(stack, torch.float32).config
+    config = sequence_models.make_model(stack, torch.float32).config
     messages = segment_messages(config, length // workers.WORLD)
     back = ["reduce_scatter" if kind == "attention" else "all_gather_into_tensor" for kind in config.layers]
     forward = [["all_gather_into_tensor", message.forward] for message in messages]
@@ -134,6 +135,7 @@ def expected_calls(stack, length):
         ("borders", "ValueError: cu_seqlens must be None beside a context"),
         ("sequence-max", 'UserError: ska.normalization "sequence-max" needs whole rows'),
         ("shifted", "ValueError: segments must hold at least the 2 tokens that a delay looks back, not 1"),
+        ("token", 'ValueError: ska.gate_input is "token": the layer needs `token`'),
         ("rank", "ValueError: rank and world are 1 and 4, but in the group they are 0 and 4"),
         ("world", "ValueError: rank and world are 0 and 5, but in the group they are 0 and 4"),
         ("row", "ValueError: cu_seqlens must increase from 0 to batch * length = 104"),

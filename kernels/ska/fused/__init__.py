@@ -34,7 +34,7 @@ def why_not_fused(q: Tensor, k: Tensor, v: Tensor, *, mode: str, power: int, chu
 
 def ska_fused(
     q: Tensor, k: Tensor, v: Tensor, *, power: int, blend: Tensor | None = None, **options
-) -> tuple[Tensor, SKAState]:
+) -> tuple[Tensor, SKAState | None]:
     """The arguments and results of `ska_naive`; half precision is taken as it is, sums and solves are fp32.
 
     A blend of powers is a call of the operator for each: the kernels have no place for its weights yet.
@@ -45,6 +45,7 @@ def ska_fused(
         return ska_fused(q, k, v, power=power, **options)
     reads = [ska_fused(q, k, v, power=j, **options) for j in range(power + 1)]
     y = sum(read * blend[..., j : j + 1] for j, (read, _) in enumerate(reads))
+    assert isinstance(y, Tensor)
     return y, reads[-1][1]
 
 

@@ -60,7 +60,7 @@ def chunk_backward(
     rows = tl.num_programs(0).to(tl.int64) // N * T
     dscale = 0.0
     none = inverse  # stands for what only local terms use
-    for i_s in tl.static_range(S // BT):
+    for i_s in tl.static_range(S // BT):  # pyright: ignore[reportGeneralTypeIssues]
         t = i_c * S + i_s * BT + tl.arange(0, BT)
         dy = load_rows(p_dy, i_b, i_h, t, T, H, P, BP)
         if DOCUMENTS:
@@ -72,7 +72,7 @@ def chunk_backward(
         p_x = p_xs + POWER * (rows * R)
         x_t = split(load_columns(p_x, i_b, i_h, t, T, H, R, BR), LEVEL + 1, INTERPRET)
         add_transposed(p_dstates + 2 * R * R, mul(x_t, dy, LEVEL), i_s == 0, R, P, BR, BP)
-        for i in tl.static_range(POWER + 1):
+        for i in tl.static_range(POWER + 1):  # pyright: ignore[reportGeneralTypeIssues]
             a = solve(
                 a, inverse, none, none, p_states, none, none, cold, ridge, R, BR, False, False, DOCUMENTS, INTERPRET
             )

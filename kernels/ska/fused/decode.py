@@ -1,15 +1,18 @@
 """One decoding step in one kernel: a program per head of a row, the state updated in place (kernels/ska/decode.py)."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...launch import device_function, next_power_of_2
 from ..state import SKAState
 from .tiles import load_matrix, store_matrix
 
 
-@triton.jit
+@device_function
 def _solve(w, x):
     """G^-1 x = W^T (W x) for x `[BR]`."""
     return tl.sum(w * tl.sum(w * x[None, :], 1)[:, None], 0)
@@ -54,7 +57,7 @@ def _decode(
         m = load_matrix(p_read_transition + i * R * R, R, R, BR, BR)
         c = load_matrix(p_read_map + i * P * R, P, R, BP, BR)
     x = _solve(w, q)
-    for _ in tl.static_range(POWER):
+    for _ in tl.static_range(POWER):  # pyright: ignore[reportGeneralTypeIssues]
         x = _solve(w, scale * tl.sum(m * x[None, :], 1))
     y = tl.sum(c * x[None, :], 1)
     tl.store(p_y + i * P + d, y.to(p_y.dtype.element_ty), mask=d < P)
@@ -88,9 +91,10 @@ def ska_step_fused(
     scale = scale.float().contiguous()
     y = torch.empty(batch, heads, width, dtype=v.dtype, device=v.device)
     read = sums if visible is None else visible
-    _decode[(batch * heads,)](
+    launch: Any = _decode[(batch * heads,)]  # `num_warps` is none of the kernel's parameters
+    launch(
         q.contiguous(), k.contiguous(), v.contiguous(), scale, y, *sums, inverse, read.transition, read.value_map, heads,
-        R=rank, P=width, BR=max(16, triton.next_power_of_2(rank)), BP=max(16, triton.next_power_of_2(width)),
+        R=rank, P=width, BR=max(16, next_power_of_2(rank)), BP=max(16, next_power_of_2(width)),
         POWER=power, LAG=value_lag, CHUNK=visible is not None, num_warps=num_warps or warps(rank, width),
     )  # fmt: skip
     return y

@@ -8,6 +8,7 @@ and many matrices are under way on every multiprocessor. The published implement
 import triton
 import triton.language as tl
 
+from ...launch import device_function
 from ..cholesky import SHIFTS, SLACK
 
 # A chunk-causal read refines its solves where G may have lost digits: the largest element of G times that of G^-1, which
@@ -23,18 +24,18 @@ FIRST_SHIFT, SHIFT_GROWTH, TRIES = (
 LARGEST_INVERSE = tl.constexpr(SLACK)  # times the shift that no eigenvalue is below
 
 
-@triton.jit
+@device_function
 def dot(a, b):
     # Three tf32 products keep what one would lose: 1e-6 against 5e-4, on what the ridge conditions.
     return tl.dot(a, b, input_precision="tf32x3")
 
 
-@triton.jit
+@device_function
 def inverse_factor_16(d):
     """R^-1 of a symmetric positive definite `[16, 16]` tile R R^T, by eliminating `[d | I]` row by row."""
     i = tl.arange(0, 16)
     e = tl.where(i[:, None] == i[None, :], 1.0, 0.0)
-    for k in tl.static_range(16):
+    for k in tl.static_range(16):  # pyright: ignore[reportGeneralTypeIssues]
         pivot_row = (i == k)[:, None]
         pivot_column = (i == k)[None, :]
         # Four reductions that do not wait for each other.
@@ -49,7 +50,7 @@ def inverse_factor_16(d):
     return e
 
 
-@triton.jit
+@device_function
 def eliminate_panel(
     p_a, p_w, d, a, w, i_p, A: tl.constexpr, W_ROWS: tl.constexpr, R: tl.constexpr, BA: tl.constexpr, BR: tl.constexpr
 ):
@@ -178,4 +179,5 @@ def invert(
     if added > 0:
         diagonal = p_states + r * (R + 1)
         tl.store(diagonal, tl.load(diagonal, mask=r < R, other=0.0) + added, mask=r < R)
-    tl.store(p_cold + i_n, (condition > REFINE_ABOVE_CONDITION).to(tl.int32))
+    # A tensor, not a constexpr as the comparison is declared.
+    tl.store(p_cold + i_n, (condition > REFINE_ABOVE_CONDITION).to(tl.int32))  # pyright: ignore[reportAttributeAccessIssue]

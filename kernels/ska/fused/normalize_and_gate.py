@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...launch import Launcher
+from ...launch import Launcher, cdiv, device_function, next_power_of_2
 from ...operator import register
 from ..constants import HIGH as GATE_HIGH
 from ..constants import LOW as GATE_LOW
@@ -19,7 +19,7 @@ ROWS = 32
 KINDS = {"none": 0, "sqrt-sigmoid": 1, "hard": 2}
 
 
-@triton.jit
+@device_function
 def _gate(p_packed, p_bias, i_t, i_h, inside, stride, first: tl.constexpr, KIND: tl.constexpr):
     """The gate of each row and its derivative by the logit."""
     if KIND == 0:
@@ -38,20 +38,20 @@ def _gate(p_packed, p_bias, i_t, i_h, inside, stride, first: tl.constexpr, KIND:
     return gate, slope
 
 
-@triton.jit
+@device_function
 def _load(p_rows, inside, D: tl.constexpr, BD: tl.constexpr):
     d = tl.arange(0, BD)
     return tl.load(p_rows[:, None] + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
 
 
-@triton.jit
+@device_function
 def _store(p_rows, x, inside, D: tl.constexpr, BD: tl.constexpr):
     d = tl.arange(0, BD)
     x = x.to(p_rows.dtype.element_ty)
     tl.store(p_rows[:, None] + d[None, :], x, mask=inside[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@device_function
 def _inverse_norm(x):
     return 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, 1)), SMALLEST_NORM)
 
@@ -86,7 +86,7 @@ def normalize_and_gate_forward(
     _store(p_w + n * P, v * gate[:, None], inside, P, BP)
 
 
-@triton.jit
+@device_function
 def _through_norm(x, dy):
     """Gradient of x / |x|; below the smallest norm the norm is a constant."""
     inverse = _inverse_norm(x)
@@ -143,7 +143,7 @@ def _launchers(
     device: int | None, dtypes: tuple[torch.dtype, ...], heads: int, rank: int, width: int, columns: int, kind: str
 ):
     sizes = dict(H=heads, R=rank, P=width, COLUMNS=columns, KIND=KINDS[kind])
-    blocks = dict(BR=triton.next_power_of_2(rank), BP=triton.next_power_of_2(width), BN=ROWS)
+    blocks = dict(BR=next_power_of_2(rank), BP=next_power_of_2(width), BN=ROWS)
     return [
         Launcher(kernel, num_warps=4, **sizes, **blocks)
         for kernel in (normalize_and_gate_forward, normalize_and_gate_backward)
@@ -155,7 +155,7 @@ def _launch(which: int, sizes: tuple, packed: Tensor, bias: Tensor | None, *tens
     rows = packed.shape[:-1].numel() * sizes[0]
     with torch.cuda.device_of(packed):
         launch = _launchers(packed.device.index, dtypes, *sizes[:3], packed.shape[-1], sizes[3])[which]
-        launch((triton.cdiv(rows, ROWS),), packed, bias, *tensors, rows)
+        launch((cdiv(rows, ROWS),), packed, bias, *tensors, rows)
 
 
 def _outputs(packed: Tensor, bias: Tensor | None, heads: int, rank: int, width: int, kind: str) -> tuple[Tensor, ...]:
@@ -167,7 +167,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _outputs(packed, bias, heads, rank, width, kind)
     _launch(0, (heads, rank, width, kind), packed.contiguous(), bias, *outputs)
-    return outputs
+    q, k, v = outputs
+    return q, k, v
 
 
 def _backward(

@@ -3,12 +3,11 @@
 import functools
 
 import torch
-import triton
 from torch import Tensor
 
 from ...available import INTERPRETER
 from ...documents import document_ids
-from ...launch import Launcher
+from ...launch import Launcher, cdiv, next_power_of_2
 from ...operator import register
 from ..state import SKAState
 from .chunk_backward import chunk_backward
@@ -45,7 +44,7 @@ def ska_fused(
     if state is not None:
         initial = torch.cat(tuple(part.float() for part in state[:3]), 2)
         last_key = state.last_key.float().contiguous()
-    tile = min(64 if max(rank, width) <= 64 else 32, max(16, triton.next_power_of_2(q.shape[1])))
+    tile = min(64 if max(rank, width) <= 64 else 32, max(16, next_power_of_2(q.shape[1])))
     y, final, *_ = torch.ops.echo_lm.ska(
         q.contiguous(),
         k.contiguous(),
@@ -61,7 +60,10 @@ def ska_fused(
         value_lag,
         torch.is_grad_enabled(),
     )
-    return y, SKAState(*final.split((rank, rank, width), 2), k[:, -1].float()) if return_state else None
+    if not return_state:
+        return y, None
+    gram, transition, value_map = final.split((rank, rank, width), 2)
+    return y, SKAState(gram, transition, value_map, k[:, -1].float())
 
 
 SEGMENT = 8  # chunks that one program of `walk_segments` adds up
@@ -75,10 +77,10 @@ class _Kernels:
     ):
         # Blocks of one size up to 64: where ranks and values filled blocks of different sizes, Triton 3.6 made code for
         # Hopper that read shared memory that is not there (docs/design/kernels.md).
-        block_width = max(16, triton.next_power_of_2(rank), triton.next_power_of_2(width))
+        block_width = max(16, next_power_of_2(rank), next_power_of_2(width))
         block_rank = min(block_width, 64)
         self.exact, self.power, self.size = exact, power, size
-        self.padded = 16 * triton.cdiv(rank, 16)
+        self.padded = 16 * cdiv(rank, 16)
         self.numbers = (2 * rank + width) * rank  # of a state
         rows = min(size, 64 if max(block_rank, block_width) <= 64 else 32)
         self.tiles = size // rows
@@ -160,7 +162,7 @@ def _forward(
     y, final, previous, states, inverse, w, cold, xs = _outputs(q, v, exact, power, chunk_size, save)
     batch, chunks, heads = states.shape[:3]
     sizes = q.shape[1], chunks, heads
-    segments = triton.cdiv(chunks, SEGMENT)
+    segments = cdiv(chunks, SEGMENT)
     n, numbers = batch * chunks * heads, kernels.numbers
     final.zero_() if initial is None else final.copy_(initial)
     previous.zero_() if last_key is None else previous.copy_(last_key)
@@ -168,7 +170,7 @@ def _forward(
         sums = states.new_empty(batch * segments * heads, numbers)
         walk = k, v, previous, ids, sums, states, *sizes
         kernels.add_segments((len(sums),), *walk)
-        scan = (batch * heads, triton.cdiv(numbers, 256))
+        scan = (batch * heads, cdiv(numbers, 256))
         kernels.scan_segments(scan, sums, final, ids, q.shape[1], segments, heads, numbers)
         kernels.enter_chunks((len(sums),), *walk)
         scratch = states.new_empty(n, max(kernels.padded, chunk_size if exact else 0) ** 2)
@@ -183,7 +185,7 @@ def _forward(
 
 def _outputs(q: Tensor, v: Tensor, exact: bool, power: int, size: int, save: bool) -> tuple[Tensor, ...]:
     batch, length, heads, rank = q.shape
-    chunks = triton.cdiv(length, size)
+    chunks = cdiv(length, size)
     n = batch * chunks * heads
     state = heads, 2 * rank + v.shape[-1], rank
 
@@ -250,7 +252,7 @@ def _backward(
                     )
         else:
             kernels.chunk_backward((n,), dy, xs, ids, scale, states, inverse, cold, dq, dscale, dstates, ridge, *sizes)
-        scan = (batch * heads, triton.cdiv(kernels.numbers, 256))
+        scan = (batch * heads, cdiv(kernels.numbers, 256))
         kernels.scan_back(scan, dstates, dinitial, ids, *sizes, kernels.numbers)
         kernels.write_backward(
             (n, kernels.tiles), k, v, previous, ids, dstates, dk_local, dk_prev, dk, dv, dlast, *sizes

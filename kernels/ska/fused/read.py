@@ -72,7 +72,7 @@ def read_forward(
     rows = tl.num_programs(0).to(tl.int64) // N * T
     x = load_rows(p_q, i_b, i_h, t, T, H, R, BR)
     x = solve(x, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, LOCAL, REFINE, DOCUMENTS, INTERPRET)
-    for j in tl.static_range(POWER):
+    for j in tl.static_range(POWER):  # pyright: ignore[reportGeneralTypeIssues]
         if SAVE:
             store_rows(p_xs + j * (rows * R), x, i_b, i_h, t, T, H, R, BR)
         transition = split(load_matrix(p_states + R * R, R, R, BR, BR), 3, INTERPRET)

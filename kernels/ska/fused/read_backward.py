@@ -168,7 +168,8 @@ def step_backward(
         before_t = split(load_columns(p_x_before, i_b, i_h, t, T, H, R, BR), LEVEL + 1, INTERPRET)
         dtransition = scale * mul(before_t, a_old_p, LEVEL)
         add_transposed(p_dstates + R * R, dtransition, FIRST, R, R, BR, BR)
-        z_before = tl.where(seen_by, mul(z_prev, before_t, LEVEL), 0.0)
+        # `tl.sum` above is declared never to return.
+        z_before = tl.where(seen_by, mul(z_prev, before_t, LEVEL), 0.0)  # pyright: ignore[reportUnboundVariable]
         dz += scale * mul(split(z_before, LEVEL + 1, INTERPRET), a_p, LEVEL)
         before = split(load_rows(p_x_before, i_b, i_h, t, T, H, R, BR), LEVEL + 1, INTERPRET)
         dz_prev = load_rows(p_dk_prev, i_b, i_h, t, T, H, R, BR)

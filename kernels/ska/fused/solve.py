@@ -3,20 +3,20 @@
 Matrices come in parts (tiles.py), rows x as fp32 tiles.
 """
 
-import triton
 import triton.language as tl
 
+from ...launch import device_function
 from .tiles import load_ids, load_matrix, mul, split, transpose
 
 
-@triton.jit
+@device_function
 def causal_mul(x, a, b, causal, LEVEL: tl.constexpr, INTERPRET: tl.constexpr):
     """((X A^T) * causal) B: for each row x_t the sum over s <= t of (x_t . a_s) b_s."""
     inner = tl.where(causal, mul(split(x, LEVEL + 1, INTERPRET), transpose(a), LEVEL), 0.0)
     return mul(split(inner, LEVEL + 1, INTERPRET), b, LEVEL)
 
 
-@triton.jit
+@device_function
 def solve_once(
     x, inverse, w, causal, old, ridge, LOCAL: tl.constexpr, DOCUMENTS: tl.constexpr, INTERPRET: tl.constexpr
 ):
@@ -29,7 +29,7 @@ def solve_once(
     return y
 
 
-@triton.jit
+@device_function
 def solve(
     x,
     inverse,
@@ -63,7 +63,7 @@ def solve(
     return y
 
 
-@triton.jit
+@device_function
 def skip(cold, LOCAL: tl.constexpr, REFINE: tl.constexpr):
     """Whether another launch has this chunk: with local terms, the warm chunks' launch holds neither the gram nor the
     second solve, which is worth more than a branch."""
@@ -73,7 +73,7 @@ def skip(cold, LOCAL: tl.constexpr, REFINE: tl.constexpr):
     return result
 
 
-@triton.jit
+@device_function
 def load_operator(p_gram, ridge, R: tl.constexpr, BR: tl.constexpr, INTERPRET: tl.constexpr):
     """G = gram + ridge I of an entering state, in parts."""
     r = tl.arange(0, BR)
@@ -81,7 +81,7 @@ def load_operator(p_gram, ridge, R: tl.constexpr, BR: tl.constexpr, INTERPRET: t
     return split(gram, 3, INTERPRET)
 
 
-@triton.jit
+@device_function
 def document_masks(p_ids, i_b, i_c, t, T, S: tl.constexpr, DOCUMENTS: tl.constexpr):
     """Rows of the document that the chunk enters with `[BT]`, and which rows see which `[BT, BT]`."""
     old = t >= 0
@@ -93,7 +93,7 @@ def document_masks(p_ids, i_b, i_c, t, T, S: tl.constexpr, DOCUMENTS: tl.constex
     return old, causal
 
 
-@triton.jit
+@device_function
 def keep_old(x, old, DOCUMENTS: tl.constexpr):
     """Zero the rows that do not see the entering state."""
     if DOCUMENTS:
@@ -101,7 +101,7 @@ def keep_old(x, old, DOCUMENTS: tl.constexpr):
     return x
 
 
-@triton.jit
+@device_function
 def filter_step(
     x, transition, z, z_prev, causal, old, LOCAL: tl.constexpr, DOCUMENTS: tl.constexpr, INTERPRET: tl.constexpr
 ):

@@ -57,7 +57,7 @@ def walk_segments(
             b_gram *= keep
             b_transition *= keep
             b_values *= keep
-        for i_t in tl.static_range(S // BT):
+        for i_t in tl.static_range(S // BT):  # pyright: ignore[reportGeneralTypeIssues]
             t = i_c * S + i_t * BT + tl.arange(0, BT)
             z = load_rows(p_k, i_b, i_h, t, T, H, R, BR)
             z_prev = load_previous_keys(p_k, p_last, p_ids, i_b, i_h, t, T, H, R, BR, DOCUMENTS)
@@ -112,9 +112,9 @@ def scan_chunks(
     # Many loads under way at once: the chain through the chunks is one of latency.
     for i in range(0, N, AHEAD):
         xs = ()
-        for j in tl.static_range(AHEAD):
+        for j in tl.static_range(AHEAD):  # pyright: ignore[reportGeneralTypeIssues]
             xs = xs + (tl.load(p + j * step, mask=inside & (i + j < N), other=0.0),)
-        for j in tl.static_range(AHEAD):
+        for j in tl.static_range(AHEAD):  # pyright: ignore[reportGeneralTypeIssues]
             tl.store(p + j * step, b_state, mask=inside & (i + j < N))
             if DOCUMENTS:
                 i_c = N - 1 - i - j if REVERSE else i + j

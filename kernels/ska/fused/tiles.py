@@ -2,21 +2,23 @@
 
 Everything is worked in tiles of one chunk of one head: rows are tokens, `[BT, BR]` for keys and `[BT, BP]` for values,
 padded with zeros to powers of two. A program finds its place from one index over (row of the batch, chunk, head).
-Tiles are fp32 in registers whatever the dtype in memory (and the interpreter knows no bf16).
+Tiles are fp32 in registers whatever the dtype in memory (and the interpreter knows no bf16). Loops over `tl.static_range` have a
+`pyright: ignore`: Triton declares that it cannot be iterated, as is true outside of kernels.
 """
 
-import triton
 import triton.language as tl
 
+from ...launch import device_function
 
-@triton.jit
+
+@device_function
 def place(N, H):
     """Row of the batch, chunk, and head of this program."""
     i = tl.program_id(0).to(tl.int64)
     return i // (N * H), (i // H) % N, i % H
 
 
-@triton.jit
+@device_function
 def load_rows(p_x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     """Rows t `[BT]` of one head of a `[B, T, H, D]` tensor; zero where t lies outside the row."""
     d = tl.arange(0, BD)
@@ -25,7 +27,7 @@ def load_rows(p_x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     return tl.load(p_x + o, mask=inside[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
 
 
-@triton.jit
+@device_function
 def load_columns(p_x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     """`load_rows` transposed, `[BD, BT]`: on Hopper, Triton 3.4 to 3.7 gives wrong products where the left factor is a
     tile transposed in registers, so what must stand transposed on the left is loaded so."""
@@ -35,7 +37,7 @@ def load_columns(p_x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     return tl.load(p_x + o, mask=inside[None, :] & (d < D)[:, None], other=0.0).to(tl.float32)
 
 
-@triton.jit
+@device_function
 def store_columns(p_x, x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     """Store a `[BD, BT]` tile as rows t."""
     d = tl.arange(0, BD)
@@ -43,14 +45,14 @@ def store_columns(p_x, x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     tl.store(p_x + o, x.to(p_x.dtype.element_ty), mask=(t < T)[None, :] & (d < D)[:, None])
 
 
-@triton.jit
+@device_function
 def store_rows(p_x, x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     d = tl.arange(0, BD)
     o = ((i_b * T + t) * H + i_h)[:, None] * D + d[None, :]
     tl.store(p_x + o, x.to(p_x.dtype.element_ty), mask=(t < T)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@device_function
 def load_matrix(p_m, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
     """A contiguous `[M, D]` matrix in a `[BM, BD]` tile."""
     m, d = tl.arange(0, BM), tl.arange(0, BD)
@@ -58,50 +60,50 @@ def load_matrix(p_m, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.
     return tl.load(p_m + m[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@device_function
 def store_matrix(p_m, x, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
     m, d = tl.arange(0, BM), tl.arange(0, BD)
     tl.store(p_m + m[:, None] * D + d[None, :], x, mask=(m < M)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@device_function
 def load_ids(p_ids, i_b, t, T):
     """Documents of tokens t, numbered from 0 in each row of the batch; 0 before the row, the last one's behind it."""
     return tl.load(p_ids + i_b * T + tl.minimum(t, T - 1), mask=t >= 0, other=0)
 
 
-@triton.jit
+@device_function
 def _half(x, INTERPRET: tl.constexpr):
     return x if INTERPRET else x.to(tl.bfloat16)
 
 
-@triton.jit
+@device_function
 def _leading_bits(x):
     """The first 8 bits of each number's mantissa: a bf16 in a float."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@device_function
 def split(x, PARTS: tl.constexpr, INTERPRET: tl.constexpr):
     """A tile as a sum of PARTS bf16 tiles, leading bits first: 3 hold all of fp32, 1 holds what came from bf16."""
     parts = ()
-    for _ in tl.static_range(PARTS - 1):
+    for _ in tl.static_range(PARTS - 1):  # pyright: ignore[reportGeneralTypeIssues]
         leading = _leading_bits(x)
         x -= leading
         parts = parts + (_half(leading, INTERPRET),)
     return parts + (_half(x, INTERPRET),)
 
 
-@triton.jit
+@device_function
 def transpose(a):
     """The transposed tile, in parts: a right factor, or a left one that was just loaded (see load_columns)."""
     parts = ()
-    for i in tl.static_range(len(a)):
+    for i in tl.static_range(len(a)):  # pyright: ignore[reportGeneralTypeIssues]
         parts = parts + (tl.trans(a[i]),)
     return parts
 
 
-@triton.jit
+@device_function
 def mul(a, b, LEVEL: tl.constexpr):
     """A B of tiles in parts: `[M, K]` and `[K, N]` -> `[M, N]` fp32.
 
@@ -109,14 +111,14 @@ def mul(a, b, LEVEL: tl.constexpr):
     relative error of 2^-(8 LEVEL + 8). What the ridge conditions takes LEVEL 2, as good as fp32.
     """
     c = tl.zeros([a[0].shape[0], b[0].shape[1]], tl.float32)
-    for s in tl.static_range(LEVEL + 1):
-        for i in tl.static_range(len(a)):
+    for s in tl.static_range(LEVEL + 1):  # pyright: ignore[reportGeneralTypeIssues]
+        for i in tl.static_range(len(a)):  # pyright: ignore[reportGeneralTypeIssues]
             if (LEVEL - s - i >= 0) & (LEVEL - s - i < len(b)):
                 c = tl.dot(a[i], b[LEVEL - s - i], c, input_precision="ieee")
     return c
 
 
-@triton.jit
+@device_function
 def load_previous_keys(
     p_k, p_last, p_ids, i_b, i_h, t, T, H, R: tl.constexpr, BR: tl.constexpr, DOCUMENTS: tl.constexpr
 ):
@@ -130,7 +132,7 @@ def load_previous_keys(
     return x
 
 
-@triton.jit
+@device_function
 def add_matrix(p_m, x, OVERWRITE: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
     """Accumulate in memory: registers are worth more."""
     if not OVERWRITE:
@@ -139,7 +141,7 @@ def add_matrix(p_m, x, OVERWRITE: tl.constexpr, M: tl.constexpr, D: tl.constexpr
     store_matrix(p_m, x, M, D, BM, BD)
 
 
-@triton.jit
+@device_function
 def add_transposed(
     p_m, x, OVERWRITE: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
 ):

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ...launch import device_function
 from .tiles import (
     load_ids,
     load_matrix,
@@ -98,7 +99,7 @@ def write_backward(
         tl.store(p_dlast + (i_b * H + i_h) * R + r, dlast, mask=r < R)
 
 
-@triton.jit
+@device_function
 def load_written(
     p_k,
     p_v,
@@ -128,7 +129,7 @@ def load_written(
     return split(z, INPUT_PARTS, INTERPRET), split(v, INPUT_PARTS, INTERPRET)
 
 
-@triton.jit
+@device_function
 def read_row_of_previous(
     p_k,
     p_v,

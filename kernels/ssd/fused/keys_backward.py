@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
+from ...launch import device_function
 from .tiles import load_rows, load_state, store_rows, to_dtype_of
 
 
-@triton.jit
+@device_function
 def _one_side(
     p_rows,  # [B, T, H, P]: dy, or x for b
     p_own,  # [B, T, G, N]: c, or b

@@ -3,12 +3,11 @@
 import functools
 
 import torch
-import triton
 from torch import Tensor
 
 from ...available import INTERPRETER
 from ...documents import document_ids
-from ...launch import Launcher
+from ...launch import Launcher, cdiv, next_power_of_2
 from ...operator import register
 from .decay_backward import decay_backward
 from .decays import LOG2_E, chunk_decays
@@ -52,9 +51,9 @@ class _Kernels:
 
     def __init__(self, dtype: torch.dtype, width: int, size: int, plan: Plan, skip: bool, documents: bool):
         self.plan, self.width, self.size = plan, width, size
-        block_width, block_size = (max(16, triton.next_power_of_2(n)) for n in (width, size))
+        block_width, block_size = (max(16, next_power_of_2(n)) for n in (width, size))
         rows = min(plan.state_rows, block_size)
-        self.parts = triton.cdiv(block_size, rows)
+        self.parts = cdiv(block_size, rows)
         vectors = dict(S=plan.chunk, BH=HEADS, num_warps=4)
         self.decays = Launcher(chunk_decays, **vectors, LOG2=LOG2_E, DOCUMENTS=documents)
         self.decay_backward = Launcher(decay_backward, **vectors, SKIP=skip)
@@ -98,12 +97,12 @@ class _Call:
         plan = plan_for(x.dtype, self.length, self.size, chunk)
         kind = x.dtype, self.width, self.size, plan, d is not None, ids is not None
         self.kernels = _kernels(x.device.index, *kind)
-        self.chunks = triton.cdiv(self.length, plan.chunk)
+        self.chunks = cdiv(self.length, plan.chunk)
         self.tokens = self.chunks * plan.chunk
         self.sizes = self.length, self.chunks, self.heads, self.groups
         self.programs = self.batch * self.chunks
         self.share = split_heads(self.programs * self.groups, self.heads // self.groups)
-        self.splits = triton.cdiv(self.heads // self.groups, self.share)
+        self.splits = cdiv(self.heads // self.groups, self.share)
         walks = self.batch * self.heads * self.kernels.parts
         self.segments = split_row(walks, self.chunks)
 
@@ -121,7 +120,7 @@ class _Call:
     def decays(self, dt: Tensor, a: Tensor) -> tuple[Tensor, ...]:
         """steps, log, enter, leave and keep of decays.py."""
         vectors = (*self.vectors(4), self.new(self.batch, self.heads, self.chunks))
-        grid = self.programs, triton.cdiv(self.heads, HEADS)
+        grid = self.programs, cdiv(self.heads, HEADS)
         self.kernels.decays(grid, dt, a, self.ids, *vectors, self.length, self.chunks, self.heads)
         return vectors
 
@@ -150,7 +149,7 @@ class _Call:
         grid = rows * self.segments, kernels.parts
         kernels.sum_segments[reverse](grid, *inputs, None, ends, keeps, None, None, *self.sizes, self.segments)
         begin = "zero" if initial is None else "initial"
-        kernels.pass_segments[reverse, begin]((rows, triton.cdiv(numbers, 256)), ends, keeps, initial, self.segments)
+        kernels.pass_segments[reverse, begin]((rows, cdiv(numbers, 256)), ends, keeps, initial, self.segments)
         return ends, keeps
 
 
@@ -224,7 +223,7 @@ def _backward(
             grid, *inputs, *matrices, *weights, dproducts, db, dc, kept, old, inner, *call.sizes, call.splits
         )
         sums = steps, dsteps, dskips, later, earlier, kept, old, inner
-        grid = call.programs, triton.cdiv(call.heads, HEADS)
+        grid = call.programs, cdiv(call.heads, HEADS)
         kernels.decay_backward(grid, a, *sums, ddt, *partial.unbind(), call.length, call.chunks, call.heads)
     da, dd = partial.flatten(1, 2).sum(1)
     return dx, ddt, da.clone(), db, dc, dd.clone(), dinitial

@@ -5,11 +5,12 @@ tokens of a chunk and C the chunks of a row. Vectors per head and token (step
 sizes, decays and their gradients) lie as `[B, H, C * S]` in fp32, so that the tokens of a head are contiguous.
 """
 
-import triton
 import triton.language as tl
 
+from ...launch import device_function
 
-@triton.jit
+
+@device_function
 def load_rows(p_x, row, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr, INTERPRET: tl.constexpr):
     """Tokens t of one head of a `[B, T, H, D]` tensor, zero behind the row's end: `[len(t), BD]` in the tensor's dtype.
 
@@ -23,7 +24,7 @@ def load_rows(p_x, row, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr, INTERPR
     return x.to(tl.float32) if INTERPRET else x  # the interpreter multiplies bf16 wrongly
 
 
-@triton.jit
+@device_function
 def load_columns(p_x, row, i_h, t, d, T, H, D: tl.constexpr, INTERPRET: tl.constexpr):
     """Columns d of tokens t, transposed, `[len(d), len(t)]`: on Hopper, Triton 3.6 multiplies wrongly where the left factor is
     a tile that was transposed in registers, so such factors are loaded transposed."""
@@ -32,7 +33,7 @@ def load_columns(p_x, row, i_h, t, d, T, H, D: tl.constexpr, INTERPRET: tl.const
     return x.to(tl.float32) if INTERPRET else x
 
 
-@triton.jit
+@device_function
 def store_rows(p_x, x, row, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     """Store `[len(t), BD]` as tokens t of one head of a `[B, T, H, D]` tensor."""
     d = tl.arange(0, BD)
@@ -43,7 +44,7 @@ def store_rows(p_x, x, row, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
     tl.store(p, x.to(p_x.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@device_function
 def load_state(
     p_states, i, N: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, INTERPRET: tl.constexpr
 ):
@@ -58,19 +59,19 @@ def load_state(
     return x.to(tl.float32) if INTERPRET else x
 
 
-@triton.jit
+@device_function
 def load_ids(p_ids, i_b, t, T):
     """Documents of tokens t, numbered from 0 in each row; 0 before the row, the last one's behind it."""
     return tl.load(p_ids + i_b * T + tl.minimum(t, T - 1), mask=t >= 0, other=0)
 
 
-@triton.jit
+@device_function
 def to_dtype_of(x, p, INTERPRET: tl.constexpr):
     """Round a tile to the dtype that p points to, for a product."""
     return x if INTERPRET else x.to(p.dtype.element_ty)
 
 
-@triton.jit
+@device_function
 def decays_between(later, earlier, o, ids_later, ids_earlier, DOCUMENTS: tl.constexpr):
     """The decay of the state from token s to token t of the same chunk, 2^(later_t - earlier_s); 0 for s > t and across documents.
 

@@ -15,7 +15,7 @@ from ..statistics.optimum import frontier, optimum
 from ..statistics.recall_law import fit_recall
 from .loss_fits import fit_family, fit_joint, fit_repeated, law_choices, seed_of
 from .measured import as_planned, cells_of, costs_of, is_usable, sizes_of
-from .records import Comparison, Interval, IsoFlop, Optimum, Prediction, RecallLaw, StudyFit
+from .records import Comparison, Interval, IsoFlop, Optimum, Prediction, RecallLaw, Side, StudyFit
 
 OPTIMA = 3  # training costs at which the best size is stated, from the middle of the study's to the largest
 
@@ -161,11 +161,14 @@ def _optima(family: str, fit: LawFit, cells: Sequence[CellResult]) -> list[Optim
     found = []
     for i, cost in enumerate(flops):
         size = fit.interval_of(all_sizes[:, i])
-        edges = {"value": sizes[i], "low": size[0], "high": size[1]}
-        at_edge = tuple(key for key, n in edges.items() if n <= costs.n[0] * 1.01 or n >= costs.n[-1] / 1.01)
+        edges: dict[Side, float] = {"value": sizes[i], "low": size[0], "high": size[1]}
+        at_edge: tuple[Side, ...] = tuple(
+            key for key, n in edges.items() if n <= costs.n[0] * 1.01 or n >= costs.n[-1] / 1.01
+        )
         low, high = fit.interval_of(all_tokens[:, i])
         most = max(r.cell.tokens for r in cells)
-        beyond = tuple(key for key, d in (("value", tokens[i]), ("low", low), ("high", high)) if d > most)
+        ends: dict[Side, float] = {"value": tokens[i], "low": low, "high": high}
+        beyond: tuple[Side, ...] = tuple(key for key, d in ends.items() if d > most)
         found.append(
             Optimum(
                 family=family,
@@ -199,6 +202,7 @@ def _isoflops(study: StudyConfig, fitted: dict[str, list[CellResult]]) -> list[I
                 note = "no interval: the sizes do not tell the bend from the noise; four sizes at several costs do"
             else:
                 note = ""
+            a, b, c = map(float, parabola.coefficients)
             isoflops.append(
                 IsoFlop(
                     family=family,
@@ -206,7 +210,7 @@ def _isoflops(study: StudyConfig, fitted: dict[str, list[CellResult]]) -> list[I
                     flops=float(np.mean([r.cell.flops for r in cells[budget]])),
                     sizes=len(sizes),
                     centre=float(np.exp(parabola.centre)),
-                    coefficients=tuple(map(float, parabola.coefficients)),
+                    coefficients=(a, b, c),
                     best_parameters=best if inside else None,
                     interval=interval,
                     best_loss=float(parabola.loss(best)) if inside else None,

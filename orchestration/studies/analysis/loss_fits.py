@@ -13,7 +13,7 @@ from ..statistics.law_fit import LawFit, fit_law
 from ..statistics.laws import CHINCHILLA, DATA_CONSTRAINED, NO_FLOOR, ONE_EXPONENT, joint_law
 from ..statistics.outliers import find_outliers
 from .measured import cells_of
-from .records import Interval, JointLaw, LawChoice, LossLaw, RepeatedData, Residual
+from .records import Interval, JointLaw, LawChoice, LossLaw, RepeatedData, Residual, Side
 
 RIVALS = (CHINCHILLA, ONE_EXPONENT, NO_FLOOR)
 
@@ -40,7 +40,11 @@ def fit_family(study: StudyConfig, family: str, results: Sequence[CellResult]) -
         family=family,
         cells=sum(map(len, kept.rows)),
         distinct=len(kept),
-        **{name: parameter_interval(fit, name) for name in CHINCHILLA.names},
+        E=parameter_interval(fit, "E"),
+        A=parameter_interval(fit, "A"),
+        B=parameter_interval(fit, "B"),
+        alpha=parameter_interval(fit, "alpha"),
+        beta=parameter_interval(fit, "beta"),
         size_exponent=Interval(
             value=float(fit.fitted[4] / max(fit.fitted[3] + fit.fitted[4], 1e-12)), low=low, high=high
         ),
@@ -59,7 +63,7 @@ def fit_family(study: StudyConfig, family: str, results: Sequence[CellResult]) -
 def parameter_interval(fit: LawFit, name: str) -> Interval:
     """A parameter of a fit with its interval and the marks at bounds."""
     low, high = fit.interval(name)
-    values = {"value": fit.value(name), "low": low, "high": high}
+    values: dict[Side, float] = {"value": fit.value(name), "low": low, "high": high}
     return Interval(**values, at_bound=tuple(key for key, value in values.items() if fit.at_bound(name, value)))
 
 
@@ -89,8 +93,8 @@ def fit_joint(study: StudyConfig, by_family: dict[str, Sequence[CellResult]]) ->
         )
     except ValueError as error:
         return JointLaw(cells=len(cells), note=str(error))
-    exponents = {name: parameter_interval(fit, name) for name in ("alpha", "beta")}
-    return JointLaw(cells=len(cells), scale=fit.scale, **exponents)
+    alpha, beta = parameter_interval(fit, "alpha"), parameter_interval(fit, "beta")
+    return JointLaw(cells=len(cells), scale=fit.scale, alpha=alpha, beta=beta)
 
 
 def _with_family(families: Sequence[Sequence[CellResult]]) -> Cells:

@@ -107,7 +107,7 @@ def _isoflop(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFit) 
                 axes.scatter([r.cell.parameters for r in some], [r.loss for r in some], 18, color=color)
                 bowl = np.exp(np.polynomial.polynomial.polyval(np.log(n / iso.centre), iso.coefficients))
                 axes.plot(n, bowl, color=color, linewidth=1.2)
-                if iso.best_parameters:
+                if iso.best_parameters and iso.best_loss is not None:
                     axes.plot(iso.best_parameters, iso.best_loss, marker="*", color=color, markersize=11)
             fitted = _fitted_numbers(fit, family)
             if not measured and fitted is not None and cells:
@@ -221,7 +221,8 @@ def _recall(
 
 def _accuracy_axis(axes: Axes, plan: Plan, main: Sequence[CellResult], marks: list[Line2D]) -> None:
     """Set up the axis of accuracy from 0 to 1, with the line of chance and the legend."""
-    axes.axhline(np.mean([row.chance for r in main for row in r.recall]), color=BASELINE, linestyle="--", linewidth=1)
+    average = float(np.mean([row.chance for r in main for row in r.recall]))
+    axes.axhline(average, color=BASELINE, linestyle="--", linewidth=1)
     axes.set_ylim(-0.02, 1.03)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     chance = Line2D([], [], color=BASELINE, linestyle="--", label="chance")
@@ -238,7 +239,7 @@ def _throughput(path: Path, plan: Plan, main: Sequence[CellResult], fit: StudyFi
         axes.legend(handles=_family_handles(plan))
 
 
-def _families(plan: Plan) -> list[tuple[object, str]]:
+def _families(plan: Plan) -> list[tuple[str, str]]:
     return list(zip(PALETTE, plan.study.families, strict=False))
 
 

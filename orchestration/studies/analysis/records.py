@@ -6,6 +6,8 @@ from pydantic import Field
 
 from ....models.common.config import Record
 
+Side = Literal["value", "low", "high"]
+
 
 class Interval(Record):
     """An estimate and its 95% interval.
@@ -17,11 +19,11 @@ class Interval(Record):
     value: float
     low: float
     high: float
-    at_bound: tuple[Literal["value", "low", "high"], ...] = ()
+    at_bound: tuple[Side, ...] = ()
 
     def __str__(self) -> str:
         """`0.348 (0.331 to 0.362)`; what is a bound of the fit has a star."""
-        keys: tuple[Literal["value", "low", "high"], ...] = ("value", "low", "high")
+        keys: tuple[Side, ...] = ("value", "low", "high")
         value, low, high = (f"{getattr(self, key):.3g}" + ("*" if key in self.at_bound else "") for key in keys)
         return f"{value} ({low} to {high})"
 

@@ -26,7 +26,7 @@ from .sections import (
     TrainingConfig,
 )
 
-STUDIES = __package__.rpartition(".")[0]  # the package that has them in `configs/`
+STUDIES = __name__.rsplit(".", 2)[0]  # the package that has them in `configs/`
 
 
 def _or_names(schema: dict[str, Any]) -> None:

@@ -150,7 +150,7 @@ def refit_rows(
             if outliers and law is CHINCHILLA:
                 out = find_outliers(law, cells, delta=delta)
             result.outliers[group] = [
-                fitted[row]["name"]
+                str(fitted[row]["name"])
                 for indices, is_out in zip(cells.rows, out, strict=True)
                 if is_out
                 for row in indices

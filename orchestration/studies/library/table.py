@@ -157,7 +157,9 @@ class StudyTable:
                 rows = [row for row in self.rows if row["family"] == family]
                 axes.scatter([r["flops"] for r in rows], [r["loss"] for r in rows], 20, color=color, label=family)
                 fit = refit.fits.get(family) if refit is not None else None
-                for n in sorted({row["n"] for row in rows}) if fit is not None else ():
+                if fit is None:
+                    continue
+                for n in sorted({row["n"] for row in rows}):
                     same = sorted((row for row in rows if row["n"] == n), key=lambda row: row["flops"])
                     columns = {key: np.array([float(row[key]) for row in same]) for key in ("n", "d", "u")}
                     axes.plot([row["flops"] for row in same], fit.predict(columns), color=color, linewidth=1)

@@ -1,9 +1,10 @@
 """The cells that a law is fitted to: seeds of one cell averaged, with what they say of the noise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 
@@ -46,7 +47,7 @@ class Cells:
         )
 
 
-def average_seeds(columns: Mapping[str, Sequence[float]], loss: Sequence[float]) -> Cells:
+def average_seeds(columns: Mapping[str, ArrayLike], loss: ArrayLike) -> Cells:
     """Cells from a table of runs; runs that agree in every column are seeds of one cell.
 
     A law's misfit is the same for all seeds of a cell, so they are one observation and not several.

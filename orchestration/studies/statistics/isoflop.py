@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 LEAST_SIZES = 4  # three points lie on their parabola and tell no noise
@@ -41,7 +42,7 @@ class Parabola:
         return np.exp(np.polynomial.polynomial.polyval(x, self.coefficients))
 
 
-def fit_parabola(n: Sequence[float], loss: Sequence[float]) -> Parabola:
+def fit_parabola(n: ArrayLike, loss: ArrayLike) -> Parabola:
     """The parabola through cells of one training cost; seeds of one size count as its mean.
 
     Raises:

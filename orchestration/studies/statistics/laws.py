@@ -111,7 +111,7 @@ class PowerLaw(Law):
         scales: `{scale: exponent}` of the terms that fall with a column, for the starts.
     """
 
-    terms: Callable[[Columns], np.ndarray] = field(default=None, compare=False)  # type: ignore[assignment]
+    terms: Callable[[Columns], np.ndarray] = field(kw_only=True, compare=False)
     scales: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
 
     def log_loss(self, fitted: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
@@ -287,7 +287,7 @@ def joint_law(families: int) -> PowerLaw:
 
     def loss(p: Mapping[str, torch.Tensor], c: Mapping[str, torch.Tensor]) -> torch.Tensor:
         def own(scale: str) -> torch.Tensor:
-            return sum(p[f"{scale}_{k}"] * (c["family"] == k) for k in range(families))  # type: ignore[return-value]
+            return sum(p[f"{scale}_{k}"] * (c["family"] == k) for k in range(families))  # pyright: ignore[reportReturnType]  # there is a family
 
         return own("E") + own("A") / c["n"] ** p["alpha"] + own("B") / c["d"] ** p["beta"]
 

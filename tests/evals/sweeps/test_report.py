@@ -11,7 +11,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 from echo_lm.evals.sweeps.config import load_sweep
 from echo_lm.evals.sweeps.report import write_report
-from echo_lm.evals.sweeps.results import best_of_cells
 from echo_lm.evals.sweeps.runs import runs_of
 
 COMMAND_LINE = [sys.executable, "-c", "from echo_lm.orchestration.cli.main import main; main()"]
@@ -286,24 +285,6 @@ def test_runs_of_one_cell_each_are_an_arm_together(sweep, tmp_path, report):
     assert line(page, "## Accuracy by task", "all")[4] == "98.0"
     tokens = {(row["arm"], row["pairs"], row["length"]): row["trained_tokens"] for row in content["rows"]}
     assert tokens == {("all", 2, 14): 8000, ("all", 2, 70): 64_000, ("all", 4, 20): 8000, ("few", 2, 14): 8000}
-
-
-def test_the_best_of_a_cell_is_taken_seed_by_seed_and_of_equals_the_first(monkeypatch):
-
-    def result(seed, length, rate, correct):
-        return {
-            "seed": seed,
-            "learning_rate": rate,
-            "rows": [{"label": "mqar-2", "length": length, "correct": correct}],
-        }
-
-    shown = [result(0, 14, 0.1, 7), result(1, 14, 0.2, 8), result(0, 70, 0.1, 5)]
-    others = [result(1, 14, 0.1, 6), result(0, 14, 0.2, 6), result(0, 70, 0.2, 5)]
-    assert best_of_cells([shown[0], others[0], shown[2], others[1], shown[1], others[2]]) == [
-        shown[0],
-        shown[1],
-        shown[2],
-    ]
 
 
 def test_each_cell_is_shown_at_its_best_rate(sweep, report):
