@@ -23,19 +23,28 @@ Uri = Annotated[str | None, typer.Option(help="MLflow tracking URI; mlflow.db be
 
 
 @study_app.command()
-def plan(study: Study, data: Data = Path("data")) -> None:
+def plan(study: Study, data: Data = Path("data"), studies: Studies = Path("studies")) -> None:
     """Every cell with its FLOPs, tokens, epochs, predicted hours and cost, and what the cells can tell. Runs nothing.
 
-    Impossible cells are refused; a design that cannot identify the loss law is warned of, with cells worth adding.
+    Impossible cells are refused; a design that cannot identify the loss law is warned of, with cells worth adding. With
+    limits.gpu_hours it says which cells fit, by the speed measured so far if the study was begun, and judges those alone.
     """
     from ..studies.config import load_study
+    from ..studies.folder import StudyFolder
     from ..studies.preflight.design import describe_designs
     from ..studies.run import plan_study
+    from ..studies.spending.choice import without_left_out
+    from ..studies.spending.spent import choice_of, describe_choice, refuse_unaffordable
     from ..studies.tables import plan_summary, plan_table
 
     planned = plan_study(load_study(study), data)
     console.print(plan_table(planned))
     console.print(plan_summary(planned), markup=False)
+    choice = choice_of(StudyFolder(studies / planned.study.name), planned)
+    refuse_unaffordable(choice, planned)
+    if choice is not None:
+        console.print(describe_choice(choice), markup=False)
+        planned = without_left_out(planned, choice)
     console.print("\n".join(describe_designs(planned)), markup=False)
 
 
@@ -73,6 +82,7 @@ def run(
     from ..studies.preflight.design import plan_warnings
     from ..studies.reporting import fit_and_report
     from ..studies.run import plan_study, run_study
+    from ..studies.spending.spent import choice_of, describe_choice, record_choice
     from ..studies.tables import plan_summary
 
     limit_seconds = None if limit is None else parse_seconds(limit, "--for")
@@ -89,9 +99,14 @@ def run(
         console.print(f"WARNING: {warning}", markup=False)
     ray |= address is not None
     folder = run_study(loaded, studies, data, use_ray=ray, address=address, seconds=limit_seconds, archive=archive)
-    if remaining := describe_remaining(folder, folder.load_plan()):
+    planned = folder.load_plan()
+    choice = choice_of(folder, planned)
+    if choice is not None:
+        record_choice(folder, choice)
+        console.print(describe_choice(choice), markup=False)
+    if remaining := describe_remaining(folder, planned, choice.left_out if choice else ()):
         console.print(remaining, markup=False)
-    else:
+    elif folder.results(planned):
         fit_and_report(folder)
 
 

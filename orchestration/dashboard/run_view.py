@@ -10,10 +10,11 @@ from ...evals.layout import is_of_average, result_path
 from ...evals.markdown import to_html
 from ...models.common.cached_files import is_inside
 from ...models.common.run_layout import REPORT, checkpoint_name
+from ...pipeline.run.lineage import find_parent
 from ...pipeline.run.reader import RunReader
 from ...pipeline.run.untrusted import computed_config, file_text, number, text
 from ..jobs.leases import looks_held
-from ..monitor.summary import RunSummary, due_steps, suite_name
+from ..monitor.summary import RunSummary, due_steps, shown_name, suite_name
 from .curves.history import COLUMNS, LOOK_SECONDS, History
 from .formats import count, decimals, percent
 
@@ -49,6 +50,8 @@ class RunDetail:
         events: newest first, without checkpoints, completed evaluations and health.
         checkpoints: the newest `checkpoint` events.
         documents: which of `DOCUMENTS` the run has.
+        parent: name of the run beside it that it began from; empty if there is none.
+        children: names of the runs beside it that began from it, with the step.
         unread: bytes of the log that later looks will read.
         curves: for the browser: `history.COLUMNS`, losses by source, SKA layers, held-out text, recall by label, marks.
     """
@@ -71,6 +74,8 @@ class RunDetail:
     rollbacks: int
     problem: str | None
     documents: list[str]
+    parent: str
+    children: list[tuple[str, int]]
     curves: dict[str, Any]
 
 
@@ -143,8 +148,16 @@ def _detail(run: RunReader, summary: RunSummary, history: History) -> RunDetail:
         rollbacks=history.counts.get("rollback", 0),
         problem=history.problem,
         documents=[name for name, file in DOCUMENTS.items() if _is_document(run.folder, file)],
+        parent=_parent(run),
+        children=[(name, parent.step) for name, parent in run.children()],
         curves=_curves(history, raw, heldout),
     )
+
+
+def _parent(run: RunReader) -> str:
+    lineage = run.lineage()
+    folder = find_parent(run.folder, lineage.parent) if lineage and lineage.parent else None
+    return shown_name(folder.name) if folder and folder.resolve().parent == run.folder.resolve().parent else ""
 
 
 def _bounded(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -100,7 +100,10 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 def _kill_children(others: set[psutil.Process]) -> None:
     """Kill the processes that this one started, with all below them, except `others`."""
     for child in set(psutil.Process().children()) - others:
-        for process in (*child.children(recursive=True), child):
+        below: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):  # it ends by itself
+            below = child.children(recursive=True)
+        for process in (*below, child):
             with contextlib.suppress(psutil.Error):
                 process.kill()
 

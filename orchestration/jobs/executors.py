@@ -53,7 +53,7 @@ class _Worker:
     job: Job
     process: BaseProcess
     receiver: Connection
-    device: int
+    devices: tuple[int, ...]
     started: float
 
 
@@ -62,7 +62,7 @@ class ProcessExecutor:
 
     Args:
         count: devices, or processes at once where a job has a whole share.
-        gpus: whether the devices are GPUs, of which a job sees its own alone.
+        gpus: whether the devices are GPUs, of which a job sees its own alone, one or several.
     """
 
     def __init__(self, count: int, *, gpus: bool = False):
@@ -89,14 +89,15 @@ class ProcessExecutor:
         return self._devices.has_room(job.resources.share)
 
     def start(self, job: Job) -> None:
-        device = self._devices.reserve(job.resources.share)
-        assert device is not None, "only where there is room"
+        devices = self._devices.reserve(job.resources.share)
+        assert devices is not None, "only where there is room"
         receiver, sender = self._context.Pipe(duplex=False)
-        arguments = (job, device if self._gpus else None, sender)
-        process = self._context.Process(target=_work_and_send, args=arguments, name=job.name, daemon=True)
+        arguments = (job, devices if self._gpus else None, sender)
+        alone = len(devices) == 1  # a daemon may not start the processes of a worker group
+        process = self._context.Process(target=_work_and_send, args=arguments, name=job.name, daemon=alone)
         process.start()
         sender.close()
-        self._workers.append(_Worker(job, process, receiver, device, time.monotonic()))
+        self._workers.append(_Worker(job, process, receiver, devices, time.monotonic()))
 
     def collect_ended(self) -> list[Ended]:
         ended = []
@@ -109,7 +110,7 @@ class ProcessExecutor:
                 worker.process.kill()
             worker.process.join()
             self._workers.remove(worker)
-            self._devices.release(worker.device, worker.job.resources.share)
+            self._devices.release(worker.devices, worker.job.resources.share)
             try:
                 held, error = worker.receiver.recv()
                 ended.append(Ended(worker.job, node_name() if held else None, error))
@@ -135,13 +136,13 @@ def redirect_output(log: Path) -> None:
     os.close(descriptor)
 
 
-def _work_and_send(job: Job, gpu: int | None, connection: Connection) -> None:
+def _work_and_send(job: Job, gpus: tuple[int, ...] | None, connection: Connection) -> None:
     """Run a job in a spawned process, which ends with its parent, and send whether it was held, and its error."""
     end_with_parent()
     if job.log is not None:
         redirect_output(job.log)
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus([gpu])
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus(gpus)
     try:
         job.prepare_worker()
         connection.send((run_under_leases(job), None))

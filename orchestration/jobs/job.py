@@ -19,7 +19,8 @@ class Resources:
     """What a running job occupies.
 
     Attributes:
-        share: of one of this machine's devices, for `ProcessExecutor`; exact, so that three thirds make a whole.
+        share: of one of this machine's devices, or how many of them, for `ProcessExecutor`; exact, so that three thirds make a
+            whole.
         cpus, gpus: reserved in the Ray cluster, for `RayExecutor`; 0 reserves nothing.
     """
 

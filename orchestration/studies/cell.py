@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 from ...evals.config import load_suite
@@ -52,13 +51,28 @@ class StudyJob(Job):
 
     @property
     def resources(self) -> Resources:
-        hardware, share = self.plan.study.hardware, Fraction(1, self.cell.per_device)
+        hardware, share = self.plan.study.hardware, self.cell.occupied
         if hardware.device == "cuda":
             return Resources(share, gpus=float(share))
-        return Resources(share, cpus=hardware.threads / self.cell.per_device)
+        return Resources(share, cpus=float(hardware.threads * share))
 
     def ask_to_stop(self) -> None:
         request_stop(RunFolder(self.folder), "the end of the study's command")
+
+    def train(self, run: RunFolder) -> None:
+        """Train a run in this process, or with a worker group of this machine if it has several workers.
+
+        Raises:
+            UserError: damaged data, or a loss that is not finite.
+        """
+        from ...pipeline.launch import launch
+        from ...pipeline.loop import train
+
+        config = run.load_config()
+        if config.run.workers > 1:
+            launch(run, config)
+        else:
+            train(run.path)
 
     def record_success(self, node: str, seconds: float) -> None:
         """Remove what an earlier command said of the failure."""
@@ -105,13 +119,11 @@ class CellJob(StudyJob):
         Raises:
             UserError: a folder of another run, damaged data, or a loss that is not finite.
         """
-        from ...pipeline.loop import train
-
         run, config, started = RunFolder(self.folder.resolve()), self.config, worker_started()
         self._prepare(run)
         clear_stop_request(run)
         if not run.finished():
-            train(run.path)
+            self.train(run)
         if not run.finished():
             raise UserError(f"{run.path} was stopped before its end; it goes on from its last checkpoint")
         checkpoint, record = list(complete_checkpoints(run.path))[-1]

@@ -1,6 +1,6 @@
 """The folder of a study: its files, and which of its cells are done, failed, or left."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ class StudyFolder:
         self.plan_file = self.path / "plan.json"
         self.rule_file = self.path / "learning_rate.json"
         self.fit_file = self.path / "fit.json"
+        self.spending_file = self.path / "spending.json"
         self.runs = self.path / "runs"
 
     def run(self, cell: StudyCell) -> Path:
@@ -102,9 +103,13 @@ def remaining_cells(folder: StudyFolder, plan: Plan) -> list[StudyCell]:
     return [cell for cell in plan.cells if cell.name not in finished and cell.name not in failed]
 
 
-def describe_remaining(folder: StudyFolder, plan: Plan) -> str:
-    """A line with the number of remaining cells and their predicted minutes; empty if none remain."""
-    remaining = remaining_cells(folder, plan)
+def describe_remaining(folder: StudyFolder, plan: Plan, left_out: Container[str] = ()) -> str:
+    """A line with the number of remaining cells and their predicted minutes; empty if none remain.
+
+    Args:
+        left_out: names of cells that the study has no GPU-hours for, which do not count.
+    """
+    remaining = [cell for cell in remaining_cells(folder, plan) if cell.name not in left_out]
     if not remaining:
         return ""
     pace = Pace(plan.study, folder.results(plan))

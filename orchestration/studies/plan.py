@@ -5,6 +5,7 @@ Pure code: a plan depends on the study file and on the prepared data alone.
 
 import math
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -31,7 +32,8 @@ class StudyCell(Record):
         state_bytes: of one sequence at `fit.state_context` tokens.
         epochs: over the most repeated source; None before the data is prepared.
         memory_gib: estimate, of one process.
-        per_device: cells of its kind side by side on a device.
+        per_device: cells of its kind side by side on a device; 1 if it takes several `devices`.
+        devices: that it trains on together.
         seconds: predicted, startup included, without the trunk.
         held_out: excluded from the fits.
         model: fields of the model that differ from the preset.
@@ -57,6 +59,7 @@ class StudyCell(Record):
     epochs: float | None
     memory_gib: float
     per_device: int
+    devices: int = 1
     seconds: float
     held_out: bool
     preset: str
@@ -69,6 +72,11 @@ class StudyCell(Record):
     def architecture(self, vocab_size: int) -> ModelConfig:
         """The cell's model."""
         return preset(self.preset, vocab_size=vocab_size, **({"preset_version": 1} | self.model))
+
+    @property
+    def occupied(self) -> Fraction:
+        """The devices that it holds while it runs, or the share of one."""
+        return Fraction(self.devices, self.per_device)
 
     @property
     def own_steps(self) -> int:
@@ -113,6 +121,16 @@ class Plan(Record):
         return [cell for cell in self.cells if cell.kind == kind]
 
     @property
+    def by_name(self) -> dict[str, StudyCell]:
+        """The cells and trunks by their names."""
+        return {cell.name: cell for cell in (*self.trunks, *self.cells)}
+
+    @property
+    def occupied_hours(self) -> float:
+        """Predicted hours of device time that cells and trunks hold: `device_hours` without idle devices."""
+        return sum(cell.seconds * float(cell.occupied) for cell in (*self.trunks, *self.cells)) / 3600
+
+    @property
     def flops(self) -> float:
         """Training FLOPs of all cells and trunks."""
         return sum(cell.own_flops for cell in (*self.trunks, *self.cells))
@@ -140,7 +158,7 @@ def to_pack(
     for cell in cells:
         trunk = trunks.get(cell.trunk or "")
         reached = seconds(trunk) * cell.branch_step / trunk.steps if trunk else 0.0
-        packed.append(PackedCell(cell.name, seconds(cell), cell.per_device, cell.trunk, reached))
+        packed.append(PackedCell(cell.name, seconds(cell), cell.per_device, cell.trunk, reached, cell.devices))
     return packed
 
 
@@ -150,7 +168,7 @@ def cell_config(study: StudyConfig, cell: StudyCell, rule: LearningRateRule) -> 
     Where a run branches from a trunk is not part of it: the branch is the same as a run that is trained so from its first step on.
     """
     train, hardware = study.train, study.hardware
-    microbatch = microbatch_sequences(study, cell.batch_tokens)
+    microbatch = microbatch_sequences(study, cell.size, cell.batch_tokens)
     minutes = max(cell.seconds / 60, 1e-9)
     checkpoint_every = math.ceil(cell.own_steps * min(1.0, study.checkpoint_minutes / minutes))
     warmup_tokens = round(train.warmup_fraction * cell.tokens) if cell.warmup_tokens is None else cell.warmup_tokens
@@ -174,8 +192,9 @@ def cell_config(study: StudyConfig, cell: StudyCell, rule: LearningRateRule) -> 
         )
         | _schedule(study, cell),
         run=dict(
-            workers=1,
-            zero_stage=zero_stage(study),
+            workers=cell.devices,
+            sequence_parallel=hardware.sequence_parallel_of(cell.size),
+            zero_stage=zero_stage(study, cell.size),
             microbatch_sequences=microbatch,
             checkpoint_every=max(1, min(cell.steps, checkpoint_every)),
             keep_checkpoints=1,
@@ -207,16 +226,19 @@ def budget_names(study: StudyConfig) -> list[str]:
     return [budget_label(study.budgets.kind, value) for value in study.budgets.values]
 
 
-def zero_stage(study: StudyConfig) -> int:
-    """The ZeRO stage of a cell: on one device nothing is sharded, but stage 1 keeps fp32 master weights for bf16."""
-    return 1 if study.train.precision == "bf16" else 0
+def zero_stage(study: StudyConfig, size: str) -> int:
+    """The ZeRO stage of a cell: several devices share the optimizer's state; on one, stage 1 keeps fp32 master weights for bf16."""
+    return 1 if study.train.precision == "bf16" or study.hardware.devices_of(size) > 1 else 0
 
 
-def microbatch_sequences(study: StudyConfig, batch_tokens: int) -> int:
-    """Sequences per forward pass: the batch, or the largest power of two within `hardware.microbatch_tokens`."""
-    length = study.train.sequence_length
-    allowed = max(1, (study.hardware.microbatch_tokens or batch_tokens) // length)
-    return min(batch_tokens // length, 2 ** int(math.log2(allowed)))
+def microbatch_sequences(study: StudyConfig, size: str, batch_tokens: int) -> int:
+    """Sequences per forward pass: a device's part of the batch, or the largest power of two within `hardware.microbatch_tokens`.
+
+    Devices that share sequences hold parts of them.
+    """
+    hardware, length = study.hardware, study.train.sequence_length
+    allowed = max(1, (hardware.microbatch_tokens or batch_tokens) * hardware.sequence_parallel_of(size) // length)
+    return min(max(1, batch_tokens // length // hardware.replicas_of(size)), 2 ** int(math.log2(allowed)))
 
 
 def budget_label(kind: str, value: float) -> str:

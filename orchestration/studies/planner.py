@@ -118,7 +118,7 @@ class _Planner:
         steps = max(1, round(budget_tokens / batch_tokens))
         tokens = steps * batch_tokens
         label = budget_label(study.budgets.kind, budget)
-        memory = self._memory_gib(config, batch_tokens)
+        memory = self._memory_gib(config, size, batch_tokens)
         return StudyCell(
             name=f"{family}-{size}-{label}-" + (f"s{seed}" if factor is None else f"lr{factor:g}"),
             kind="main" if factor is None else "sweep",
@@ -137,7 +137,8 @@ class _Planner:
             epochs=self._epochs_of(batch_tokens, steps),
             memory_gib=memory,
             per_device=max(1, min(study.hardware.processes_of(size), int(study.hardware.memory_gib / memory))),
-            seconds=self._seconds(size, flops_per_token * tokens),
+            devices=study.hardware.devices_of(size),
+            seconds=study.hardware.seconds_of(size, flops_per_token * tokens),
             held_out=size in study.held_out_sizes,
             preset=preset_name,
             model=overrides,
@@ -177,17 +178,14 @@ class _Planner:
         sequences = rule.value * (tokens / rule.at_tokens) ** rule.exponent / length
         return length * 2 ** max(0, round(math.log2(sequences)))
 
-    def _memory_gib(self, config: ModelConfig, batch_tokens: int) -> float:
-        study = self.study
-        sequences = microbatch_sequences(study, batch_tokens)
+    def _memory_gib(self, config: ModelConfig, size: str, batch_tokens: int) -> float:
+        study, devices = self.study, self.study.hardware.devices_of(size)
+        sequences = microbatch_sequences(study, size, batch_tokens)
+        segment = study.train.sequence_length // study.hardware.sequence_parallel_of(size)
         width = 2 if study.train.precision == "bf16" else 4
-        activations = activation_bytes(config, sequences, study.train.sequence_length, bytes_per_number=width)
-        states = training_bytes_per_gpu(config, zero_stage=zero_stage(study), world_size=1)
+        activations = activation_bytes(config, sequences, segment, bytes_per_number=width)
+        states = training_bytes_per_gpu(config, zero_stage=zero_stage(study, size), world_size=devices)
         return PROCESS_GIB + (states + activations) / GIB
-
-    def _seconds(self, size: str, flops: float) -> float:
-        hardware = self.study.hardware
-        return hardware.startup_seconds + flops / (1e12 * hardware.tflops_of(size))
 
     def _epochs_of(self, batch_tokens: int, steps: int) -> float | None:
         """Epochs over the most repeated source; None without data."""
@@ -239,6 +237,8 @@ def _refuse_impossible(study: StudyConfig, cells: list[StudyCell]) -> None:
                 f"cell {cell.name}: its {cell.steps} steps are all of its cooldown (budgets.trunk): a larger budget, a smaller "
                 f"batch.value, or exclude: [{cell.name}]"
             )
+        elif problem := _sharing_problem(study, cell):
+            problems.append(f"cell {cell.name}: {problem}, or exclude: [{cell.name}]")
         elif cell.memory_gib > study.hardware.memory_gib:
             problems.append(
                 f"cell {cell.name}: about {cell.memory_gib:.1f} GiB do not fit the {study.hardware.memory_gib:g} GiB of "
@@ -252,3 +252,21 @@ def _refuse_impossible(study: StudyConfig, cells: list[StudyCell]) -> None:
     if problems:
         others = f" (and {len(problems) - 1} more cells)" if len(problems) > 1 else ""
         raise UserError(f"study {study.name}: {problems[0]}{others}")
+
+
+def _sharing_problem(study: StudyConfig, cell: StudyCell) -> str:
+    """Why the cell cannot be trained on its devices together, and what would be right; empty if it can."""
+    hardware, length = study.hardware, study.train.sequence_length
+    shared, sequences = hardware.sequence_parallel_of(cell.size), cell.batch_tokens // length
+    if cell.devices > hardware.devices:
+        return f"it takes hardware.devices_per_cell={cell.devices}, there are hardware.devices={hardware.devices}: take fewer"
+    if cell.devices % shared:
+        return f"its {cell.devices} devices (hardware.devices_per_cell) are no multiple of hardware.sequence_parallel={shared}"
+    if sequences % hardware.replicas_of(cell.size):
+        return (
+            f"a batch of {sequences} sequences does not divide among {hardware.replicas_of(cell.size)} "
+            "(hardware.devices_per_cell / hardware.sequence_parallel): a larger batch.value, or a power of two"
+        )
+    if length % shared:
+        return f"train.sequence_length={length} is no multiple of hardware.sequence_parallel={shared}: take another"
+    return ""

@@ -13,6 +13,7 @@ from .config import load_study
 from .export import export_study
 from .folder import StudyFolder, failed_cells
 from .run import stored_rule
+from .spending.spent import choice_of
 
 
 def take_fit_options(folder: StudyFolder, file: str) -> None:
@@ -65,7 +66,11 @@ def fit_and_report(folder: StudyFolder) -> Path:
     plan = folder.load_plan()
     fit = write_fit(folder)
     rule = stored_rule(folder) if folder.rule_file.is_file() else None
-    report = write_report(folder.path, plan, folder.results(plan), fit, rule, failed_cells(folder, plan.cells))
+    choice = choice_of(folder, plan)
+    left_out = choice.left_out if choice else ()
+    report = write_report(
+        folder.path, plan, folder.results(plan), fit, rule, failed_cells(folder, plan.cells), left_out
+    )
     console.print(f"report: {report} and {report.with_suffix('.html')}; everything behind it: {export_study(folder)}")
     try:
         from .tracking import track_study

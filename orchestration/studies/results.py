@@ -3,7 +3,8 @@
 import math
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class CellResult(Record):
 
     @property
     def tflops(self) -> float:
-        """TFLOP/s that this process reached in its steps, by the accounting's FLOPs."""
+        """TFLOP/s that its process, or its worker group, reached in its steps, by the accounting's FLOPs."""
         return self.tokens_per_second * self.cell.flops / self.cell.tokens / 1e12
 
     @property
@@ -98,13 +99,15 @@ class Pace:
             fixed = max(0.0, result.seconds - result.cell.own_tokens / result.tokens_per_second)
             for key in _pace_keys(result.cell):
                 self._fixed.setdefault(key, []).append(fixed)
-                self._slowdowns.setdefault(key, []).append(study.hardware.tflops_of(result.cell.size) / result.tflops)
+                self._slowdowns.setdefault(key, []).append(
+                    study.hardware.tflops_of(result.cell.size) * result.cell.devices / result.tflops
+                )
                 self._per_device[key] = max(self._per_device.get(key, 1), result.cell.per_device)
 
     def __call__(self, cell: StudyCell, done: float = 0.0) -> float:
         """Predicted seconds of the cell if the share `done` of its training, 0 to 1, is in a checkpoint."""
         hardware = self._study.hardware
-        training = (1 - done) * cell.own_flops / (1e12 * hardware.tflops_of(cell.size))
+        training = (1 - done) * cell.own_flops / (1e12 * hardware.tflops_of(cell.size) * cell.devices)
         for key in _pace_keys(cell):
             if key in self._fixed:
                 crowding = max(1.0, cell.per_device / self._per_device[key])
@@ -140,11 +143,7 @@ def collect(
         raise UserError(f"{folder} ends at step {record['step']} of {cell.steps}: run the study again")
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    seconds = sum(
-        after["time"] - before["time"]
-        for before, after in zip(run.events, run.events[1:], strict=False)
-        if after["kind"] != "start"
-    )
+    seconds = seconds_of_attempts(run.events)
     seconds += max(0.0, run.starts[-1]["time"] - started)  # negative if this attempt only evaluated
     suites: dict[str, str] = {}
     # Not every file there: results of suites that the study no longer asks for measure something else under the same names.
@@ -190,6 +189,11 @@ def collect(
         versions=run.environment.get("versions", {}),
         trunk_content=run.lineage.parent.content if run.lineage and run.lineage.parent else None,
     )
+
+
+def seconds_of_attempts(events: Sequence[dict[str, Any]]) -> float:
+    """Seconds between the events of a run, without the time between one attempt and the next."""
+    return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
 
 
 def write_result(path: Path, result: CellResult) -> None:

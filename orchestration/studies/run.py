@@ -5,7 +5,9 @@ Any number of supervisors, on any number of machines that share the folder, may 
 
 import math
 import time
+from collections.abc import Container
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -31,6 +33,9 @@ from .plan import Plan, StudyCell, cell_config, to_pack
 from .planner import make_plan
 from .preflight.checks import check_loss, check_stored
 from .results import Pace
+from .spending.running import Allowance
+from .spending.spent import choice_of, refuse_unaffordable
+from .trunks.branching import needed_step
 from .trunks.job import TrunkJob
 
 
@@ -79,8 +84,12 @@ def run_study(
         dataset = prepare_dataset(study.data, data, map_units=ray_data_map if use_ray else None)
         plan = make_plan(study, Dataset.open(dataset, verify=True))
         check_stored(folder, plan)  # before the plan is written: a refused study leaves its folder as it was
+        refuse_unaffordable(choice_of(folder, plan), plan)
         write_json(folder.plan_file, plan.model_dump(mode="json"))
         hardware = study.hardware
+        if use_ray:
+            _refuse_too_small_nodes(plan)
+        allowance = None if study.limits.gpu_hours is None else Allowance(folder, plan)
         executor = RayExecutor() if use_ray else ProcessExecutor(hardware.devices, gpus=hardware.device == "cuda")
         with StopSignal() as stop, executor:
             rule = given_rule(study.learning_rate, study.families)
@@ -88,13 +97,13 @@ def run_study(
             if folder.rule_file.is_file():  # cells were trained with it: failed sweep cells must not change it any more
                 failed = failed_cells(folder, sweep)
                 sweep = [cell for cell in sweep if cell.name not in failed]
-            _run_cells(_Cells(folder, plan, sweep, rule, dataset), executor, until, archive, stop)
+            _run_cells(_Cells(folder, plan, sweep, rule, dataset, allowance), executor, until, archive, stop)
             if not any(cell.kind == "sweep" for cell in remaining_cells(folder, plan)):
                 swept = study.learning_rate.sweep is not None and folder.rule_file.is_file()
                 rule = stored_rule(folder) if swept else learning_rates(folder, plan)
                 if not folder.rule_file.is_file():
                     write_json(folder.rule_file, rule.model_dump(mode="json"))
-                main = _Cells(folder, plan, plan.of_kind("main"), rule, dataset)
+                main = _Cells(folder, plan, plan.of_kind("main"), rule, dataset, allowance)
                 _run_cells(main, executor, until, archive, stop)
     if failed := failed_cells(folder, plan.cells):
         name, reason = next(iter(failed.items()))
@@ -104,6 +113,24 @@ def run_study(
             "without them"
         )
     return folder
+
+
+def _refuse_too_small_nodes(plan: Plan) -> None:
+    """Refuse cells on several devices that no machine of the connected Ray cluster has: Ray would wait for one.
+
+    Raises:
+        UserError: so it is.
+    """
+    import ray
+
+    resource = "GPU" if plan.study.hardware.device == "cuda" else "CPU"
+    largest = max((node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]), default=0)
+    widest = max(plan.cells, key=lambda cell: cell.devices)
+    if widest.devices > max(1, largest):
+        raise UserError(
+            f"cell {widest.name} takes hardware.devices_per_cell={widest.devices} of one machine, the largest of the Ray cluster "
+            f"has {largest:g} {resource}s: take fewer"
+        )
 
 
 def stored_rule(folder: StudyFolder) -> LearningRateRule:
@@ -141,12 +168,23 @@ def learning_rates(folder: StudyFolder, plan: Plan) -> LearningRateRule:
 class _Cells:
     """The cells of one kind as jobs, those that take longest first, after the trunks that they branch from.
 
+    Args:
+        allowance: of the study's GPU-hours; with it those cells alone that fit, in its order.
+
     Raises:
         UserError: a cell has the record of another configuration.
     """
 
-    def __init__(self, folder: StudyFolder, plan: Plan, cells: list[StudyCell], rule: LearningRateRule, dataset: Path):
-        self.folder, self.plan = folder, plan
+    def __init__(
+        self,
+        folder: StudyFolder,
+        plan: Plan,
+        cells: list[StudyCell],
+        rule: LearningRateRule,
+        dataset: Path,
+        allowance: Allowance | None = None,
+    ):
+        self.folder, self.plan, self.allowance = folder, plan, allowance
         by_name = {cell.name: cell for cell in cells}
         trunks = {cell.name: cell for cell in plan.trunks if any(cell.name == branch.trunk for branch in cells)}
 
@@ -171,9 +209,14 @@ class _Cells:
 
     def due(self) -> list[StudyJob]:
         """The trunks that are needed, and the cells without a record that wait for none."""
+        trunks, cells = self.trunks, self.left()
+        if self.allowance is not None:
+            kept = self.allowance.kept()
+            cells = sorted((job for job in cells if job.cell.name in kept), key=lambda job: kept.index(job.cell.name))
+            trunks = [replace(trunk, last_step=needed_step(_branches(trunk, kept))) for trunk in trunks]
         return [
-            *(trunk for trunk in self.trunks if not trunk.is_done()),
-            *(job for job in self.left() if job.can_begin()),
+            *(trunk for trunk in trunks if not trunk.is_done()),
+            *(job for job in cells if job.can_begin()),
         ]
 
     def seconds(self, job: Job) -> float:
@@ -187,13 +230,20 @@ class _Cells:
         return self._pace(job.cell, trained_share(self.folder, job.cell))
 
 
+def _branches(trunk: TrunkJob, names: Container[str]) -> list[tuple[StudyCell, Path]]:
+    """Those of the cells with these names that branch from the trunk."""
+    return [(cell, run) for cell, run in trunk.branches if cell.name in names]
+
+
 def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | None, stop: StopSignal) -> None:
-    """Run the cells that have no record and would end before `until` (monotonic seconds), or until a stop signal."""
+    """Run the cells that have no record and would end before `until` (monotonic seconds) and within the study's GPU-hours, or until
+    a stop signal.
+    """
     unfinished = len(cells.left())
     if not unfinished:
         return
     total, packed = len(cells.jobs), -1
-    attempts = cells.plan.study.attempts
+    attempts, allowance = cells.plan.study.attempts, cells.allowance
     scheduler = Scheduler(cells.due, executor, attempts=attempts, until=until, seconds=cells.seconds)
     with stage("cells", total=total, unit="cells", done=total - unfinished) as progress:
 
@@ -206,5 +256,5 @@ def _run_cells(cells: _Cells, executor: Executor, until: float, archive: Path | 
                 pack(cells.folder, archive)
                 packed = done
 
-        scheduler.run(show, lambda: stop.received)
+        scheduler.run(show, lambda: stop.received or (allowance is not None and allowance.used_up()))
         show()

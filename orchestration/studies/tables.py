@@ -1,6 +1,7 @@
 """The tables of `echo-lm study`: the plan, the states of the cells, the laws."""
 
 import time
+from collections.abc import Container
 
 from rich.console import Group
 from rich.live import Live
@@ -18,6 +19,7 @@ from .learning_rate import given_rule
 from .packing import makespan
 from .plan import Plan, StudyCell, to_pack
 from .results import CellResult, Pace
+from .spending.spent import choice_of, describe_choice
 from .trunks.branching import needed_step, reached_step
 from .trunks.planning import savings
 
@@ -60,13 +62,18 @@ def plan_summary(plan: Plan) -> str:
     cost = f", cost {plan.cost:,.2f}" if hardware.cost_per_hour else ""
     held = ", ".join(study.held_out_sizes) or "none"
     saved = f"{line}\n" if (line := savings(plan)) else ""
+    wide = [size for size in study.sizes if hardware.devices_of(size) > 1]
+    together = "".join(f"; {size} on {hardware.devices_of(size)} together" for size in wide)
     most_beside = max(hardware.processes_of(size) for size in study.sizes)
+    idle = (
+        "" if plan.device_hours - plan.occupied_hours < 0.005 else f" ({plan.occupied_hours:.2f} without idle devices)"
+    )
     return (
         f"study {study.name}: {study.question}\n"
         f"{len(main)} cells{swept}; {plan.flops:.3g} FLOPs, {plan.tokens:,} tokens; sizes held out of the fits: {held}\n"
         f"{saved}{data}\n"
         f"predicted {plan.hours:.2f} h on {hardware.devices} x {hardware.name} "
-        f"({hardware.device}, up to {most_beside} cells each), {plan.device_hours:.2f} device hours{cost}"
+        f"({hardware.device}, up to {most_beside} cells each{together}), {plan.device_hours:.2f} device hours{idle}{cost}"
     )
 
 
@@ -89,14 +96,18 @@ def status_view(folder: StudyFolder) -> tuple[Group, int]:
     results = {result.cell.name: result for result in folder.results(plan)}
     failed = failed_cells(folder, plan.cells)
     table = _table(("cell", "state", "step", "loss", "tokens/s", "ETA"))
-    states = {cell.name: _state(folder, cell, results, failed) for cell in plan.cells}
+    choice = choice_of(folder, plan)
+    left_out = choice.left_out if choice else ()
+    states = {cell.name: _state(folder, cell, results, failed, left_out) for cell in plan.cells}
     for trunk in plan.trunks:
-        table.add_row(trunk.name, _trunk_state(folder, plan, trunk), *_progress(folder, trunk, None))
+        table.add_row(trunk.name, _trunk_state(folder, plan, trunk, left_out), *_progress(folder, trunk, None))
     for cell in plan.cells:
         table.add_row(cell.name, states[cell.name], *_progress(folder, cell, results.get(cell.name)))
-    remaining = [cell for cell in plan.cells if states[cell.name] not in ("done", "failed")]
-    counts = ", ".join(f"{list(states.values()).count(s)} {s}" for s in ("done", "running", "waiting", "failed"))
+    remaining = [cell for cell in plan.cells if states[cell.name] in ("running", "waiting")]
+    shown = ("done", "running", "waiting", "failed", *(["left out"] if left_out else []))
+    counts = ", ".join(f"{list(states.values()).count(s)} {s}" for s in shown)
     lines = [f"{counts}; about {_remaining_hours(plan, remaining, results):.2f} h left if started anew"]
+    lines += [line] if (line := describe_choice(choice)) else []
     lines += [f"failed: {name}: {reason}" for name, reason in failed.items() if states[name] == "failed"]
     return Group(table, "\n".join(lines)), len(remaining)
 
@@ -113,16 +124,25 @@ def laws_table(fit: StudyFit) -> Table:
     return table
 
 
-def _state(folder: StudyFolder, cell: StudyCell, results: dict[str, CellResult], failed: dict[str, str]) -> str:
+def _state(
+    folder: StudyFolder,
+    cell: StudyCell,
+    results: dict[str, CellResult],
+    failed: dict[str, str],
+    left_out: Container[str],
+) -> str:
     if cell.name in results:
         return "done"
     if looks_held(lease_path(folder.run(cell))):
         return "running"
-    return "failed" if cell.name in failed else "waiting"
+    if cell.name in failed:
+        return "failed"
+    return "left out" if cell.name in left_out else "waiting"
 
 
-def _trunk_state(folder: StudyFolder, plan: Plan, trunk: StudyCell) -> str:
-    branches = [(cell, folder.run(cell)) for cell in plan.cells if cell.trunk == trunk.name]
+def _trunk_state(folder: StudyFolder, plan: Plan, trunk: StudyCell, left_out: Container[str]) -> str:
+    """The state of a trunk, which is done when the cells that are not left out need it no more."""
+    branches = [(c, folder.run(c)) for c in plan.cells if c.trunk == trunk.name and c.name not in left_out]
     if reached_step(folder.run(trunk)) >= needed_step(branches):
         return "done"
     if looks_held(lease_path(folder.run(trunk))):

@@ -11,6 +11,7 @@ from ...models.common.files import read_json, sha256_file
 from ...pipeline.run.folder import RunFolder
 from ..tracking.client import RUN_TAG, default_tracking_uri, equals, experiment_id, mlflow_client
 from ..tracking.errors import explain
+from ..tracking.lineage import STUDY_TAG
 from ..tracking.mlflow import Tracker
 from ..tracking.points import flatten
 from ..tracking.values import Refusal, metric, mlflow_key, number, params, send
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ARTIFACTS = ("plan.json", "learning_rate.json", "fit.json", "report.md", "report.html", "figures/*.png")
+ARTIFACTS = (
+    "plan.json",
+    "learning_rate.json",
+    "fit.json",
+    "spending.json",
+    "report.md",
+    "report.html",
+    "figures/*.png",
+)
 HASH_TAG = "echo_lm.sha256"
 
 
@@ -45,7 +54,7 @@ def track_study(folder: StudyFolder, tracking_uri: str | None = None) -> str:
         _send_artifacts(client, parent, folder)
         for cell in (*plan.trunks, *plan.cells):
             if RunFolder(folder.run(cell)).exists():
-                tags = {"mlflow.parentRunId": parent, "echo_lm.study": plan.study.name, "echo_lm.family": cell.family}
+                tags = {"mlflow.parentRunId": parent, STUDY_TAG: plan.study.name, "echo_lm.family": cell.family}
                 Tracker(folder.run(cell), uri, tags).send()
         finished = len(folder.results(plan)) == len(plan.cells)
         if finished:

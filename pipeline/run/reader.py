@@ -20,6 +20,7 @@ from ...models.common.cached_files import (
     read_yaml_if_whole,
     stamp,
     subfolder_paths,
+    subfolders,
 )
 from ...models.common.errors import UserError
 from ...models.common.files import read_json
@@ -32,6 +33,7 @@ from ...models.common.run_layout import (
     EVENTS,
     FINISHED,
     HEARTBEATS,
+    IDENTITY,
     LINEAGE,
     MODEL,
     NOTES,
@@ -41,11 +43,12 @@ from ...models.common.run_layout import (
 from ..monitoring.heartbeat import heartbeat_times
 from .events import EventReader, last_events, read_events, steps, stopped_at
 from .folder import RunFolder
-from .lineage import Lineage, find_parent, shown_lineage
+from .lineage import Lineage, Parent, find_parent, shown_lineage
 from .untrusted import clean_result, file_text, number, text
 
 MOST_CONFIG_TEXT = 1 << 16  # characters
 MOST_RESULTS = 2000
+MOST_CHILDREN = 200
 _read_result = Cache(lambda data: clean_result(json.loads(data)), most=MOST_RESULTS).get
 MOST_SUPERVISION_BYTES = 1 << 24  # of a look
 
@@ -96,6 +99,11 @@ class RunFiles:
         except UserError:
             return []
         return [event for event in [*parent.earlier_steps, *parent.steps] if event["step"] <= lineage.own_step]
+
+    @cached_property
+    def children(self) -> list[tuple[str, Parent]]:
+        """The runs beside it that began from it: their names, and what they began from."""
+        return RunReader(self.folder).children()
 
     @property
     def finished(self) -> bool:
@@ -162,6 +170,16 @@ class RunReader:
             return shown_lineage(self.folder) if path.is_file() and is_inside(path, self.folder) else None
         except (OSError, RecursionError):
             return None
+
+    def children(self) -> list[tuple[str, Parent]]:
+        """The runs beside it that began from it, by step: their names, and what they began from."""
+        own = (read_json_if_whole(self.folder / IDENTITY) or {}).get("run_id", self.folder.name)
+        children = []
+        for path in subfolders(self.folder.resolve().parent):
+            lineage = RunReader(path).lineage()
+            if lineage and lineage.parent and lineage.parent.run_id == own and path.name != self.folder.name:
+                children.append((text(path.name, 200), lineage.parent))
+        return sorted(children, key=lambda child: (child[1].step, child[0]))[:MOST_CHILDREN]
 
     def notes(self) -> dict[str, Any]:
         """What people say of the run in `notes.yaml`: `tags`, `note`, and whether it is `archived`."""

@@ -60,6 +60,7 @@ def _headline(run: RunFiles) -> str:
         ("model", _model(run)),
         ("parameters", _parameters(run)),
         ("begins from", _parent(run)),
+        ("branches", ", ".join(f"{name} from step {parent.step:,} ({parent.what})" for name, parent in run.children)),
         ("changed on the way", "; ".join(run.lineage.changes()) if run.lineage else ""),
         ("data", _first_text(run.config, "data.name", "dataset.name", "data", "dataset")),
         ("tokens", f"{last['tokens']:,} in {last['step']:,} steps"),

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 from ...evals.layout import chosen_checkpoints, complete_checkpoints
 from ...models import read_config
 from ...models.common.cached_files import subfolders
@@ -181,6 +183,12 @@ def _weights(source: StartFromSection) -> Start:
             raise UserError(
                 f"start_from.weights={folder} holds no {name}: name a folder such as model/ of a checkpoint"
             )
+    weights = files[f"{MODEL}/{WEIGHT_FILES[0]}"]
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"start_from.weights: {weights} is damaged or cut off ({error}): copy it again") from error
     hashes = {name: sha256_file(path) for name, path in files.items()}
     content = sha256_json(hashes)
     if source.content not in (None, content):

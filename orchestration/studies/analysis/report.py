@@ -1,6 +1,6 @@
 """The report of a study, `report.md` and `report.html` with figures: the answer first, then the evidence."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +24,21 @@ def write_report(
     fit: StudyFit,
     rule: LearningRateRule | None,
     failed: dict[str, str],
+    left_out: Container[str] = (),
 ) -> Path:
     """Write the report of a study, finished or not, and return the path of `report.md`.
 
     Args:
         rule: of the learning rate; None before a sweep is over.
         failed: last error of the cells that failed for good.
+        left_out: names of the cells that the study has no GPU-hours for.
     """
     results = as_planned(plan, results)
     drawn = draw_all(folder / "figures", plan, results, fit)
     parts = [
         f"# Study {plan.study.name}\n\n{plan.study.question}",
         "\n".join(answer(plan.study, results, fit)),
-        sections.missing(plan, fit, failed),
+        sections.missing(plan, fit, failed, left_out),
         sections.figures(drawn, "loss_against_compute", "arms"),
         sections.laws(fit),
         sections.figures(drawn, "residuals", "isoflop"),

@@ -1,6 +1,6 @@
 """The sections of a study's report below its answer, each Markdown text or empty."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ from .captions import CAPTIONS
 from .records import StudyFit
 
 
-def missing(plan: Plan, fit: StudyFit, failed: dict[str, str]) -> str:
-    """Cells that are not finished."""
+def missing(plan: Plan, fit: StudyFit, failed: dict[str, str], left_out: Container[str]) -> str:
+    """Cells that are not finished: they failed, the GPU-hours had no room for them, or they were not run yet."""
     if not fit.missing:
         return f"All {len(plan.cells)} cells are finished."
     lines = [f"**{len(fit.missing)} of {len(plan.cells)} cells are missing** and enter nothing below:"]
-    lines += [f"- {name}: " + (f"failed: {failed[name]}" if name in failed else "not finished") for name in fit.missing]
+    hours = f"left out, limits.gpu_hours={plan.study.limits.gpu_hours or 0:g} have no room for it"
+    states = {name: f"failed: {failed[name]}" if name in failed else "not finished" for name in fit.missing}
+    states |= {name: hours for name in fit.missing if name in left_out}
+    lines += [f"- {name}: {state}" for name, state in states.items()]
     return "\n".join(lines)
 
 
@@ -187,7 +190,7 @@ def cells(plan: Plan, results: Sequence[CellResult]) -> str:
             f"{r.learning_rate:.2e}",
             f"{r.loss:.4f}",
             f"{r.tokens_per_second:,.0f}",
-            f"{r.tflops * r.cell.per_device / peak:.1%}" if peak else "-",
+            f"{r.tflops / float(r.cell.occupied) / peak:.1%}" if peak else "-",
             f"{r.seconds / 60:.1f}",
             r.starts,
         )
@@ -246,7 +249,7 @@ def provenance(plan: Plan, results: Sequence[CellResult]) -> str:
     hours = sum(r.seconds for r in results) / 3600
     predicted = sum(r.cell.seconds for r in results) / 3600
     hardware = plan.study.hardware
-    per_device = sum(r.seconds / r.cell.per_device for r in results) / 3600
+    per_device = sum(r.seconds * float(r.cell.occupied) for r in results) / 3600
     versions: dict[str, Any] = results[0].versions if results else {}
     trained = [*plan.trunks, *(r.cell for r in results)]
     rows = [

@@ -133,6 +133,8 @@ class EvaluationConfig(Config):
 class HardwareConfig(Config):
     """The hardware of a study, for predictions and packing; it does not change the results."""
 
+    added = ("devices_per_cell", "sequence_parallel")
+
     name: str = "this machine"
     """Name of the hardware in plan and report."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -141,6 +143,10 @@ class HardwareConfig(Config):
     """Number of GPUs, or of CPU cores."""
     processes_per_device: Count | dict[str, Count] = 1
     """Cells side by side on one device, at most: one number, or one for each size. Memory may allow fewer."""
+    devices_per_cell: Count | dict[str, Count] = 1
+    """Devices of one machine that a cell trains on together: one number, or one for each size that takes several."""
+    sequence_parallel: Count | dict[str, Count] = 1
+    """How many of a cell's devices share each sequence; its other copies share the batch. One number, or one for some sizes."""
     memory_gib: Positive
     """Memory of one device in GiB."""
     tflops: Positive | dict[str, Positive]
@@ -159,11 +165,11 @@ class HardwareConfig(Config):
     compile: bool = False
     """Use torch.compile for every block: longer to start, faster steps."""
 
-    @field_validator("tflops", "processes_per_device", mode="before")
+    @field_validator("tflops", "processes_per_device", "devices_per_cell", "sequence_parallel", mode="before")
     @classmethod
     def _each_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Check both forms, number or mapping, here: pydantic would report the errors of each alternative."""
-        kind, what = (int, "a whole number") if info.field_name == "processes_per_device" else (float, "a number")
+        kind, what = (float, "a number") if info.field_name == "tflops" else (int, "a whole number")
         for size, number in (value if isinstance(value, dict) else {"": value}).items():
             try:
                 right = kind(number) == float(number) > 0
@@ -174,12 +180,32 @@ class HardwareConfig(Config):
         return value
 
     def processes_of(self, size: str) -> int:
-        """Cells of that size side by side on one device, at most."""
+        """Cells of that size side by side on one device, at most; 1 if they take several."""
+        if self.devices_of(size) > 1:
+            return 1
         return (
             self.processes_per_device[size]
             if isinstance(self.processes_per_device, dict)
             else self.processes_per_device
         )
+
+    def devices_of(self, size: str) -> int:
+        """Devices that a cell of that size trains on together."""
+        return self.devices_per_cell.get(size, 1) if isinstance(self.devices_per_cell, dict) else self.devices_per_cell
+
+    def sequence_parallel_of(self, size: str) -> int:
+        """Devices that share each sequence in a cell of that size."""
+        return (
+            self.sequence_parallel.get(size, 1) if isinstance(self.sequence_parallel, dict) else self.sequence_parallel
+        )
+
+    def replicas_of(self, size: str) -> int:
+        """Parts into which the batch of a cell of that size is divided, one for each group of devices that share sequences."""
+        return max(1, self.devices_of(size) // self.sequence_parallel_of(size))
+
+    def seconds_of(self, size: str, flops: float) -> float:
+        """Predicted seconds of a cell of that size with so many training FLOPs, startup included."""
+        return self.startup_seconds + flops / (1e12 * self.tflops_of(size) * self.devices_of(size))
 
     def tflops_of(self, size: str) -> float:
         """TFLOP/s of one process that trains a model of that size."""
@@ -187,7 +213,9 @@ class HardwareConfig(Config):
 
 
 class LimitConfig(Config):
-    """Limits beyond which a cell or study is refused."""
+    """Limits beyond which a cell or study is refused, and GPU-hours beyond which cells are left out."""
+
+    added = ("gpu_hours",)
 
     min_steps: int = Field(default=20, gt=0)
     """A cell of fewer steps is refused."""
@@ -195,6 +223,9 @@ class LimitConfig(Config):
     """A cell that repeats a source's text more often is refused."""
     max_hours: Positive | None = None
     """A study that is predicted to take longer is refused; no limit if null."""
+    gpu_hours: Positive | None = None
+    """Hours of device time (GPU-hours; core-hours on CPUs) that the study may spend. A cell counts the devices that it holds, or
+    its share of one. Cells that no longer fit by the speed measured so far are left out; a larger limit goes on. Null: no limit."""
 
 
 class FitConfig(Config):

@@ -103,6 +103,10 @@ class StudyConfig(Config):
             value = getattr(self.hardware, field)
             if missing := [size for size in self.sizes if isinstance(value, dict) and size not in value]:
                 raise ValueError(f"hardware.{field} has no number for size {missing[0]}")
+        for field in ("devices_per_cell", "sequence_parallel"):
+            value = getattr(self.hardware, field)
+            for size in value if isinstance(value, dict) else ():
+                _one_of(size, tuple(self.sizes), f"size of this study (hardware.{field})")
         return self
 
     @model_validator(mode="after")

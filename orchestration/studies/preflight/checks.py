@@ -10,7 +10,7 @@ from ..plan import Plan, cell_config
 from ..results import CellResult
 
 # These may change, since they do not affect the result of a cell.
-CHANGEABLE = {"seconds", "per_device", "memory_gib", "held_out", "epochs", "state_bytes"}
+CHANGEABLE = {"seconds", "per_device", "devices", "memory_gib", "held_out", "epochs", "state_bytes"}
 # Names after `language/` or `language/SOURCE/` (evals/measurements/language.py).
 LANGUAGE_METRICS = ("bits_per_byte", "perplexity", "unigram_bits_per_byte", "gzip_bits_per_byte", "tokens")
 

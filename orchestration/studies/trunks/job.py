@@ -19,9 +19,11 @@ class TrunkJob(StudyJob):
 
     Attributes:
         branches: the cells that branch from it, each with the folder of its run.
+        last_step: it is trained no further, as the study's GPU-hours allow no cell beyond; None without such a limit.
     """
 
     branches: tuple[tuple[StudyCell, Path], ...] = ()
+    last_step: int | None = None
 
     def share_to_next_branch(self) -> float:
         """The share of the trunk's steps between its last checkpoint and the next step from which a cell branches."""
@@ -30,8 +32,8 @@ class TrunkJob(StudyJob):
         return (min(ahead) - reached) / self.cell.steps if ahead else 0.0
 
     def is_done(self) -> bool:
-        """Whether every cell has begun or can begin."""
-        return reached_step(self.folder) >= needed_step(self.branches)
+        """Whether every cell that may has begun or can begin."""
+        return reached_step(self.folder) >= self._needed_step()
 
     def run(self) -> None:
         """Train to the last step that is needed. A trunk that ended where a smaller budget branched goes on from there.
@@ -39,9 +41,7 @@ class TrunkJob(StudyJob):
         Raises:
             UserError: a folder of another run, damaged data, or gradients that are not finite.
         """
-        from ....pipeline.loop import train
-
-        run, needed = RunFolder(self.folder.resolve()), needed_step(self.branches)
+        run, needed = RunFolder(self.folder.resolve()), self._needed_step()
         config = self._config(self.config.train.steps, needed)
         if run.exists() and (before := run.load_config().train.steps) < config.train.steps:
             run.prepare(self._config(before, needed), self.dataset.resolve())  # or something else has changed
@@ -49,9 +49,13 @@ class TrunkJob(StudyJob):
                 amend(run, config)
         run.prepare(config, self.dataset.resolve())
         clear_stop_request(run)
-        train(run.path)
+        self.train(run)
         if not self.is_done():
             raise UserError(f"{run.path} was stopped before its end; it goes on from its last checkpoint")
+
+    def _needed_step(self) -> int:
+        needed = needed_step(self.branches)
+        return needed if self.last_step is None else min(needed, self.last_step)
 
     def _config(self, steps: int, needed: int) -> RunConfig:
         train = self.config.train.model_copy(update={"steps": steps})

@@ -79,5 +79,4 @@ def _trunk_of(study: StudyConfig, longest: StudyCell) -> StudyCell:
 
 
 def _seconds(study: StudyConfig, cell: StudyCell) -> float:
-    hardware = study.hardware
-    return hardware.startup_seconds + cell.own_flops / (1e12 * hardware.tflops_of(cell.size))
+    return study.hardware.seconds_of(cell.size, cell.own_flops)

@@ -103,6 +103,15 @@ def test_configurations_and_recall_of_two_runs_differ(page, address):
     take(page, "differences")
 
 
+def test_parent_and_branch_name_each_other_on_their_pages(page, address):
+    page.goto(f"{address}/runs/{FAST[0]}")
+    assert f"branches: {FAST[0]}-branch from step 20" in page.locator("#run").inner_text()
+    page.get_by_role("link", name=f"{FAST[0]}-branch", exact=True).click()
+    assert page.locator("h1").inner_text() == f"{FAST[0]}-branch"
+    page.get_by_role("link", name=f"{FAST[0]}@20", exact=True).click()
+    assert page.locator("h1").inner_text() == FAST[0]
+
+
 def test_a_branch_is_drawn_with_its_parent(page, address):
     page.goto(f"{address}/compare?run={FAST[0]}-branch&smooth=0")
     assert [one["n"] for one in drawn(page)] == [21, 20]

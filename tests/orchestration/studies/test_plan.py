@@ -106,9 +106,9 @@ def test_longest_first_on_two_devices_by_hand():
     assert makespan(thirds, 1) == 10
     assert makespan([*thirds[:3], PackedCell("whole", 6, 1)], 1) == 11
     devices = Devices(2)
-    assert [devices.reserve(Fraction(1, 2)) for _ in range(5)] == [0, 1, 0, 1, None]
-    devices.release(1, Fraction(1, 2))
-    assert devices.reserve(Fraction(1, 2)) == 1
+    assert [devices.reserve(Fraction(1, 2)) for _ in range(5)] == [(0,), (1,), (0,), (1,), None]
+    devices.release((1,), Fraction(1, 2))
+    assert devices.reserve(Fraction(1, 2)) == (1,)
 
 
 def test_cells_side_by_side_by_size(study):

@@ -82,13 +82,21 @@ def runs(tmp_path_factory, data_root):
     found["amended"] = amended = RunFolder(root / "amended")
     change(amended, steps=12)
     train_all([found[name].path for name in list(found)[2:]])
-    change(amended, steps=16, batch_tokens=1024, sequence_length=128, learning_rate=1e-3)
+    change(amended, steps=16, batch_tokens=1024, sequence_length=512, learning_rate=1e-3)
     shutil.copytree(amended.path, root / "fallen")
     found["fallen"] = fallen = RunFolder(root / "fallen")
     for step in (8, 10, 12):
         (fallen.checkpoints / checkpoint_name(step) / "engine" / "state.json").write_text("{}")
-    train_all([amended.path, fallen.path])
+    found["resumed"] = RunFolder(root / "resumed")
+    train_all([amended.path, fallen.path, found["resumed"].path], before=without_last_checkpoint)
     return found
+
+
+def without_last_checkpoint(folder: Path) -> None:
+    """Make `resumed` from the finished `amended`, as if it had been killed before its last checkpoint."""
+    if folder.name == "resumed":
+        shutil.copytree(folder.with_name("amended"), folder)
+        shutil.rmtree(folder / "checkpoints" / checkpoint_name(16))
 
 
 def change(run: RunFolder, **train) -> tuple[int, dict]:
@@ -139,7 +147,7 @@ def test_a_finished_run_goes_on_with_what_was_amended(runs):
     events = [event for event in read_events(amended.events_file) if event["kind"] == "amend"]
     assert [event["step"] for event in events] == [8, 12]
     assert events[0]["changes"] == {"train.steps": [8, 12]}
-    assert events[1]["changes"]["train.sequence_length"] == [64, 128]
+    assert events[1]["changes"]["train.sequence_length"] == [64, 512]
     tokens = {event["step"]: event["tokens"] for event in steps(read_events(amended.events_file))}
     assert tokens[12] == 12 * 512
     assert tokens[16] == 12 * 512 + 4 * 1024
@@ -186,6 +194,15 @@ def test_a_parent_that_moved_is_found_by_content_and_one_that_changed_is_refused
         RunFolder(tmp_path / "again").check(again)
 
 
+def test_a_run_with_longer_contexts_resumes_bit_for_bit(runs):
+    """From step 14, two steps after its contexts grew from 64 to 512 tokens."""
+    resumed, amended = runs["resumed"], runs["amended"]
+    starts = [event["step"] for event in read_events(resumed.events_file) if event["kind"] == "start"]
+    assert starts == [*(event["step"] for event in read_events(amended.events_file) if event["kind"] == "start"), 14]
+    assert curve(resumed) == curve(amended)
+    assert equal(final(resumed), final(amended))
+
+
 def test_an_amendment_torn_by_a_crash_does_not_count(runs, tmp_path):
     shutil.copytree(runs["trunk"].path, tmp_path / "torn")
     torn = RunFolder(tmp_path / "torn")
@@ -198,7 +215,7 @@ def test_an_amendment_torn_by_a_crash_does_not_count(runs, tmp_path):
     assert [(segment.step, segment.config["train"]["steps"]) for segment in segments] == [(0, 8), (8, 14)]
 
 
-def test_the_report_names_the_parent_and_what_changed(runs):
+def test_the_report_names_the_parent_the_branches_and_what_changed(runs):
     report = write_report(runs["cooled"].path).read_text()
     parent = read_lineage(runs["cooled"].path).parent
     assert f"| begins from | trunk at step 4 (everything, content {parent.content[:12]}) |" in report
@@ -206,7 +223,12 @@ def test_the_report_names_the_parent_and_what_changed(runs):
     assert [event["step"] for event in RunFiles(runs["cooled"].path).earlier_steps] == [1, 2, 3, 4], "curves join"
     assert RunFiles(runs["weights"].path).earlier_steps == []
     assert "from step 8 on train.steps 8 -> 12; from step 12 on " in write_report(runs["amended"].path).read_text()
-    assert "begins from" not in write_report(runs["trunk"].path).read_text()
+    trunk = write_report(runs["trunk"].path).read_text()
+    assert "begins from" not in trunk
+    branches = "cooled from step 4 (everything), unchanged from step 4 (everything), optimizer from step 8 (optimizer), weights"
+    assert f"| branches | {branches} from step 8 (weights) |" in trunk, (
+        "not the copies that were amended, nor the folder of weights"
+    )
 
 
 def test_status_names_the_parent(runs):
@@ -286,6 +308,14 @@ def test_what_cannot_be_branched_is_one_line(runs, tmp_path):
         "holds no model.safetensors",
         start_from={"run": None, "weights": str(tmp_path), "what": "weights", "step": "latest"},
     )
+    weights = tmp_path / "weights"
+    shutil.copytree(latest_checkpoint(runs["trunk"]) / "model", weights)
+    folder = {"run": None, "weights": str(weights), "what": "weights", "step": "latest", "content": None}
+    bad(runs, tmp_path, "its d_model is 32, the run's is 64", start_from=folder, model={"d_model": 64})
+    bad(runs, tmp_path, "weights has changed: its content is", start_from=folder | {"content": 64 * "0"})
+    whole = (weights / "model.safetensors").read_bytes()
+    (weights / "model.safetensors").write_bytes(whole[:-1000])
+    bad(runs, tmp_path, "model.safetensors is damaged or cut off", start_from=folder)
     shutil.copytree(runs["trunk"].path, tmp_path / "retained")
     shutil.rmtree(tmp_path / "retained" / "checkpoints" / "step_00000004" / "engine")
     bad(runs, tmp_path, "holds weights only", start_from={"run": str(tmp_path / "retained")})

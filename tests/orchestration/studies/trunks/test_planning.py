@@ -13,7 +13,7 @@ from echo_lm.orchestration.studies.packing import PackedCell, makespan
 from echo_lm.orchestration.studies.plan import cell_config
 from echo_lm.orchestration.studies.planner import make_plan
 from echo_lm.orchestration.studies.preflight.checks import check_stored
-from echo_lm.orchestration.studies.tables import plan_summary
+from echo_lm.orchestration.studies.tables import plan_summary, status_view
 
 UNIT = 100 * 16384  # tokens of 100 steps
 
@@ -121,6 +121,14 @@ def test_a_study_of_separate_runs_is_not_continued_by_trunks_nor_by_other_cooldo
     budgets = plan.study.budgets.model_copy(update={"trunk": None})
     with pytest.raises(UserError, match="with another"):
         check_stored(folder, make_plan(plan.study.model_copy(update={"budgets": budgets})))
+
+
+def test_a_trunk_that_no_cell_needs_within_the_gpu_hours_is_done(trunks, tmp_path):
+    folder, limits = StudyFolder(tmp_path), {"max_epochs": 1e9}
+    for hours, states in ((1e-9, ["done", "left out", "left out"]), (1e9, ["waiting"] * 3)):
+        plan = trunks(units=(1, 2), limits=limits | {"gpu_hours": hours})
+        write_json(folder.plan_file, plan.model_dump(mode="json"))
+        assert list(status_view(folder)[0].renderables[0].columns[1].cells) == states
 
 
 def test_a_study_without_trunks_is_stored_as_before(study):

@@ -14,7 +14,8 @@ from echo_lm.orchestration.studies.learning_rate import given_rule
 from echo_lm.orchestration.studies.plan import cell_config
 from echo_lm.orchestration.studies.run import run_study
 from echo_lm.orchestration.studies.tables import status_view
-from echo_lm.pipeline.run.events import read_events
+from echo_lm.orchestration.studies.trunks.job import TrunkJob
+from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.lineage import read_lineage
 from tests.helpers.one_process import OneProcess
 from tests.orchestration.studies.conftest import STUDY
@@ -34,11 +35,11 @@ def ran(tmp_path_factory, data_root):
     suite = root / "few.yaml"
     suite.write_text("name: few\nlanguage: {tokens: 2048, sequence_length: 64}\n")
 
-    def study(*steps):
+    def study(*budgets):
         changes = {
             "families": ["transformer"],
             "sizes": {"xs": {"preset": "1m", "model": {"d_model": 32}, "feedforward_width": 64}},
-            "budgets": {"tokens": [512 * step for step in steps], "trunk": {}},
+            "budgets": {"tokens": [512 * budget for budget in budgets], "trunk": {}},
             "batch": {"value": 512},
             "evaluation": {"suites": [str(suite)]},
             "hardware": {"memory_gib": 4, "tflops": 0.001, "startup_seconds": 1},
@@ -50,9 +51,9 @@ def ran(tmp_path_factory, data_root):
     patch = pytest.MonkeyPatch()
     killed, executor = OneProcess(TRUNK, 25), OneProcess()
 
-    def run(executor, *steps):
+    def run(executor, *budgets):
         patch.setattr(study_module, "ProcessExecutor", lambda count, gpus: executor)
-        return run_study(study(*steps), root / "studies", root / "data")
+        return run_study(study(*budgets), root / "studies", root / "data")
 
     with pytest.raises(EOFError):
         run(killed, 10, 20, 40)
@@ -67,6 +68,24 @@ def ran(tmp_path_factory, data_root):
         while not (ended := executor.collect_ended()):
             pass
         assert ended[0].error is None, ended[0].error
+    trunk, branches = plan.trunks[0], tuple((cell, separate.path / "none" / cell.name) for cell in plan.cells)
+    for step in (9, 18):  # as if GPU-hours had room for the first budget, then for three
+        job = TrunkJob(
+            plan,
+            trunk,
+            cell_config(plan.study, trunk, rule),
+            separate.run(trunk),
+            data,
+            separate.path / "-",
+            branches,
+            step,
+        )
+        assert not job.is_done()
+        executor.start(job)
+        while not (ended := executor.collect_ended()):
+            pass
+        assert ended[0].error is None, ended[0].error
+        assert job.is_done()
     executor.close()
     patch.undo()
     return folder, separate, started
@@ -91,15 +110,23 @@ def test_a_killed_study_goes_on_and_trains_nothing_twice(ran):
     assert started[0] == f"trunk {TRUNK}"
     assert started.count(f"trunk {TRUNK}") == 3, "killed, gone on, extended"
     assert len(started) == len(set(started)) + 2
-    steps = trained(folder, TRUNK)
-    assert sorted(set(steps)) == list(range(1, 55))
-    repeated = {step for step in steps if steps.count(step) > 1}
+    seen = trained(folder, TRUNK)
+    assert sorted(set(seen)) == list(range(1, 55))
+    repeated = {step for step in seen if seen.count(step) > 1}
     assert repeated <= set(range(10, 26))
     cells = {cell.budget: cell for cell in folder.load_plan().cells}
     own = {budget: trained(folder, cell.name) for budget, cell in cells.items()}
     assert own["5.12k"] == [10]
     assert own["20.48k"] == [37, 38, 39, 40]
     assert own["7.68k"] == list(range(10, 16)), "added later: it branches at 13, from the checkpoint before"
+
+
+def test_a_trunk_is_trained_as_far_as_gpu_hours_allow_and_on_with_more(ran):
+    """Its checkpoints for cells beyond are not there yet; what it has is that of the trunk without a limit."""
+    folder, separate, _ = ran
+    assert trained(separate, TRUNK) == list(range(1, 19))
+    limited, whole = (steps(read_events(f.runs / TRUNK / "events.jsonl")) for f in (separate, folder))
+    assert [event["loss"] for event in limited] == [event["loss"] for event in whole][:18]
 
 
 def test_records_name_the_trunk(ran):
