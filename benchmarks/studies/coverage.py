@@ -94,10 +94,10 @@ def _held(
     seed = int(random.integers(2**31))
     fit = fit_law(CHINCHILLA, cells, delta=DELTA, bootstrap=BOOTSTRAP, seed=seed)
     warnings = fit.warnings()
-    unequal = any(warning.startswith(UNEQUAL_NOISE) for warning in warnings)
+    all_of_it = ONE_LINE in warnings or any(warning.startswith(UNEQUAL_NOISE) for warning in warnings)
     for name in ("E", "alpha", "beta"):
         bounds = [fit.interval(name, level) for level in LEVELS]
-        warned = unequal or ONE_LINE in warnings or any(warning.startswith(f"{name} ") for warning in warnings)
+        warned = all_of_it or any(warning.startswith(f"{name} ") for warning in warnings)
         yield Held(name, tuple(low <= TRUTH[name] <= high for low, high in bounds), bounds[0][1] - bounds[0][0], warned)
     larger = {"n": np.array([2 * n.max()]), "d": np.array([d.max()])}
     new = float(true_loss(larger["n"], larger["d"])[0] * np.exp(noise * random.standard_normal()))
@@ -106,7 +106,7 @@ def _held(
         "new run of 2 N",
         tuple(low <= new <= high for low, high in bounds),
         (bounds[0][1] - bounds[0][0]) / new,
-        unequal,
+        all_of_it,
     )
 
 
