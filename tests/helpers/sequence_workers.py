@@ -44,15 +44,33 @@ ROOT = Path(__file__).parents[2]
 WORLD = 4
 
 
+# Every pattern of borders for one stack of each kind of layer, three of them for the variants.
+SAMPLE = [
+    (name, pattern)
+    for name in STACKS
+    for pattern in BORDERS
+    if name in ("echo exact K=1", "echo chunk K=1", "mamba2", "hybrid")
+    or pattern in ("none", "length 1 at edges", "near edges")
+]
+
+
 def parity(groups, report):
-    for name in STACKS:
-        for pattern, borders in BORDERS.items():
-            whole = only_rank_0(on_whole_rows, name, borders, torch.float64)
-            report[name, pattern] = [
-                worst(on_segments(name, borders, torch.float64, group), whole)
-                for world, group in groups.items()
-                if dist.get_rank() < world
-            ]
+    """On three and four ranks; `every_parity` takes every pattern and world."""
+    compare_with_whole_rows({world: groups[world] for world in (3, 4)}, SAMPLE, report)
+
+
+def every_parity(groups, report):
+    compare_with_whole_rows(groups, [(name, pattern) for name in STACKS for pattern in BORDERS], report)
+
+
+def compare_with_whole_rows(groups, cases, report):
+    for name, pattern in cases:
+        whole = only_rank_0(on_whole_rows, name, BORDERS[pattern], torch.float64)
+        report[name, pattern] = [
+            worst(on_segments(name, BORDERS[pattern], torch.float64, group), whole)
+            for world, group in groups.items()
+            if dist.get_rank() < world
+        ]
 
 
 def forgetful(groups, report):
@@ -283,8 +301,9 @@ CASES = {
         single_tokens,
         refusals,
     ],
-    "cuda": [parity, forgetful, predicting, checkpointed],
+    "cuda": [every_parity, forgetful, predicting, checkpointed],
     "interpreter": [in_kernels],
+    "every parity": [every_parity],
 }
 
 
