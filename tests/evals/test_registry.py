@@ -126,7 +126,7 @@ def test_names_that_cannot_be_taken_are_those_of_suites_and_result_files(dataset
     assert set(SUITE_KEYS) == set(Suite.model_fields) - {"protocols"}
     suite = Suite(name="small", protocols={"language": {"tokens": 100, "sequence_length": 50}})
     result = run_suite(model_folder, suite, dataset.folder, tmp_path / "small.json", step=1, tokens=1)
-    assert [*RESULT_KEYS[:-1], "decode", RESULT_KEYS[-1]] == list(result)
+    assert [*RESULT_KEYS[:-1], "decode", "language", RESULT_KEYS[-1]] == list(result)
 
 
 def test_every_file_of_the_package_is_a_protocol_of_its_name():

@@ -148,12 +148,12 @@ def test_a_step_descends_on_the_loss_and_what_open_gates_cost(tmp_path, data_roo
 
 
 def test_the_world_mean_is_the_gradient_in_every_stage(tmp_path, data_root):
-    """Gradients 1, 2, 3 and 4 have the mean 2.5, whatever DeepSpeed does with them in between."""
-    for stage, gradients in enumerate(play([0, 1, 2, 3], 4, data_root, tmp_path, rank_gradients)):
+    """Gradients 1 and 2 have the mean 1.5, whatever DeepSpeed does with them in between."""
+    for stage, gradients in enumerate(play([0, 1, 2, 3], 2, data_root, tmp_path, rank_gradients)):
         assert gradients
         for name, (moment, gradient) in gradients.items():
             torch.testing.assert_close(
-                moment, 0.1 * 2.5 * gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max(), msg=f"stage {stage} {name}"
+                moment, 0.1 * 1.5 * gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max(), msg=f"stage {stage} {name}"
             )
 
 
