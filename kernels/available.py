@@ -1,4 +1,5 @@
-"""What can run here, asked once: a compiler that traces such a question would break the graph."""
+"""Whether Triton and other optional kernels can run on this machine, found once at import: a test inside a compiled function
+would break the graph of torch.compile."""
 
 import importlib.util
 import os

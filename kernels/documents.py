@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor | None:
-    """Mark the tokens, first tokens of rows aside, that start a document.
+    """Mark the tokens that start a document inside a row; first tokens of rows are not marked.
 
     Returns:
         bool `[batch, length]`, or None where no row holds a border (on a GPU: where cu_seqlens is None).

@@ -1,4 +1,4 @@
-"""A sum of outer products over many tokens: what a segment adds to a state."""
+"""Sums of outer products over many tokens, by which a segment of a sequence is added to a state."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ CHUNK = 1024  # tokens summed in one product: sums of sums keep fp32 accurate ov
 
 @uncompiled  # a product with its own precision, on factors that exist: nothing to fuse
 def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
-    """sum_t x_t b_t^T, each group serving H / G heads.
+    """Sum the outer products x_t b_t^T over t, each group of b serving H / G heads.
 
     Args:
         x: `[B, T, H, P]`; b: `[B, T, G, N]`, in the dtype of x.

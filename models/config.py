@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Mamba2Config(Config):
-    """Mamba-2 (arXiv 2405.21060); the names are those of `mamba_ssm.Mamba2`."""
+    """Settings of Mamba-2 layers (arXiv 2405.21060); the names are those of `mamba_ssm.Mamba2`."""
 
     d_state: Positive = 128
     """Numbers of state that each channel carries along the sequence."""
@@ -104,7 +104,7 @@ class SKAConfig(Config):
 
     @property
     def grid(self) -> int:
-        """Tokens of a chunk. In "exact" mode a matter of speed alone: 32 is best for small ranks on a CPU."""
+        """Tokens per chunk. In "exact" mode it affects speed alone: 32 is fastest for small ranks on a CPU."""
         return self.chunk_size or (32 if self.mode == "exact" and self.rank <= 32 else 64)
 
     @model_validator(mode="after")
@@ -248,19 +248,19 @@ class ModelConfig(Config):
 
     @property
     def ska_settings(self) -> SKAConfig:
-        """`ska`, for code of SKA layers: a model that has such layers without it was refused."""
+        """The section `ska`, typed as present: a config with SKA layers and without it is refused on construction."""
         assert self.ska is not None
         return self.ska
 
     @property
     def attention_settings(self) -> AttentionConfig:
-        """`attention`, for code of attention layers: a model that has such layers without it was refused."""
+        """The section `attention`, typed as present: a config with attention layers and without it is refused on construction."""
         assert self.attention is not None
         return self.attention
 
     @property
     def mamba2_settings(self) -> Mamba2Config:
-        """`mamba2`, for code of Mamba-2 layers: a model that has such layers without it was refused."""
+        """The section `mamba2`, typed as present: a config with Mamba-2 layers and without it is refused on construction."""
         assert self.mamba2 is not None
         return self.mamba2
 

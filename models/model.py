@@ -1,4 +1,4 @@
-"""EchoLM: embeddings, blocks, logits. One stack for Echo and every baseline; the config says which."""
+"""EchoLM: embeddings, blocks, logits; one class for Echo and all baselines, which differ in their config alone."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -16,7 +16,8 @@ from .norm import at_least_fp32, make_norm, unit_rms
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feedforward(norm(x)). `token` is the second of what `EchoLM.embed` gives; SKA takes it."""
+    """A pre-norm block: x + mixer(norm(x)), then x + feedforward(norm(x)). `token` is the second of what `EchoLM.embed` gives;
+    SKA takes it."""
 
     def __init__(self, config: ModelConfig, kind: str):
         super().__init__()

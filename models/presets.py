@@ -1,6 +1,7 @@
 """The Echo family by name: `<family>-<size>`, and the paper's own configurations as `paper-<size>-<arm>`.
 
-Arms of one size match in non-embedding parameters: the width of the feed-forward takes up what the mixers leave.
+Models of one size have the same number of non-embedding parameters: the feed-forward is made wider where the mixers are
+smaller.
 """
 
 import difflib
@@ -14,7 +15,8 @@ VOCAB_SIZE = 32_000
 
 
 class Size(NamedTuple):
-    """`ska`: the blocks whose mixer is SKA in Echo and attention in the hybrid. `width`: of Echo's Koopman MLP."""
+    """The dimensions of one size of the family. `ska`: the blocks whose mixer is SKA in Echo and attention in the hybrid.
+    `width`: of Echo's Koopman MLP."""
 
     d_model: int
     num_layers: int
@@ -26,7 +28,7 @@ class Size(NamedTuple):
 
 
 def koopman_width(d_model: int) -> int:
-    """64 ceil((8/3) d / 64) (arXiv 2605.06997 §3.4)."""
+    """The width of the Koopman MLP, 64 ceil((8/3) d / 64) (arXiv 2605.06997 §3.4)."""
     return 64 * -(-8 * d_model // (3 * 64))
 
 
@@ -88,7 +90,8 @@ def matching_width(config: ModelConfig, target: int) -> int:
 
 
 def _paper_1m(arm: str) -> dict[str, Any]:
-    """App. G: d 128, four layers, SwiGLU, vocabulary 128, untied; the last two mixers are the arm's."""
+    """The paper's 1M models (App. G): d 128, four layers, SwiGLU, vocabulary 128, untied; the last two mixers are those of the
+    arm."""
     special = {"mamba2": "mamba2", "hybrid": "attention"}.get(arm, "ska")
     return dict(
         vocab_size=128,
@@ -104,7 +107,7 @@ def _paper_1m(arm: str) -> dict[str, Any]:
 
 
 def _paper_large(size: str, arm: str) -> dict[str, Any]:
-    """§4: the 50M and 180M language models."""
+    """The paper's language models of 50M and 180M parameters (§4)."""
     shape = SIZES[size]
     ska = (3, 7, 11, 15) if size == "50m" else shape.ska  # counted from 0, as written
     return dict(
@@ -119,7 +122,8 @@ def _paper_large(size: str, arm: str) -> dict[str, Any]:
 
 
 def _paper_ska(arm: str, num_heads: int, rank: int) -> dict[str, Any]:
-    """Chunk-causal, S = 64, K = 2, learned gamma. "sequence-max" is the paper's text, "l2" (with gate) its code."""
+    """The paper's settings of SKA: chunk-causal, S = 64, K = 2, learned gamma. "sequence-max" is the paper's text, "l2" (with
+    gate) its code."""
     text = arm == "sequence-max"
     return dict(
         num_heads=num_heads,

@@ -1,4 +1,4 @@
-"""The public operation: checks, defaults, and the choice of an implementation."""
+"""The public operation `ska_attention`: checks of its arguments, defaults, and the choice of an implementation."""
 
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -30,7 +30,7 @@ class ReadOptions(TypedDict):
 
 
 class SKAOptions(TypedDict, total=False):
-    """The options of `ska_attention`, for its overloads: see there."""
+    """The options of `ska_attention`, described there; typed once for its overloads."""
 
     mode: Mode
     power: int

@@ -1,4 +1,5 @@
-"""The inverse of sums that rounding may have made indefinite.
+"""Inverses of Gram matrices that rounding may have made indefinite, by a Cholesky factorisation with a diagonal shift where
+needed.
 
 G = ridge I + sum z z^T has no eigenvalue below the ridge, so no diagonal element of its inverse is above 1 / ridge. In fp32
 the sums of a hundred thousand and more alike keys are off by more than a ridge of 0.001; the factorisation fails then, or
@@ -46,8 +47,8 @@ def invert(matrix: Tensor, ridge: float) -> Inverse:
 
 
 def _try(matrix: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """Factor and inverse of `[n, N, N]`, NaN where there is none; and where a shift is needed. `least`: what no
-    eigenvalue should be below."""
+    """Factor and inverse of `[n, N, N]`, NaN where there is none, and a mask of the matrices that need a shift. `least`: the
+    lower bound of the eigenvalues."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     failed = ((info != 0) | ~factor.diagonal(dim1=1, dim2=2).isfinite().all(1))[:, None, None]
     # The inverse of a broken factor raises an error.

@@ -1,4 +1,5 @@
-"""SKA over segments: summarise, combine, seed (see `kernels/sequence.py`)."""
+"""Sequence-parallel SKA: the sums of earlier ranks' segments become the entering state of this rank's (see
+`kernels/sequence.py`)."""
 
 from typing import Any
 
@@ -14,7 +15,7 @@ from .state import SKAState
 
 @uncompiled  # what is summed up the first time is taken from it when the region is computed again
 def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceContext) -> SKAState:
-    """The state that this rank's segment is entered with: that of its document on the ranks before, zero where the
+    """The state before the first token of this rank's segment: the sums over its document on earlier ranks, zero where the
     segment starts a document. One collective forward, one backward.
 
     Args:
@@ -75,8 +76,8 @@ def summarise(
 
 
 class _Summary(torch.autograd.Function):
-    """`summarise`, with a backward of one product a term: autograd would make gradients as large as the keys for every head
-    and every slice, and add them up."""
+    """Autograd function of `summarise`, whose backward pass takes one product per term; autograd alone would allocate and add a
+    gradient as large as the keys for every head and slice."""
 
     @staticmethod
     def forward(
@@ -131,7 +132,7 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _add_product(sums: Tensor, rows: Tensor, matrices: Tensor) -> None:
-    """sums `[B, T, H, N]` += rows `[B, T, H, M]` times matrices `[B, H, M, N]`, in place: heads are batches that are strided,
-    not copied."""
+    """Add in place: sums `[B, T, H, N]` += rows `[B, T, H, M]` times matrices `[B, H, M, N]`, with strided heads as batches, not
+    copied."""
     for one, row, matrix in zip(sums, rows, matrices, strict=True):
         one.transpose(0, 1).baddbmm_(row.transpose(0, 1), matrix)

@@ -24,7 +24,8 @@ def causal_convolution(
     parts: tuple[int, int, int] | None = None,
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    """y_t = bias + sum_i weight[:, i] x_{t - (W - 1) + i}, zero before the document's first token.
+    """The causal depthwise convolution y_t = bias + sum_i weight[:, i] x_{t - (W - 1) + i}, with zeros before the document's
+    first token.
 
     Args:
         x: `[B, T, C]`; weight: `[C, W]`; bias: `[C]`.

@@ -1,4 +1,4 @@
-"""The kernels of `fused_convolution.py`."""
+"""Triton kernels of the short causal convolution, launched by `fused_convolution.py`."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Decoding of attention layers under a budget of bytes."""
+"""Decoding with attention layers whose KV cache may take at most a given number of bytes."""
 
 import copy
 from typing import NamedTuple
@@ -29,8 +29,8 @@ class BoundedCache(NamedTuple):
 
 
 class BoundedAttention(nn.Module):
-    """An attention layer that decodes with at most `budget` bytes for a sequence, everything that it carries from token to token
-    counted. Within a piece of a prompt its tokens see the cache as it was before, and each other."""
+    """An attention layer whose decoding state takes at most `budget` bytes per sequence: keys, values and all that the cache
+    policy stores. Within a piece of a prompt its tokens see the cache as it was before, and each other."""
 
     inputs: frozenset[str] = frozenset()
     reads_token = has_write_gate = False
@@ -69,8 +69,8 @@ class BoundedAttention(nn.Module):
         return BoundedCache(empty.k, empty.v, none.bool(), queries, carried, empty.position)
 
     def extend(self, x: Tensor, cache: BoundedCache, real: Tensor) -> tuple[Tensor, BoundedCache]:
-        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends. The cache that
-        is returned is within the budget."""
+        """Process further tokens `[B, T, d_model]` from a cache; `real` `[B, T]` is False at padding, which stands at row ends.
+        The cache that is returned is within the budget."""
         layer, length, past = self.layer, x.shape[1], cache.k.shape[2]
         positions = cache.position[:, None] + torch.arange(length, device=x.device)
         half = x.shape[-1] // layer.num_heads // 2
@@ -88,12 +88,12 @@ class BoundedAttention(nn.Module):
         return layer._project_out(y), self._cut(cache)
 
     def step(self, x: Tensor, cache: BoundedCache) -> tuple[Tensor, BoundedCache]:
-        """One token, `[B, d_model]`."""
+        """Decode one token per row, `[B, d_model]`."""
         y, cache = self.extend(x[:, None], cache, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
         return y[:, 0], cache
 
     def _cut(self, cache: BoundedCache) -> BoundedCache:
-        """Drop entries until `capacity` are left."""
+        """Drop the entries with the lowest scores until `capacity` are left."""
         if cache.k.shape[2] <= self.capacity:
             return cache
         from_end = cache.real.flip(-1).cumsum(-1).flip(-1)  # 1 for the latest real entry

@@ -54,11 +54,11 @@ def is_inside(path: Path | str, folder: Path | str) -> bool:
 
 
 class IsNotRegular(OSError):
-    """A pipe, a device or a folder stands where a file is to be, or one that is far too long."""
+    """Raised where a regular file is expected and there is a pipe, a device, a folder or a file that is far too long."""
 
 
 def read_regular(path: Path | str, most: int = MOST_BYTES) -> bytes:
-    """The bytes of a regular file; opening a pipe or a device may otherwise wait for ever.
+    """Read the bytes of a regular file and refuse pipes and devices, whose opening may block for ever.
 
     Raises:
         OSError: it cannot be read.

@@ -22,15 +22,15 @@ Class = TypeVar("Class", bound=type)
 
 
 class SegmentMessage(NamedTuple):
-    """Bytes of one rank's part in a layer's collectives, forward and backward (`kernels/sequence.py`). On a ring of `world`
-    ranks each rank passes on `world - 1` parts."""
+    """Bytes that one rank contributes to a layer's collectives under sequence parallelism, forward and backward
+    (`kernels/sequence.py`). On a ring of `world` ranks each rank passes on `world - 1` parts."""
 
     forward: int
     backward: int
 
 
 def register(kind: str) -> Callable[[Class], Class]:
-    """Class decorator: `layers` of a model config may name the mixer as `kind` from now on.
+    """Class decorator that registers a mixer under the name `kind`, which `layers` of a model config may then use.
 
     Raises:
         ValueError: another class has the name already.

@@ -66,7 +66,7 @@ def _decode(
 
 
 def warps(rank: int, width: int) -> int:
-    """Warps a program: the tiles of a head stay in registers."""
+    """The number of warps of a program, so that the tiles of a head stay in registers."""
     return 4 if max(rank, width) <= 64 else 8
 
 
@@ -83,7 +83,7 @@ def ska_step_fused(
     value_lag: bool,
     num_warps: int | None = None,
 ) -> Tensor:
-    """y `[B, H, P]` of one token; `sums` and `inverse` change in place. Shapes as in `ska_step`."""
+    """One decoding step: y `[B, H, P]` of one token; `sums` and `inverse` are updated in place. Shapes as in `ska_step`."""
     batch, heads, rank = q.shape
     width = v.shape[-1]
     if not isinstance(scale, Tensor):

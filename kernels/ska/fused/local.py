@@ -1,4 +1,4 @@
-"""The exact form's second factorisation: what a chunk's own keys add to its operator."""
+"""The second factorisation of the exact form: the contribution of a chunk's own keys to its operator."""
 
 import triton
 import triton.language as tl

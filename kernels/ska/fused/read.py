@@ -1,4 +1,4 @@
-"""Forward: y = C_t G_t^-1 (s M_t G_t^-1)^K q_t for the tokens of a chunk."""
+"""Forward kernel of the read: y = C_t G_t^-1 (s M_t G_t^-1)^K q_t for the tokens of a chunk."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Backward of the exact form's read, without differentiating a factorisation (docs/design/kernels.md, "Backward").
+"""Backward kernels of the exact form's read, which differentiate no factorisation (docs/design/kernels.md, "Backward").
 
 `read_backward` goes from dy to the gradient of x_K; `step_backward` then goes from each x_j to x_{j-1}, and to q.
 """
@@ -120,7 +120,7 @@ def step_backward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Through x_j = G^-1 (s M x_{j-1}), or for FINAL (j = 0) through x_0 = G^-1 q. FIRST: j = K."""
+    """Backward step through x_j = G^-1 (s M x_{j-1}), or for FINAL (j = 0) through x_0 = G^-1 q. FIRST: j = K."""
     i_b, i_c, i_h = place(N, H)
     i_n = tl.program_id(0).to(tl.int64)
     cold = tl.load(p_cold + i_n)

@@ -35,7 +35,7 @@ def walk_segments(
     INPUT_PARTS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Sums of z z^T, z z_prev^T and v z^T over SEGMENT chunks: of the last document, where there is a border."""
+    """Sums of z z^T, z z_prev^T and v z^T over SEGMENT chunks; where there is a border, over the last document only."""
     i_b, i_s, i_h = place(tl.cdiv(N, SEGMENT), H)
     p_segments += tl.program_id(0).to(tl.int64) * ((2 * R + P) * R)
     b_gram = tl.zeros([BR, BR], tl.float32)
@@ -97,8 +97,8 @@ def scan_chunks(
 ):
     """Replace each chunk's sums by the state before it: `state <- state * (no border in the chunk) + sums`.
 
-    REVERSE walks from the last chunk to the first: what each chunk's reads ask of its entering state becomes the
-    gradient of the state that the chunk leaves.
+    REVERSE walks from the last chunk to the first: the gradients of entering states, as each chunk's reads give them, become
+    gradients of the states that chunks leave.
     """
     i_bh = tl.program_id(0).to(tl.int64)
     i_b, i_h = i_bh // H, i_bh % H
