@@ -48,7 +48,7 @@ def perplexity(nats: float, tokens: int) -> float:
 
 
 def unigram_nats(train_counts: np.ndarray, labels: np.ndarray) -> float:
-    """What the labels cost under token frequencies of the training split, with add-one smoothing.
+    """Loss of the labels, in nats, under a unigram model: token frequencies of the training split with add-one smoothing.
 
     Args:
         train_counts: int `[V]`, occurrences of each token in the training split.

@@ -1,4 +1,4 @@
-"""Start the worker processes of a run on this machine, without Ray; restart the worker group when one of them dies."""
+"""Launch of a run's worker processes on this machine without Ray; the worker group is restarted when one of them dies."""
 
 import contextlib
 import logging

@@ -1,4 +1,5 @@
-"""The training loop of one rank: reads configuration, data and checkpoint from the run folder; writes events and checkpoints."""
+"""The training loop of one rank, which reads configuration, data and checkpoint from the run folder and writes events and
+checkpoints."""
 
 import os
 import time

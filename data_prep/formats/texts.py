@@ -167,7 +167,7 @@ def read_csv(file: io.BufferedReader, first: int, context: Context) -> Records:
 
 
 def _header(line: str, context: Context) -> tuple[list[str], str]:
-    """The names in the first line, and the delimiter: the first one that gives a column of the wanted name."""
+    """Column names from the first line, and the delimiter: the first one that gives a column of the wanted name."""
     wanted = context.config.text_column
     rows = {delimiter: next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), []) for delimiter in DELIMITERS}
     best = next((delimiter for delimiter, names in rows.items() if wanted in names), None)

@@ -1,4 +1,4 @@
-"""Text rows of a batch: source, window and contents of the n-th text row of a run."""
+"""The text rows of a run: source, position and contents of the n-th row as pure functions of n."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

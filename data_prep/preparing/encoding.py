@@ -1,4 +1,4 @@
-"""Encoding of documents as plain text: no id that has a meaning of its own comes out of the text of a document."""
+"""Encoding of documents as plain text: text that spells a special token never yields that token's id."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Named mixes of recall tasks to train on."""
+"""Named mixes of recall tasks for training, each a list of tasks with their options."""
 
 from types import MappingProxyType
 from typing import Any

@@ -1,4 +1,4 @@
-"""Different words for lists that are counted: what the tasks `cwe` and `fwe` share."""
+"""Distinct words for the tasks `cwe` and `fwe`, which ask for the most frequent words of a list."""
 
 import numpy as np
 

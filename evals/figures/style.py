@@ -1,4 +1,4 @@
-"""The project's figures: one style, one function each, PNG files that are small and the same on every drawing.
+"""The style of all figures and the common ones, one function each; PNG files that are small and byte-identical when drawn again.
 
 Colours are seaborn's colour-blind palette, checkpoints are shades of one map from light (early) to dark (last).
 """
@@ -75,7 +75,7 @@ def figure(path: Path, title: str, x: str, y: str, *, height: float | None = Non
 
 
 def _with_few_colors(picture: BytesIO) -> Image.Image:
-    """The picture with a palette of its own: a third of the bytes, and nothing that can be seen is lost in lines and text."""
+    """Reduce a picture to a colour palette: a third of the bytes, without a visible loss in lines and text."""
     return (
         Image.open(picture).convert("RGB").quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     )

@@ -77,13 +77,13 @@ def evaluate_decode(
 
 
 def cache_after(model: EchoLM, context: int, batch: int) -> Cache:
-    """A cache of the size that reading `context` tokens leaves; its numbers are not those of any text."""
+    """A cache of the size that reading `context` tokens leaves, filled with arbitrary numbers."""
     like = model.embedding.weight[:0]
     return Cache(block.mixer.random_cache(batch, like, context) for block in model.blocks)
 
 
 def with_peak_bytes(work: Callable[[], T], device: torch.device | str) -> tuple[T, int]:
-    """What `work` returns, and the most bytes of tensors it held at any moment, beyond those that were there before.
+    """Run `work`; return its result and the peak bytes of tensors it allocated beyond those that existed before.
 
     As PyTorch's own allocators count them: a process's resident memory says little, since freed memory stays with it.
     """

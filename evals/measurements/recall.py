@@ -1,4 +1,4 @@
-"""Recall accuracy of a model: one cell of a task's grid at a time, in the parallel pass or token by token."""
+"""Recall accuracy of a model on one cell of a task's grid, in a parallel forward pass or token by token."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -142,7 +142,7 @@ def count_correct(
     device: torch.device | str = "cpu",
     by_sequence: list[int] | None = None,
 ) -> dict[str, int]:
-    """The bare counts of `evaluate_recall` on sequences that are there already.
+    """Counts of right answers on given sequences, from which `evaluate_recall` computes accuracies.
 
     Args:
         by_sequence: gets the number of right answers of each sequence appended.

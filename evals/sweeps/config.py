@@ -23,7 +23,7 @@ def _with_new_keys(training: dict[str, Any]) -> dict[str, Any]:
 
 
 class Arm(Config):
-    """A model of the sweep: a preset, fields of its config that differ, fields of the training that differ."""
+    """An arm of the sweep: a preset, with the fields of its model config and of its training that differ."""
 
     preset: str
     """Name of the model's preset."""
@@ -98,7 +98,7 @@ class PublishedCell(Config):
 
 
 class Published(Config):
-    """What others published on the same tasks, for people to compare: it changes no run."""
+    """Published results on the same tasks, shown for comparison; they change no run."""
 
     source: str
     """Where the numbers are from."""
@@ -147,7 +147,7 @@ class RecallSweep(Config):
 
     @property
     def ids(self) -> RecallVocabulary:
-        """The vocabulary; its ids begin at 0."""
+        """The token ids of the sweep's tasks, which begin at 0."""
         return RecallVocabulary(**self.vocabulary.model_dump())
 
     @property

@@ -102,7 +102,7 @@ def differ_in_rate_alone(one: RecallRun, other: RecallRun) -> bool:
 
 
 def _cell_training(each: CellTraining, arm: Arm, cell: RecallCell) -> dict[str, Any]:
-    """What the training of one cell has of its own."""
+    """The training settings in which one cell differs from the sweep."""
     budget, curriculum, lengths = arm.tokens or each.tokens, each.curriculum, (cell.length,)
     if curriculum is not None:
         gaps = [gap for gap in curriculum.gaps if gap <= cell.gap]

@@ -31,7 +31,7 @@ M = TypeVar("M", bound=EchoLM | PrefixMasked)
 
 @dataclass(frozen=True)
 class RecallBank:
-    """Every batch of a training at one length, so that a step needs nothing from the host.
+    """All batches of a training at one length, kept on the device, so that a step needs no data from the host.
 
     Attributes:
         tokens: int32 `[n, B, L]`.
@@ -48,7 +48,7 @@ class RecallBank:
 def recall_bank(
     training: RecallTraining, length: int, vocabulary: RecallVocabulary, generator: np.random.Generator, batches: int
 ) -> RecallBank:
-    """The batches of one length, the tasks in equal parts in each; step by step the next number of pairs."""
+    """Generate the batches of one length: equal parts of each task, with the number of pairs changing from step to step."""
     sequences, parts = training.batch_at(length), training.parts
     shares = [len(part) for part in np.array_split(np.arange(sequences), len(parts))]
     most = sum(
@@ -86,7 +86,7 @@ def recall_bank(
 
 
 class AtLength:
-    """What a trainer has of one length: the batches, how many it has taken, and on a GPU the step that it replays.
+    """A trainer's state at one length: the batches, how many of them were used, and on a GPU the recorded step that is replayed.
 
     Attributes:
         rates: fp32 `[n]`, the learning rate of each step.
@@ -101,12 +101,12 @@ class AtLength:
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of a step."""
+        """The number of tokens of a step."""
         return self.bank.tokens[0].numel()
 
     @property
     def exhausted(self) -> bool:
-        """Whether every batch is taken."""
+        """Whether every batch was used."""
         return self.taken == len(self.bank.tokens)
 
 
@@ -161,7 +161,7 @@ class RecallTrainer(Generic[M]):
         self._wait_for_what_was_made()
 
     def advance(self) -> None:
-        """One step. On a GPU it is only queued: `synchronize` waits for it."""
+        """Train one step. On a GPU it is only queued; `synchronize` waits for it."""
         at = self._now[self.done % len(self._now)]
         with torch.cuda.stream(self._stream):  # none on a CPU
             if self._cooling:
@@ -186,13 +186,13 @@ class RecallTrainer(Generic[M]):
         self.finished = self._is_spent() or (not self._later and self._stops())
 
     def _is_spent(self) -> bool:
-        """Whether there is no step left, or no tokens for one."""
+        """Whether no step is left, or too few tokens for another."""
         upcoming = self._now[self.done % len(self._now)].step_tokens
         beyond = self.training.tokens is not None and self.tokens + upcoming > self.training.tokens
         return self.done == self.training.steps or beyond
 
     def _stops(self) -> bool:
-        """After each step: whether it was the last of the cooldown, which begins once enough is learned."""
+        """Whether the step just done was the last of the cooldown, which begins once enough is learned."""
         if self._cooling:
             self._cooling -= 1
         elif self.training.stop_at is None or not self._has_learned(self.training.stop_at):
@@ -202,7 +202,7 @@ class RecallTrainer(Generic[M]):
         return not self._cooling
 
     def _has_learned(self, share: float) -> bool:
-        """Whether so large a share of the last answers is right. To know it a GPU is waited for."""
+        """Whether the required share of the last answers is right; on a GPU the host waits for the result."""
         steps = self._now[0].taken if self.training.lengthen_at is not None else self.done
         if steps % LOOK_EVERY:
             return False
@@ -212,7 +212,7 @@ class RecallTrainer(Generic[M]):
         return last < steps and bool(latest[last, 0] >= share * latest[last, 1])
 
     def _in_turn(self, turn: int) -> AtLength:
-        """One of several lengths that take turns step by step."""
+        """The next of several lengths that take turns step by step."""
         training = self.training
         count = len(training.lengths)
         steps = range(turn, math.ceil(training.steps / count) * count, count)
@@ -220,7 +220,7 @@ class RecallTrainer(Generic[M]):
         return self._at_length(training.lengths[turn], rates)
 
     def _next_length(self) -> AtLength:
-        """The next of a curriculum, with half of the tokens that are left; the last with all."""
+        """The next length of a curriculum, which gets half of the tokens left; the last one gets all."""
         training, length = self.training, self._later.pop(0)
         assert training.tokens is not None  # a curriculum shares them out
         sequences, first = training.batch_at(length), training.batch_at(training.lengths[0])
@@ -238,12 +238,12 @@ class RecallTrainer(Generic[M]):
         return AtLength(RecallBank(*(part.to(self.device) for part in vars(bank).values())), rates)
 
     def _wait_for_what_was_made(self) -> None:
-        """What was made outside of steps, the model included, is queued on another stream."""
+        """Let the trainer's stream wait for work queued on another one outside of steps, such as making the model."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def run(self) -> None:
-        """All steps that are left."""
+        """Train all remaining steps."""
         while not self.finished:
             self.advance()
         self.synchronize()
@@ -254,7 +254,7 @@ class RecallTrainer(Generic[M]):
             self._stream.synchronize()
 
     def release(self) -> M:
-        """The model, in evaluation mode; what only training needs is given back."""
+        """Return the model in evaluation mode and free the memory that only training needs."""
         self.synchronize()
         self._now = []
         del self._optimizer
@@ -281,7 +281,7 @@ class RecallTrainer(Generic[M]):
         at.next += 1
 
     def _gate_penalty_now(self) -> Tensor | float:
-        """The gate penalty of this step, nats for write gates that are open at every position."""
+        """The gate penalty of this step, in nats at a gate mean of 1."""
         if self.training.lengthen_at is None:
             first, full = self.training.gate_penalty_from, self.training.gate_penalty_full
             done = (self._step[0] + 1) / self.training.steps
@@ -298,12 +298,12 @@ class RecallTrainer(Generic[M]):
 
 
 def precision_of(training: RecallTraining, device: torch.device | str) -> AbstractContextManager:
-    """What the forward passes of a training, and of questions to what it trained, are to run in."""
+    """The autocast context for forward passes, in a training and in the evaluation of its model."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=training.precision == "bf16")
 
 
 def _rate(step: int, steps: int, schedule: str) -> float:
-    """Share of the learning rate: a linear warmup over a twentieth of the steps, then constant, or a cosine to a tenth."""
+    """Factor on the learning rate: a linear warmup over a twentieth of the steps, then constant, or a cosine to a tenth."""
     warmup = max(1, steps // 20)
     if step < warmup or schedule == "constant":
         return min(1, (step + 1) / warmup)

@@ -56,7 +56,7 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
             raise HTTPException(422, str(error)) from None
 
     def names_in_logs(folders: list[Path]) -> list[str]:
-        """Names of the curves that a log brings: losses by text source, measures of SKA layers."""
+        """Names of the curves that depend on the log: losses by text source, measures of SKA layers."""
         found = {name for folder in folders[:MOST_LOGS] for name in views.history(folder, seconds=0.0).names}
         return sorted(found)[:MOST_CELLS]
 

@@ -54,7 +54,8 @@ class CellRow:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """One row of the table of studies: `counts` are cells by state, `hours` the planned ones, `problem` why it cannot be read."""
+    """One row of the table of studies: `counts` are numbers of cells by state, `hours` the planned hours, `problem` why it
+    cannot be read."""
 
     name: str
     question: str
@@ -150,7 +151,7 @@ def _is_folder_name(name: str) -> bool:
 
 
 def _fit(folder: Path) -> dict[str, Any]:
-    """Of `fit.json`: the metric of the loss, and the laws with their values and intervals."""
+    """Contents of `fit.json` for display: the metric of the loss, and the laws with their values and intervals."""
     stored = _read(folder, "fit.json") or {}
     laws, stored_laws = [], stored.get("laws")
     for law in stored_laws if isinstance(stored_laws, list) else ():

@@ -92,7 +92,7 @@ def _supervise(
 
 
 def _pause(seconds: float, stop: StopSignal) -> None:
-    """Wait for so long, or until a stop signal."""
+    """Wait for a number of seconds, or until a stop signal."""
     end = time.monotonic() + seconds
     while not stop.received and (left := end - time.monotonic()) > 0:
         time.sleep(min(POLL_SECONDS, left))

@@ -59,7 +59,7 @@ def data_root(target: str, data: Path | None) -> Path:
 
 
 def how_to_go_on(run: RunFolder, config: RunConfig, command: str) -> str:
-    """What continues a run that stopped: not the same command if that names the step at which it stopped."""
+    """How to continue a stopped run, as text: not by the same command if that names the step at which it stopped."""
     stop_step = config.run.stop_step
     if stop_step is not None and stopped_at(run.events_file) == stop_step:
         return f"run.stop_step={stop_step} is reached, `echo-lm {command} {run.path}` goes on to the end"

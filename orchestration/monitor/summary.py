@@ -251,7 +251,7 @@ def due_steps(run: RunReader, config: dict[str, Any], steps: list[int], stopped:
 
 
 def hyperparameters(run: RunReader) -> tuple[tuple[int, TrainSection], ...]:
-    """First step and hyperparameters of each segment of a run; empty if its files are damaged or of another version."""
+    """First step and hyperparameters of each segment of a run; empty if its files are damaged or from another version."""
     try:
         lineage = run.lineage()
         stored = [(part.step, part.config) for part in lineage.segments] if lineage else [(0, run.config())]
@@ -261,7 +261,7 @@ def hyperparameters(run: RunReader) -> tuple[tuple[int, TrainSection], ...]:
 
 
 def tokens_at(step: int, segments: Sequence[tuple[int, TrainSection]], train: dict[str, Any]) -> int:
-    """Tokens before a step; without segments by one size of batch, that of the section `train`."""
+    """Number of tokens trained on before a step; without segments, computed from the one batch size of the section `train`."""
     return tokens_before(step, segments) if segments else step * train.get("batch_tokens", 0)
 
 

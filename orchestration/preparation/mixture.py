@@ -1,4 +1,4 @@
-"""The mixture of a recipe, printed before training: tokens of each source, and how often a source is repeated."""
+"""Printing of a recipe's mixture before training: tokens from each source, and how often a source is repeated."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

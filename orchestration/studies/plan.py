@@ -75,12 +75,12 @@ class StudyCell(Record):
 
     @property
     def occupied(self) -> Fraction:
-        """The devices that it holds while it runs, or the share of one."""
+        """The number of devices that the cell occupies while it runs, or the share of one."""
         return Fraction(self.devices, self.per_device)
 
     @property
     def own_steps(self) -> int:
-        """The steps that are not its trunk's."""
+        """The steps that the cell itself trains, without those of its trunk."""
         return self.steps - self.branch_step
 
     @property

@@ -1,4 +1,4 @@
-"""The checkpoints of a run in MLflow: each is a model there, which `mlflow.pyfunc.load_model("models:/ID")` opens."""
+"""The checkpoints of a run as models in MLflow, which `mlflow.pyfunc.load_model("models:/ID")` opens."""
 
 import tempfile
 from pathlib import Path

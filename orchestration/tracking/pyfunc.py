@@ -13,7 +13,7 @@ WEIGHTS = "model.safetensors"
 
 
 class NextToken:
-    """Predicts the next token of sequences."""
+    """The model object that MLflow loads: predicts the next token of sequences."""
 
     def __init__(self, folder: Path):
         """Load the weights in `folder`."""

@@ -1,4 +1,4 @@
-"""A sqlite file as MLflow's store: made by one process, checked before MLflow opens it, its artifacts beside it.
+"""A sqlite file as MLflow's store: created by one process, checked before MLflow opens it, with its artifacts beside it.
 
 MLflow leaves a file half made if its process dies meanwhile, tries for minutes to open what cannot be opened, and stores
 absolute paths of artifacts, which are wrong once the folder was moved. This module sees to these.
@@ -68,7 +68,7 @@ def make_if_missing(database: Path, make: Callable[[str], object]) -> None:
 
 
 def check_writable(database: Path) -> None:
-    """Begin to write and take it back; MLflow would try again for minutes.
+    """Check that the file can be written, by a transaction that is rolled back; MLflow itself would retry for minutes.
 
     Raises:
         OSError: a folder.

@@ -1,4 +1,4 @@
-"""What MLflow accepts as a metric or parameter, and how the rest is sent: other names, other values, or not at all.
+"""Conversion of metrics and parameters to what MLflow accepts: under other names, with other values, or not at all.
 
 One value that MLflow refuses never keeps the others from being sent.
 """

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights (EMA), kept during training beside them: fp32, each rank of its own fragments."""
+"""An exponential moving average (EMA) of the weights during training, in fp32; each rank keeps that of its own fragments."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ class MovingAverage:
                 average.copy_(whole[fragment.start : fragment.start + len(average)])
 
     def update(self, step: int) -> None:
-        """Take in the weights after update number `step` (from 1)."""
+        """Add the weights after update number `step` (from 1) to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]  # torch's optimizers use it
 

@@ -37,7 +37,7 @@ POLL_SECONDS = 0.02
 
 
 class CheckpointRecord(NamedTuple):
-    """A completed checkpoint: `seconds` from begin to completion, `stall_seconds` of which training stood still."""
+    """A completed checkpoint: `seconds` from start to completion, of which training waited `stall_seconds`."""
 
     step: int
     path: Path

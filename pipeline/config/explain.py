@@ -1,4 +1,4 @@
-"""Where each value of a run's configuration comes from, and what it means."""
+"""Explanation of a run's configuration: the value, default, origin and meaning of each key."""
 
 import difflib
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class KeyRow:
 
 
 def explain_config(recipe: str, overrides: list[str] | None = None) -> list[KeyRow]:
-    """All keys of the configuration that a recipe and overrides give, in the order of their classes.
+    """Explain all keys of the configuration that a recipe and overrides give, in the order of their classes.
 
     Raises:
         UserError: as `load_config`.
@@ -82,7 +82,7 @@ def _rows(
     defaults: Config | None = None,
     defaults_of: str = "default",
 ) -> Iterator[KeyRow]:
-    """Rows of a section and of those in it; `defaults` has the values of an unchanged one, if those of the class are not meant."""
+    """Rows of a section and its subsections; `defaults` has the default values where they are not those of the class."""
     for name, field in type(config).model_fields.items():
         key, value = f"{above}{name}", getattr(config, name)
         if isinstance(config, ModelConfig) and name in ("name", "vocab_size"):
@@ -100,7 +100,7 @@ def _rows(
 
 
 def _jsonable(value: Any) -> Any:
-    """Nested configurations and tuples as YAML has them; of a list's entries what was stated."""
+    """Convert nested configurations and tuples to plain YAML values; entries of lists keep only the keys that were set."""
     if isinstance(value, Config):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, (list, tuple)):

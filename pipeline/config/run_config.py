@@ -1,4 +1,4 @@
-"""`RunConfig`: the sections of a run's configuration together, and the checks across them."""
+"""`RunConfig`, the complete configuration of a run, with the checks that involve several sections."""
 
 from typing import Annotated, Any
 

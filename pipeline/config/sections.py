@@ -1,4 +1,4 @@
-"""The sections of a run's configuration but `train`: the model, the start, the execution, the evaluations."""
+"""All sections of a run's configuration except `train`: the model, the start, the execution, the evaluations."""
 
 from typing import Annotated, Literal
 

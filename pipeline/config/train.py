@@ -105,7 +105,7 @@ class TrainSection(Config):
     @model_validator(mode="before")
     @classmethod
     def _one_unit(cls, values: Any) -> Any:
-        """Convert `tokens` to `steps` and `warmup_steps` to `warmup_tokens`, so that one of each is stored."""
+        """Convert `tokens` to `steps` and `warmup_steps` to `warmup_tokens`, so that only one of each pair is stored."""
         batch = values.get("batch_tokens") if isinstance(values, dict) else None
         if not isinstance(batch, int) or batch <= 0:
             return values
@@ -192,7 +192,7 @@ class TrainSection(Config):
 
 
 class _Stages:
-    """Converts between steps and tokens where batches have one size after the other."""
+    """Conversion between steps and tokens for a run whose batch size changes in stages."""
 
     def __init__(self, stages: tuple[tuple[int, int], ...]):
         self.stages = stages
@@ -207,7 +207,7 @@ class _Stages:
         return self._tokens[number] + (step - first) * batch
 
     def steps_of(self, tokens: int) -> int:
-        """Steps until at least so many tokens are read."""
+        """The number of steps after which at least the given number of tokens has been read."""
         number = bisect_right(self._tokens, tokens) - 1
         first, batch = self.stages[number]
         return first - (-(tokens - self._tokens[number]) // batch)

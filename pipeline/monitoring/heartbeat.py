@@ -93,7 +93,7 @@ class Heartbeat:
 
     @property
     def stop_reason(self) -> str:
-        """Why the run is to save a checkpoint and leave, as of the last heartbeat; empty if it is not."""
+        """The reason of a pending request to save a checkpoint and exit, as of the last heartbeat; empty if there is none."""
         return self._stop_reason
 
     def checkpoint_requested(self) -> bool:

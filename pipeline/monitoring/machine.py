@@ -1,4 +1,4 @@
-"""Use of the machine during training: processors, memory and GPU where rank 0 runs, every ten seconds."""
+"""Utilisation of rank 0's machine during training, measured every ten seconds: processors, memory and GPU."""
 
 import time
 
@@ -42,7 +42,7 @@ class MachineMeter:
         return found
 
     def _gpu(self) -> dict[str, float]:
-        """`gpu_percent`; nothing where NVIDIA's management library cannot be asked."""
+        """The field `gpu_percent`; empty where NVIDIA's management library is not available."""
         if not self._has_nvml:
             return {}
         try:

@@ -90,7 +90,8 @@ class RunFolder:
         return read_json(self.environment_file) if self.environment_file.is_file() else {}
 
     def data_folder(self) -> Path:
-        """The dataset that the run trains on, as seen from the run's folder, or where it was when that moved away from it."""
+        """The path of the run's dataset: relative to the run's folder if it exists there, else the path at which it was when the
+        run was set up."""
         stored = read_json(self.data_file)
         beside = (self.path / stored["folder"]).resolve()
         absolute = Path(stored.get("absolute", beside))

@@ -1,4 +1,4 @@
-"""The id of a run: it moves with the folder, whatever the folder is called, and a copy gets another one.
+"""The id of a run, which stays the same when its folder is moved or renamed; a copy of the folder gets another id.
 
 Records in MLflow belong to an id. A folder that was moved keeps its inode, or leaves its old place empty; one that was copied
 has a new inode, while the original still exists.
@@ -58,7 +58,7 @@ def _is_copy(folder: Path, identity: str, stored: dict[str, Any], place: dict[st
 
 
 def _is_original(folder: Path, identity: str, stored: dict[str, Any]) -> bool:
-    """Whether the run in `folder` has this id, and more right to it than the folder for which `stored` was written.
+    """Whether the run in `folder` is the original with this id, and the folder for which `stored` was written a copy.
 
     It lies where that one was, or noted its own place already, or has the name of that one: a tree that came from another
     machine may be copied from before anybody has looked at it.

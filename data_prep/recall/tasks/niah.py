@@ -100,7 +100,7 @@ def generate(
 def _decoys(
     cell: TaskCell, others: np.ndarray, vocabulary: RecallVocabulary, generator: np.random.Generator
 ) -> np.ndarray:
-    """A haystack of pairs whose keys are among `others` `[N, n]`; a key that comes again may have another value."""
+    """A haystack of decoy pairs whose keys are drawn from `others` `[N, n]`; a repeated key may have another value."""
     tokens = vocabulary.draw(vocabulary.values, (cell.sequences, cell.length), generator)
     shape = tokens[:, 0::2].shape
     tokens[:, 0::2] = np.take_along_axis(others, generator.integers(0, others.shape[1], size=shape), axis=1)

@@ -1,4 +1,4 @@
-"""The events of a run in bounded memory: curves as columns of numbers; each look reads only so many new bytes."""
+"""The events of a run in bounded memory, curves as columns of numbers; each call reads a bounded number of new bytes."""
 
 import threading
 import time
@@ -81,7 +81,7 @@ class History:
         self.problem: str | None = None
 
     def read(self, seconds: float = LOOK_SECONDS) -> None:
-        """Read new events for about so long; those of a log that was replaced take the place of the earlier ones."""
+        """Read new events for about the given time; if a log was replaced, its events replace the earlier ones."""
         with self.lock:
             end = time.monotonic() + seconds
             while True:
@@ -161,7 +161,7 @@ class History:
 
     @property
     def names(self) -> list[str]:
-        """The names of its curves besides `COLUMNS`: losses by source, and measures of SKA layers."""
+        """Names of the run's curves besides `COLUMNS`: losses by source, and measures of SKA layers."""
         with self.lock:
             return [f"{SOURCE}{name}" for name in self._sources] + self._measures
 

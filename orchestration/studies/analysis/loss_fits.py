@@ -1,4 +1,4 @@
-"""The loss laws of a study's families: each alone, all with exponents in common, with repeated data, and against other laws."""
+"""Fits of the loss laws of a study: each family alone, all with common exponents, with repeated data, and alternative laws."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ RIVALS = (CHINCHILLA, ONE_EXPONENT, NO_FLOOR)
 
 
 def fit_family(study: StudyConfig, family: str, results: Sequence[CellResult]) -> tuple[LossLaw, LawFit | None]:
-    """The law of one family through cells that are not held out; with the fit itself, if there is one."""
+    """Fit the law of one family to the cells that are not held out; returns its record, and the fit itself if there is one."""
     law = LossLaw(family=family, cells=len(results))
     try:
         cells = cells_of(results)

@@ -1,4 +1,4 @@
-"""The hours of device time that a study has spent and what is left to train, from its folder, and the cells that still fit."""
+"""Device hours that a study has spent, the progress of its cells, and the cells that still fit, all read from its folder."""
 
 from pydantic import ValidationError
 
@@ -61,7 +61,7 @@ def progress_of(folder: StudyFolder, plan: Plan) -> Progress:
 
 
 def refuse_unaffordable(choice: Choice | None, plan: Plan) -> None:
-    """Refuse a study of which nothing was trained and nothing can be.
+    """Refuse a study of which nothing was trained yet and nothing fits into its GPU-hours.
 
     Raises:
         UserError: the cheapest cells, or the sweep that comes before all others, take more than `limits.gpu_hours`.

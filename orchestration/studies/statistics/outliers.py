@@ -1,4 +1,4 @@
-"""Cells that do not belong to the others: each predicted by the law through the rest (externally studentized residuals).
+"""Detection of outlying cells: each is compared with the law fitted to the others (externally studentized residuals).
 
 Cook and Weisberg 1982, section 2.2.2; Bonferroni's correction for looking at every cell.
 """

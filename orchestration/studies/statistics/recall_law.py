@@ -55,7 +55,7 @@ class RecallFit:
         return float(self.parameters[i] - margin), float(self.parameters[i] + margin)
 
     def warning(self) -> str:
-        """What these models cannot tell; empty if nothing."""
+        """A warning of what the models do not determine; empty if there is nothing to warn of."""
         few = len(self.without) < FEW_MODELS
         return f"{len(self.without)} models are few: intervals are wider than 95% asks" if few else ""
 
