@@ -6,5 +6,5 @@ import os
 
 TRITON = importlib.util.find_spec("triton") is not None
 MAMBA_SSM = TRITON and importlib.util.find_spec("mamba_ssm") is not None
-# Triton kernels run on CPU tensors then. It knows no bf16.
+# With Triton's interpreter kernels run on CPU tensors. It does not support bf16.
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"

@@ -37,7 +37,7 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
     starts.index_fill_(0, cu_seqlens[:-1].to(device=device, dtype=torch.int64), True)
     starts = starts.view(batch, length)
     starts[:, 0] = False
-    # On a GPU the question would make the host wait.
+    # On a GPU this test would make the host wait for the device.
     return starts if starts.is_cuda or bool(starts.any()) else None
 
 

@@ -10,7 +10,7 @@ from .operator import uncompiled
 CHUNK = 1024  # tokens summed in one product: sums of sums keep fp32 accurate over long segments
 
 
-@uncompiled  # a product with its own precision, on factors that exist: nothing to fuse
+@uncompiled  # a single matrix product with its own precision: nothing that a compiler could fuse
 def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
     """Sum the outer products x_t b_t^T over t, each group of b serving H / G heads.
 
@@ -30,7 +30,7 @@ def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
     whole = length - length % CHUNK
     spans = ((0, whole, CHUNK), (whole, length, length - whole))
     sums = sum(_of_chunks(x[:, i:j], b[:, i:j], size) for i, j, size in spans if i < j)
-    assert isinstance(sums, Tensor)  # one of the spans holds something
+    assert isinstance(sums, Tensor)  # at least one of the spans is not empty
     return sums.unflatten(1, (heads, width))
 
 

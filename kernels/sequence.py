@@ -181,7 +181,7 @@ def known_summary(context: SequenceContext) -> tuple[Tensor, ...] | None:
     return tuple(part.clone() for part in _unpack(gathered[context.rank], shapes))
 
 
-# All ranks' summaries, the state entered with, the shapes of a summary.
+# The summaries of all ranks, the entering state, and the shapes of a summary.
 _Message = tuple[Tensor, Tensor, list[torch.Size]]
 
 
@@ -245,7 +245,7 @@ class _Enter(torch.autograd.Function):
         if region is not None and region.again:
             gathered, state, _ = region.take()
         else:
-            # Filled on the device: a number that is copied there makes the host wait for all that is queued.
+            # Filled on the device: copying a number there would make the host wait for all queued work.
             gathered = all_gather(torch.cat((summary, summary.new_full((1,), length))), context)
             _check_lengths(gathered[:, -1], context)
             gathered = gathered[:, :-1]

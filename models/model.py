@@ -72,7 +72,8 @@ class EchoLM(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        # Not the constructor: its normal numbers on "meta" import torch._dynamo, a second for values that nobody sees.
+        # Not by the constructor, whose random initialisation on "meta" would import torch._dynamo, which takes a second, for
+        # values that are never used.
         self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
         self.blocks = Blocks(Block(own, kind) for own, kind in zip(config.of_layers(), config.layers, strict=True))
         self.reads_token = any(block.mixer.reads_token for block in self.blocks)

@@ -32,8 +32,8 @@ def koopman_width(d_model: int) -> int:
     return 64 * -(-8 * d_model // (3 * 64))
 
 
-# 1m is an M S M S stack with the parameters of the paper's SwiGLU (3 x 384 = 2 x 576). 50m and 180m have the paper's
-# shapes; SKA in the 3rd, 7th, 11th and 15th of 16 blocks leaves Mamba-2 last, as its own rule wants. The names of these
+# 1m is an M S M S stack with the parameters of the paper's SwiGLU (3 x 384 = 2 x 576). 50m and 180m have the paper's shapes; SKA
+# stands in the 3rd, 7th, 11th and 15th of 16 blocks, so that the last block is Mamba-2, as the paper demands. The names of these
 # two count the embeddings of a 32,000 vocabulary, those of the others do not.
 SIZES = {
     "1m": Size(128, 4, 4, 24, 16, (1, 3), 576),
@@ -51,8 +51,9 @@ SIZES = {
 FAMILIES = ("echo", "mamba2", "hybrid", "transformer", "mamba2-ska-swiglu")
 
 
-# Version 2 writes each token a position late and starts queries with the weights of the keys: needles, mentions, two hops and
-# many pairs in one model, and fewer bits per byte (docs/results/default.md).
+# In version 2 the gate of a token decides on the key and value one position before (both shifts are 1), and queries start with
+# the weights of the keys: one model then solves needles, mentions, two hops and many pairs, with fewer bits per byte
+# (docs/results/default.md).
 LATEST_VERSION = 2
 SKA_OPTIONS = {1: {}, 2: {"key_shift": 1, "value_shift": 1, "tied_start": True}}
 

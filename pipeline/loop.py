@@ -77,7 +77,7 @@ def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
             going_on, same_process = loop.train_to_end(stop), True
             dist.barrier()  # a rank that leaves early can abort the others' exit
             engine.destroy()
-            del loop, engine  # or two of them would be in memory
+            del loop, engine  # otherwise two engines would be in memory at once
     dist.destroy_process_group()
 
 
@@ -194,7 +194,7 @@ class _Loop:
                         self._event(kind, step=self.step, **fields)
                 stopping, write_failed = bool(result.flags[0]), bool(result.flags[1])
                 if write_failed:
-                    self.writer.finish()  # raises, on every rank
+                    self.writer.finish()  # raises on every rank
                 if not result.applied:
                     self._nonfinite_steps += 1
                     if self._nonfinite_steps >= config.run.rollback_after:

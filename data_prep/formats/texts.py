@@ -46,7 +46,7 @@ def separated(file: io.BufferedReader, separator: bytes, first: int, longest: in
             yield line, (kept + part)[: longest + 1]
             line += newlines + (part + separator).count(b"\n")
             kept, newlines = b"", 0
-        # All but what may be the beginning of a separator is of the present part.
+        # Everything before a possible beginning of a separator belongs to the present part.
         certain = max(0, len(buffer) - len(separator) + 1)
         if certain > longest:
             kept = (kept + buffer[:certain])[: longest + 1]

@@ -72,7 +72,7 @@ class BatchLoader:
                 f"recall sequences of {max(recall.lengths)} tokens do not fit a row of {sequence_length}: "
                 "lower recall.lengths or raise the sequence length"
             )
-        # The exact decimal number: in binary, 0.05 of 20 rows would sometimes be no row.
+        # Computed with the exact decimal number: in binary floating point, 0.05 of 20 rows could round down to none.
         self.recall_share = Fraction(str(recall.share)) if recall else Fraction(0)
 
         self.whole_rows = bool(recall) and self.recall_share == 1 and set(recall.lengths) == {sequence_length}

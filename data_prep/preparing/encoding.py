@@ -76,4 +76,4 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
     if hasattr(tokenizer.model, "unk_token"):
         name = tokenizer.model.unk_token
         return tokenizer.token_to_id(name) if name is not None else None
-    return json.loads(tokenizer.to_str())["model"].get("unk_id")  # Unigram tells it nowhere else
+    return json.loads(tokenizer.to_str())["model"].get("unk_id")  # for Unigram models the id is found nowhere else

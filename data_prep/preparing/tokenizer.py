@@ -106,7 +106,7 @@ def _file_of_hub(name: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
-        # A download retries for half a minute before it says that there is no network; this call does not.
+        # This call fails at once without network, whereas a download retries for half a minute.
         revision = HfApi().model_info(name, timeout=HUB_SECONDS).sha
         return Path(hf_hub_download(name, FILE_NAME, revision=revision))
     except Exception as error:

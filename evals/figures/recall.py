@@ -148,7 +148,7 @@ def heat_map(
             xticklabels=columns,
             yticklabels=lines,
         )
-        axes.set(xlabel=x, ylabel=y)  # seaborn cleared them
+        axes.set(xlabel=x, ylabel=y)  # seaborn removes the ticks, so they are set again
         axes.tick_params(axis="y", rotation=0)
         if tilt:
             axes.tick_params(axis="x", rotation=tilt)

@@ -152,7 +152,7 @@ def evaluate_harness(
                 for task in hub:
                     try:
                         rows.append(_run(lm, task, manager, limit))
-                    except Exception as error:  # a data set that moved, a connection that broke: the other tasks count
+                    except Exception as error:  # a data set has moved or the connection broke: skip this task alone
                         skipped[task] = (str(error).splitlines() or [type(error).__name__])[0]
                     on_task()
     return rows, skipped

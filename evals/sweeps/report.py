@@ -26,7 +26,7 @@ from .result_files import Results, SweepFolder
 from .results import LENGTH_TASK, Report
 from .runs import RecallRun
 
-LINES_OF_REMARK = 2  # an empty one and the count of what was left out
+LINES_OF_REMARK = 2  # an empty line, and the one with the count of what was left out
 
 
 def write_report(sweep_path: Path, results: Path, out: Path, lines: int | None = None) -> Path:

@@ -20,10 +20,11 @@ from ...models.common.errors import UserError
 from ..measurements.prefix_mask import PrefixMasked
 from .training_config import RecallTraining
 
-LOOK_EVERY = 50  # steps at one length, whether the training may stop or go on with the next
-# The last answers are those of so many steps, and of as many more as hold so many answers: 99.95% of fewer says little.
+LOOK_EVERY = 50  # interval, in steps at one length, of the test whether training may stop or go on to the next length
+# The test takes the answers of the last LAST_STEPS steps, and of more steps until there are LAST_ANSWERS answers, since a share
+# such as 99.95% of fewer answers is too imprecise.
 LAST_STEPS, LAST_ANSWERS = 50, 2000
-# A graph is recorded after so many steps of each length: by then every kernel is compiled and every buffer exists.
+# Steps of each length before its graph is recorded: by then every kernel is compiled and every buffer exists.
 EAGER_STEPS = 3
 SMALLEST_RATE = 0.1
 M = TypeVar("M", bound=EchoLM | PrefixMasked)
@@ -154,7 +155,7 @@ class RecallTrainer(Generic[M]):
         self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), **options)
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.losses = torch.zeros(training.steps, device=self.device)
-        self._answers = torch.zeros(training.steps, 2, device=self.device)  # right ones, and all
+        self._answers = torch.zeros(training.steps, 2, device=self.device)  # right answers, and all answers
         self._cooling = 0  # steps of the cooldown that are left
         self._share = torch.ones((), device=self.device)  # of the rate, which only the cooldown changes
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -177,7 +178,7 @@ class RecallTrainer(Generic[M]):
         self.tokens += at.step_tokens
         enough = self.training.lengthen_at
         lengthen = enough is not None and bool(self._later) and (at.exhausted or self._has_learned(enough))
-        del at  # a length that is done with gives back its memory before the next takes some
+        del at  # the memory of a finished length is freed before the next length allocates its own
         if lengthen:
             self.synchronize()
             self._now.clear()
@@ -226,7 +227,8 @@ class RecallTrainer(Generic[M]):
         sequences, first = training.batch_at(length), training.batch_at(training.lengths[0])
         left = (training.tokens - self.tokens) // (2 if self._later else 1)
         batches = max(1, left // (sequences * length))
-        # Adam makes steps of the noise of few answers, and great ones of gradients that are suddenly larger than those before.
+        # Lower rates for batches of fewer sequences: Adam amplifies the noise of few answers, and takes large steps when
+        # gradients suddenly grow.
         most = training.learning_rate * math.sqrt(sequences / first)
         rates = [most * _rate(step, batches, training.schedule) for step in range(batches)]
         # A length may come twice, with other sequences.

@@ -181,7 +181,7 @@ def ska_attention(
     options["blend"] = None if blend is None else blend.to(dtype)
     if backend == "triton":
         options["return_state"] = return_state
-    # Autocast would work the products in half precision, and the ridge would drown.
+    # Under autocast the products would be in half precision, whose rounding is larger than the ridge.
     with torch.autocast(q.device.type, enabled=False):
         y, final = IMPLEMENTATIONS[backend](q, k, v, **options)
     y = y.to(out_dtype)

@@ -98,7 +98,7 @@ def _masks(
     border = starts.new_zeros(batch, count * size)
     border[:, :length] = starts
     border = border.view(batch * count, size)
-    # A chunk that begins with a border is entered with nothing.
+    # A chunk whose first token starts a document has an empty entering state.
     entered = ids[:, :1] - border[:, :1].to(ids.dtype)
     old = (ids == entered)[:, None, :, None]
     same = (ids[:, :, None] == ids[:, None, :])[:, None]

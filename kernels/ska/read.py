@@ -67,7 +67,7 @@ class Solver:
 
     def __init__(self, gram: Tensor, z: Tensor | None, ridge: float, mask: Mask):
         self.z, self.ridge, self.mask = z, ridge, mask
-        # Refinement goes by the matrix that was inverted.
+        # The residual of the refinement is taken with the matrix that was inverted, shift included.
         self.gram, _, self.inverse = invert(gram, ridge)
         self.refine: Tensor | None = None
         if z is None:

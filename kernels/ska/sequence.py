@@ -13,7 +13,7 @@ from ..sequence import SequenceContext, entering_state, known_summary
 from .state import SKAState
 
 
-@uncompiled  # what is summed up the first time is taken from it when the region is computed again
+@uncompiled  # the sums of the first computation are reused when a checkpointed region is recomputed
 def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceContext) -> SKAState:
     """The state before the first token of this rank's segment: the sums over its document on earlier ranks, zero where the
     segment starts a document. One collective forward, one backward.
@@ -25,7 +25,8 @@ def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceCon
         an `SKAState` with gradients for k and v, those of the ranks before included.
     """
     batch, length, heads, rank = k.shape
-    # Sums of half-precision keys are in fp32, as those of the operation: the ridge is far below their rounding.
+    # Sums of half-precision keys are in fp32, as in the operation itself: in half precision their rounding would be far above the
+    # ridge.
     dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
     goes_on, unbroken = (mask.to(dtype) for mask in context.edges(batch, length, k.device))
     goes_on = goes_on[..., 0]  # [B, world]
@@ -70,7 +71,7 @@ def summarise(
     if starts is not None:
         ids = document_ids(starts)
         kept = (ids == ids[:, -1:])[..., None, None].to(k.dtype)
-        paired = (kept * ~starts[..., None, None])[:, 1:]  # rows whose key before is of the same document
+        paired = (kept * ~starts[..., None, None])[:, 1:]  # rows whose previous key belongs to the same document
     summary = _Summary.apply(k, v, kept, paired, value_lag, known)
     return summary if value_lag else summary[:-1]
 

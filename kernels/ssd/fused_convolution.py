@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..available import INTERPRETER, TRITON
 
-TAPS = 4  # the only width that these kernels know
+TAPS = 4  # the only width that these kernels support
 PIECE, COLUMNS = 64, 128  # tokens that a program, of one warp, walks, and channels
 
 

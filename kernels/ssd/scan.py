@@ -165,7 +165,7 @@ def mamba_ssm_kernel() -> Callable | None:
     return ssd_combined.mamba_chunk_scan_combined
 
 
-@uncompiled  # what it launches are kernels already; traced, its autograd function is refused or taken apart
+@uncompiled  # it launches kernels already; torch.compile refuses its autograd function or breaks the graph
 def _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state) -> tuple[Tensor, Tensor]:
     kernel = mamba_ssm_kernel()
     if kernel is None or not x.is_cuda:

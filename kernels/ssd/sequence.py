@@ -25,11 +25,11 @@ from ..sequence import SequenceContext, entering_state
 from .convolution import convolve_documents, sum_of_taps
 
 BLOCK = 256  # tokens that are summed side by side with the other blocks
-LONG = 16_384  # tokens from which on it pays to look for the tail: without a prediction, the host waits for the answer
-SPARE = 16  # chunks that a predictioned tail is longer, and a quarter
+LONG = 16_384  # segments of fewer tokens are summed whole: finding the tail makes the host wait where there is no prediction
+SPARE = 16  # a predicted tail is longer than the last one by so many chunks and a quarter
 
 
-@uncompiled  # the tail's length is data, and little is computed beside it
+@uncompiled  # the length of the tail depends on data, and there is little else to compile
 def enter_segment(
     inputs: Tensor,
     weight: Tensor,
@@ -96,11 +96,11 @@ def enter_segment(
         after = None if starts is None else _in_last_document(starts)
         if after is not None:
             weights = weights * after[:, begin:]
-        # An entering state is cut by a border behind the first token; one on it cuts it in the combination.
+        # A border after the first token stops the entering state here; a border at the first token is handled by the combination.
         decay, first_weights = decay * unbroken[:, context.rank, None], weights[:, :reach]
         if begin > 0:
             decay, first_weights = torch.zeros_like(decay), torch.zeros_like(first_weights)
-        # The first tokens are left to the combination; those of a later tail weigh nothing.
+        # The first tokens are added by the combination; where the tail begins later, their weights are zero.
         weights = F.pad(weights[:, reach:], (0, 0, reach, 0))
         ids = None if starts is None else document_ids(starts[:, begin:])
         own_state = written(convolve_documents(tail, weight, bias, ids, silu=True, parts=parts), weights)
@@ -152,7 +152,7 @@ def _sooner(begin: int, length: int) -> int:
 def _decay_to_end(dt: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Decay to the segment's end, document borders ignored: of the entering state, `[B, H]`, and of each token's x_t b_t^T,
     `[B, T, H]`."""
-    # Summed from the end, so that the tokens that still count do not carry the rounding of those that do not.
+    # Summed from the end, so that rounding of the negligible early tokens does not enter the sums of later ones.
     to_end = _sums_to_end(dt * a)
     kept = torch.cat((to_end[:, 1:], torch.zeros_like(to_end[:, :1])), 1).exp()
     return to_end[:, 0].exp(), dt * kept
@@ -165,7 +165,7 @@ def _sums_to_end(x: Tensor) -> Tensor:
     """
     blocks = F.pad(x.mT, (0, -x.shape[1] % BLOCK)).unflatten(2, (-1, BLOCK))
     inside = blocks.flip(3).cumsum(3).flip(3)
-    later = inside[..., 0].flip(2).cumsum(2).flip(2)[..., 1:]  # what the blocks behind this one add
+    later = inside[..., 0].flip(2).cumsum(2).flip(2)[..., 1:]  # the sums of later blocks
     inside = inside + F.pad(later, (0, 1))[..., None]
     return inside.flatten(2)[..., : x.shape[1]].mT
 

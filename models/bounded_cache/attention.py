@@ -78,7 +78,7 @@ class BoundedAttention(nn.Module):
         new = real[:, None].expand(-1, layer.num_heads, -1)
         k, v, known = torch.cat((cache.k, k), 2), torch.cat((cache.v, v), 2), torch.cat((cache.real, new), 2)
         causal = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
-        own = torch.ones_like(causal).triu(past) & causal  # a padded query sees itself, and nobody reads it
+        own = torch.ones_like(causal).triu(past) & causal  # a padded query attends to itself; its result is unused
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal & known[:, :, None] | own)
         queries = latest(q.transpose(1, 2).flatten(2), self.policy.window, cache.queries, real)
         carried = cache.carried
@@ -101,7 +101,8 @@ class BoundedAttention(nn.Module):
         scores, carried = self.policy.decide(Seen(weights, cache.k, cache.real, cache.carried))
         scores = scores.expand_as(cache.real).masked_fill(cache.real & (from_end <= self.policy.window), torch.inf)
         scores = scores.masked_fill(~cache.real, -torch.inf)
-        # Of equal scores, which smoothing makes, the older entry stays: padding behind must not change the choice.
+        # Of entries with equal scores, which smoothing produces, the older one is kept, so that padding at row ends cannot change
+        # the choice.
         best = scores.argsort(dim=-1, descending=True, stable=True)[..., : self.capacity]
         kept = best.sort(-1).values
         rows = kept[..., None].expand(-1, -1, -1, cache.k.shape[-1])

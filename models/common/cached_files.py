@@ -48,7 +48,7 @@ def is_inside(path: Path | str, folder: Path | str) -> bool:
     """Whether a path, with its links followed, lies in a folder: a link may lead to a file that is not to be shown."""
     parent, name = os.path.split(path)
     if parent == os.fspath(folder) and name not in ("", ".", "..") and not os.path.islink(path):
-        return True  # a file of the folder itself: far less to ask the file system than for two real paths
+        return True  # a file directly in the folder: far fewer system calls than resolving two paths
     place = os.path.realpath(folder)
     return os.path.realpath(path).startswith(place.rstrip(os.sep) + os.sep)
 
@@ -111,7 +111,7 @@ def _parse_yaml(data: bytes) -> dict[str, Any]:
     """The mapping in YAML; libyaml's loader ends the process if it is nested some thousand deep."""
     openings = data.count(b"[") + data.count(b"{") + data.count(b"- ") + data.count(b"? ")
     indents = max((len(line) - len(line.lstrip(b" ")) for line in data.splitlines()), default=0)
-    if openings + indents > MOST_DEPTH:  # so it may be
+    if openings + indents > MOST_DEPTH:  # it may be nested too deep: measure the depth
         depth = 0
         for event in yaml.parse(data, Loader=YamlLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

@@ -65,7 +65,7 @@ class Attention(SequenceMixer):
             visible = (ids[:, first:, None] == ids[:, None, :]).tril(first)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
         else:
-            from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler: a second at each start
+            from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler: a second at each start
 
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(length, k.shape[2]))
         return self._project_out(y)
@@ -129,7 +129,7 @@ class Attention(SequenceMixer):
             cache.position + real.sum(1),
         )
         causal = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
-        # A padded query may find nothing real to see; it sees itself, and nobody reads it.
+        # A padded query may have no real entry to attend to: it attends to itself, and its result is not used.
         own = torch.ones_like(causal).triu(past) & causal
         y = F.scaled_dot_product_attention(q, cache.k, cache.v, attn_mask=(causal & cache.real[:, None] | own)[:, None])
         return self._project_out(y), cache
@@ -167,12 +167,12 @@ def rotation_table(positions: Tensor, half: int, base: float, dtype: torch.dtype
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-@uncompiled  # traced, every element of queries and keys would work out its own cosine in float64
+@uncompiled  # if traced, a float64 cosine would be computed for every element of queries and keys
 @lru_cache(maxsize=8)
 def _rotation_of_row(
     first: int, length: int, half: int, base: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # it is kept, and training may want it next
+    with torch.inference_mode(False):  # it is cached, and a later training step may need it
         table = rotation_table(torch.arange(first, first + length, device=device)[None], half, base, dtype)
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()  # other streams may read it

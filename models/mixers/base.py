@@ -98,7 +98,7 @@ class SequenceMixer(nn.Module, ABC):
     def step(self, x: Tensor, cache: Any, **inputs: Tensor) -> tuple[Tensor, Any]:
         """Decode one token per row, `[B, d_model]`."""
 
-    # --- What only some mixers have ---
+    # --- Optional parts, which some mixers override ---
 
     @property
     def reads_token(self) -> bool:

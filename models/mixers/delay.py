@@ -48,7 +48,7 @@ def rows_before(x: Tensor, count: int, context: SequenceContext | None) -> Tenso
         raise ValueError(f"segments must hold at least the {count} tokens that a delay looks back, not {x.shape[1]}")
     batch, length, _ = x.shape
     gathered = gather_segments(x[:, length - count :], context)
-    if not context.rank:  # multiplied rather than left out: every rank takes part in the backward pass's collective
+    if not context.rank:  # times zero: every rank takes part in the backward collective
         return gathered[0] * 0
     starts = context.starts(batch, length, x.device)
     if starts is None:

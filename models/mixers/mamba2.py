@@ -62,7 +62,7 @@ class Mamba2(SequenceMixer):
             cu_seqlens = context.local_cu_seqlens(x.shape[0], x.shape[1], x.device)
         if context is not None and context.world > 1:
             convolution, parts, groups = (self.conv1d.weight, self._bias), self._parts, self.config.ngroups
-            # Nothing but the convolution may read these inputs: see there.
+            # Only the convolution may read these inputs, since `enter_segment` completes their gradient in place.
             inputs, first, state = enter_segment(
                 inputs, *convolution, steps, a, parts=parts, groups=groups, context=context
             )
@@ -84,7 +84,7 @@ class Mamba2(SequenceMixer):
 
     @staticmethod
     def mixing_flops(config: ModelConfig, length: int) -> float:
-        # Kernels choose their own chunks; longer ones do more work for the same result, which is not counted here.
+        # Kernels choose their own chunk sizes; the additional FLOPs of longer chunks are not counted here.
         mamba, chunk = config.mamba2_settings, min(length, 64)
         inner = mamba.expand * config.d_model
         return 2 * chunk * (mamba.ngroups * mamba.d_state + inner) + 4 * inner * mamba.d_state

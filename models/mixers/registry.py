@@ -37,7 +37,7 @@ def register(kind: str) -> Callable[[Class], Class]:
     """
 
     def add(mixer: Class) -> Class:
-        # The modules of built-in mixers load late: their names are taken before they are registered.
+        # Built-in mixers are imported late, so their names are reserved even before they are registered.
         built_in = f"{__package__}.{BUILT_IN[kind]}" if kind in BUILT_IN else None
         if built_in is not None and mixer.__module__ != built_in:
             raise ValueError(f"mixer kind {kind!r} is taken by {built_in}")

@@ -155,7 +155,7 @@ class SKA(SKACosts):
             on_grid_tokens = real & (
                 old.position[:, None] + torch.arange(x.shape[1], device=x.device) < on_grid[:, None]
             )
-            # Steps move the visible sums on only when the next one comes: at a border those of the cache are a chunk old.
+            # A step updates the visible sums only when the next token comes: at a border those of the cache are a chunk old.
             border = old.position % self.config.grid == 0
             past = SKAState(*(where_rows(border, *parts) for parts in zip(old.sums, old.visible, strict=True)))
             _, visible = ska_attention(
@@ -327,7 +327,7 @@ class SKA(SKACosts):
         return self.out_proj(y.flatten(-2).to(dtype), self.eta)
 
     def initialize(self, generator: torch.Generator) -> None:
-        # An orthogonal start for keys and queries and a silent output are the paper's.
+        # As in the paper, keys and queries start orthogonal, and the output starts at zero.
         nn.init.orthogonal_(self.q_proj.weight, generator=generator)
         nn.init.orthogonal_(self.k_proj.weight, generator=generator)
         if self.config.tied_start:

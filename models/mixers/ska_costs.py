@@ -52,7 +52,7 @@ class SKACosts(SequenceMixer):
             solve, pairs = solve + 4 * chunk * rank, 4 * chunk * rank
         filters = ska.power * (2 * rank * rank + pairs + solve)
         read = 2 * rank * width + (2 * chunk * (rank + width) if exact else 0) + _blend_flops(ska)
-        # Heads that read twice take a call of their own for it, counted as wide as the first.
+        # The second read of two-hop heads is a call of its own, counted with the same width as the first.
         return (ska.num_heads + ska.two_hop_heads) * (sums + factor + solve + filters + read)
 
     @staticmethod

@@ -20,7 +20,7 @@ from .values import EVALUATION, RunValues, differences, group_labels
 
 Names = Annotated[list[str], Query()]
 MOST_METRICS = 8  # charts at once
-MOST_LOGS = 10  # that are looked into for the names of further curves
+MOST_LOGS = 10  # runs whose logs are read for the names of further curves
 MOST_CELLS = 5000  # of a table, so that no page is larger than a few megabytes
 SUMMARY = (
     "name",

@@ -92,7 +92,7 @@ def study_summary(folder: Path) -> StudySummary | None:
         return None
     try:
         return _summary(folder, plan, [_state(folder, cell["name"])[0] for cell in _cells(plan)])
-    except Exception as error:  # a folder that nobody thought of must not hide the others
+    except Exception as error:  # a folder with unforeseen contents must not hide the others
         problem = f"it cannot be read ({type(error).__name__}: {text(str(error), 200)})"
         return StudySummary(shown_name(folder.name), "", [], 0, dict.fromkeys(CELL_ORDER, 0), 0.0, 0.0, problem)
 

@@ -152,7 +152,7 @@ class RunTable:
         try:
             snapshot = read_run(reader)
             return snapshot.summary(now), snapshot
-        except Exception as error:  # a folder that nobody thought of must not hide the others
+        except Exception as error:  # a folder with unforeseen contents must not hide the others
             return unreadable(folder, error), None
 
 

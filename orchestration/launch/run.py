@@ -66,7 +66,7 @@ def run_pipeline(
                     progress=lambda: (_latest(run), len(result_files(run.path)), _count(dataset)),
                 )
             except BaseException:
-                if run.finished():  # evaluations failed: what there is gets its report
+                if run.finished():  # evaluations failed: the report is written from the existing results
                     _write_report(run)
                 _sync_briefly(run, tracking_uri)
                 raise

@@ -24,7 +24,7 @@ def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tupl
     if not run.exists():
         config = load_config(target, overrides)
         run = RunFolder(runs / config.name)
-        if run.exists():  # it goes on with what the preset meant when it began
+        if run.exists():  # a resumed run keeps the preset's meaning from when it began
             config = load_config(target, overrides, preset_version=run.load_config().model.preset_version)
         return config, run
     stored = run.load_config().resolved()

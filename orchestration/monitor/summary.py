@@ -111,7 +111,7 @@ class RunSnapshot:
         )
         step, steps, rate = last.get("step", 0), train.get("steps", 0), last.get("tokens_per_second")
         if self.finished:
-            step = max(step, self.finished_step or 0)  # the log may have been shuffled
+            step = max(step, self.finished_step or 0)  # the lines of the log may be out of order
         remaining = tokens_at(steps, self.segments, train) - tokens_at(min(step, steps), self.segments, train)
         eta_seconds = remaining / rate if state == "running" and rate and rate > 0 else None
         state = "damaged" if self.damage else state
@@ -148,7 +148,7 @@ def summarize(run: RunReader, now: float) -> RunSummary:
     """The summary of a run at time `now` (unix seconds), whatever its folder holds."""
     try:
         return read_run(run).summary(now)
-    except Exception as error:  # a folder that nobody thought of must not hide the others
+    except Exception as error:  # a folder with unforeseen contents must not hide the others
         return unreadable(run.folder, error)
 
 

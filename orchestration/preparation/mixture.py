@@ -19,7 +19,7 @@ def print_mixture(config: RunConfig, folder: Path) -> None:
     Raises:
         UserError: the mixture does not fit the dataset.
     """
-    from ...data_prep.loading.loader import BatchLoader  # imports torch, which the supervisor of a run stays free of
+    from ...data_prep.loading.loader import BatchLoader  # imports torch, which the supervisor of a run must not import
 
     loader = BatchLoader(
         Dataset.open(folder),

@@ -218,6 +218,7 @@ def _schedule(study: StudyConfig, cell: StudyCell) -> dict[str, Any]:
 
 
 def cells_of_kind(cells: list[StudyCell], kind: str) -> list[StudyCell]:
+    """The cells of one kind, in their order."""
     return [cell for cell in cells if cell.kind == kind]
 
 
@@ -242,6 +243,7 @@ def microbatch_sequences(study: StudyConfig, size: str, batch_tokens: int) -> in
 
 
 def budget_label(kind: str, value: float) -> str:
+    """The label of a budget: `1e15F` (FLOPs), `20tpp` (tokens per parameter), or tokens such as `1.5B`."""
     if kind == "flops":
         return f"{value:.3g}F".replace("+", "")
     if kind == "tokens_per_parameter":

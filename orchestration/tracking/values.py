@@ -118,5 +118,6 @@ def _send_chunk(client: "MlflowClient", run_id: str, kind: str, items: list[Any]
 
 
 def chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    """Split a list into parts of at most `size` items."""
     for first in range(0, len(items), size):
         yield items[first : first + size]

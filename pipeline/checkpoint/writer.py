@@ -32,7 +32,7 @@ from .format import FORMAT, apply_retention, piece_name
 from .moving_average import MovingAverage, whole_average
 from .zero_state import fragments, optimizer_steps
 
-MEMORY_SHARE = 0.5  # of the free memory that the copies of all ranks on a node may take
+MEMORY_SHARE = 0.5  # share of a node's free memory that the copies of all its ranks may take
 POLL_SECONDS = 0.02
 
 

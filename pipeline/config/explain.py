@@ -14,7 +14,7 @@ from ...models.common.errors import UserError
 from ...models.presets import LATEST_VERSION
 from .recipe import load_values, parse_config, with_preset_version
 
-VOCABULARY_BEFORE_DATA = 512  # no value that is shown depends on it; the tokenizer decides it
+VOCABULARY_BEFORE_DATA = 512  # any size: no shown value depends on it, and the tokenizer determines the real one
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def explain_config(recipe: str, overrides: list[str] | None = None) -> list[KeyR
     position = next(number for number, row in enumerate(rows) if row.key == "model.preset_version") + 1
     rows[position - 1] = replace(
         rows[position - 1], default=LATEST_VERSION
-    )  # of a recipe; the class's is that of stored files
+    )  # the default of recipes; that of the class applies to stored files
     rows[position:position] = _rows(built, "model.", sources, plain, f"preset {config.model.preset}")
     return rows
 

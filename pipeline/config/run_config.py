@@ -12,7 +12,7 @@ from .train import TrainSection
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 IDENTITY_SECTIONS = ("seed", "data_seed", "start_from", "data", "mixture", "model", "train")
-AMENDABLE_SECTIONS = ("train", "mixture", "data_seed")  # of them, what `--amend` may change on the way
+AMENDABLE_SECTIONS = ("train", "mixture", "data_seed")  # those of the sections that `--amend` may change
 
 
 class RunConfig(Config):

@@ -113,7 +113,7 @@ class TrainSection(Config):
         try:
             ramp = values.get("batch_ramp")
             stages = _Stages(BatchRampSection.model_validate(ramp).stages(batch) if ramp else ((0, batch),))
-        except (ValidationError, ValueError):  # is said by the checks of the fields
+        except (ValidationError, ValueError):  # the validation of the fields reports it
             return values
         for given, stored in (("tokens", "steps"), ("warmup_steps", "warmup_tokens")):
             number = values.get(given)

@@ -85,7 +85,7 @@ class GraphedBlocks:
                 tokens, cu_seqlens=cu_seqlens, context=context, write_mask=write_mask, return_gate_mean=return_gate_mean
             )
         inputs = (tokens,)
-        if cu_seqlens is not None:  # leading zeros mark the first token's border over and over: no other
+        if cu_seqlens is not None:  # leading zeros repeat the border at the first token and mark no other
             inputs = (tokens, F.pad(cu_seqlens, (self._room(tokens) - len(cu_seqlens), 0)))
         addresses = [parameter.data_ptr() for parameter in self._parameters]
         if self._graphed is None or addresses != self._addresses:  # loading a checkpoint may move weights
@@ -123,7 +123,7 @@ class GraphedBlocks:
             return functional_call(part, dict(zip(names, weights, strict=True)), own)
 
         samples = tuple(tensor.clone() for tensor in inputs)
-        # Three passes on the side come first: they compile what is compiled at its first call.
+        # Three warm-up passes on a side stream come first, for functions that are compiled at their first call.
         return torch.cuda.make_graphed_callables(run, (*samples, *leaves), allow_unused_input=True)
 
     def _prepare_gradients(self) -> None:

@@ -17,7 +17,7 @@ class MachineMeter:
         self._device, self._process = device, psutil.Process()
         self._measured_at = float("-inf")
         self._has_nvml = device.type == "cuda"
-        psutil.cpu_percent()  # says how busy the processors were since the call before
+        psutil.cpu_percent()  # the first call starts the interval that the next one reports on
 
     def measure(self) -> dict[str, float]:
         """The fields of a `step` event, percentages from 0 to 100; empty if the last measurement is recent.
@@ -47,6 +47,6 @@ class MachineMeter:
             return {}
         try:
             return {"gpu_percent": float(torch.cuda.utilization(self._device))}
-        except Exception:  # the package nvidia-ml-py is missing, or the driver says no: classes of its own
+        except Exception:  # nvidia-ml-py is not installed, or the driver refuses, with exception classes of its own
             self._has_nvml = False
             return {}

@@ -162,7 +162,7 @@ class RunFolder:
         files = [suite for suite in config.evaluation.suites if is_suite_file(suite)]
         suites = {"suites": {file: os.path.relpath(Path(file).resolve(), own) for file in files}} if files else {}
         write_json(self.data_file, {"folder": relative, "absolute": str(dataset.resolve())} | suites)
-        if not self.environment_file.exists():  # that of later starts is in their events
+        if not self.environment_file.exists():  # later starts record theirs in their `start` events
             write_json(self.environment_file, describe_environment())
         run_id(self.path, new=True)
         if config.start_from and not self.exists():

@@ -110,7 +110,7 @@ class Lineage(Record):
         trained = [
             (segment.step, segment.identity)
             for segment, end in zip(self.segments, [*ends, None], strict=True)
-            if segment.step != end  # amended again before it trained a step
+            if segment.step != end  # the run was amended again before it trained a step
         ]
         return sha256_json({"start": self.root, "segments": trained})
 

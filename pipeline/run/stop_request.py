@@ -66,7 +66,7 @@ class TimeLimit:
     def _watch(self, seconds: float) -> None:
         if self._ended.wait(seconds):
             return
-        while True:  # whoever starts the workers forgets earlier requests
+        while True:  # the process that starts the workers clears earlier requests
             with contextlib.suppress(OSError):
                 if self._run.stop_file.is_file() and not stop_reason(self._run):
                     request_stop(self._run, f"run.time_limit={self._limit}")

@@ -24,7 +24,7 @@ def generate(cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.
     slots = cell.length - 1
     common = slots if cell.pairs == 1 else -(-2 * slots // (cell.pairs + 1))
     which = np.zeros(slots, dtype=np.int64)
-    # With c > 2 slots / (words + 1) for the first, no other can get as many.
+    # If the first word has c > 2 slots / (words + 1) occurrences, no other word can have as many.
     which[common:] = 1 + np.arange(slots - common) % max(cell.pairs - 1, 1)
     order = which[generator.random((cell.sequences, slots), dtype=np.float32).argsort(axis=1)]
     tokens = np.full((cell.sequences, cell.length), vocabulary.query)

@@ -30,7 +30,7 @@ def generate(
     slots = cell.length - common
     times = slots // (ratio * common + cell.pairs)
     counts = np.repeat([ratio * times, times], [common, cell.pairs])
-    # What is left goes round the uncommon words, which stay far below the common ones.
+    # The remaining room is filled with uncommon words in turn, which stay far less frequent than the common ones.
     left = slots - int(counts.sum())
     counts[common:] += left // cell.pairs + (np.arange(cell.pairs) < left % cell.pairs)
     listed = generator.permuted(np.repeat(words, counts, axis=1), axis=1)

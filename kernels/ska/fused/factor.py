@@ -26,7 +26,8 @@ LARGEST_INVERSE = tl.constexpr(SLACK)  # times the shift that no eigenvalue is b
 
 @device_function
 def dot(a, b):
-    # Three tf32 products keep what one would lose: 1e-6 against 5e-4, on what the ridge conditions.
+    """Matrix product of two fp32 tiles by tf32 tensor cores, at nearly fp32 accuracy."""
+    # Three tf32 products instead of one, for numbers conditioned by the ridge: relative errors of 1e-6 against 5e-4.
     return tl.dot(a, b, input_precision="tf32x3")
 
 

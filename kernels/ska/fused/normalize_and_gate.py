@@ -74,6 +74,7 @@ def normalize_and_gate_forward(
     BP: tl.constexpr,
     KIND: tl.constexpr,
 ):
+    """Kernel of the forward pass: normalise queries and keys, and gate keys and values."""
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     inside = n < N
     i_t, i_h = n // H, n % H
@@ -113,6 +114,7 @@ def normalize_and_gate_backward(
     BP: tl.constexpr,
     KIND: tl.constexpr,
 ):
+    """Kernel of the backward pass: gradients of all columns of `packed`, gate logits included."""
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     inside = n < N
     i_t, i_h = n // H, n % H

@@ -83,13 +83,13 @@ class _Kernels:
         self.numbers = (2 * rank + width) * rank  # of a state
         rows = min(size, 64 if max(block_rank, block_width) <= 64 else 32)
         self.tiles = size // rows
-        # bf16 is its own leading part, but the exact form's products of three parts by one come out wrong under
-        # Triton 3.6 on Hopper (docs/design/kernels.md): it pays for parts that are zero.
+        # bf16 is its own leading part, but the exact form's products of three parts by one come out wrong under Triton 3.6 on
+        # Hopper (docs/design/kernels.md): it therefore computes with parts that are zero.
         parts = 1 if dtype == torch.bfloat16 else 3
         common = dict(
             R=rank, P=width, S=size, BR=block_rank, BP=block_width, DOCUMENTS=documents, INTERPRET=INTERPRETER
         )
-        # Where inputs are in half precision, plain products may be good to 2^-16.
+        # For half-precision inputs plain products with errors of 2^-16 suffice.
         level = dict(LEVEL=2 if dtype == torch.float32 else 1)
         # Eight warps on 32 rows give wrong products (Triton 3.6, Hopper).
         warps = dict(num_warps=4)

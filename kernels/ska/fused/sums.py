@@ -109,7 +109,7 @@ def scan_chunks(
     if REVERSE:
         step = -H * E
     p = p_x + ((i_b * N + (N - 1 if REVERSE else 0)) * H + i_h) * E + e
-    # Many loads under way at once: the chain through the chunks is one of latency.
+    # Many loads are in flight at once, since the sequential walk over chunks is bound by latency.
     for i in range(0, N, AHEAD):
         xs = ()
         for j in tl.static_range(AHEAD):  # pyright: ignore[reportGeneralTypeIssues]
@@ -119,7 +119,7 @@ def scan_chunks(
             if DOCUMENTS:
                 i_c = N - 1 - i - j if REVERSE else i + j
                 border = load_ids(p_ids, i_b, i_c * S + S - 1, T) != load_ids(p_ids, i_b, i_c * S - 1, T)
-                # Past the end of the walk nothing may change what was summed.
+                # Steps beyond the end of the walk must not change the sums.
                 b_state = tl.where(border & (i + j < N), 0.0, b_state)
             b_state += xs[j]
         p += AHEAD * step

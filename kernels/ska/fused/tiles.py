@@ -48,6 +48,7 @@ def store_columns(p_x, x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
 
 @device_function
 def store_rows(p_x, x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
+    """Store a `[BT, BD]` tile as rows t."""
     d = tl.arange(0, BD)
     o = ((i_b * T + t) * H + i_h)[:, None] * D + d[None, :]
     tl.store(p_x + o, x.to(p_x.dtype.element_ty), mask=(t < T)[:, None] & (d < D)[None, :])
@@ -63,6 +64,7 @@ def load_matrix(p_m, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.
 
 @device_function
 def store_matrix(p_m, x, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
+    """Store a `[BM, BD]` tile as a contiguous `[M, D]` matrix."""
     m, d = tl.arange(0, BM), tl.arange(0, BD)
     tl.store(p_m + m[:, None] * D + d[None, :], x, mask=(m < M)[:, None] & (d < D)[None, :])
 

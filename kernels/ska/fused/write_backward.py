@@ -45,6 +45,7 @@ def write_backward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Kernel of the gradients of keys and values; one program computes one chunk of one head."""
     i_b, i_c, i_h = place(N, H)
     i_n = tl.program_id(0).to(tl.int64)
     t = i_c * S + tl.program_id(1) * BT + tl.arange(0, BT)

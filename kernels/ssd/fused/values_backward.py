@@ -80,7 +80,7 @@ def values_backward(
         weight = decay * products
         read *= steps[:, None]
         dproducts += read * decay
-        # What t reads from s passes the decays behind s up to t. Of a token with itself there is none.
+        # What token t reads from s decays over the tokens after s up to t; a token's read of itself does not decay.
         pair = tl.where(same, 0.0, read * weight)
         tl.store((p_earlier + vectors) + o, tl.sum(pair, 1))
         tl.store((p_later + vectors) + o, tl.sum(pair, 0))

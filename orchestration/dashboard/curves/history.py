@@ -33,7 +33,7 @@ COLUMNS = (
 )
 FIELDS = (*AXES, *COLUMNS)
 GOODPUT = len(AXES) + COLUMNS.index("goodput")
-MOST_STEPS = 10_000  # back to which goodput follows a restart
+MOST_STEPS = 10_000  # number of last steps that goodput can count as repeated after a restart
 MOST_POINTS = 1500  # of a curve sent to the browser
 SOURCE, HEALTH = "loss_by_source/", "health/"  # before the name of a text source, and of a measure of a SKA layer
 MOST_SOURCES, MOST_OF_SOURCE = 12, 512  # with a curve of their losses, and buckets of each
@@ -103,7 +103,7 @@ class History:
         for event in events:
             kind = event["kind"]
             self._goodput.add([event])
-            if not event.get("same_process"):  # else the next stage of a start that is counted
+            if not event.get("same_process"):  # otherwise the next stage of a start that is counted already
                 self.counts[kind] = self.counts.get(kind, 0) + 1
             if kind == "step":
                 row = [event.get(name) for name in FIELDS]

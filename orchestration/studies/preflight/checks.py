@@ -65,7 +65,7 @@ def check_stored(folder: StudyFolder, plan: Plan) -> None:
         _check_suites(folder, stored, plan, result)
     if (
         plan.study.learning_rate.sweep is None
-    ):  # else a main cell's rate is known after the sweep; `CellJob.is_done` checks it
+    ):  # with a sweep the rate of a main cell is only known after it; `CellJob.is_done` then checks it
         rule = given_rule(plan.study.learning_rate, plan.study.families)
         cells = {cell.name: cell for cell in plan.cells}
         for result in results:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-LEAST_SIZES = 4  # three points lie on their parabola and tell no noise
+LEAST_SIZES = 4  # a parabola through three points has no residuals, so the noise cannot be estimated
 
 
 @dataclass(frozen=True)

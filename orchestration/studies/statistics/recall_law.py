@@ -91,7 +91,8 @@ def fit_recall(rows: Sequence[RecallRow], models: Sequence[Hashable]) -> RecallF
     design = np.stack(columns, axis=1)
     if len(rows) <= len(names) + 1:
         raise ValueError(f"{len(rows)} cells are too few for {len(names)} parameters")
-    # Queries tell an accuracy to a percent or less, models scatter by more: the same scatter for every row.
+    # Sampling of queries gives accuracies an error of a percent or less, and models differ by more, so every row gets the same
+    # standard deviation.
     error = np.maximum(error, SCATTER)
 
     def model(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
