@@ -36,7 +36,8 @@ def scan_states(sums: Tensor, initial: Tensor, decay: Tensor | None) -> tuple[Te
     """The states before each chunk and after the last, from what each chunk adds.
 
     Args:
-        sums: `[B, N, ...]`, what each chunk adds. initial: `[B, ...]`, the state before the first chunk.
+        sums: `[B, N, ...]`, what each chunk adds.
+        initial: `[B, ...]`, the state before the first chunk.
         decay: `[B, N, ...]` or broadcast to it, how much of its entering state a chunk leaves; None: all of it.
 
     Returns:

@@ -108,7 +108,7 @@ def segment_messages(
 
 
 def _mixers(config: ModelConfig) -> "list[tuple[type[SequenceMixer], ModelConfig]]":
-    """The mixer class of each block, with the config that holds this block's own settings."""
+    """The mixer class of each block, with the config that holds the block's own settings."""
     return [(mixer_class(kind), own) for kind, own in zip(config.layers, config.of_layers(), strict=True)]
 
 

@@ -58,7 +58,8 @@ class EchoForCausalLM(PreTrainedModel, GenerationMixin):
         """Does nothing: see `EchoHFConfig`."""
 
     def save_pretrained(self, save_directory: str | Path, *args, **options) -> None:
-        """As in `transformers`; the folder opens with `trust_remote_code=True` and in `echo_lm.models.from_pretrained`."""
+        """Save the model as `transformers` does; the folder opens with `trust_remote_code=True` and in
+        `echo_lm.models.from_pretrained`."""
         super().save_pretrained(save_directory, *args, **options)
         write_code(Path(save_directory))
 

@@ -59,7 +59,7 @@ SKA_OPTIONS = {1: {}, 2: {"key_shift": 1, "value_shift": 1, "tied_start": True}}
 
 
 def _family(family: str, size: str, version: int) -> dict[str, Any]:
-    """The config of one arm as a plain dict."""
+    """The config of one family at one size, as a plain dict."""
     shape = SIZES[size]
     special = {"echo": "ska", "mamba2-ska-swiglu": "ska", "hybrid": "attention", "mamba2": "mamba2"}.get(family)
     layers = [special if i in shape.ska else "mamba2" for i in range(shape.num_layers)]

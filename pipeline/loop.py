@@ -123,7 +123,8 @@ class _Loop:
         end: int | None,
         same_process: bool,
     ):
-        """
+        """Begin one stage of training: load the state into the engine and record the start.
+
         Args:
             state: is loaded into the engine.
             end: the step at which the next stage begins; None if it is the last.

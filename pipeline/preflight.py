@@ -15,8 +15,9 @@ from .run.start import check_architecture
 
 
 def check_run(run: RunFolder, config: RunConfig) -> None:
-    """Check the suites, the data and the checkpoint that `run` would start from. A damaged newest checkpoint is renamed; a
-    finished run whose last checkpoint is renamed counts as unfinished.
+    """Check the suites, the data and the checkpoint that `run` would start from.
+
+    A damaged newest checkpoint is renamed; a finished run whose last checkpoint is renamed counts as unfinished.
 
     Raises:
         UserError: a suite that does not exist; a shard or tokenizer that is damaged or does not belong to the data; a

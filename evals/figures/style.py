@@ -82,7 +82,7 @@ def _with_few_colors(picture: BytesIO) -> Image.Image:
 
 
 def loss_curve(path: Path, steps: Sequence[Mapping[str, Any]], earlier: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """Training loss against step: text and recall apart where the events tell them apart.
+    """Training loss against step, with separate curves of text and recall where the events have both.
 
     Args:
         steps: `step` events of a run, ascending.

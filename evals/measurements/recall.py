@@ -98,10 +98,10 @@ def evaluate_recall(
     text: np.ndarray | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of one cell.
+    """Accuracy of a model on one cell.
 
-    The answer is the likeliest of the task's choices (usually the vocabulary's values), so that guessing gives
-    1/choices whatever the model; beside it stands `open_accuracy`, where the likeliest of *all* tokens has to be the right one.
+    The prediction is the likeliest of the task's choices (usually the vocabulary's values), so that guessing gives 1/choices for
+    any model. For `open_accuracy` it is the likeliest of *all* tokens.
 
     Args:
         model: see `answer_logits`.

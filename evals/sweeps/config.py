@@ -66,8 +66,8 @@ class CellTraining(Config):
 
 
 class VocabularySizes(Config):
-    """How many keys, values and noise tokens there are; a third of the noise is never shown in training, and `num_new_noise`
-    are for haystacks that no choice was made by."""
+    """The numbers of keys, values and noise tokens; a third of the noise never occurs in training, and `num_new_noise` are for
+    haystacks on which no model was selected."""
 
     added = ("num_new_noise",)
 

@@ -129,9 +129,10 @@ class RecallTrainer(Generic[M]):
         purpose: str = "training",
         device: torch.device | str = "cpu",
     ):
-        """
+        """Prepare the training: generate the first batches and make the optimizer.
+
         Args:
-            model: on `device`; trained in place.
+            model: the model on `device`, which is trained in place.
             purpose: names the stream of sequences; evaluations use "evaluation".
 
         Raises:

@@ -36,10 +36,11 @@ class BoundedAttention(nn.Module):
     reads_token = has_write_gate = False
 
     def __init__(self, layer: Attention, policy: Policy, budget: int, piece: int = PIECE):
-        """
+        """Wrap an attention layer, whose weights are shared.
+
         Args:
-            layer: whose weights are used.
-            budget: bytes.
+            layer: the attention layer.
+            budget: most bytes of the decoding state per sequence.
             piece: tokens of a prompt that are read at once.
 
         Raises:

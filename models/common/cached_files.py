@@ -45,7 +45,7 @@ def subfolder_paths(folder: Path | str) -> list[str]:
 
 
 def is_inside(path: Path | str, folder: Path | str) -> bool:
-    """Whether a path, with its links followed, lies in a folder: a link may lead to a file that is not to be shown."""
+    """Whether a path, after following links, lies inside a folder; a link out of it may lead to a file that must not be shown."""
     parent, name = os.path.split(path)
     if parent == os.fspath(folder) and name not in ("", ".", "..") and not os.path.islink(path):
         return True  # a file directly in the folder: far fewer system calls than resolving two paths

@@ -1,6 +1,8 @@
-"""The base classes of all typed data: `Config` for what people write, `Record` for what the program writes. Both are immutable
-and refuse unknown keys. `identity_dump` gives the values that are hashed into an identity, so that hashes stay the same when
-fields are added or renamed."""
+"""The base classes of all typed data: `Config` for what people write, `Record` for what the program writes.
+
+Both are immutable and refuse unknown keys. `identity_dump`, the one place where a hash is kept from changing, gives the values
+that are hashed into an identity; they stay the same when fields are added or renamed.
+"""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar

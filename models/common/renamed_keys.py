@@ -23,7 +23,7 @@ def with_new_keys(what: str, values: dict[str, Any]) -> dict[str, Any]:
     """Translate a stored record to the current keys.
 
     Raises:
-        UserError: a key stands there under both spellings with two values.
+        UserError: the record has a key under both spellings with different values.
     """
     renamed = RENAMED[what]
     if renamed.keys().isdisjoint(values):

@@ -48,7 +48,7 @@ class RunValues:
         return {key: text(value, 120) if isinstance(value, str) else value for key, value in values.items()}
 
     def columns(self) -> list[str]:
-        """All keys that differ between runs or are evaluated, by name."""
+        """All configuration keys that differ between runs, and all evaluation metrics, by name."""
         seen: dict[str, Any] = {}
         differing = set()
         for row in self.table.rows()[1]:

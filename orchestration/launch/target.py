@@ -13,9 +13,9 @@ from ...pipeline.run.folder import RunFolder
 def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tuple[RunConfig, RunFolder]:
     """The configuration that `target` and the overrides give, and the run's folder.
 
-    A folder that was named is the run's folder, wherever it lies and whatever it was called before; its name becomes the run's name
-    where it is a valid one. Where an earlier command was to stop (`run.stop_step`, `run.time_limit`) is forgotten. A recipe
-    that names no version of its preset gets that of the run which it goes on with.
+    If `target` is a folder, it is the run's folder even if it was moved or renamed; its name becomes the run's name if that is
+    valid. Where an earlier command was to stop (`run.stop_step`, `run.time_limit`) is forgotten. A recipe that names no version
+    of its preset gets that of the run which it goes on with.
 
     Raises:
         UserError: neither a recipe nor a run folder, a bad override, or another name for an existing folder.

@@ -234,7 +234,7 @@ def due_results(run: RunReader, config: dict[str, Any], steps: list[int], stoppe
 
 
 def due_steps(run: RunReader, config: dict[str, Any], steps: list[int], stopped: int | None) -> set[int]:
-    """Which of the checkpoints `steps` of a run are to be evaluated by its stored configuration (`evaluation_jobs.due_steps`)."""
+    """The checkpoints among `steps` that a run's stored configuration wants evaluated (`evaluation_jobs.due_steps`)."""
     train, evaluation = section(config, "train"), section(config, "evaluation")
     try:
         segments = hyperparameters(run) if evaluation["every_tokens"] else ()

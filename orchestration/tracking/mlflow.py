@@ -144,7 +144,7 @@ class Tracker:
                 return self._send(alive)
 
     def _lock(self) -> contextlib.AbstractContextManager:
-        """One process sends a run at a time; without a lock where the folder belongs to somebody else."""
+        """Context that lets one process at a time send a run; takes no lock where the folder belongs to another user."""
         writable = os.access(self.run_folder, os.W_OK)
         return FileLock(self.run_folder / ".tracking.lock") if writable else contextlib.nullcontext()
 
@@ -307,7 +307,7 @@ class Tracker:
         self._name([*refused, *send(client, self._stored_id, "metrics", metrics)])
 
     def _changed(self, paths: Iterable[Path]) -> dict[Path, Stamp]:
-        """Those of the files that changed since they were sent to MLflow, with their stamps."""
+        """The files that changed since they were sent to MLflow, with their stamps."""
         stamps = {path: found for path in paths if (found := stamp(path))}
         return {path: found for path, found in stamps.items() if self._uploaded.get(path) != found}
 

@@ -91,7 +91,7 @@ def remove_stray_folders(uri: str) -> None:
 
 
 def follow_artifacts(database: Path, experiment: str) -> None:
-    """If the file was moved or copied together with the artifacts beside it, let it refer to them where they are now.
+    """Update the artifact locations in a file that was moved or copied together with the artifacts beside it.
 
     Nothing changes if the artifacts were never beside it, or if only the file was moved. MLflow has no call for this
     (its issues 3144, 3719 and 8226 ask for one), so its tables are changed in one transaction.

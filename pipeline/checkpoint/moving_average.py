@@ -21,7 +21,8 @@ class MovingAverage:
     """
 
     def __init__(self, engine: Any, decay: float, checkpoint: Path | None):
-        """
+        """Begin with the stored average of a checkpoint, or with the engine's weights.
+
         Args:
             engine: with its weights loaded.
             checkpoint: `engine/` of the state that it was loaded from; None, or one without an average, begins with the weights.

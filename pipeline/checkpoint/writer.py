@@ -72,7 +72,8 @@ class CheckpointWriter:
         average: MovingAverage | None = None,
         replaced: Callable[[], bool] = lambda: False,
     ):
-        """
+        """Prepare to write checkpoints of an engine; nothing is written yet.
+
         Args:
             step: of the checkpoint that the engine was loaded from, 0 at the start.
             average: is written too, for resuming into `engine/`, and as a model of its own into `ema/`.

@@ -11,7 +11,7 @@ from ...models.common.config import Config
 
 
 def json_schema(config: type[Config]) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a file of that class.
+    """The JSON schema (draft 2020-12) of YAML files of a configuration class.
 
     Two classes have another form in YAML than in Python: the model of a recipe takes the keys of a `ModelConfig` beside its
     preset, all of them optional; and the protocols of a suite stand beside its other keys.

@@ -97,7 +97,7 @@ class Heartbeat:
         return self._stop_reason
 
     def checkpoint_requested(self) -> bool:
-        """Whether a checkpoint was asked for since the last call that returned True."""
+        """Whether a checkpoint was requested since the last call that returned True."""
         requested, self._answered = self._checkpoint_request != self._answered, self._checkpoint_request
         return requested
 

@@ -117,7 +117,8 @@ class EventReader:
     """
 
     def __init__(self, *logs: Path, skip_damaged: bool = False, inside: Path | None = None):
-        """With `skip_damaged`, lines that are not events are left out; otherwise `read` raises an error about them.
+        """Read the logs at the given paths; with `skip_damaged` lines that are not events are left out, otherwise `read` raises
+        an error.
 
         Args:
             inside: a link that leads out of this folder counts as a missing log.
@@ -241,7 +242,7 @@ class _GrowingLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole events of a log and of the supervision log beside it, as `EventReader.read`.
+    """All complete events of a log and of the supervision log beside it, merged as by `EventReader.read`.
 
     Raises:
         UserError: a whole line is not an event.

@@ -140,7 +140,7 @@ class RunFiles:
 
 
 class RunReader:
-    """The contents of a run folder while other processes write it, each read when it is asked for.
+    """The contents of a run folder that other processes may be writing; each part is read on request.
 
     A file that did not change is not read again, and of a growing log only what was appended. What is missing, half-written,
     damaged or was removed with its folder counts as empty; so does what is no regular file, and a link that leads out of the run

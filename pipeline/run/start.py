@@ -140,7 +140,7 @@ def _checkpoint(source: StartFromSection, run_folder: Path) -> Start:
 
 
 def _find(source: StartFromSection, run_folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Folder and record of the checkpoint that is named.
+    """Find the folder and the record of the checkpoint that `start_from` names.
 
     Raises:
         UserError: it is not there, or has another content and no run beside it has the right one.

@@ -17,7 +17,7 @@ def minimum_length(pairs: int, queries: int) -> int:
 
 
 def generate(cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator) -> RecallBatch:
-    """Sequences of words, drawn from the values, without any noise; every other word is equally frequent, up to one."""
+    """Generate sequences of words, drawn from the values, without noise; the other words are equally frequent, up to one."""
     if cell.pairs > vocabulary.num_values:
         raise UserError(f"commonword: {cell.pairs} different words: the vocabulary has {vocabulary.num_values}")
     words = vocabulary.draw_distinct(vocabulary.values, (cell.sequences, cell.pairs), generator)

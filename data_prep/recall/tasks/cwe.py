@@ -21,10 +21,10 @@ def minimum_length(pairs: int, queries: int, *, common: int = 10, ratio: int = 1
 def generate(
     cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, common: int = 10, ratio: int = 10
 ) -> RecallBatch:
-    """Sequences without any noise: words, then `Q w1 w2 ...`.
+    """Generate sequences of words without noise, then `Q w1 w2 ...`.
 
     Args:
-        common: how many words are asked for; ratio: how often they stand where an uncommon one stands once.
+        common: how many words are queried; ratio: how many times as often they occur as an uncommon word.
     """
     words = draw_words(cell, common + cell.pairs, common, vocabulary, generator)
     slots = cell.length - common

@@ -50,7 +50,7 @@ def generate(
     noise: str = "uniform",
     text: np.ndarray | None = None,
 ) -> RecallBatch:
-    """Sequences whose haystack takes the room that needles and questions leave.
+    """Generate sequences whose haystack fills the room that needles and queries leave.
 
     Args:
         depth: where the needles lie, side by side, as a share of the hay before them: 0 at the start, 1 right before

@@ -36,7 +36,10 @@ def ska_fused(
     return_state: bool,
 ) -> tuple[Tensor, SKAState | None]:
     """SKA by Triton kernels, with the arguments and results of `ska_naive`; q, k and v may be in half precision, sums and solves
-    are fp32. `state` None is an empty one; the final state is None unless requested, as making its views takes time on the host."""
+    are fp32.
+
+    `state` None is an empty one; the final state is None unless requested, as making its views takes time on the host.
+    """
     rank, width = q.shape[-1], v.shape[-1]
     ids = None if starts is None else document_ids(starts).to(torch.int32)
     initial = last_key = None

@@ -36,7 +36,7 @@ def run_curve(
     most: int = MOST_POINTS,
     depth: int = 0,
 ) -> Curve | None:
-    """The curve of a metric of a run, lists `x` and `y`, with those of the runs that it goes on from before its first step.
+    """The curve of a metric of a run, lists `x` and `y`, continued before its first step by the curves of its ancestors.
 
     Args:
         metric: a curve of training (`History.curve`), or `eval/SUITE/METRIC`, a point a checkpoint.

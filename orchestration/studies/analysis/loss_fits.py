@@ -81,7 +81,7 @@ def law_choices(study: StudyConfig, family: str, results: Sequence[CellResult]) 
 
 
 def fit_joint(study: StudyConfig, by_family: dict[str, Sequence[CellResult]]) -> JointLaw:
-    """One law of the families with exponents in common."""
+    """Fit one law to all families, with exponents in common."""
     cells = _with_family(list(by_family.values()))
     try:
         fit = fit_law(
@@ -127,5 +127,5 @@ def fit_repeated(study: StudyConfig, family: str, results: Sequence[CellResult])
 
 
 def seed_of(study: StudyConfig, *names: str) -> int:
-    """A seed from the study's name, so that a study has the same intervals on every machine."""
+    """A random seed derived from the study's name, so that a study has the same intervals on every machine."""
     return int.from_bytes(hashlib.sha256("/".join((study.name, *names)).encode()).digest()[:4], "big")

@@ -107,14 +107,15 @@ def _design(study: StudyConfig, family: str, main: list[StudyCell]) -> Design:
 
 
 def _table(cells: Sequence[StudyCell]) -> Cells:
-    """One cell for all its seeds, with the reference law's losses."""
+    """The planned cells as a table for the fit, one row for all seeds of a cell, with losses of the reference law."""
     columns = {"n": [float(cell.parameters) for cell in cells], "d": [float(cell.tokens) for cell in cells]}
     arrays = {name: np.array(values) for name, values in columns.items()}
     return average_seeds(columns, CHINCHILLA.predict(REFERENCE, arrays) if cells else [])
 
 
 def _expected(study: StudyConfig, table: Cells, held: StudyCell | None) -> tuple[dict[str, float], float | None]:
-    """Median widths over simulated studies; seeds are taken to differ as much as cells from the law."""
+    """Expected interval widths: medians over simulated studies, with noise between seeds as large as that of cells around the
+    law."""
     random = np.random.default_rng(_seed(study))
     widths: dict[str, list[float]] = {name: [] for name in (*EXPONENTS, "a")}
     predictions = []

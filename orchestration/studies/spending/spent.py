@@ -34,7 +34,8 @@ def choice_of(folder: StudyFolder, plan: Plan) -> Choice | None:
 def spent_hours(folder: StudyFolder, plan: Plan) -> float:
     """Hours of device time of all cells and trunks so far.
 
-    A finished cell's are in its record. Others count what lies between their events, and `hardware.startup_seconds` for each start.
+    A finished cell's are in its record. For others the time between their events counts, and `hardware.startup_seconds` for each
+    start.
     """
     results = {result.cell.name: result for result in folder.results(plan)}
     seconds = sum(result.seconds * float(result.cell.occupied) for result in results.values())

@@ -241,7 +241,7 @@ def _repeated(p: Mapping[str, torch.Tensor], c: Mapping[str, torch.Tensor]) -> t
 @dataclass(frozen=True)
 class _DataConstrained(Law):
     def log_loss(self, fitted: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-        """As in `CHINCHILLA` with the effective tokens, whose derivative by log R is added."""
+        """log L and its derivatives, as in `CHINCHILLA` with effective tokens, plus the derivative by log R."""
         fitted = np.asarray(fitted, dtype=float)
         log_n, u, r = np.log(columns["n"]), np.asarray(columns["u"]), np.exp(fitted[:, 5:])
         repetitions = np.maximum(np.asarray(columns["d"]) / u - 1, 0.0)

@@ -16,7 +16,8 @@ LEAST_FREEDOM = 3  # of the law without the cell
 
 
 def find_outliers(law: Law, cells: Cells, *, delta: float) -> np.ndarray:
-    """Which cells are outliers, bool `[cells]`: one after the other, a tenth of the cells at most (one at least).
+    """Mark outlying cells, bool `[cells]`, found one after the other: at most a tenth of the cells, but at least one may be
+    found.
 
     Few cells or many outliers hide each other; then none is flagged.
     """

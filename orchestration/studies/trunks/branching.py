@@ -1,4 +1,4 @@
-"""Where a cell branches from its trunk, and how far the trunk must be trained."""
+"""The branching of cells from trunks: the start of a cell's run, and how far its trunk must be trained."""
 
 from collections.abc import Iterable
 from pathlib import Path
