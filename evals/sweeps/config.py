@@ -38,8 +38,8 @@ class Arm(Config):
     tokens: int | None = Field(default=None, gt=0)
     """Training tokens of each cell where each is learned by a model of its own, instead of the sweep's."""
     prefix_mask: bool = False
-    """SKA layers write only what precedes a row's first answered position (in most tasks the key that is asked), in
-    training and in questions."""
+    """SKA layers write only the tokens before a row's first query position (in most tasks that of the queried key), in training
+    and in evaluation."""
 
 
 class Curriculum(Config):
@@ -78,7 +78,7 @@ class VocabularySizes(Config):
     num_noise: int = Field(default=RecallVocabulary.num_noise, ge=RecallVocabulary.UNSEEN_NOISE_SHARE)
     """Number of tokens that serve as noise; a third of them is never shown in training."""
     num_new_noise: int = Field(default=RecallVocabulary.num_new_noise, ge=0)
-    """Number of further noise tokens, for haystacks that no choice was made by."""
+    """Number of further noise tokens, for haystacks on which no model was selected."""
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -138,7 +138,7 @@ class RecallSweep(Config):
     mean_of: tuple[str, ...] = ()
     """Tasks whose mean chooses an arm's learning rate and is shown for the arm; all if empty."""
     published: Published | None = None
-    """Numbers that others published, shown beside ours."""
+    """Published results of others, shown beside ours."""
     each_cell: CellTraining | None = None
     """Train one model for each cell instead of one for all; tasks, pairs, lengths, batch and steps of the training then
     follow from the cell."""

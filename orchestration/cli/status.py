@@ -15,7 +15,7 @@ def status(
     runs: Runs = Path("runs"),
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until interrupted.")] = False,
 ) -> None:
-    """Where runs stand: step, loss, tokens/s, MFU, ETA, checkpoints, evaluations, nodes, trouble. Reads files only."""
+    """The state of runs: step, loss, tokens/s, MFU, ETA, checkpoints, evaluations, nodes, trouble. Reads files only."""
     # Garbage collection would take a fifth of the time of this short command.
     gc.disable()
     try:

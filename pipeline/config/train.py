@@ -94,8 +94,8 @@ class TrainSection(Config):
     z_loss: float = Field(default=0.0, ge=0)
     """Weight of log(Z)^2 in the loss, which keeps the logits from drifting."""
     gate_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Nats a token added to the loss for SKA write gates that are all open: none in the first half of the steps, growing to
-    this at the last."""
+    """Gate penalty: nats per token added to the loss at a gate mean of 1 of the SKA layers; none in the first half of the steps,
+    growing to this value at the last."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the weights with this decay, evaluated beside them; null keeps none. In the first steps
     the decay is lower."""
