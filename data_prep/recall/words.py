@@ -10,7 +10,7 @@ from .vocabulary import RecallVocabulary
 def draw_words(
     cell: TaskCell, words: int, answers: int, vocabulary: RecallVocabulary, generator: np.random.Generator
 ) -> np.ndarray:
-    """Different words `[N, words]`: the first `answers` are keys; the others, mixed, are keys and, where these do not suffice,
+    """Draw distinct words `[N, words]`: the first `answers` are keys; the others are keys and, where these do not suffice,
     noise.
 
     Raises:

@@ -30,7 +30,7 @@ class RestartLimit:
         self.failures_in_a_row = 0
 
     def made_progress(self) -> bool:
-        """Whether there was progress since the last call; the count of failures then begins anew."""
+        """Whether there was progress since the last call; if so, the count of failures restarts at zero."""
         current = self._progress()
         if current == self._last:
             return False

@@ -20,7 +20,7 @@ class SavedState(NamedTuple):
     weights_only: bool = False
 
     def load(self, engine: Any) -> None:
-        """Load it into an engine of any topology; called by every rank after the files were checked.
+        """Load the state into an engine of any topology; called by every rank after the files were checked.
 
         Raises:
             UserError: it lacks a parameter, or a part of one.

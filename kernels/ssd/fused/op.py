@@ -112,15 +112,15 @@ class _Call:
         return torch.empty(shape, dtype=dtype, device=self.x.device)
 
     def new_states(self) -> Tensor:
-        """`[B, C, H, N, P]`"""
+        """An empty tensor for the state of each chunk, `[B, C, H, N, P]`."""
         return self.new(self.batch, self.chunks, self.heads, self.size, self.width, dtype=self.x.dtype)
 
     def vectors(self, count: int) -> tuple[Tensor, ...]:
-        """`[B, H, C * S]` each."""
+        """Empty fp32 vectors per head and token, `[B, H, C * S]` each."""
         return self.new(count, self.batch, self.heads, self.tokens).unbind()
 
     def decays(self, dt: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-        """steps, log, enter, leave and keep of decays.py."""
+        """Compute the cumulative decays of all chunks: steps, log, enter, leave and keep of decays.py."""
         vectors = (*self.vectors(4), self.new(self.batch, self.heads, self.chunks))
         grid = self.programs, cdiv(self.heads, HEADS)
         self.kernels.decays(grid, dt, a, self.ids, *vectors, self.length, self.chunks, self.heads)

@@ -68,7 +68,7 @@ def parameter_interval(fit: LawFit, name: str) -> Interval:
 
 
 def law_choices(study: StudyConfig, family: str, results: Sequence[CellResult]) -> list[LawChoice]:
-    """The laws in `RIVALS` by how well they predict whole sizes and whole budgets of one family."""
+    """Rank the laws in `RIVALS` by their error on whole sizes and whole budgets of one family, each left out of the fit."""
     cells = cells_of(results)
     groups = [[getattr(results[rows[0]].cell, kind) for rows in cells.rows] for kind in ("size", "budget")]
     scores = cross_validate(RIVALS, cells, groups, delta=study.fit.huber_delta)
