@@ -1,4 +1,5 @@
-"""Configuration of datasets and of the mixture of training batches. Every field affects the result, none how it is computed."""
+"""Configuration of datasets and of the mixture of training batches. Every field affects the result; how it is computed (workers,
+machines) is not configured here."""
 
 import difflib
 from typing import Literal, Self, get_args

@@ -1,4 +1,4 @@
-"""A throw-away copy of a model that learns what recall questions look like: for checkpoints trained on text alone.
+"""Temporary copies of models trained briefly on recall tasks, so that checkpoints trained on text alone know the task format.
 
 What it learns is the format; whether it can then recall at other lengths and in other tasks is the architecture's doing and
 the pretraining's. The copy is never written anywhere.

@@ -67,7 +67,7 @@ class Suite(Config):
 
     @property
     def sha256(self) -> str:
-        """Identity of what is measured: everything but the description, and the contents of the files it names."""
+        """Hash of what is measured: of every field except the description, and of the contents of the files it names."""
         # Without defaults, so that a field that is added later leaves the identity of older suites as it was.
         values = self.identity_dump(exclude={"description", "protocols"}, defaults=False)
         known = all_protocols()

@@ -1,4 +1,4 @@
-"""How far two models differ on the same sequences and the same text, with intervals over what both were given.
+"""Differences between two models evaluated on the same sequences and text, with confidence intervals by the paired bootstrap.
 
 Models that are evaluated by one suite on one dataset answer the same questions, so their difference is taken part by part: what is
 hard for both then widens no interval. The parts are sequences of a recall task (queries of one sequence are not independent)
@@ -19,7 +19,7 @@ SAME = ("suite_sha256", "dataset_sha256", "seed", "adapted")
 
 @dataclass(frozen=True)
 class Difference:
-    """Second minus first model: `value`, and its 95% interval from `low` to `high`."""
+    """The difference, second minus first model: `value`, and its 95% interval from `low` to `high`."""
 
     value: float
     low: float
@@ -27,12 +27,12 @@ class Difference:
 
 
 def are_paired(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two result files are of the same measurements on the same data."""
+    """Whether two result files hold the same measurements on the same data, so that they can be paired."""
     return all(key in first and first[key] == second.get(key) for key in SAME)
 
 
 def accuracy_difference(first: dict[str, Any], second: dict[str, Any]) -> Difference | None:
-    """The difference in accuracy of two rows of one recall cell; None if they lack their answers by sequence."""
+    """The difference in accuracy of two result rows of one recall cell; None if a row lacks its counts by sequence."""
     ours, theirs = (_numbers(row.get("correct_by_sequence")) for row in (first, second))
     queries = first.get("queries")
     if ours is None or theirs is None or len(ours) != len(theirs) or type(queries) is not int or queries <= 0:
@@ -41,7 +41,7 @@ def accuracy_difference(first: dict[str, Any], second: dict[str, Any]) -> Differ
 
 
 def bits_per_byte_difference(first: dict[str, Any], second: dict[str, Any]) -> Difference | None:
-    """The difference in bits per byte of two rows of one text; None if they are not of the same batches."""
+    """The difference in bits per byte of two result rows of one text; None if they are not of the same batches."""
     nats = [_numbers(row.get("nats")) for row in (first, second)]
     sizes = _numbers(first.get("bytes"))
     if nats[0] is None or nats[1] is None or sizes is None or first.get("bytes") != second.get("bytes"):

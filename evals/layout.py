@@ -1,4 +1,4 @@
-"""What evaluations look for in a run's folder: its complete checkpoints, where results lie, what it was trained on.
+"""Paths in a run's folder that evaluations need: its complete checkpoints, its results, the configuration it was trained with.
 
 The only module that lists checkpoints and results.
 """
@@ -71,7 +71,7 @@ def chosen_checkpoints(run_folder: Path, step: int | None = None) -> list[tuple[
 
 
 def result_path(run_folder: Path, checkpoint: str, suite: str) -> Path:
-    """Where the result of a suite on a checkpoint lies: `evals/step_00000100/recall-quick.json`."""
+    """The path of the result of a suite on a checkpoint: `evals/step_00000100/recall-quick.json`."""
     return Path(run_folder) / EVALS / checkpoint / f"{suite}.json"
 
 
@@ -91,7 +91,7 @@ def is_of_average(suite: str) -> bool:
 
 
 def bigbench_folder(dataset_folder: Path) -> Path:
-    """Where the items of bigbench lie: beside the datasets."""
+    """The folder of bigbench's items, beside the datasets."""
     return Path(dataset_folder).resolve().parent / "bigbench"
 
 

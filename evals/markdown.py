@@ -1,4 +1,4 @@
-"""Markdown of evaluation pages and reports, and a report as one HTML page."""
+"""Markdown tables of evaluation pages and reports, and rendering of a report as one HTML page."""
 
 import base64
 import html
@@ -16,7 +16,7 @@ MOST_FIGURE_BYTES = 5 << 20
 
 
 def markdown_table(header: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
-    """A table with a line for each of `lines`."""
+    """A Markdown table with a line for each of `lines`."""
     rows = [header, ("---",) * len(header), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -1,4 +1,4 @@
-"""A suite on a checkpoint: load, measure, write one result file; and the same for every checkpoint of a run."""
+"""Evaluation of a suite on a checkpoint (load, measure, write one result file), and on every checkpoint of a run."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -98,7 +98,7 @@ def evaluate_run(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> list[dict[str, Any]]:
-    """Every suite on every complete checkpoint of a run (or that of `step`), results in `evals/<checkpoint>/<suite>.json`.
+    """Evaluate suites on every complete checkpoint of a run, or on that of `step`; results in `evals/<checkpoint>/<suite>.json`.
 
     Raises:
         UserError: no such checkpoint, or whatever `run_suite` refuses.
@@ -137,7 +137,7 @@ def model_sha256(model_folder: Path) -> str:
 
 
 def check_vocabulary(model_folder: Path, vocab_size: int, dataset: Dataset) -> None:
-    """Refuse to evaluate a model on ids that mean something else to it.
+    """Refuse to evaluate a model on token ids of another tokenizer than its own.
 
     Raises:
         UserError: the model was trained with another tokenizer, or has fewer ids than the dataset.
@@ -199,8 +199,8 @@ def measure(
 
 
 def describe_model(model: EchoLM) -> dict[str, Any]:
-    """What tables and figures say of a model: `name`, `parameters` (without embeddings), `layers`, `rank` (None without
-    SKA), `state_bytes` of one sequence at 1,024 tokens (all there ever are, without attention)."""
+    """The description of a model in tables and figures: `name`, `parameters` (without embeddings), `layers`, `rank` (None
+    without SKA), `state_bytes` of one sequence at 1,024 tokens (all there ever are, without attention)."""
     config = model.config
     return {
         "name": config.name,

@@ -18,10 +18,11 @@ def accuracy(correct: int, queries: int, *, chance: float) -> dict[str, Any]:
     """
     if not 0 <= correct <= queries or queries == 0:
         raise ValueError(f"{correct} right answers out of {queries} queries is not a share")
-    # Here, for it brings pandas: over a second at the start of every process, those that train too.
+    # Imported here, as it imports pandas: over a second at the start of every process, training included.
     from statsmodels.stats.proportion import proportion_confint
 
-    interval: Any = proportion_confint(correct, queries, alpha=0.05, method="wilson")  # of pandas for pandas alone
+    # Any: it is declared to return pandas objects too, which it does for pandas arguments alone.
+    interval: Any = proportion_confint(correct, queries, alpha=0.05, method="wilson")
     low, high = interval
     return {
         "queries": queries,
@@ -48,7 +49,7 @@ def perplexity(nats: float, tokens: int) -> float:
 
 
 def unigram_nats(train_counts: np.ndarray, labels: np.ndarray) -> float:
-    """What the labels cost under token frequencies of the training split, with add-one smoothing.
+    """Loss of the labels, in nats, under a unigram model: token frequencies of the training split with add-one smoothing.
 
     Args:
         train_counts: int `[V]`, occurrences of each token in the training split.

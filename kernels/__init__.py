@@ -1,1 +1,1 @@
-"""Array-in array-out operations: SKA, the Mamba-2 scan, and their sequence-parallel state merge."""
+"""Operations on tensors, without modules or configurations: SKA, the Mamba-2 scan, and their sequence-parallel forms."""

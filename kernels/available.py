@@ -1,9 +1,10 @@
-"""What can run here, asked once: a compiler that traces such a question would break the graph."""
+"""Whether Triton and other optional kernels can run on this machine, found once at import: a test inside a compiled function
+would break the graph of torch.compile."""
 
 import importlib.util
 import os
 
 TRITON = importlib.util.find_spec("triton") is not None
 MAMBA_SSM = TRITON and importlib.util.find_spec("mamba_ssm") is not None
-# Triton kernels run on CPU tensors then. It knows no bf16.
+# With Triton's interpreter kernels run on CPU tensors. It does not support bf16.
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"

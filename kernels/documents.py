@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor | None:
-    """Mark the tokens, first tokens of rows aside, that start a document.
+    """Mark the tokens that start a document inside a row; first tokens of rows are not marked.
 
     Returns:
         bool `[batch, length]`, or None where no row holds a border (on a GPU: where cu_seqlens is None).
@@ -37,7 +37,7 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
     starts.index_fill_(0, cu_seqlens[:-1].to(device=device, dtype=torch.int64), True)
     starts = starts.view(batch, length)
     starts[:, 0] = False
-    # On a GPU the question would make the host wait.
+    # On a GPU this test would make the host wait for the device.
     return starts if starts.is_cuda or bool(starts.any()) else None
 
 

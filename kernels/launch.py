@@ -1,4 +1,5 @@
-"""Launching without Triton's binding of arguments, which costs more time on the host than a small kernel on the device."""
+"""Direct launches of compiled Triton kernels, without Triton's binding of arguments, which takes longer on the host than a small
+kernel on the device."""
 
 from collections.abc import Callable
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""Operators for torch.compile, autocast and checkpointing to see.
+"""Registration of custom operators that torch.compile, autocast and activation checkpointing treat as a whole.
 
 `torch.library.custom_op` does the same with checks in Python on every call: 0.7 ms a call on the host of an H100, more
 than the kernels of a layer took (docs/design/kernels.md).

@@ -1,4 +1,4 @@
-"""A sum of outer products over many tokens: what a segment adds to a state."""
+"""Sums of outer products over many tokens, by which a segment of a sequence is added to a state."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from .operator import uncompiled
 CHUNK = 1024  # tokens summed in one product: sums of sums keep fp32 accurate over long segments
 
 
-@uncompiled  # a product with its own precision, on factors that exist: nothing to fuse
+@uncompiled  # a single matrix product with its own precision: nothing that a compiler could fuse
 def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
-    """sum_t x_t b_t^T, each group serving H / G heads.
+    """Sum the outer products x_t b_t^T over t, each group of b serving H / G heads.
 
     Args:
         x: `[B, T, H, P]`; b: `[B, T, G, N]`, in the dtype of x.
@@ -30,7 +30,7 @@ def sum_of_outer_products(x: Tensor, b: Tensor) -> Tensor:
     whole = length - length % CHUNK
     spans = ((0, whole, CHUNK), (whole, length, length - whole))
     sums = sum(_of_chunks(x[:, i:j], b[:, i:j], size) for i, j, size in spans if i < j)
-    assert isinstance(sums, Tensor)  # one of the spans holds something
+    assert isinstance(sums, Tensor)  # at least one of the spans is not empty
     return sums.unflatten(1, (heads, width))
 
 

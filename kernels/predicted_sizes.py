@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class PredictedSizes:
-    """Numbers that the host needs of data on the device, each predicted from the batch before.
+    """Predictions of numbers that the host needs to know of data on the device, each made from the previous batch.
 
     Waiting for each number in turn would leave the device idle; `verify` waits once, after the forward pass, for all of them.
     Keep one object as long as the model. A prediction is right if it is not above its number; after a wrong one the pass must
@@ -25,7 +25,7 @@ class PredictedSizes:
         return bool(self._pending)
 
     def number(self, key: Any, value: Tensor, safe: Callable[[int], int]) -> int:
-        """A prediction of `value`, a number on the device; the first time of a `key`, the number itself.
+        """A prediction of `value`, a number on the device; the number itself at the first call with a `key`.
 
         Args:
             safe: from a batch's number, what to predict for the next.

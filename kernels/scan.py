@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class Scan(torch.autograd.Function):
-    """See `scan_states`. The backward is the same recurrence from the other end."""
+    """Autograd function of `scan_states`; its backward pass is the same recurrence from the last chunk to the first."""
 
     @staticmethod
     def forward(ctx, sums, initial, decay):
@@ -33,11 +33,11 @@ class Scan(torch.autograd.Function):
 
 
 def scan_states(sums: Tensor, initial: Tensor, decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Add chunk after chunk: what each chunk is entered with, and what leaves the last.
+    """The states before each chunk and after the last, from what each chunk adds.
 
     Args:
         sums: `[B, N, ...]`, what each chunk adds.
-        initial: `[B, ...]`, what the first chunk is entered with.
+        initial: `[B, ...]`, the state before the first chunk.
         decay: `[B, N, ...]` or broadcast to it, how much of its entering state a chunk leaves; None: all of it.
 
     Returns:

@@ -28,7 +28,7 @@ Combine = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], int], tuple[Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class SequenceContext:
-    """The position of a rank in a group that shares every row.
+    """The position of a rank in a group of ranks, each of which holds one segment of every row.
 
     Rows are `[B, T]`; rank i of the group holds the tokens `[i * T / world, (i + 1) * T / world)` of each. Segments are
     equal. All ranks must run the same layers in the same order, forward and backward: each layer is a collective.
@@ -65,7 +65,8 @@ class SequenceContext:
 
     @uncompiled
     def starts(self, batch: int, length: int, device: torch.device) -> Tensor | None:
-        """Which tokens start a document, on all ranks: bool `[batch, world, length]`; `length` is that of a segment.
+        """A mask of the tokens that start a document, of all ranks' segments: bool `[batch, world, length]`; `length` is that of
+        a segment.
 
         None where every row is one document.
 
@@ -130,7 +131,8 @@ class SequenceContext:
     def number(
         self, weight: Tensor, shape: torch.Size, compute: Callable[[], Tensor], safe: Callable[[int], int]
     ) -> int:
-        """The integer `compute()` of a layer's inputs, or a predicted lower bound of it, on the host.
+        """The result of `compute()`, an integer derived from a layer's inputs on the device, or a predicted lower bound of it, on
+        the host.
 
         It is cached by the layer's weight and the inputs' shape, so that a layer that is recomputed on the same batch gets the same
         number. The key has the weight's identity, not its address: under ZeRO 3 many weights share one address in turn.
@@ -179,7 +181,7 @@ def known_summary(context: SequenceContext) -> tuple[Tensor, ...] | None:
     return tuple(part.clone() for part in _unpack(gathered[context.rank], shapes))
 
 
-# All ranks' summaries, the state entered with, the shapes of a summary.
+# The summaries of all ranks, the entering state, and the shapes of a summary.
 _Message = tuple[Tensor, Tensor, list[torch.Size]]
 
 
@@ -235,7 +237,7 @@ def entering_state(
 
 
 class _Enter(torch.autograd.Function):
-    """See `entering_state`."""
+    """Autograd function of `entering_state`."""
 
     @staticmethod
     def forward(ctx, summary, initial, combine, context, shapes, length):
@@ -243,7 +245,7 @@ class _Enter(torch.autograd.Function):
         if region is not None and region.again:
             gathered, state, _ = region.take()
         else:
-            # Filled on the device: a number that is copied there makes the host wait for all that is queued.
+            # Filled on the device: copying a number there would make the host wait for all queued work.
             gathered = all_gather(torch.cat((summary, summary.new_full((1,), length))), context)
             _check_lengths(gathered[:, -1], context)
             gathered = gathered[:, :-1]

@@ -1,8 +1,8 @@
 # ruff: noqa: F401 (the first imports are for editors alone)
-"""Mixers, feed-forwards, the Echo stack, its baselines and their accounting.
+"""Models: sequence mixers, feed-forwards, the Echo stack, its baselines, and their counts of parameters, FLOPs and bytes.
 
-What is named here is loaded when it is first used: torch takes seconds and 200 MB, for which the command line and the workers that
-prepare data have no use.
+The names below are imported on first use: importing torch takes seconds and 200 MB, and neither the command line nor the
+workers that prepare data need it.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Accounting of a model config, as pure functions: parameters, FLOPs, bytes of state, activations, memory of a GPU.
+"""Parameters, FLOPs, decoding-state bytes, activation bytes and GPU memory of a model, computed from its config alone.
 
 A multiply-add counts as 2 FLOPs. Training costs three times the forward pass.
 """
@@ -44,18 +44,18 @@ def feedforward_parameters(config: ModelConfig) -> int:
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
-    """FLOPs a token of a parallel forward pass over rows of `length` tokens, logits included."""
+    """FLOPs per token of a parallel forward pass over rows of `length` tokens, logits included."""
     per_block = sum(_matrix_flops(own, mixer) + mixer.mixing_flops(own, length) for mixer, own in _mixers(config))
     return per_block + 2 * config.d_model * config.vocab_size
 
 
 def training_flops(config: ModelConfig, length: int) -> float:
-    """FLOPs a token of forward and backward over rows of `length` tokens."""
+    """FLOPs per token of a forward and backward pass over rows of `length` tokens."""
     return 3 * forward_flops(config, length)
 
 
 def decode_flops(config: ModelConfig, context: int) -> float:
-    """FLOPs of one decoding step after `context` tokens; only attention depends on it."""
+    """FLOPs of one decoding step after `context` tokens; only attention layers depend on `context`."""
     per_block = sum(
         _matrix_flops(own, mixer) + mixer.mixing_decode_flops(own, context) for mixer, own in _mixers(config)
     )
@@ -63,7 +63,7 @@ def decode_flops(config: ModelConfig, context: int) -> float:
 
 
 def state_bytes(config: ModelConfig, context: int, *, bytes_per_number: int = 4) -> int:
-    """Bytes that one sequence carries from token to token after `context` tokens, as measured by `Cache.nbytes`.
+    """Bytes of the decoding state (cache) of one sequence after `context` tokens, as measured by `Cache.nbytes`.
 
     SKA and the Mamba-2 scan state are always fp32; `bytes_per_number` is that of the weights, which the convolution's
     and the attention's entries follow.
@@ -72,8 +72,8 @@ def state_bytes(config: ModelConfig, context: int, *, bytes_per_number: int = 4)
 
 
 def activation_bytes(config: ModelConfig, batch: int, length: int, *, bytes_per_number: int = 2) -> int:
-    """Estimate the activations kept for the backward pass, without checkpointing, to a factor of two, for choosing a
-    batch."""
+    """Estimated bytes of the activations kept for the backward pass, without activation checkpointing; accurate to a factor of
+    two, which suffices to choose a batch size."""
     tokens = batch * length
     d, width = config.d_model, config.feedforward.width
     block = 3 * d + width * {"koopman": 2, "koopman-gated": 5, "swiglu": 4}[config.feedforward.kind]
@@ -83,7 +83,7 @@ def activation_bytes(config: ModelConfig, batch: int, length: int, *, bytes_per_
 
 
 def training_bytes_per_gpu(config: ModelConfig, *, zero_stage: int, world_size: int) -> float:
-    """Weights, gradients and AdamW's state of a GPU in mixed precision (arXiv 1910.02054 §3), activations apart.
+    """Bytes of weights, gradients and AdamW state on each GPU in mixed precision (arXiv 1910.02054 §3), without activations.
 
     Raises:
         ValueError: no such stage.
@@ -98,7 +98,8 @@ def training_bytes_per_gpu(config: ModelConfig, *, zero_stage: int, world_size: 
 def segment_messages(
     config: ModelConfig, length: int, *, batch: int = 1, bytes_per_number: int = 4
 ) -> list[SegmentMessage]:
-    """Messages of sequence parallelism, layer by layer, for segments of `length` tokens of `batch` rows.
+    """Bytes that each rank contributes to the collectives of sequence parallelism, layer by layer, for `batch` rows in segments
+    of `length` tokens.
 
     Raises:
         UserError: a mixer cannot be trained on segments.
@@ -107,11 +108,11 @@ def segment_messages(
 
 
 def _mixers(config: ModelConfig) -> "list[tuple[type[SequenceMixer], ModelConfig]]":
-    """The class of each block's mixer and the config as the block sees it."""
+    """The mixer class of each block, with the config that holds the block's own settings."""
     return [(mixer_class(kind), own) for kind, own in zip(config.layers, config.of_layers(), strict=True)]
 
 
 def _matrix_flops(config: ModelConfig, mixer: "type[SequenceMixer]") -> int:
-    """FLOPs a token of a block's products with matrices, of its mixer and its feed-forward."""
+    """FLOPs per token of the products with weight matrices in a block: those of its mixer and its feed-forward."""
     feedforward = FEEDFORWARD_MATRICES[config.feedforward.kind] * config.d_model * config.feedforward.width
     return 2 * mixer.num_parameters(config) + 2 * feedforward

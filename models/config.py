@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Mamba2Config(Config):
-    """Mamba-2 (arXiv 2405.21060); the names are those of `mamba_ssm.Mamba2`."""
+    """Settings of Mamba-2 layers (arXiv 2405.21060); the names are those of `mamba_ssm.Mamba2`."""
 
     d_state: Positive = 128
     """Numbers of state that each channel carries along the sequence."""
@@ -47,24 +47,24 @@ class SKAConfig(Config):
     rank: Positive
     """Width r of keys and queries, and of the r x r operator that a head carries."""
     mode: Literal["exact", "chunk"] = "exact"
-    """What a token reads: "exact", what it and all before it wrote; "chunk", the paper's training form, only the chunks
+    """The tokens that a token reads from: "exact", itself and all before it; "chunk", the paper's training form, only the chunks
     before its own."""
     normalization: Literal["l2", "sequence-max", "none"] = "l2"
-    """Scaling of keys and queries: "l2" divides each token by its own length; "sequence-max" by the longest key of the document, as
-    the paper's text says, which looks into the future; "none" leaves them."""
+    """Scaling of keys and queries: "l2" divides each token by its own length; "sequence-max" by the longest key of the document,
+    as the paper's text says, which is not causal; "none" leaves them."""
     write_gate: Literal["none", "sqrt-sigmoid", "hard"] = "hard"
-    """How much of a token is written: "sqrt-sigmoid" multiplies keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2
-    sigmoid(.) - 0.1, 0, 1), which can be exactly zero; "none" writes all of it."""
+    """The write gate of a token: "sqrt-sigmoid" multiplies keys and values by sqrt(sigmoid(.)), "hard" by clamp(1.2 sigmoid(.) -
+    0.1, 0, 1), which can be exactly zero; "none" has no gate."""
     gate_input: Literal["hidden", "token"] = "hidden"
-    """What the write gate sees: "hidden", the layer's input with all its context, or "token", the token's embedding at unit
-    RMS alone: then what is written does not depend on where it stands."""
+    """Input of the write gate: "hidden", the layer's input with all its context, or "token", the token's embedding at unit RMS
+    alone, so that the gate does not depend on the context."""
     gate_scale: Literal["token", "table"] = "token"
-    """Scale of the embeddings that a token gate sees: "token", each at unit RMS, or "table", all divided by the RMS of the
-    whole table, so that tokens which training never shows stay small and leave the gate to its bias."""
+    """Scale of the embeddings that are the input of a token gate: "token", each at unit RMS, or "table", all divided by the RMS
+    of the whole table, so that tokens which training never shows stay small and leave the gate to its bias."""
     gate_window: Annotated[int, Field(ge=1, le=4)] = 1
     """Number of tokens that a token gate sees: the present one and those before it."""
     context_heads: Annotated[int, Field(ge=0)] = 0
-    """With `gate_input` "token": number of heads, the last ones, whose gate sees "hidden" all the same."""
+    """With `gate_input` "token": number of heads, the last ones, whose gate still has the input "hidden"."""
     key_shift: Annotated[int, Field(ge=0, le=4)] = 0
     """Write the key of so many positions before the token whose gate decides. With 1 and K = 0 the token after a key decides
     whether the two are bound."""
@@ -72,8 +72,8 @@ class SKAConfig(Config):
     """Write the value of so many positions before the token whose gate decides. With both shifts at 1 and a window, a token is
     written once it is known what follows it."""
     two_hop_heads: Annotated[int, Field(ge=0)] = 0
-    """Number of heads, the first ones, that read twice: a pair binds the value's own key too, and what the first read finds is
-    asked for again. Needs a key shift of 1 and K = 0."""
+    """Number of two-hop heads, the first ones, which read twice: a pair also binds the value's own key, and the result of the
+    first read is the query of the second. Needs a key shift of 1 and K = 0."""
     power: Annotated[int, Field(ge=0)] = 1
     """Number of filter steps, K, with which a query is propagated before values are read."""
     blend: bool = False
@@ -104,7 +104,7 @@ class SKAConfig(Config):
 
     @property
     def grid(self) -> int:
-        """Tokens of a chunk. In "exact" mode a matter of speed alone: 32 is best for small ranks on a CPU."""
+        """Tokens per chunk. In "exact" mode it affects speed alone: 32 is fastest for small ranks on a CPU."""
         return self.chunk_size or (32 if self.mode == "exact" and self.rank <= 32 else 64)
 
     @model_validator(mode="after")
@@ -178,7 +178,7 @@ class ModelConfig(Config):
     added = ("mixers", "ska_layers")
 
     name: str = "custom"
-    """Name of the preset it came from, for people."""
+    """Name of the preset that the config came from; informative only."""
     vocab_size: Positive
     """Number of token ids. In a recipe it follows from the tokenizer."""
     d_model: Positive
@@ -192,8 +192,8 @@ class ModelConfig(Config):
     ska: SKAConfig | None = None
     """Settings of the SKA layers; needed where `layers` has "ska"."""
     ska_layers: tuple[dict[str, Any], ...] = ()
-    """What single SKA layers have other than `ska` says: a mapping of its keys for each SKA layer, first to last. If empty, all
-    are alike."""
+    """Settings of single SKA layers that differ from `ska`: a mapping of its keys for each SKA layer, first to last. If empty,
+    all are alike."""
     attention: AttentionConfig | None = None
     """Settings of the attention layers; needed where `layers` has "attention"."""
     mixers: dict[str, dict[str, Any]] = Field(default={})
@@ -248,19 +248,19 @@ class ModelConfig(Config):
 
     @property
     def ska_settings(self) -> SKAConfig:
-        """`ska`, for code of SKA layers: a model that has such layers without it was refused."""
+        """The section `ska`, typed as present: a config with SKA layers and without it is refused on construction."""
         assert self.ska is not None
         return self.ska
 
     @property
     def attention_settings(self) -> AttentionConfig:
-        """`attention`, for code of attention layers: a model that has such layers without it was refused."""
+        """The section `attention`, typed as present: a config with attention layers and without it is refused on construction."""
         assert self.attention is not None
         return self.attention
 
     @property
     def mamba2_settings(self) -> Mamba2Config:
-        """`mamba2`, for code of Mamba-2 layers: a model that has such layers without it was refused."""
+        """The section `mamba2`, typed as present: a config with Mamba-2 layers and without it is refused on construction."""
         assert self.mamba2 is not None
         return self.mamba2
 

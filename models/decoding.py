@@ -1,4 +1,4 @@
-"""Generation: from prompts to continuations, with a state of constant size (except for attention layers).
+"""Generation: prefill, single decoding steps and sampling, with a state of constant size except in attention layers.
 
 Parallel forward, prefill and steps compute one function: prefill returns the state that steps would have built, and a
 step's logits are those that the parallel forward gives at that position.
@@ -26,7 +26,7 @@ class Cache(list):
         return sum(t.nbytes for t in _tensors(self))
 
     def clone(self) -> "Cache":
-        """A copy for another continuation, since `step` updates SKA's entries in place."""
+        """A copy from which another continuation can be decoded, since `step` updates the entries of SKA layers in place."""
         return copy.deepcopy(self)
 
 
@@ -34,7 +34,7 @@ class Cache(list):
 def prefill(
     model: EchoLM, tokens: Tensor, lengths: Tensor | None = None, *, segment: int = SEGMENT
 ) -> tuple[Tensor, Cache]:
-    """Read prompts.
+    """Read prompts and return the logits of the next token with the decoding state.
 
     Args:
         tokens: int64 `[B, T]`; rows may end in padding, whose values do not matter.

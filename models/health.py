@@ -1,4 +1,4 @@
-"""Health of SKA layers: a few numbers per layer, cheap enough to log while training.
+"""Health of SKA layers: eigenvalues, norms and gate means of each layer's state, cheap enough to log while training.
 
 A broken SKA layer hardly changes the language-model loss, but these numbers at once.
 """

@@ -1,4 +1,4 @@
-"""Echo in `transformers`: importing this module registers it, and `AutoModelForCausalLM.from_pretrained` then opens
+"""Echo as a `transformers` model: importing this module registers it, and `AutoModelForCausalLM.from_pretrained` then opens
 the folders of `save_pretrained`, ours and its own. `to_huggingface` wraps a model. `echo_lm.models` never imports this
 module; `transformers` does, by the file that stands in each folder (stored_config.py), with `trust_remote_code=True`.
 
@@ -35,7 +35,7 @@ class EchoHFConfig(PretrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: object = None) -> None:
-        """Nothing: `transformers` would copy this module into saved folders; `save_pretrained` writes a small one."""
+        """Does nothing: `transformers` would copy this module into saved folders; `save_pretrained` writes a small one instead."""
 
 
 class EchoForCausalLM(PreTrainedModel, GenerationMixin):
@@ -51,14 +51,15 @@ class EchoForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Nothing: weights come from a folder or from `echo_lm.models`."""
+        """Does nothing: weights come from a folder or from `echo_lm.models`."""
 
     @classmethod
     def register_for_auto_class(cls, auto_class: object = None) -> None:
-        """Nothing: see `EchoHFConfig`."""
+        """Does nothing: see `EchoHFConfig`."""
 
     def save_pretrained(self, save_directory: str | Path, *args, **options) -> None:
-        """As in `transformers`; the folder opens with `trust_remote_code=True` and in `echo_lm.models.from_pretrained`."""
+        """Save the model as `transformers` does; the folder opens with `trust_remote_code=True` and in
+        `echo_lm.models.from_pretrained`."""
         super().save_pretrained(save_directory, *args, **options)
         write_code(Path(save_directory))
 
@@ -103,7 +104,8 @@ class EchoForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int = 1, **kwargs
     ) -> dict:
-        """The whole row at each token; `transformers` takes the names of `forward` from `kwargs` to be allowed here."""
+        """The inputs of the next step: the whole row again, as this wrapper keeps no cache. With `**kwargs` here `transformers`
+        accepts every argument of `forward`."""
         return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": logits_to_keep}
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -111,7 +113,7 @@ class EchoForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def _sees_row_ends(self) -> bool:
-        """Whether padding behind a token changes it, unless masked."""
+        """Whether the model's output at a token depends on unmasked padding after it."""
         return any(ska.normalization == "sequence-max" for ska in self.model.config.ska_sections())
 
 

@@ -1,7 +1,7 @@
 """The loss of training, held-out evaluation and studies.
 
-`language_model_loss` and `squared_log_partition` take logits; `projected_loss` is the same function of what the logits
-are made from, for training on more tokens than there is room for logits.
+`language_model_loss` and `squared_log_partition` take logits; `projected_loss` takes the head's inputs and weight instead,
+for batches whose logits do not fit into memory.
 """
 
 from functools import cache
@@ -49,7 +49,8 @@ def squared_log_partition(logits: Tensor, loss_mask: Tensor) -> Tensor:
 def projected_loss(
     x: Tensor, weight: Tensor, labels: Tensor, loss_mask: Tensor, *, z_loss: float = 0.0, rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The loss of the logits `x weight^T`, of which only a part exists at a time, forward and backward.
+    """The loss of the logits `x weight^T`, computed piece by piece, so that the logits never exist as a whole, forward or
+    backward.
 
     The gradient is taken in the forward pass, where the logits are: nothing is computed twice.
 
@@ -101,7 +102,8 @@ class _ProjectedLoss(torch.autograd.Function):
 
 
 def _loss_of_logits(logits: Tensor, labels: Tensor, mask: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats `[n]`, the objective, and its gradient `[n, V]` in the dtype of the logits."""
+    """The loss of each label in nats `[n]`, the objective, and the gradient of the objective `[n, V]` in the dtype of the
+    logits."""
     wide = at_least_fp32(logits)
     log_z = wide.logsumexp(-1)
     nats = log_z - wide.gather(1, labels[:, None])[:, 0]
@@ -113,5 +115,5 @@ def _loss_of_logits(logits: Tensor, labels: Tensor, mask: Tensor, z_loss: float)
 
 @cache
 def _compiled_loss() -> Any:
-    """On a GPU the many passes over the logits are most of the loss's time; compiled they are three."""
+    """`_loss_of_logits` compiled, for GPUs: its many passes over the logits take most of the time and become three."""
     return torch.compile(_loss_of_logits, dynamic=True)

@@ -1,4 +1,4 @@
-"""EchoLM: embeddings, blocks, logits. One stack for Echo and every baseline; the config says which."""
+"""EchoLM: embeddings, blocks, logits; one class for Echo and all baselines, which differ in their config alone."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -16,7 +16,8 @@ from .norm import at_least_fp32, make_norm, unit_rms
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feedforward(norm(x)). `token` is the second of what `EchoLM.embed` gives; SKA takes it."""
+    """A pre-norm block: x + mixer(norm(x)), then x + feedforward(norm(x)). `token` is the second of what `EchoLM.embed` gives;
+    SKA takes it."""
 
     def __init__(self, config: ModelConfig, kind: str):
         super().__init__()
@@ -71,7 +72,8 @@ class EchoLM(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        # Not the constructor: its normal numbers on "meta" import torch._dynamo, a second for values that nobody sees.
+        # Not by the constructor, whose random initialisation on "meta" would import torch._dynamo, which takes a second, for
+        # values that are never used.
         self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
         self.blocks = Blocks(Block(own, kind) for own, kind in zip(config.of_layers(), config.layers, strict=True))
         self.reads_token = any(block.mixer.reads_token for block in self.blocks)

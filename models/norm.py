@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension."""
+    """RMS normalisation (arXiv 1910.07467): x / rms(x) * weight over the last dimension."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean(x)) / std(x) * weight + bias over the last dimension."""
+    """Layer normalisation (arXiv 1607.06450): (x - mean(x)) / std(x) * weight + bias over the last dimension."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -41,7 +41,7 @@ class LayerNorm(nn.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """norm(x * silu(z)) * weight in `groups` groups, as in Mamba-2."""
+    """Gated RMS normalisation as in Mamba-2: norm(x * silu(z)) * weight in `groups` groups."""
 
     def __init__(self, width: int, eps: float, groups: int):
         super().__init__(width, eps)
@@ -60,10 +60,10 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Half precision to fp32; fp32 and float64 as they are."""
+    """Convert half precision to fp32; fp32 and float64 stay as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
-    """ "rms" or "layer"."""
+    """Make the normalisation layer of a kind: "rms" or "layer"."""
     return {"rms": RMSNorm, "layer": LayerNorm}[kind](width, eps)

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups for AdamW: the weights of linear maps decay, nothing else does.
+    """Two parameter groups for AdamW: the weights of linear maps, with weight decay, and all other parameters, without.
 
     Norms, biases, A_log, D, dt_bias, eta, gamma, gate biases and Koopman pairs carry meaning at values that decay would
     destroy; embeddings and the short convolutions are lookups and filters, not maps. A head counts as an embedding.

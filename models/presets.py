@@ -1,6 +1,7 @@
 """The Echo family by name: `<family>-<size>`, and the paper's own configurations as `paper-<size>-<arm>`.
 
-Arms of one size match in non-embedding parameters: the width of the feed-forward takes up what the mixers leave.
+Models of one size have the same number of non-embedding parameters: the feed-forward is made wider where the mixers are
+smaller.
 """
 
 import difflib
@@ -14,7 +15,8 @@ VOCAB_SIZE = 32_000
 
 
 class Size(NamedTuple):
-    """`ska`: the blocks whose mixer is SKA in Echo and attention in the hybrid. `width`: of Echo's Koopman MLP."""
+    """The dimensions of one size of the family. `ska`: the blocks whose mixer is SKA in Echo and attention in the hybrid.
+    `width`: of Echo's Koopman MLP."""
 
     d_model: int
     num_layers: int
@@ -26,12 +28,12 @@ class Size(NamedTuple):
 
 
 def koopman_width(d_model: int) -> int:
-    """64 ceil((8/3) d / 64) (arXiv 2605.06997 §3.4)."""
+    """The width of the Koopman MLP, 64 ceil((8/3) d / 64) (arXiv 2605.06997 §3.4)."""
     return 64 * -(-8 * d_model // (3 * 64))
 
 
-# 1m is an M S M S stack with the parameters of the paper's SwiGLU (3 x 384 = 2 x 576). 50m and 180m have the paper's
-# shapes; SKA in the 3rd, 7th, 11th and 15th of 16 blocks leaves Mamba-2 last, as its own rule wants. The names of these
+# 1m is an M S M S stack with the parameters of the paper's SwiGLU (3 x 384 = 2 x 576). 50m and 180m have the paper's shapes; SKA
+# stands in the 3rd, 7th, 11th and 15th of 16 blocks, so that the last block is Mamba-2, as the paper demands. The names of these
 # two count the embeddings of a 32,000 vocabulary, those of the others do not.
 SIZES = {
     "1m": Size(128, 4, 4, 24, 16, (1, 3), 576),
@@ -49,14 +51,15 @@ SIZES = {
 FAMILIES = ("echo", "mamba2", "hybrid", "transformer", "mamba2-ska-swiglu")
 
 
-# Version 2 writes each token a position late and starts queries with the weights of the keys: needles, mentions, two hops and
-# many pairs in one model, and fewer bits per byte (docs/results/default.md).
+# In version 2 the gate of a token decides on the key and value one position before (both shifts are 1), and queries start with
+# the weights of the keys: one model then solves needles, mentions, two hops and many pairs, with fewer bits per byte
+# (docs/results/default.md).
 LATEST_VERSION = 2
 SKA_OPTIONS = {1: {}, 2: {"key_shift": 1, "value_shift": 1, "tied_start": True}}
 
 
 def _family(family: str, size: str, version: int) -> dict[str, Any]:
-    """The config of one arm as a plain dict."""
+    """The config of one family at one size, as a plain dict."""
     shape = SIZES[size]
     special = {"echo": "ska", "mamba2-ska-swiglu": "ska", "hybrid": "attention", "mamba2": "mamba2"}.get(family)
     layers = [special if i in shape.ska else "mamba2" for i in range(shape.num_layers)]
@@ -88,7 +91,8 @@ def matching_width(config: ModelConfig, target: int) -> int:
 
 
 def _paper_1m(arm: str) -> dict[str, Any]:
-    """App. G: d 128, four layers, SwiGLU, vocabulary 128, untied; the last two mixers are the arm's."""
+    """The paper's 1M models (App. G): d 128, four layers, SwiGLU, vocabulary 128, untied; the last two mixers are those of the
+    arm."""
     special = {"mamba2": "mamba2", "hybrid": "attention"}.get(arm, "ska")
     return dict(
         vocab_size=128,
@@ -104,7 +108,7 @@ def _paper_1m(arm: str) -> dict[str, Any]:
 
 
 def _paper_large(size: str, arm: str) -> dict[str, Any]:
-    """§4: the 50M and 180M language models."""
+    """The paper's language models of 50M and 180M parameters (§4)."""
     shape = SIZES[size]
     ska = (3, 7, 11, 15) if size == "50m" else shape.ska  # counted from 0, as written
     return dict(
@@ -119,7 +123,8 @@ def _paper_large(size: str, arm: str) -> dict[str, Any]:
 
 
 def _paper_ska(arm: str, num_heads: int, rank: int) -> dict[str, Any]:
-    """Chunk-causal, S = 64, K = 2, learned gamma. "sequence-max" is the paper's text, "l2" (with gate) its code."""
+    """The paper's settings of SKA: chunk-causal, S = 64, K = 2, learned gamma. "sequence-max" is the paper's text, "l2" (with
+    gate) its code."""
     text = arm == "sequence-max"
     return dict(
         num_heads=num_heads,

@@ -1,4 +1,4 @@
-"""Weights on disk: a folder with `model.safetensors` and `config.json`, both written aside and renamed.
+"""Saving and loading of weights: a folder with `model.safetensors` and `config.json`, both written atomically.
 
 Folders that `save_pretrained` of `transformers` wrote are read too: there every name has the wrapper's prefix, and large models
 lie in several files that an index names.

@@ -1,4 +1,4 @@
-"""The small files of a stored model: `config.json`, and what `transformers` wants beside it.
+"""The small files of a stored model: `config.json`, and the files that `transformers` needs to open the folder.
 
 With them `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` and
 `lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True` open a checkpoint where Echo-LM is installed.

@@ -1,4 +1,4 @@
-"""The table of models that `echo-lm models` prints, and the tables of the documentation.
+"""Tables of the presets' parameters, FLOPs and bytes, for `echo-lm models` and for the pages of the documentation.
 
 `python -m echo_lm.models.table docs/design/models.md` (or docs/design/parallelism.md) brings the tables of a page up to date.
 """
@@ -127,7 +127,7 @@ def format_table(rows: list[ModelRow]) -> str:
 
 
 def format_messages(*, world: int = 8) -> str:
-    """Markdown of what each rank of `world` passes on in one forward and backward pass over one row, in bf16."""
+    """Markdown table of the bytes that each of `world` ranks sends in one forward and backward pass over one row, in bf16."""
     lengths = (2048, 16_384, 131_072, 1_048_576)
     lines = [("model", *(f"{length:,} tokens" for length in lengths)), ["---"] + ["---:"] * len(lengths)]
     for size in ("50m", "180m"):

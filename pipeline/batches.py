@@ -1,5 +1,5 @@
-"""The batches of a run: their order, a pure function of its configurations, its data and the step; and a thread that loads them
-ahead."""
+"""The batches of a run, whose order is a pure function of its configurations, its data and the step, and a thread that
+prefetches them."""
 
 import time
 from collections import deque
@@ -16,7 +16,8 @@ from .config import RunConfig, TrainSection
 
 
 def make_loader(dataset: Dataset, config: RunConfig) -> BatchLoader:
-    """The batches of a run that has had one configuration from its first step on; with a ramp, those of full size."""
+    """The loader for a run that has had one configuration from its first step on; with a batch ramp, for its batches of full
+    size."""
     return loader_of_segments(dataset, [(stage.step, stage.config) for stage in stages_of([(0, config)])])
 
 
@@ -35,7 +36,7 @@ class Stage(NamedTuple):
 
 
 def stages_of(segments: Sequence[tuple[int, RunConfig]]) -> list[Stage]:
-    """The stages of a run's segments, each of which has its first step and its configuration."""
+    """Split the segments of a run, given by first step and configuration, into stages."""
     stages = []
     ends = [step for step, _ in segments[1:]]
     for (begin, config), end in zip(segments, [*ends, None], strict=True):
@@ -59,7 +60,7 @@ def _with_batch(config: RunConfig, batch_tokens: int) -> RunConfig:
 
 
 def loader_of_segments(dataset: Dataset, segments: Sequence[tuple[int, RunConfig]]) -> BatchLoader:
-    """The batches of the last of several segments of a run, each its first step and its configuration, which has no ramp.
+    """The loader for the last of a run's segments, which are given by first step and configuration without a batch ramp.
 
     While data, mixture, sequence length and seed stay the same, the order goes on at the next row, in batches of any size. Where
     one of them changes, each source goes on after as many tokens as were read of it, rounded up to rows; other data begin at
@@ -84,7 +85,7 @@ def loader_of_segments(dataset: Dataset, segments: Sequence[tuple[int, RunConfig
 
 
 def _order(config: RunConfig) -> tuple[Any, ...]:
-    """The values on which the order of rows depends, but for the data."""
+    """The configuration values on which the order of rows depends, besides the data."""
     return config.mixture, config.train.sequence_length, config.order_seed
 
 

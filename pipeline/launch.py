@@ -1,4 +1,4 @@
-"""Start the worker processes of a run on this machine, without Ray; restart the worker group when one of them dies."""
+"""Launch of a run's worker processes on this machine without Ray; the worker group is restarted when one of them dies."""
 
 import contextlib
 import logging
@@ -41,7 +41,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
     run.error_file.unlink(missing_ok=True)
     clear_stop_request(run)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # each has its own; the one line that counts is raised below
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # ranks log to their own files; the error is raised below
     environment = {
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         # A worker group that is started again must not find the addresses of the dead one in the store: a fresh store each time.
@@ -59,7 +59,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         local_addr="127.0.0.1",
         max_restarts=config.run.max_restarts,
         monitor_interval=0.5,
-        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # at SIGTERM it would give the workers 30 s to leave
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # its own SIGTERM handler would kill the workers after 30 s
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
     try:
@@ -71,7 +71,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
         run.raise_recorded_error()
-        if stop.received:  # it came before a worker could handle it: nothing was trained
+        if stop.received:  # the signal came before a worker could handle it: nothing was trained
             return
         if disk_is_full(run.path):  # the error could not be recorded
             raise no_space(run.path) from error

@@ -1,4 +1,5 @@
-"""The training loop of one rank: reads configuration, data and checkpoint from the run folder; writes events and checkpoints."""
+"""The training loop of one rank, which reads configuration, data and checkpoint from the run folder and writes events and
+checkpoints."""
 
 import os
 import time
@@ -76,7 +77,7 @@ def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
             going_on, same_process = loop.train_to_end(stop), True
             dist.barrier()  # a rank that leaves early can abort the others' exit
             engine.destroy()
-            del loop, engine  # or two of them would be in memory
+            del loop, engine  # otherwise two engines would be in memory at once
     dist.destroy_process_group()
 
 
@@ -122,7 +123,8 @@ class _Loop:
         end: int | None,
         same_process: bool,
     ):
-        """
+        """Begin one stage of training: load the state into the engine and record the start.
+
         Args:
             state: is loaded into the engine.
             end: the step at which the next stage begins; None if it is the last.
@@ -193,7 +195,7 @@ class _Loop:
                         self._event(kind, step=self.step, **fields)
                 stopping, write_failed = bool(result.flags[0]), bool(result.flags[1])
                 if write_failed:
-                    self.writer.finish()  # raises, on every rank
+                    self.writer.finish()  # raises on every rank
                 if not result.applied:
                     self._nonfinite_steps += 1
                     if self._nonfinite_steps >= config.run.rollback_after:

@@ -1,4 +1,4 @@
-"""Checks before a run's processes start, so that a mistake ends in a one-line error."""
+"""Checks of suites, data and checkpoint before the processes of a run start, so that a mistake ends in a one-line error."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .run.start import check_architecture
 def check_run(run: RunFolder, config: RunConfig) -> None:
     """Check the suites, the data and the checkpoint that `run` would start from.
 
-    A damaged newest checkpoint is set aside; a finished run that has lost its last one so is not finished any more.
+    A damaged newest checkpoint is renamed; a finished run whose last checkpoint is renamed counts as unfinished.
 
     Raises:
         UserError: a suite that does not exist; a shard or tokenizer that is damaged or does not belong to the data; a

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate, the gate penalty and the tokens read, as pure functions of the step."""
+"""Learning rate, gate penalty and number of tokens read, as pure functions of the step."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""SIGTERM, or SIGUSR1 as batch systems send it before the time is up, as a request to save a checkpoint and exit."""
+"""Handling of SIGTERM, and of SIGUSR1 (sent by batch systems before the time limit), as requests to save a checkpoint and exit."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ SAME_SECONDS = 5.0  # signals so soon after the first one are the same request
 
 
 class StopSignal:
-    """Context whose `received` turns true at the first such signal; one that comes later ends the process as usual.
+    """Context whose `received` turns true at the first such signal; a later one ends the process as usual.
 
     A batch system may signal every process of a job, and those that pass the signal on do so besides: what follows the first
     one within seconds is ignored.

@@ -112,7 +112,7 @@ def update(
 
 
 def _separate_sources(batch: Batch) -> tuple[str, ...]:
-    """The text sources whose losses are summed apart; none where there is one alone."""
+    """The text sources whose losses are summed separately; empty if there is only one source."""
     return batch.source_names if len(batch.source_names) > 1 else ()
 
 

@@ -1,4 +1,4 @@
-"""A training process on this machine: what is spawned for each rank. It imports the training only once it watches its parent."""
+"""The entry point of a rank's process, as spawned on this machine. It watches its parent before it imports the training code."""
 
 import contextlib
 import sys

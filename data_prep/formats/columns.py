@@ -1,4 +1,4 @@
-"""The text of a row: columns by dotted names, lists of strings and chat messages through a named template."""
+"""Extraction of text from a table row: columns by dotted names, lists of strings, and chat messages by a named template."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def _step(value: Any, key: str) -> Any:
 
 
 def names_of(row: Columns, depth: int = 2) -> list[str]:
-    """The columns of a row, those of objects in it with dotted names."""
+    """Column names of a row; those of nested objects are dotted."""
     names = []
     for key, value in row.items():
         names.append(key)
@@ -45,7 +45,7 @@ def names_of(row: Columns, depth: int = 2) -> list[str]:
 
 
 def listed(names: list[str]) -> str:
-    """The names in one line, cut off after `SHOWN_KEYS`."""
+    """Column names in one line for messages, cut off after `SHOWN_KEYS`."""
     return ", ".join(names[:SHOWN_KEYS]) + (" ..." if len(names) > SHOWN_KEYS else "")
 
 

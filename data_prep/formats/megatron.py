@@ -1,4 +1,5 @@
-"""Megatron-LM's indexed datasets: token ids in `.bin`, sizes of sequences and borders of documents in `.idx`."""
+"""Reader and writer of Megatron-LM's indexed datasets: token ids in `.bin`, sizes of sequences and borders of documents in
+`.idx`."""
 
 import os
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def write_index(path: Path, dtype: np.dtype, lengths: np.ndarray) -> None:
 
 
 def megatron_pieces(path: str, unit_bytes: int) -> list[tuple[Piece, int]]:
-    """Pieces of about `unit_bytes` of a `.bin`, in documents.
+    """Cut a `.bin` into pieces of about `unit_bytes`, given as ranges of documents.
 
     Raises:
         UnreadableError: as `read_index`.

@@ -1,4 +1,4 @@
-"""What readers take and yield: a piece of a file; a document, or a fault with its place."""
+"""Inputs and outputs of readers: a reader takes a piece of a file and yields documents, and faults with their place."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,18 +48,18 @@ class Fault(Record):
 
     @property
     def place(self) -> str:
-        """File and line, in one line whatever the file's name."""
+        """File and line for a message, on one line even if the file's name holds a newline."""
         return f"{one_line(self.file)}, line {self.line}"
 
 
 def one_line(path: str) -> str:
-    """A path for a message: control characters and bytes that are not UTF-8 are escaped."""
+    """A path as text for a message, with control characters and bytes that are not UTF-8 escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 
 @dataclass(frozen=True)
 class RawDocument:
-    """A document as read: its text, empty if the row has none, and the other columns that the filters use."""
+    """A document as read: its text, empty if the row has none, and the columns that filters use."""
 
     text: str
     columns: Columns
@@ -73,7 +73,7 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """What every reader needs: the source's columns, the file's name in messages, and the longest document in bytes."""
+    """Settings of a reader: the source's columns, the file's name in messages, and the longest document in bytes."""
 
     config: SourceConfig
     file: str

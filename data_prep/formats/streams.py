@@ -1,4 +1,4 @@
-"""Files as streams of bytes in bounded memory; compression is recognised by the first bytes, whatever the name."""
+"""Input files as decompressed streams of bytes in bounded memory; compression is recognised by the first bytes, not by the name."""
 
 import bz2
 import codecs

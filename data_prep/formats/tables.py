@@ -32,7 +32,7 @@ def import_pyarrow():
 
 
 def table_errors() -> tuple[type[Exception], ...]:
-    """What damaged tables raise."""
+    """The exceptions that reading a damaged table raises."""
     return (import_pyarrow().ArrowException, OSError, EOFError)
 
 
@@ -99,7 +99,7 @@ def _has(names: list[str], wanted: str) -> bool:
 
 
 def _rows(batch: Table) -> Iterator[dict[str, Any] | str]:
-    """The rows of a record batch; of one that cannot be converted, the reason."""
+    """The rows of a record batch, or the reason why it cannot be converted."""
     try:
         yield from batch.to_pylist()
         return

@@ -46,7 +46,7 @@ def separated(file: io.BufferedReader, separator: bytes, first: int, longest: in
             yield line, (kept + part)[: longest + 1]
             line += newlines + (part + separator).count(b"\n")
             kept, newlines = b"", 0
-        # All but what may be the beginning of a separator is of the present part.
+        # Everything before a possible beginning of a separator belongs to the present part.
         certain = max(0, len(buffer) - len(separator) + 1)
         if certain > longest:
             kept = (kept + buffer[:certain])[: longest + 1]
@@ -167,7 +167,7 @@ def read_csv(file: io.BufferedReader, first: int, context: Context) -> Records:
 
 
 def _header(line: str, context: Context) -> tuple[list[str], str]:
-    """The names in the first line, and the delimiter: the first one that gives a column of the wanted name."""
+    """Column names from the first line, and the delimiter: the first one that gives a column of the wanted name."""
     wanted = context.config.text_column
     rows = {delimiter: next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), []) for delimiter in DELIMITERS}
     best = next((delimiter for delimiter, names in rows.items() if wanted in names), None)

@@ -1,4 +1,4 @@
-"""Reading a prepared dataset; tokens stay on disk, memory-mapped."""
+"""Reading of prepared datasets, whose tokens stay on disk, memory-mapped."""
 
 from bisect import bisect_right
 from dataclasses import dataclass

@@ -72,7 +72,7 @@ class BatchLoader:
                 f"recall sequences of {max(recall.lengths)} tokens do not fit a row of {sequence_length}: "
                 "lower recall.lengths or raise the sequence length"
             )
-        # The exact decimal number: in binary, 0.05 of 20 rows would sometimes be no row.
+        # Computed with the exact decimal number: in binary floating point, 0.05 of 20 rows could round down to none.
         self.recall_share = Fraction(str(recall.share)) if recall else Fraction(0)
 
         self.whole_rows = bool(recall) and self.recall_share == 1 and set(recall.lengths) == {sequence_length}
@@ -114,7 +114,7 @@ class BatchLoader:
         )
 
     def row_of(self, step: int) -> int:
-        """The number of the first row of a step's batch."""
+        """The index, in the run's order of rows, of the first row of a step's batch."""
         return self.first_row + (step - self.first_step) * self.batch_sequences
 
     def read_before(self, step: int) -> dict[str, int]:
@@ -149,7 +149,7 @@ class BatchLoader:
         return int(rows * self.recall_share)
 
     def _recall_row(self, recall: RecallMixtureConfig, step: int, row: int) -> Row:
-        """A row of as many recall sequences, of one task, length and number of pairs, as fit; each is a document.
+        """A row filled with recall sequences of one task, length and number of pairs; each is a document.
 
         The remainder of the row is a document of noise without labels.
         """

@@ -38,6 +38,6 @@ def export_megatron(dataset: Dataset, split: Split, prefix: Path) -> int:
             stream.read(start, min(start + CHUNK, stream.num_tokens)).astype(dtype).tofile(file)
     with write_aside(tokenizer) as aside:
         shutil.copyfile(dataset.folder / TOKENIZER_FILE, aside)
-    with write_aside(index) as aside:  # last, since without it the others are nothing
+    with write_aside(index) as aside:  # written last: without the index the other files are not used
         write_index(aside, dtype, np.diff(stream.document_offsets))
     return stream.num_tokens

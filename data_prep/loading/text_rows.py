@@ -1,4 +1,4 @@
-"""Text rows of a batch: source, window and contents of the n-th text row of a run."""
+"""The text rows of a run: source, position and contents of the n-th row as pure functions of n."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ def read_pieces(stream: TokenStream, pieces: list[tuple[int, int]], length: int)
         borders.append(end)
         part = slice(end, end + stop - start)
         tokens[part] = stream.read(start, stop)
-        # A piece that its document continues has a label for its last token; a separator has none.
+        # The last token of a piece has a label if its document continues in another piece; a separator has none.
         counted = stop - start - (0 if stream.continues(stop) else 1)
         labels[end : end + counted] = stream.read(start + 1, start + 1 + counted)
         loss_mask[end : end + counted] = 1

@@ -168,7 +168,7 @@ class _Tally:
 
 
 def _usable(unit: CleaningUnit, tally: _Tally) -> Iterator[tuple[bytes, RawDocument]]:
-    """Yield normalised documents that pass the filters, with their records; count the others and collect faults."""
+    """Yield normalised documents that pass the filters, with their records; count all others and collect faults."""
     for record in read_records(unit.part, unit.source, unit.revision, unit.max_document_bytes):
         tally.records += 1
         if isinstance(record, Fault):
@@ -191,7 +191,7 @@ def _usable(unit: CleaningUnit, tally: _Tally) -> Iterator[tuple[bytes, RawDocum
 
 
 def _why_filtered(record: RawDocument, text: str, source: SourceConfig) -> str | None:
-    """The filter that leaves a document out, or None."""
+    """The name of the filter that excludes a document, or None."""
     if not text.strip():
         return "without text"
     if len(text) < source.min_characters:

@@ -1,4 +1,4 @@
-"""Encoding of documents as plain text: no id that has a meaning of its own comes out of the text of a document."""
+"""Encoding of documents as plain text: text that spells a special token never yields that token's id."""
 
 import json
 import re
@@ -76,4 +76,4 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
     if hasattr(tokenizer.model, "unk_token"):
         name = tokenizer.model.unk_token
         return tokenizer.token_to_id(name) if name is not None else None
-    return json.loads(tokenizer.to_str())["model"].get("unk_id")  # Unigram tells it nowhere else
+    return json.loads(tokenizer.to_str())["model"].get("unk_id")  # for Unigram models the id is found nowhere else

@@ -130,6 +130,7 @@ def token_dtype(name: TokenDtype) -> np.dtype:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a dataset's manifest atomically."""
     write_json(folder / FILE_NAME, manifest.model_dump(mode="json"))
 
 

@@ -15,7 +15,7 @@ _LONGEST = 1024  # bytes; the few longer words are hashed one by one
 
 
 class _Powers:
-    """Cached powers of the multiplier and of its inverse modulo 2^64."""
+    """Cached powers of the hash's multiplier and of its inverse modulo 2^64."""
 
     def __init__(self) -> None:
         self._up = self._down = np.ones(1, dtype=np.uint64)

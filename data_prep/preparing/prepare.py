@@ -75,7 +75,7 @@ def prepare(
             raise UserError(f"{change} since {folder} was prepared: choose another name, or delete the folder")
         return folder
     with _locked(folder):
-        if config.tokenizer.load:  # before anything that takes long
+        if config.tokenizer.load:  # checked before any long work
             _make_tokenizer(config, folder, tuple, report)
         marks: Marks = {}
         plan = _make_plan(config, folder, report, marks)
@@ -145,7 +145,7 @@ def _make_plan(config: DatasetConfig, folder: Path, report: OnProgress, marks: M
     path = folder / PLAN_FILE
     if path.is_file():
         plan = Plan.model_validate(read_json(path))
-        # What was done until a source had too many bad records holds for any limit to them.
+        # Units finished before a source was refused for too many bad records stay valid under any other limit.
         plan = plan.model_copy(
             update={"config": plan.config.model_copy(update={"max_bad_share": config.max_bad_share})}
         )

@@ -165,7 +165,7 @@ def _run_index(folder: Path, sha256: str) -> tuple[RunIndex, np.ndarray, list[st
 
 @dataclass
 class _Tally:
-    """What is noted while a unit is tokenized; see `UnitRecord`."""
+    """Counts and faults collected while a unit is tokenized; see `UnitRecord`."""
 
     overlaps: list[Overlap] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)

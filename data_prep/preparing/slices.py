@@ -167,7 +167,7 @@ def _cut_file(
 
 
 def _cut_at(form: Format, head: bytes, config: SourceConfig) -> bytes | None:
-    """The bytes between documents at which a file may be cut; None if it must stay whole."""
+    """The separator bytes at which a file may be cut between documents; None if it must stay whole."""
     if form == "jsonl" and not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         return b"\n"
     return config.separator.encode() if form == "text" and config.separator else None
@@ -188,7 +188,7 @@ def _segments(file, separator: bytes, unit_bytes: int) -> Iterator[bytes]:
 
 
 def _table_pieces(path: str, form: Format, size: int, unit_bytes: int) -> list[tuple[Piece, int]]:
-    """The pieces of a table; a single one for a broken file, which the reader then reports."""
+    """The pieces of a table; a damaged file is a single piece, and the reader reports the damage."""
     whole = [(Piece(path=path, start=0, stop=-1 if form == "parquet" else 1), size)]
     try:
         if form == "megatron":

@@ -94,7 +94,7 @@ def adopt_tokenizer(name: str, special_tokens: tuple[str, ...] = ()) -> Tokenize
 
 
 def tokenizer_file(name: str) -> Path | None:
-    """The file of a tokenizer that lies on this machine; None for a name on the hub."""
+    """The path of a tokenizer's file on this machine; None for a name on the hub."""
     path = Path(name).expanduser()
     if not path.exists():
         return None
@@ -102,11 +102,11 @@ def tokenizer_file(name: str) -> Path | None:
 
 
 def _file_of_hub(name: str) -> Path:
-    """The `tokenizer.json` of a model of the hub, from the cache if the hub does not answer."""
+    """Download the `tokenizer.json` of a model on the hub, or take it from the cache if the hub does not answer."""
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
-        # A download retries for half a minute before it says that there is no network; this call does not.
+        # This call fails at once without network, whereas a download retries for half a minute.
         revision = HfApi().model_info(name, timeout=HUB_SECONDS).sha
         return Path(hf_hub_download(name, FILE_NAME, revision=revision))
     except Exception as error:
@@ -117,7 +117,8 @@ def _file_of_hub(name: str) -> Path:
 
 
 def _without_holes(values: dict[str, Any], name: str, own: list[str]) -> dict[str, Any]:
-    """The contents of a tokenizer's file without holes in its ids, and with the tokens of `own` that it has as special ones.
+    """The contents of a tokenizer's file with holes in its ids filled, and with those tokens of `own` that it has marked as
+    special.
 
     The library numbers a new token by how many there are, so that behind a hole it would get the id of another.
     """
@@ -151,7 +152,8 @@ def check_ids(tokenizer: Tokenizer, name: str | Path) -> None:
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
-    """The highest id and one, which is what a model's embedding needs; more than the number of tokens if ids have holes."""
+    """The vocabulary size that a model's embedding needs: the highest id plus one, more than the number of tokens if ids have
+    holes."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 

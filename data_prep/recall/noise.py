@@ -1,4 +1,4 @@
-"""Noise of several kinds: what fills a sequence between facts and questions.
+"""Noise of several kinds, the filler tokens of recall sequences between facts and queries.
 
 Noise is never a key or a value, so none of it changes an answer; what differs is how its tokens follow one another.
 """
@@ -40,7 +40,7 @@ def draw_noise(ids: range, shape: tuple[int, int], generator: np.random.Generato
 
 
 def _zipf(count: int, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """Probabilities 1/rank; which token has which rank differs between sequences by a rotation."""
+    """Noise with Zipf probabilities 1/rank; the ranks of the tokens are rotated by a random amount in each sequence."""
     cumulated = np.cumsum(1 / np.arange(1, count + 1))
     ranks = np.searchsorted(cumulated, generator.random(shape) * cumulated[-1])
     return (ranks + generator.integers(0, count, size=(shape[0], 1))) % count
@@ -66,7 +66,7 @@ def _few(count: int, shape: tuple[int, int], generator: np.random.Generator) -> 
 
 
 def _walk(count: int, shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """Steps of -3 to 3 from a random id on, around the end."""
+    """Noise as a random walk over the ids: steps of -3 to 3 from a random id, modulo the number of ids."""
     steps = generator.integers(-3, 3, size=shape, endpoint=True)
     steps[:, :1] = generator.integers(0, count, size=(shape[0], 1))
     return np.cumsum(steps, axis=1) % count

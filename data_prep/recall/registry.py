@@ -1,4 +1,4 @@
-"""The recall tasks by name. A new one is a file in `tasks/`, or a file anywhere that is named by its path."""
+"""The registry of recall tasks by name. A new task is a file in `tasks/`, or a file anywhere that is named by its path."""
 
 import difflib
 import importlib
@@ -57,7 +57,7 @@ def minimum_length(task: str, *, pairs: int, queries: int | None = None, **optio
 
 
 def num_queries(task: str, pairs: int) -> int:
-    """Questions that a sequence of `pairs` pairs asks if nothing else is said: as many as it can."""
+    """The default number of queries in a sequence of `pairs` pairs: as many as it can hold."""
     return min(pairs, task_of(task).most_queries or pairs)
 
 
@@ -70,7 +70,7 @@ def check_room(
     queries: int | None = None,
     **options: Any,
 ) -> None:
-    """Refuse what has too few keys or tokens for its pairs; the arguments are those of `generate`. A task may refuse more.
+    """Refuse settings with too few keys or tokens for their pairs; the arguments are those of `generate`. A task may refuse more.
 
     Raises:
         UserError: unknown task or option, too many pairs for the vocabulary, or `length` too short (the message names
@@ -96,7 +96,7 @@ def generate(
     text: np.ndarray | None = None,
     **options: Any,
 ) -> RecallBatch:
-    """Sequences of one task, each of exactly `length` tokens: noise takes what pairs and queries leave.
+    """Generate sequences of one task, each of exactly `length` tokens: noise fills the room that pairs and queries leave.
 
     Args:
         task: a name in `TASKS`, or the path of a file that defines one.

@@ -1,4 +1,4 @@
-"""Private random generators, named by what they are for."""
+"""Random generators with private streams, seeded by their purpose."""
 
 import hashlib
 import json

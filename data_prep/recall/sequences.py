@@ -57,13 +57,13 @@ class TaskCell:
 def draw_pairs(
     cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, decoys: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (distinct in a sequence) and values (independent), int64 `[N, pairs + decoys]` each."""
+    """Draw keys (distinct in a sequence) and values (independent), int64 `[N, pairs + decoys]` each."""
     shape = (cell.sequences, cell.pairs + decoys)
     return vocabulary.draw_distinct_keys(shape, generator), vocabulary.draw(vocabulary.values, shape, generator)
 
 
 def choose_queries(cell: TaskCell, generator: np.random.Generator) -> np.ndarray:
-    """Which of the pairs are queried, and in which order: int64 `[N, Q]`, distinct in a row."""
+    """Draw the indices of the queried pairs, in the order of the queries: int64 `[N, Q]`, distinct in a row."""
     order = generator.random((cell.sequences, cell.pairs), dtype=np.float32).argsort(axis=1)
     return order[:, : cell.queries]
 

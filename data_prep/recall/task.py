@@ -1,4 +1,4 @@
-"""What a recall task is: a generator, and the few facts that grids, scores and the command line need to know of it."""
+"""The interface of recall tasks: a generator of sequences, and properties that grids, scores and the command line need."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from .vocabulary import RecallVocabulary
 
 
 def the_values(vocabulary: RecallVocabulary) -> range:
-    """The usual answers."""
+    """The values of a vocabulary, which are the possible answers of most tasks."""
     return vocabulary.values
 
 
 def the_keys(vocabulary: RecallVocabulary) -> range:
-    """Answers of tasks that ask for names."""
+    """The keys of a vocabulary, which are the possible answers of tasks that ask for names."""
     return vocabulary.keys
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task. A file in `tasks/` (or anywhere, named by its path) that sets `TASK = Task(...)` adds it.
+    """One recall task. A file in `tasks/` (or anywhere, named by its path) that sets `TASK = Task(...)` adds it.
 
     Attributes:
         generate: `generate(cell, vocabulary, generator, **options)` -> `RecallBatch`; options are keyword-only.

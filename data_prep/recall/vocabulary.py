@@ -45,17 +45,17 @@ class RecallVocabulary:
 
     @property
     def seen_noise(self) -> range:
-        """The noise of training, and of evaluation unless it says otherwise."""
+        """The noise ids of training, and of evaluation by default."""
         return self.noise[: self.num_noise - self.num_noise // self.UNSEEN_NOISE_SHARE]
 
     @property
     def unseen_noise(self) -> range:
-        """The noise that only evaluations use."""
+        """The noise ids that only evaluations use."""
         return self.noise[len(self.seen_noise) :]
 
     @property
     def new_noise(self) -> range:
-        """The noise that neither training nor the evaluations that choose a model use; empty unless asked for."""
+        """The noise ids that neither training nor the evaluations for model selection use; empty by default."""
         first = self.noise.stop + self.NUM_MARKERS
         return range(first, first + self.num_new_noise)
 

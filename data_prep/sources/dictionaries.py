@@ -1,4 +1,4 @@
-"""Documents of unpacked packages of entries: dictionaries of dictd, a commentary of SWORD, descriptions of Debian."""
+"""Readers of packages of short entries: dictionaries of dictd, a commentary of SWORD, package descriptions of Debian."""
 
 import gzip
 import html

@@ -1,4 +1,4 @@
-"""Local sources: files, folders and patterns, with what was left out and what cannot be read."""
+"""Local sources (files, folders and patterns), with lists of the files that were left out or cannot be read."""
 
 import fnmatch
 import os
@@ -140,7 +140,7 @@ class FoundFiles:
             self._skipped.setdefault(reason, []).append(file)
 
     def skipped(self) -> tuple[SkippedFiles, ...]:
-        """What the patterns left out, by pattern."""
+        """The files that patterns left out, by pattern."""
         return tuple(
             SkippedFiles(reason=reason, files=len(paths), first=min(paths))
             for reason, paths in sorted(self._skipped.items())

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, or local folders of the same layout.
+"""Adapter for datasets of the Hugging Face hub, and for local folders of the same layout.
 
 `datasets` says which files belong to a subset and split; they are then read like local ones (of the hub, only the parts that
 are needed), each with its own columns, so that a damaged file costs no other. Formats that only `datasets` reads are streamed.
@@ -83,7 +83,7 @@ def _data_files(config: SourceConfig, revision: str | None) -> list[str]:
 
 
 def _format_of(file: str) -> Format | None:
-    """The format that a file's name tells; None for one that only `datasets` reads."""
+    """The format of a file by its name; None for one that only `datasets` can read."""
     name = re.sub(r"\.(gz|zst|xz|bz2)$", "", file.lower())
     return next((form for suffixes, form in FORMATS.items() if name.endswith(suffixes)), None)
 
@@ -141,7 +141,7 @@ def open_stream(config: SourceConfig, revision: str | None) -> Stream:
 
 
 def _opened(config: SourceConfig, action: Callable[[], T]) -> T:
-    """The result of an action that opens the dataset, its errors as one line."""
+    """Run an action that opens the dataset, and turn its errors into one line."""
     where = f"source {config.label}: dataset {config.dataset}"
     try:
         return action()

@@ -17,7 +17,7 @@ Marks = dict[str, tuple[int, int, int, int]]
 
 
 def marks_of(paths: Iterable[str | Path]) -> Marks:
-    """The marks of the files that are there."""
+    """Marks (size, times of change, inode) of the files that exist."""
     marks: Marks = {}
     for path in map(str, paths):
         try:

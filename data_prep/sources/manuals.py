@@ -1,4 +1,4 @@
-"""Documents of unpacked packages of manuals and source code: one file, one document."""
+"""Readers of packages of manuals and source code, where each file is one document."""
 
 import gzip
 import re

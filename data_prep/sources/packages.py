@@ -1,4 +1,4 @@
-"""Package sources: fetched once with their manager, stored as JSON lines, recorded with their licence."""
+"""Sources from packages of pip, npm or apt: downloaded once, stored as JSON lines, recorded with their licence."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""The source code of the Python standard library: real text that needs no network."""
+"""Adapter for the source code of the Python standard library, real text that needs no network."""
 
 import sysconfig
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Folders that `datasets` wrote with `save_to_disk`, read without it."""
+"""Adapter for folders that `datasets` wrote with `save_to_disk`, read without that library."""
 
 from pathlib import Path
 

@@ -18,14 +18,14 @@ MARKERS = "osD^vP*X"
 
 
 def accuracy_grid(path: Path, rows: Sequence[Row], task: str) -> Path:
-    """Heat map of one task: a line for each number of pairs and set of options, a column for each length."""
+    """Heat map of one task's accuracy: a line for each number of pairs and set of options, a column for each length."""
     rows = [row for row in rows if row["task"] == task]
     lines = list(dict.fromkeys(row["label"] for row in sorted(rows, key=lambda row: (row["pairs"], row["label"]))))
     return _heat_map(path, f"Accuracy: {task}", rows, lines, "label", "")
 
 
 def depth_by_length(path: Path, rows: Sequence[Row]) -> Path:
-    """Heat map of needles: depth in the haystack against length."""
+    """Heat map of accuracy on needles in a haystack: depth of the needle against length."""
     rows = [dict(row, depth=f"{row['options']['depth']:.0%}") for row in rows if "depth" in row["options"]]
     lines = sorted({row["depth"] for row in rows}, key=lambda depth: float(depth.rstrip("%")))
     return _heat_map(path, "Accuracy by depth of the needle", rows, lines, "depth", "depth in the haystack")
@@ -128,7 +128,7 @@ def heat_map(
     y: str = "",
     tilt: float = 0,
 ) -> Path:
-    """Shares of 1, `[lines, columns]`, as colours that print, with their numbers; NaN stays white. `tilt`: of the columns'
+    """Draw a heat map of shares from 0 to 1, `[lines, columns]`, with their numbers; NaN stays white. `tilt`: of the columns'
     names, degrees."""
     import seaborn as sns
 
@@ -148,7 +148,7 @@ def heat_map(
             xticklabels=columns,
             yticklabels=lines,
         )
-        axes.set(xlabel=x, ylabel=y)  # seaborn cleared them
+        axes.set(xlabel=x, ylabel=y)  # seaborn removes the ticks, so they are set again
         axes.tick_params(axis="y", rotation=0)
         if tilt:
             axes.tick_params(axis="x", rotation=tilt)

@@ -1,4 +1,4 @@
-"""The project's figures: one style, one function each, PNG files that are small and the same on every drawing.
+"""The style of all figures and the common ones, one function each; PNG files that are small and byte-identical when drawn again.
 
 Colours are seaborn's colour-blind palette, checkpoints are shades of one map from light (early) to dark (last).
 """
@@ -34,7 +34,7 @@ PALETTE = (
     "#ece133",
     "#56b4e9",
 )
-COLORS = 96  # of a picture: curves, their shades where they fade into the paper, heat maps
+COLORS = 96  # colours in a picture's palette: enough for curves, their anti-aliased edges, and heat maps
 BASELINE = "0.45"  # grey, dashed: what a curve is compared with
 STYLE: dict[Any, Any] = {  # keys are names of matplotlib's settings
     "figure.figsize": (6.4, 3.8),
@@ -75,14 +75,14 @@ def figure(path: Path, title: str, x: str, y: str, *, height: float | None = Non
 
 
 def _with_few_colors(picture: BytesIO) -> Image.Image:
-    """The picture with a palette of its own: a third of the bytes, and nothing that can be seen is lost in lines and text."""
+    """Reduce a picture to a colour palette: a third of the bytes, without a visible loss in lines and text."""
     return (
         Image.open(picture).convert("RGB").quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     )
 
 
 def loss_curve(path: Path, steps: Sequence[Mapping[str, Any]], earlier: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """Training loss against step: text and recall apart where the events tell them apart.
+    """Training loss against step, with separate curves of text and recall where the events have both.
 
     Args:
         steps: `step` events of a run, ascending.
@@ -131,7 +131,8 @@ def recall_by_length(path: Path, results: Sequence[Mapping[str, Any]], label: st
             chance = next(iter(curves.values()))[0]["chance"]
             axes.axhline(chance, color=BASELINE, linestyle="--", linewidth=1.2, label=f"chance {chance:.1%}")
             log2_axis(axes, lengths)
-            # Beside the plot, where no curve can be; last checkpoint on top, chance at the bottom, as curves lie.
+            # The legend stands beside the plot, where it hides no curve; the last checkpoint is on top and chance at the bottom,
+            # in the order of the curves.
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
         axes.set_ylim(-0.02, 1.03)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))

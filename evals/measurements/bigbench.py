@@ -1,4 +1,4 @@
-"""The multiple-choice items of the PyPI package `bigbench`: fetched when asked, only ever evaluated on, never committed.
+"""The multiple-choice items of the PyPI package `bigbench`: downloaded on request, used for evaluation only, never committed.
 
 python -m echo_lm.evals.measurements.bigbench data/bigbench
 """
@@ -28,7 +28,7 @@ INSIDE = "benchmark_tasks"
 
 @dataclass(frozen=True)
 class Item:
-    """A question, its choices, and the score of each: the best one is right."""
+    """A multiple-choice item: a question, its choices, and the score of each; the choice with the highest score is right."""
 
     context: str
     choices: tuple[str, ...]
@@ -155,7 +155,8 @@ def evaluate_bigbench(
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of both, as they are when written together; spaces at the end of the context go to the continuation.
+    """Token ids of a context and its continuation, as tokenized together; spaces at the end of the context go to the
+    continuation.
 
     The context begins with the document separator, so it is never empty.
     """

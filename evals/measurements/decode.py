@@ -77,13 +77,13 @@ def evaluate_decode(
 
 
 def cache_after(model: EchoLM, context: int, batch: int) -> Cache:
-    """A cache of the size that reading `context` tokens leaves; its numbers are not those of any text."""
+    """A cache of the size that reading `context` tokens leaves, filled with arbitrary numbers."""
     like = model.embedding.weight[:0]
     return Cache(block.mixer.random_cache(batch, like, context) for block in model.blocks)
 
 
 def with_peak_bytes(work: Callable[[], T], device: torch.device | str) -> tuple[T, int]:
-    """What `work` returns, and the most bytes of tensors it held at any moment, beyond those that were there before.
+    """Run `work`; return its result and the peak bytes of tensors it allocated beyond those that existed before.
 
     As PyTorch's own allocators count them: a process's resident memory says little, since freed memory stays with it.
     """
@@ -92,12 +92,12 @@ def with_peak_bytes(work: Callable[[], T], device: torch.device | str) -> tuple[
         before = torch.cuda.memory_allocated(device)
         result = work()
         return result, torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes on the screen when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise it prints when it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         result = work()
     assert record.profiler is not None
     assert record.profiler.kineto_results is not None
-    # Every allocation and every free of what was allocated in there, in the order of time.
+    # All allocations during `work`, and the frees of what was allocated in it, in order of time.
     events: list[Any] = record.profiler.kineto_results.events()
     changes = [event for event in events if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness through a model class of ours: local YAML tasks always, the hub's where it can be reached."""
+"""Evaluation by lm-evaluation-harness: local YAML tasks always, tasks of the Hugging Face hub where it can be reached."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ ENDINGS, CONTEXT_WORDS, ENDING_WORDS = 4, 40, 12
 
 
 class EchoHarness(TemplateLM):
-    """An EchoLM and its tokenizer as lm-evaluation-harness wants a model.
+    """An EchoLM and its tokenizer behind the model interface of lm-evaluation-harness.
 
     Args:
         window: tokens of one pass of `loglikelihood_rolling`; longer texts are read in windows.
@@ -152,7 +152,7 @@ def evaluate_harness(
                 for task in hub:
                     try:
                         rows.append(_run(lm, task, manager, limit))
-                    except Exception as error:  # a data set that moved, a connection that broke: the other tasks count
+                    except Exception as error:  # a data set has moved or the connection broke: skip this task alone
                         skipped[task] = (str(error).splitlines() or [type(error).__name__])[0]
                     on_task()
     return rows, skipped

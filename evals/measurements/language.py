@@ -1,4 +1,4 @@
-"""Held-out text: what a model spends on each byte, beside baselines on the same tokens."""
+"""Bits per byte and perplexity of a model on held-out text, with baselines on the same tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ READ_TOKENS = 1 << 22  # how much of the training split is in memory at once whi
 
 @dataclass(frozen=True)
 class HeldoutText:
-    """Documents one after the other.
+    """Held-out documents, concatenated.
 
     Attributes:
         tokens: int64 `[n]`; the last document may be cut.
@@ -56,7 +56,8 @@ def heldout_text(stream: TokenStream, *, tokens: int, seed: int) -> HeldoutText:
 
 
 def text_batches(text: HeldoutText, *, sequence_length: int, batch_tokens: int) -> Iterator[Batch]:
-    """The text in rows of `sequence_length`: every row begins afresh, and predicts the first token of the next row.
+    """Split the text into rows of `sequence_length` tokens, each read without the rows before it; a row also predicts the first
+    token of the next.
 
     So each token but the documents' first ones is predicted once, from what precedes it in its document and its row.
     """

@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations of given contexts: what every multiple-choice task comes down to."""
+"""Log-probabilities of given continuations of given contexts, as multiple-choice tasks need them."""
 
 from collections.abc import Sequence
 

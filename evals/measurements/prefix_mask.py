@@ -21,12 +21,12 @@ class PrefixMasked(nn.Module):
 
     @property
     def head(self) -> nn.Module | None:
-        """The model's; `parameter_groups` asks for it."""
+        """The head of the wrapped model, which `parameter_groups` needs."""
         return self.model.head
 
     @property
     def config(self) -> ModelConfig:
-        """The model's."""
+        """The config of the wrapped model."""
         return self.model.config
 
     def forward(self, tokens: Tensor, *, logits_to_keep: Tensor, return_gate_mean: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""Recall accuracy of a model: one cell of a task's grid at a time, in the parallel pass or token by token."""
+"""Recall accuracy of a model on one cell of a task's grid, in a parallel forward pass or token by token."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -98,10 +98,10 @@ def evaluate_recall(
     text: np.ndarray | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of one cell.
+    """Accuracy of a model on one cell.
 
-    The answer is the likeliest of the task's choices (usually the vocabulary's values), so that guessing gives
-    1/choices whatever the model; beside it stands `open_accuracy`, where the likeliest of *all* tokens has to be the right one.
+    The prediction is the likeliest of the task's choices (usually the vocabulary's values), so that guessing gives 1/choices for
+    any model. For `open_accuracy` it is the likeliest of *all* tokens.
 
     Args:
         model: see `answer_logits`.
@@ -142,7 +142,7 @@ def count_correct(
     device: torch.device | str = "cpu",
     by_sequence: list[int] | None = None,
 ) -> dict[str, int]:
-    """The bare counts of `evaluate_recall` on sequences that are there already.
+    """Counts of right answers on given sequences, from which `evaluate_recall` computes accuracies.
 
     Args:
         by_sequence: gets the number of right answers of each sequence appended.

@@ -64,18 +64,18 @@ class RecallCell:
 
     @property
     def gap(self) -> int:
-        """Tokens beyond the shortest sequence that holds the pairs."""
+        """The number of tokens beyond the shortest sequence that holds the pairs."""
         return self.length - minimum_length(self.task, pairs=self.pairs, **self.options)
 
     @property
     def sequences(self) -> int:
-        """Sequences that give `queries` answers, each asking for as many as it can."""
+        """The number of sequences that together give `queries` answers, each with as many queries as it can hold."""
         per_sequence = num_queries(self.task, self.pairs)
         return math.ceil(self.queries / (per_sequence * task_of(self.task).labels_per_query(**self.options)))
 
     @property
     def tokens(self) -> int:
-        """What the cell costs."""
+        """The number of tokens of all sequences of the cell."""
         return self.sequences * self.length
 
     def described(self) -> dict[str, Any]:

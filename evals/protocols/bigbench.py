@@ -25,12 +25,12 @@ class BigbenchConfig(Config):
 
 
 def work(config: BigbenchConfig, context: EvaluationContext) -> int:
-    """A task counts as one batch."""
+    """The cost of the protocol in tokens, for progress: a task counts as one batch."""
     return len(config.tasks) * context.batch_tokens
 
 
 def run(model: EchoLM, config: BigbenchConfig, context: EvaluationContext) -> ProtocolResult:
-    """A row for each task; see `evaluate_bigbench`."""
+    """Measure a model: a row for each task; see `evaluate_bigbench`."""
     from ..measurements.bigbench import evaluate_bigbench
 
     rows = evaluate_bigbench(

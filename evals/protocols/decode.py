@@ -26,12 +26,12 @@ class DecodeConfig(Config):
 
 
 def work(config: DecodeConfig, context: EvaluationContext) -> int:
-    """A context counts as one batch."""
+    """The cost of the protocol in tokens, for progress: a context counts as one batch."""
     return len(config.contexts) * context.batch_tokens
 
 
 def run(model: EchoLM, config: DecodeConfig, context: EvaluationContext) -> ProtocolResult:
-    """A row for each context; see `evaluate_decode`."""
+    """Measure a model: a row for each context; see `evaluate_decode`."""
     from ..measurements.decode import evaluate_decode
 
     rows = evaluate_decode(

@@ -54,12 +54,12 @@ def identity(config: HarnessConfig) -> dict[str, Any]:
 
 
 def work(config: HarnessConfig, context: EvaluationContext) -> int:
-    """A task counts as one batch."""
+    """The cost of the protocol in tokens, for progress: a task counts as one batch."""
     return (len(config.local) + len(config.hub)) * context.batch_tokens
 
 
 def run(model: EchoLM, config: HarnessConfig, context: EvaluationContext) -> ProtocolResult:
-    """A row for each task; see `evaluate_harness`."""
+    """Measure a model: a row for each task; see `evaluate_harness`."""
     from ..measurements.harness import evaluate_harness  # needs lm_eval, which training machines do not have
 
     rows, skipped = evaluate_harness(

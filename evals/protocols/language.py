@@ -24,12 +24,13 @@ class LanguageConfig(Config):
 
 
 def work(config: LanguageConfig, context: EvaluationContext) -> int:
-    """Tokens of all texts."""
+    """The cost of the protocol: tokens of all texts."""
     return config.tokens * len(_sources(context))
 
 
 def run(model: EchoLM, config: LanguageConfig, context: EvaluationContext) -> ProtocolResult:
-    """Metrics `language/NAME` and, where the dataset has several sources, `language/SOURCE/NAME`; see `evaluate_language`.
+    """Measure a model: metrics `language/NAME` and, where the dataset has several sources, `language/SOURCE/NAME`; see
+    `evaluate_language`.
 
     The rows have the nats and the bytes of each batch of a text, by which two models are compared (`evals/differences.py`).
     """

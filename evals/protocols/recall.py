@@ -44,12 +44,12 @@ def identity(grids: tuple[RecallGrid, ...]) -> list[dict[str, Any]]:
 
 
 def work(grids: tuple[RecallGrid, ...], context: EvaluationContext) -> int:
-    """Tokens of all sequences."""
+    """The cost of the protocol: tokens of all sequences."""
     return sum(cell.tokens for cell in cells_of(grids))
 
 
 def run(model: EchoLM, grids: tuple[RecallGrid, ...], context: EvaluationContext) -> ProtocolResult:
-    """A row for each cell, its accuracy and the mean of each task as metrics; see `evaluate_recall`."""
+    """Measure a model: a row for each cell, its accuracy and the mean of each task as metrics; see `evaluate_recall`."""
     from ...data_prep.preparing.tokenizer import reserved_start
     from ...data_prep.recall import RecallVocabulary
     from ..measurements.recall import evaluate_recall, haystack_text

@@ -23,7 +23,7 @@ def _with_new_keys(training: dict[str, Any]) -> dict[str, Any]:
 
 
 class Arm(Config):
-    """A model of the sweep: a preset, fields of its config that differ, fields of the training that differ."""
+    """An arm of the sweep: a preset, with the fields of its model config and of its training that differ."""
 
     preset: str
     """Name of the model's preset."""
@@ -38,8 +38,8 @@ class Arm(Config):
     tokens: int | None = Field(default=None, gt=0)
     """Training tokens of each cell where each is learned by a model of its own, instead of the sweep's."""
     prefix_mask: bool = False
-    """SKA layers write only what precedes a row's first answered position (in most tasks the key that is asked), in
-    training and in questions."""
+    """SKA layers write only the tokens before a row's first query position (in most tasks that of the queried key), in training
+    and in evaluation."""
 
 
 class Curriculum(Config):
@@ -66,8 +66,8 @@ class CellTraining(Config):
 
 
 class VocabularySizes(Config):
-    """How many keys, values and noise tokens there are; a third of the noise is never shown in training, and `num_new_noise`
-    are for haystacks that no choice was made by."""
+    """The numbers of keys, values and noise tokens; a third of the noise never occurs in training, and `num_new_noise` are for
+    haystacks on which no model was selected."""
 
     added = ("num_new_noise",)
 
@@ -78,7 +78,7 @@ class VocabularySizes(Config):
     num_noise: int = Field(default=RecallVocabulary.num_noise, ge=RecallVocabulary.UNSEEN_NOISE_SHARE)
     """Number of tokens that serve as noise; a third of them is never shown in training."""
     num_new_noise: int = Field(default=RecallVocabulary.num_new_noise, ge=0)
-    """Number of further noise tokens, for haystacks that no choice was made by."""
+    """Number of further noise tokens, for haystacks on which no model was selected."""
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -98,7 +98,7 @@ class PublishedCell(Config):
 
 
 class Published(Config):
-    """What others published on the same tasks, for people to compare: it changes no run."""
+    """Published results on the same tasks, shown for comparison; they change no run."""
 
     source: str
     """Where the numbers are from."""
@@ -138,7 +138,7 @@ class RecallSweep(Config):
     mean_of: tuple[str, ...] = ()
     """Tasks whose mean chooses an arm's learning rate and is shown for the arm; all if empty."""
     published: Published | None = None
-    """Numbers that others published, shown beside ours."""
+    """Published results of others, shown beside ours."""
     each_cell: CellTraining | None = None
     """Train one model for each cell instead of one for all; tasks, pairs, lengths, batch and steps of the training then
     follow from the cell."""
@@ -147,7 +147,7 @@ class RecallSweep(Config):
 
     @property
     def ids(self) -> RecallVocabulary:
-        """The vocabulary; its ids begin at 0."""
+        """The token ids of the sweep's tasks, which begin at 0."""
         return RecallVocabulary(**self.vocabulary.model_dump())
 
     @property

@@ -30,7 +30,7 @@ def measure_together(
     device: torch.device | str = "cpu",
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Train runs side by side and ask each of them everything.
+    """Train runs concurrently and evaluate each of them on all of its cells.
 
     Returns:
         For each run `id`, `arm`, `seed`, `learning_rate`, `parameters` (without embeddings), `tokens` (trained on), `final_loss`
@@ -81,7 +81,7 @@ def _evaluate(
     seed: int,
     device: torch.device | str,
 ) -> None:
-    """Ask models the same cell and add a row to the result of each. Batch by batch, as all sequences of a long cell
+    """Evaluate several models on one cell and add a row to the result of each. Batch by batch, as all sequences of a long cell
     would not fit in memory."""
     if not group:
         return
@@ -120,6 +120,6 @@ def _described(run: RecallRun, trainer: RecallTrainer) -> dict[str, Any]:
 
 
 def _rounded(losses: torch.Tensor) -> float | None:
-    """The mean; None, as JSON knows no NaN, if it is not finite."""
+    """The rounded mean; None if it is not finite, as JSON has no NaN."""
     mean = float(losses.mean())
     return round(mean, 5) if math.isfinite(mean) else None

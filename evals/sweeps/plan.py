@@ -1,4 +1,4 @@
-"""Which runs of a recall sweep are to be trained next, and which of them side by side. Pure: it runs and writes nothing."""
+"""Selection of the runs of a recall sweep to train next, and of those that train side by side. Pure: it runs and writes nothing."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def missing_runs(
 def next_group(
     sweep: RecallSweep, missing: Sequence[RecallRun], together: int, started: Sequence[RecallRun] = ()
 ) -> list[RecallRun]:
-    """The first runs that train side by side, at most `together`.
+    """The next runs to train side by side, at most `together`.
 
     Where one learning rate may answer enough of a cell (`each_cell.enough`), its other rates wait for that: a group has no two
     rates of a cell, and none of a cell that is among the `started`.

@@ -26,7 +26,7 @@ from .result_files import Results, SweepFolder
 from .results import LENGTH_TASK, Report
 from .runs import RecallRun
 
-LINES_OF_REMARK = 2  # an empty one and the count of what was left out
+LINES_OF_REMARK = 2  # an empty line, and the one with the count of what was left out
 
 
 def write_report(sweep_path: Path, results: Path, out: Path, lines: int | None = None) -> Path:
@@ -56,7 +56,7 @@ def write_report(sweep_path: Path, results: Path, out: Path, lines: int | None =
 
 
 def numbers_of(results: Path, name: str) -> Path:
-    """Where the results of a sweep are kept: its joined file, its folder, or the folder of parts that earlier versions wrote."""
+    """The path of a sweep's stored results: its joined file, its folder, or the folder of parts that earlier versions wrote."""
     places = (results / f"{name}.json", results / name)
     return next((place for place in places if place.exists()), results)
 
@@ -71,7 +71,7 @@ def load_report(sweep_path: Path, results: Path) -> Report:
 
 
 def notes_beside(page: Path) -> str:
-    """What people wrote for the page, in `NAME.notes.md`."""
+    """The hand-written notes for the page, from `NAME.notes.md`."""
     notes = page.with_suffix(".notes.md")
     return notes.read_text(encoding="utf-8").strip() if notes.is_file() else ""
 
@@ -82,7 +82,7 @@ def command_of(sweep: Path) -> str:
 
 
 def shown(sweep: Path) -> str:
-    """What names the sweep on the command line: its name if it comes with the package, else its file."""
+    """The sweep's argument on the command line: its name if it comes with the package, else its file."""
     return str(sweep) if str(sweep) in sweep_names() else Path(sweep).name
 
 
@@ -127,7 +127,7 @@ def as_page(
 
 
 def _protocol(report: Report) -> str:
-    """How the models were trained and evaluated."""
+    """The section on how the models were trained and evaluated."""
     sweep, training, each = report.sweep, report.sweep.training, report.sweep.each_cell
     if each:
         what = "task, pairs and length" if each.curriculum is None else "task and pairs"
@@ -197,7 +197,7 @@ def _at(runs: Iterable[tuple[float, int]]) -> str:
 
 
 def _cells_at(report: Report, runs: Iterable[RecallRun]) -> str:
-    """Cells whose models were not trained, by learning rate; of some the first may answer enough."""
+    """Cells without a trained model, by learning rate; some need none, as another rate has answered enough of the cell."""
     cells: dict[float, list[str]] = {}
     for run in runs:
         (cell,) = run.cells

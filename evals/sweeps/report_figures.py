@@ -16,7 +16,7 @@ MOST_FIGURES = 2  # of one label
 
 
 def figures_of(report: Report) -> dict[str, Callable[[Path], Path]]:
-    """What draws each figure of a report into a file, by the file's name."""
+    """The drawing function of each figure of a report, by the name of its file."""
     name = report.sweep.name
     figures: dict[str, Callable[[Path], Path]] = {f"{name}_mean.png": partial(mean_figure, report)}
     if len(report.tasks) > 1:
@@ -46,7 +46,7 @@ def draw(report: Report, folder: Path) -> list[str]:
 
 
 def mean_figure(report: Report, path: Path) -> Path:
-    """The mean of every arm: a dot a seed, a line at the median."""
+    """Figure of the mean accuracy of every arm: a dot per seed, a line at the median."""
     arms = [arm for arm in report.arms if arm.chosen]
     with figure(path, f"Mean accuracy: {report.sweep.name}", "accuracy", "", height=1.2 + 0.3 * len(arms)) as axes:
         for place, arm in enumerate(arms):

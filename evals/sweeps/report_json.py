@@ -67,7 +67,7 @@ def _missing_json(report: Report, run: RecallRun) -> dict[str, Any]:
 
 
 def row_json(report: Report, arm: ArmReport, result: Result, row: Row) -> Row:
-    """One cell of one run, with its interval."""
+    """The result of one run on one cell, with its interval."""
     score = accuracy(row["correct"], row["queries"], chance=report.chance(row["task"]))
     return {
         "arm": arm.name,
@@ -79,6 +79,6 @@ def row_json(report: Report, arm: ArmReport, result: Result, row: Row) -> Row:
 
 
 def origin(report: Report) -> dict[str, list[str]]:
-    """What the runs were made on, when and by which code."""
+    """Hardware, dates and code versions of the runs."""
     keys = {"hardware": "hardware", "torch": "torch", "dates": "date", "commits": "commit"}
     return {name: sorted({result[key] for result in report.found.values()}) for name, key in keys.items()}

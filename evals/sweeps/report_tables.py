@@ -11,7 +11,7 @@ from .runs import runs_of
 
 
 def accuracy_by_task(report: Report) -> str:
-    """Arms by tasks."""
+    """Table of accuracies, arms by tasks."""
     head = ["arm", "parameters", "rate", "seeds", *report.tasks, "mean"]
     lines = []
     for arm in report.arms:
@@ -48,7 +48,7 @@ def accuracy_by_task(report: Report) -> str:
 
 
 def intervals_by_task(report: Report) -> str:
-    """95% Wilson intervals of each task."""
+    """Table of the 95% Wilson intervals of each task."""
     lines, queries = [], dict.fromkeys(report.tasks, 0)
     for arm in report.arms:
         cells = []
@@ -66,7 +66,7 @@ def intervals_by_task(report: Report) -> str:
 
 
 def published_cells(report: Report) -> str:
-    """Published numbers of single cells beside ours on the plain version of the task."""
+    """Table of published accuracies of single cells beside ours on the plain version of the task."""
     published = report.sweep.published
     if not published or not published.cells:
         return ""
@@ -151,7 +151,7 @@ def _listed(rates: Sequence[float]) -> str:
 
 
 def accuracy_by_label(report: Report) -> str:
-    """Every kind of question, all lengths together."""
+    """Table of accuracies by label, all lengths together."""
     arms = [arm for arm in report.arms if arm.chosen]
     lines = []
     for task in report.tasks:
@@ -170,7 +170,7 @@ def accuracy_by_label(report: Report) -> str:
 
 
 def learning_rates_tried(report: Report) -> str:
-    """Every learning rate that was tried."""
+    """Table of every learning rate that was tried, with its scores."""
     rates = sorted({run.training.learning_rate for run in runs_of(report.sweep)})
     said = "Mean in percent (seeds that ran); bold is what the tables above show."
     if report.sweep.each_cell:
@@ -180,7 +180,7 @@ def learning_rates_tried(report: Report) -> str:
 
 
 def _tried(arm: ArmReport, rate: float) -> str:
-    """What came of one rate."""
+    """The scores of one learning rate as text."""
     if rate in arm.cells:
         trained, best = arm.cells[rate]
         return f"{trained} ({best})"
@@ -191,7 +191,7 @@ def _tried(arm: ArmReport, rate: float) -> str:
 
 
 def percent(share: float) -> str:
-    """0.971 as 97.1."""
+    """A share as a percentage without its sign: 0.971 as 97.1."""
     return f"{100 * share:.1f}"
 
 
@@ -206,15 +206,15 @@ def spread(shares: Iterable[float]) -> str:
 
 
 def interval(row: Row | None) -> str:
-    """The 95% interval of a pooled row."""
+    """The 95% interval of a pooled row as text."""
     return f"{percent(row['low'])} to {percent(row['high'])}" if row else "-"
 
 
 def with_interval(row: Row | None) -> str:
-    """Accuracy and interval of a pooled row."""
+    """Accuracy and interval of a pooled row as text."""
     return f"{percent(row['accuracy'])} ({interval(row)})" if row else "-"
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A sweep."""
+    """A Markdown table with the column names `head` and a line for each of `lines`."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])

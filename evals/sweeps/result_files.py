@@ -27,19 +27,19 @@ class SweepFolder:
         self.path = self.sweeps / name
 
     def run_file(self, run_id: str) -> Path:
-        """The result of a run."""
+        """The path of a run's result."""
         return self.path / "runs" / f"{run_id}.json"
 
     def lease_file(self, run_id: str) -> Path:
-        """The lease of a run."""
+        """The path of a run's lease."""
         return self.path / "leases" / f"{run_id}.lease"
 
     def log_file(self, run_id: str) -> Path:
-        """What was printed while a group of runs trained, by the id of its first run."""
+        """The path of the log of a group of runs, named by the id of its first run."""
         return self.path / "logs" / f"{run_id}.log"
 
     def failure_file(self, run_id: str) -> Path:
-        """The errors of a group of runs whose every attempt failed, by the id of its first run."""
+        """The path of the errors of a group of runs whose every attempt failed, named by the id of its first run."""
         return self.path / "failures" / f"{run_id}.json"
 
     def joined_files(self) -> list[Path]:

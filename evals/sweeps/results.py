@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ArmReport:
-    """What ran of one arm.
+    """The results of one arm.
 
     Attributes:
         scores: for each learning rate that was tried, the score of each seed that ran (shares of 1).
@@ -97,15 +97,15 @@ class Report:
         return fmean(row["correct"] / row["queries"] for row in rows) if rows else np.nan
 
     def mean(self, result: Result) -> float:
-        """The one number of a run: the mean over the tasks of `mean_of`; NaN where one has no cell."""
+        """The headline score of a run: the mean over the tasks of `mean_of`; NaN where one has no cell."""
         return fmean(self.task_mean(result, task) for task in self.mean_of)
 
     def chance(self, task: str) -> float:
-        """What guessing gives."""
+        """The accuracy of guessing."""
         return 1 / len(self.choices[task])
 
     def pooled(self, arm: ArmReport, keep: Callable[[Row], bool]) -> Row | None:
-        """The kept cells of the arm's chosen runs as one: `evals.scores.accuracy` of all their answers."""
+        """Accuracy of all answers of the arm's chosen runs on the kept cells, pooled: `evals.scores.accuracy`."""
         rows = [row for result in arm.chosen for row in result["rows"] if keep(row)]
         if not rows:
             return None
@@ -113,7 +113,7 @@ class Report:
         return accuracy(correct, queries, chance=self.chance(rows[0]["task"]))
 
     def by_length(self, label: str) -> dict[str, list[Row]]:
-        """For each arm that ran a row for each length, pooled over seeds."""
+        """A row per length for each arm with results, pooled over seeds."""
         lengths = sorted({cell.length for cell in self.sweep.cells if cell.label == label})
         curves: dict[str, list[Row]] = {}
         for arm in self.arms:
@@ -125,7 +125,7 @@ class Report:
 
 
 def best_of_cells(results: Iterable[Result]) -> list[Result]:
-    """Of runs of one cell each, for each cell and seed the one with most right answers; of equal ones the first."""
+    """The best run of each cell and seed, among runs of one cell each: the one with most right answers, the first of equal ones."""
     best: dict[tuple[str, int, int], Result] = {}
     for result in results:
         (row,) = result["rows"]
@@ -136,7 +136,7 @@ def best_of_cells(results: Iterable[Result]) -> list[Result]:
 
 
 def joined(results: Iterable[Result]) -> list[Result]:
-    """Runs of one cell each as one a seed; a row also says the rate of its run, and in `trained_tokens` what that took."""
+    """Join runs of one cell each into one run per seed; a row also has the learning rate of its run and its `trained_tokens`."""
     whole: dict[int, Result] = {}
     for result in results:
         own = {"trained_tokens": result["tokens"], "learning_rate": result["learning_rate"]}

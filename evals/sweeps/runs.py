@@ -64,7 +64,7 @@ def runs_of(sweep: RecallSweep) -> list[RecallRun]:
                         )
                     _check_rooms(name, own, sweep)
                     run_id = _run_id(sweep, arm, configs[name], own, seed, run_cells)
-                    # Once, where an arm sets a rate of its own; two arms may be the same model.
+                    # Each run once: an arm may set one rate of its own, and two arms may be the same model.
                     runs.setdefault(
                         (name, run_id), RecallRun(name, configs[name], own, seed, run_cells, arm.prefix_mask, run_id)
                     )
@@ -102,7 +102,7 @@ def differ_in_rate_alone(one: RecallRun, other: RecallRun) -> bool:
 
 
 def _cell_training(each: CellTraining, arm: Arm, cell: RecallCell) -> dict[str, Any]:
-    """What the training of one cell has of its own."""
+    """The training settings in which one cell differs from the sweep."""
     budget, curriculum, lengths = arm.tokens or each.tokens, each.curriculum, (cell.length,)
     if curriculum is not None:
         gaps = [gap for gap in curriculum.gaps if gap <= cell.gap]
@@ -137,7 +137,7 @@ def _run_id(
         parts.append("prefix_mask")
     if sweep.each_cell is not None:
         return sha256_json([*parts, [asdict(cell) for cell in cells], sweep.own_queries])[:16]
-    # Under the names that the keys had first, since ids must not change.
+    # Hashed under the first names of renamed keys, since ids must not change.
     later = {"longest": arm.longest, "own_questions": sweep.own_queries or None, "only": arm.only or None}
     parts.append([grid.identity_dump() for grid in sweep.recall])
     parts += [{key: value} for key, value in later.items() if value is not None]

@@ -20,10 +20,11 @@ from ...models.common.errors import UserError
 from ..measurements.prefix_mask import PrefixMasked
 from .training_config import RecallTraining
 
-LOOK_EVERY = 50  # steps at one length, whether the training may stop or go on with the next
-# The last answers are those of so many steps, and of as many more as hold so many answers: 99.95% of fewer says little.
+LOOK_EVERY = 50  # interval, in steps at one length, of the test whether training may stop or go on to the next length
+# The test takes the answers of the last LAST_STEPS steps, and of more steps until there are LAST_ANSWERS answers, since a share
+# such as 99.95% of fewer answers is too imprecise.
 LAST_STEPS, LAST_ANSWERS = 50, 2000
-# A graph is recorded after so many steps of each length: by then every kernel is compiled and every buffer exists.
+# Steps of each length before its graph is recorded: by then every kernel is compiled and every buffer exists.
 EAGER_STEPS = 3
 SMALLEST_RATE = 0.1
 M = TypeVar("M", bound=EchoLM | PrefixMasked)
@@ -31,7 +32,7 @@ M = TypeVar("M", bound=EchoLM | PrefixMasked)
 
 @dataclass(frozen=True)
 class RecallBank:
-    """Every batch of a training at one length, so that a step needs nothing from the host.
+    """All batches of a training at one length, kept on the device, so that a step needs no data from the host.
 
     Attributes:
         tokens: int32 `[n, B, L]`.
@@ -48,7 +49,7 @@ class RecallBank:
 def recall_bank(
     training: RecallTraining, length: int, vocabulary: RecallVocabulary, generator: np.random.Generator, batches: int
 ) -> RecallBank:
-    """The batches of one length, the tasks in equal parts in each; step by step the next number of pairs."""
+    """Generate the batches of one length: equal parts of each task, with the number of pairs changing from step to step."""
     sequences, parts = training.batch_at(length), training.parts
     shares = [len(part) for part in np.array_split(np.arange(sequences), len(parts))]
     most = sum(
@@ -86,7 +87,7 @@ def recall_bank(
 
 
 class AtLength:
-    """What a trainer has of one length: the batches, how many it has taken, and on a GPU the step that it replays.
+    """A trainer's state at one length: the batches, how many of them were used, and on a GPU the recorded step that is replayed.
 
     Attributes:
         rates: fp32 `[n]`, the learning rate of each step.
@@ -101,12 +102,12 @@ class AtLength:
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of a step."""
+        """The number of tokens of a step."""
         return self.bank.tokens[0].numel()
 
     @property
     def exhausted(self) -> bool:
-        """Whether every batch is taken."""
+        """Whether every batch was used."""
         return self.taken == len(self.bank.tokens)
 
 
@@ -128,9 +129,10 @@ class RecallTrainer(Generic[M]):
         purpose: str = "training",
         device: torch.device | str = "cpu",
     ):
-        """
+        """Prepare the training: generate the first batches and make the optimizer.
+
         Args:
-            model: on `device`; trained in place.
+            model: the model on `device`, which is trained in place.
             purpose: names the stream of sequences; evaluations use "evaluation".
 
         Raises:
@@ -154,14 +156,14 @@ class RecallTrainer(Generic[M]):
         self._optimizer = torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.95), **options)
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.losses = torch.zeros(training.steps, device=self.device)
-        self._answers = torch.zeros(training.steps, 2, device=self.device)  # right ones, and all
+        self._answers = torch.zeros(training.steps, 2, device=self.device)  # right answers, and all answers
         self._cooling = 0  # steps of the cooldown that are left
         self._share = torch.ones((), device=self.device)  # of the rate, which only the cooldown changes
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._wait_for_what_was_made()
 
     def advance(self) -> None:
-        """One step. On a GPU it is only queued: `synchronize` waits for it."""
+        """Train one step. On a GPU it is only queued; `synchronize` waits for it."""
         at = self._now[self.done % len(self._now)]
         with torch.cuda.stream(self._stream):  # none on a CPU
             if self._cooling:
@@ -177,7 +179,7 @@ class RecallTrainer(Generic[M]):
         self.tokens += at.step_tokens
         enough = self.training.lengthen_at
         lengthen = enough is not None and bool(self._later) and (at.exhausted or self._has_learned(enough))
-        del at  # a length that is done with gives back its memory before the next takes some
+        del at  # the memory of a finished length is freed before the next length allocates its own
         if lengthen:
             self.synchronize()
             self._now.clear()
@@ -186,13 +188,13 @@ class RecallTrainer(Generic[M]):
         self.finished = self._is_spent() or (not self._later and self._stops())
 
     def _is_spent(self) -> bool:
-        """Whether there is no step left, or no tokens for one."""
+        """Whether no step is left, or too few tokens for another."""
         upcoming = self._now[self.done % len(self._now)].step_tokens
         beyond = self.training.tokens is not None and self.tokens + upcoming > self.training.tokens
         return self.done == self.training.steps or beyond
 
     def _stops(self) -> bool:
-        """After each step: whether it was the last of the cooldown, which begins once enough is learned."""
+        """Whether the step just done was the last of the cooldown, which begins once enough is learned."""
         if self._cooling:
             self._cooling -= 1
         elif self.training.stop_at is None or not self._has_learned(self.training.stop_at):
@@ -202,7 +204,7 @@ class RecallTrainer(Generic[M]):
         return not self._cooling
 
     def _has_learned(self, share: float) -> bool:
-        """Whether so large a share of the last answers is right. To know it a GPU is waited for."""
+        """Whether the required share of the last answers is right; on a GPU the host waits for the result."""
         steps = self._now[0].taken if self.training.lengthen_at is not None else self.done
         if steps % LOOK_EVERY:
             return False
@@ -212,7 +214,7 @@ class RecallTrainer(Generic[M]):
         return last < steps and bool(latest[last, 0] >= share * latest[last, 1])
 
     def _in_turn(self, turn: int) -> AtLength:
-        """One of several lengths that take turns step by step."""
+        """The next of several lengths that take turns step by step."""
         training = self.training
         count = len(training.lengths)
         steps = range(turn, math.ceil(training.steps / count) * count, count)
@@ -220,13 +222,14 @@ class RecallTrainer(Generic[M]):
         return self._at_length(training.lengths[turn], rates)
 
     def _next_length(self) -> AtLength:
-        """The next of a curriculum, with half of the tokens that are left; the last with all."""
+        """The next length of a curriculum, which gets half of the tokens left; the last one gets all."""
         training, length = self.training, self._later.pop(0)
         assert training.tokens is not None  # a curriculum shares them out
         sequences, first = training.batch_at(length), training.batch_at(training.lengths[0])
         left = (training.tokens - self.tokens) // (2 if self._later else 1)
         batches = max(1, left // (sequences * length))
-        # Adam makes steps of the noise of few answers, and great ones of gradients that are suddenly larger than those before.
+        # Lower rates for batches of fewer sequences: Adam amplifies the noise of few answers, and takes large steps when
+        # gradients suddenly grow.
         most = training.learning_rate * math.sqrt(sequences / first)
         rates = [most * _rate(step, batches, training.schedule) for step in range(batches)]
         # A length may come twice, with other sequences.
@@ -238,12 +241,12 @@ class RecallTrainer(Generic[M]):
         return AtLength(RecallBank(*(part.to(self.device) for part in vars(bank).values())), rates)
 
     def _wait_for_what_was_made(self) -> None:
-        """What was made outside of steps, the model included, is queued on another stream."""
+        """Let the trainer's stream wait for work queued on another one outside of steps, such as making the model."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def run(self) -> None:
-        """All steps that are left."""
+        """Train all remaining steps."""
         while not self.finished:
             self.advance()
         self.synchronize()
@@ -254,7 +257,7 @@ class RecallTrainer(Generic[M]):
             self._stream.synchronize()
 
     def release(self) -> M:
-        """The model, in evaluation mode; what only training needs is given back."""
+        """Return the model in evaluation mode and free the memory that only training needs."""
         self.synchronize()
         self._now = []
         del self._optimizer
@@ -281,7 +284,7 @@ class RecallTrainer(Generic[M]):
         at.next += 1
 
     def _gate_penalty_now(self) -> Tensor | float:
-        """The gate penalty of this step, nats for write gates that are open at every position."""
+        """The gate penalty of this step, in nats at a gate mean of 1."""
         if self.training.lengthen_at is None:
             first, full = self.training.gate_penalty_from, self.training.gate_penalty_full
             done = (self._step[0] + 1) / self.training.steps
@@ -298,12 +301,12 @@ class RecallTrainer(Generic[M]):
 
 
 def precision_of(training: RecallTraining, device: torch.device | str) -> AbstractContextManager:
-    """What the forward passes of a training, and of questions to what it trained, are to run in."""
+    """The autocast context for forward passes, in a training and in the evaluation of its model."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=training.precision == "bf16")
 
 
 def _rate(step: int, steps: int, schedule: str) -> float:
-    """Share of the learning rate: a linear warmup over a twentieth of the steps, then constant, or a cosine to a tenth."""
+    """Factor on the learning rate: a linear warmup over a twentieth of the steps, then constant, or a cosine to a tenth."""
     warmup = max(1, steps // 20)
     if step < warmup or schedule == "constant":
         return min(1, (step + 1) / warmup)

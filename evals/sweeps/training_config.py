@@ -30,9 +30,9 @@ class RecallTraining(Config):
     batch_tokens: int | None = Field(default=None, gt=0)
     """Instead of `batch_sequences`: as many whole sequences a step as fit into so many tokens, at least one."""
     lengths: PositiveInts = (64,)
-    """Lengths of a sequence in tokens, one after the other step by step."""
+    """Lengths of a sequence in tokens, used in turn from step to step."""
     pairs: PositiveInts = (1, 2, 3, 4, 6, 8)
-    """Numbers of key-value pairs in a sequence, one after the other step by step."""
+    """Numbers of key-value pairs in a sequence, used in turn from step to step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW, after a warmup over a twentieth of the steps."""
     schedule: Literal["constant", "cosine"] = "constant"

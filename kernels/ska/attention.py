@@ -1,4 +1,4 @@
-"""The public operation: checks, defaults, and the choice of an implementation."""
+"""The public operation `ska_attention`: checks of its arguments, defaults, and the choice of an implementation."""
 
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -30,7 +30,7 @@ class ReadOptions(TypedDict):
 
 
 class SKAOptions(TypedDict, total=False):
-    """The options of `ska_attention`, for its overloads: see there."""
+    """The options of `ska_attention`, described there; typed once for its overloads."""
 
     mode: Mode
     power: int
@@ -181,7 +181,7 @@ def ska_attention(
     options["blend"] = None if blend is None else blend.to(dtype)
     if backend == "triton":
         options["return_state"] = return_state
-    # Autocast would work the products in half precision, and the ridge would drown.
+    # Under autocast the products would be in half precision, whose rounding is larger than the ridge.
     with torch.autocast(q.device.type, enabled=False):
         y, final = IMPLEMENTATIONS[backend](q, k, v, **options)
     y = y.to(out_dtype)

@@ -1,4 +1,5 @@
-"""The inverse of sums that rounding may have made indefinite.
+"""Inverses of Gram matrices that rounding may have made indefinite, by a Cholesky factorisation with a diagonal shift where
+needed.
 
 G = ridge I + sum z z^T has no eigenvalue below the ridge, so no diagonal element of its inverse is above 1 / ridge. In fp32
 the sums of a hundred thousand and more alike keys are off by more than a ridge of 0.001; the factorisation fails then, or
@@ -11,16 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Of the trace; the next is tried where the one before does not do. fp32 rounds at 2^-24.
+# Shifts as shares of the trace, tried in turn until one makes the matrix definite. fp32 rounds at 2^-24.
 SHIFTS = (2.0**-20, 2.0**-17, 2.0**-14)
-SLACK = 2.0  # an inverse may be so much above its bound
+SLACK = 2.0  # factor by which an inverse may exceed its bound
 
 
 class Inverse(NamedTuple):
-    """Attributes:
-    matrix: `[..., N, N]`, what was inverted: as given, or shifted.
-    factor: its lower Cholesky factor.
-    inverse: NaN where no shift helps, or the matrix is not finite.
+    """The inverse of a symmetric positive definite matrix, with its Cholesky factor.
+
+    Attributes:
+        matrix: `[..., N, N]`, what was inverted: as given, or shifted.
+        factor: its lower Cholesky factor.
+        inverse: NaN where no shift helps, or the matrix is not finite.
     """
 
     matrix: Tensor
@@ -46,11 +49,11 @@ def invert(matrix: Tensor, ridge: float) -> Inverse:
 
 
 def _try(matrix: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """Factor and inverse of `[n, N, N]`, NaN where there is none; and where a shift is needed. `least`: what no
-    eigenvalue should be below."""
+    """Factor and inverse of `[n, N, N]`, NaN where there is none, and a mask of the matrices that need a shift. `least`: the
+    lower bound of the eigenvalues."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     failed = ((info != 0) | ~factor.diagonal(dim1=1, dim2=2).isfinite().all(1))[:, None, None]
-    # The inverse of a broken factor raises an error.
+    # Inverting a factor that is not finite raises an error.
     inverse = torch.cholesky_inverse(torch.where(failed, torch.eye(matrix.shape[-1]).to(matrix), factor))
     wrong = failed[:, 0, 0] | (inverse.diagonal(dim1=1, dim2=2).amax(1) > SLACK / least)
     return (

@@ -1,4 +1,4 @@
-"""SKA in PyTorch at chunk cost: the exact, chunk-causal and prefix forms.
+"""SKA in PyTorch with one factorisation per chunk: the exact, chunk-causal and prefix forms.
 
 Exact: every token reads from its own operator, itself included, so that training, prefill and decoding are one
 function. Chunk-causal (arXiv 2605.06997 §3.3): every token reads from the chunks before its own. Prefix: every token
@@ -33,7 +33,7 @@ def ska_chunked(
     state: SKAState,
     blend: Tensor | None = None,
 ) -> tuple[Tensor, SKAState]:
-    """The arguments and results of `ska_naive`."""
+    """The chunked form of SKA, with the arguments and results of `ska_naive`."""
     if mode == "prefix":
         options = dict(power=power, ridge=ridge, scale=scale, value_lag=value_lag)
         return _prefix(q, k, v, blend, starts=starts, state=state, **options)
@@ -98,7 +98,7 @@ def _masks(
     border = starts.new_zeros(batch, count * size)
     border[:, :length] = starts
     border = border.view(batch * count, size)
-    # A chunk that begins with a border is entered with nothing.
+    # A chunk whose first token starts a document has an empty entering state.
     entered = ids[:, :1] - border[:, :1].to(ids.dtype)
     old = (ids == entered)[:, None, :, None]
     same = (ids[:, :, None] == ids[:, None, :])[:, None]
@@ -120,7 +120,8 @@ def _prefix(
     starts: Tensor | None,
     state: SKAState,
 ) -> tuple[Tensor, SKAState]:
-    """One operator a document. Rows that hold several documents are laid out as one padded row a document."""
+    """The prefix form: one operator per document, from which all of its tokens read. Rows that hold several documents are laid
+    out as one padded row a document."""
     if starts is not None:
         options = dict(power=power, ridge=ridge, scale=scale, value_lag=value_lag)
         return _prefix_of_documents(q, k, v, blend, starts, state, **options)

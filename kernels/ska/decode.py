@@ -1,4 +1,5 @@
-"""SKA one token at a time: O(R^2 + P R) by a rank-one update of a triangular factor (docs/design/kernels.md, "Decoding").
+"""Decoding with SKA, one token at a time: O(R^2 + P R) by a rank-one update of a triangular factor (docs/design/kernels.md,
+"Decoding").
 
 The state carries W = L^-1, the inverse of the Cholesky factor of G: solves are two matrix-vector products then, and the
 update has a closed form. Updating G^-1 itself would be as cheap and fails in fp32 on keys of low rank; W does not.
@@ -15,7 +16,7 @@ from .state import SKAState
 
 
 class DecodeState(NamedTuple):
-    """What decoding carries: `3 R^2 + P R + R` numbers a head; chunk mode reads from a second, older set of sums.
+    """The state of SKA in decoding, `3 R^2 + P R + R` numbers per head; chunk mode reads from a second, older set of sums.
 
     `ska_step` updates every tensor in place: `clone` before going on in two directions.
 
@@ -41,7 +42,8 @@ class DecodeState(NamedTuple):
 def start_decoding(
     sums: SKAState, *, ridge: float, visible: SKAState | None = None, position: Tensor | None = None
 ) -> DecodeState:
-    """Factor the sums that a prefill returned; they are copied. `visible` and `position` select chunk mode."""
+    """The decoding state from the sums that a prefill returned, which are factored and copied. `visible` and `position` select
+    chunk mode."""
     inverse = _inverse_factor(sums if visible is None else visible, ridge)
     # Copies: the steps write in place, and callers pass one tensor for both sets of sums, or views of activations.
     return DecodeState(sums, inverse, visible, position).clone()
@@ -62,7 +64,8 @@ def ska_step(
     blend: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Write one token, then read: what `ska_attention` gives at this position, in the mode of the state.
+    """One decoding step: write a token, then read; the result is that of `ska_attention` at this position, in the mode of the
+    state.
 
     Updates `state` in place and gives no gradients. One Triton kernel where it runs, else PyTorch.
 
@@ -167,7 +170,7 @@ def _inverse_factor(sums: SKAState, ridge: float) -> Tensor:
 
 
 def _refresh(state: DecodeState, ridge: float, chunk_size: int) -> None:
-    """At a border of the chunk grid, read from all sums so far."""
+    """At a border of the chunk grid, make all sums so far visible to the reads of chunk mode."""
     visible, position = state.visible, state.position
     assert visible is not None
     assert position is not None

@@ -1,4 +1,5 @@
-"""SKA token by token, as defined (arXiv 2605.06997 §3.2): slow, of any dtype, the arbiter of the other forms.
+"""The reference form of SKA, token by token as defined (arXiv 2605.06997 §3.2): slow, in any dtype; all other forms are tested
+against it.
 
 Gradients come from autograd through the solves. Arguments are those of `ska_attention`, checked and masked there.
 """
@@ -24,7 +25,7 @@ def ska_naive(
     state: SKAState,
     blend: Tensor | None = None,
 ) -> tuple[Tensor, SKAState]:
-    """Read every token from the operator that its mode gives it.
+    """Compute SKA token by token, each token reading from the operator of its mode.
 
     Args:
         q: queries `[B, T, H, R]`.
@@ -76,7 +77,8 @@ def _write(state: SKAState, key: Tensor, value: Tensor, value_lag: bool) -> SKAS
 def _read(
     state: SKAState, query: Tensor, power: int, ridge: float, scale: Tensor, blend: Tensor | None = None
 ) -> Tensor:
-    """y = C G^-1 (s M G^-1)^K q for one token: query `[B, H, R]` -> `[B, H, P]`; blend `[B, H, K + 1]` weighs the powers."""
+    """y = C G^-1 (s M G^-1)^K q for one token: query `[B, H, R]` -> `[B, H, P]`; blend `[B, H, K + 1]` are the weights of the
+    powers."""
     gram = state.gram + ridge * torch.eye(query.shape[-1], dtype=query.dtype, device=query.device)
     xs = [torch.linalg.solve(gram, query)]
     for _ in range(power):
@@ -86,7 +88,7 @@ def _read(
 
 
 def _cut(state: SKAState, starts: Tensor | None, t: int) -> SKAState:
-    """Empty the rows in which token t starts a document."""
+    """Reset the state of the rows in which token t starts a document."""
     if starts is None:
         return state
     go_on = ~starts[:, t]
@@ -94,7 +96,7 @@ def _cut(state: SKAState, starts: Tensor | None, t: int) -> SKAState:
 
 
 def _last_of_document(states: list[SKAState], starts: Tensor | None) -> list[SKAState]:
-    """For every token the state at the end of its document."""
+    """The state at the end of each token's document."""
     operators = [states[-1]]
     for t in range(len(states) - 2, -1, -1):
         if starts is None:

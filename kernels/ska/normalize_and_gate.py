@@ -1,6 +1,7 @@
 """L2 normalisation of queries and keys, and the write gate on keys and values: what precedes `ska_attention`.
 
-On CUDA one kernel each way, as this is all memory traffic: six reads and writes where PyTorch makes some thirty.
+On CUDA one kernel each for forward and backward, since the operation is bound by memory traffic: six reads and writes where
+PyTorch makes some thirty.
 """
 
 from typing import Literal, overload
@@ -28,8 +29,8 @@ def write_gate(logits: Tensor, kind: WriteGate) -> Tensor | None: ...
 
 
 def write_gate(logits: Tensor, kind: WriteGate) -> Tensor | None:
-    """The gate in [0, 1] (None for "none"), at least in fp32: sqrt(sigmoid(.)), or clamp(1.2 sigmoid(.) - 0.1, 0, 1),
-    which can be exactly zero: what is not written does not leak into a long context."""
+    """The write gate in [0, 1] (None for "none"), in fp32 at least: sqrt(sigmoid(.)), or clamp(1.2 sigmoid(.) - 0.1, 0, 1),
+    which can be exactly zero, so that closed gates add nothing over a long context."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if kind == "sqrt-sigmoid":
         return torch.exp(0.5 * F.logsigmoid(logits))
@@ -41,7 +42,7 @@ def write_gate(logits: Tensor, kind: WriteGate) -> Tensor | None:
 
 
 def unpack(packed: Tensor, heads: int, rank: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k `[..., H, R]`, v `[..., H, P]` and what stands behind them `[..., *]`: views of `packed`."""
+    """Split `packed` into views q, k `[..., H, R]`, v `[..., H, P]` and the remaining columns `[..., *]`."""
     keys = heads * rank
     q, k, v, rest = packed.split((keys, keys, heads * width, packed.shape[-1] - 2 * keys - heads * width), -1)
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
@@ -51,7 +52,8 @@ def unpack(packed: Tensor, heads: int, rank: int, width: int) -> tuple[Tensor, T
 def normalize_and_gate(
     packed: Tensor, bias: Tensor | None, *, heads: int, rank: int, width: int, kind: WriteGate = "none"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q / |q|, g k / |k| and g v with g = `write_gate(logits + bias, kind)`; norms below 1e-6 count as 1e-6.
+    """Normalise queries and keys and apply the write gate: q / |q|, g k / |k| and g v with g = `write_gate(logits + bias, kind)`;
+    norms below 1e-6 count as 1e-6.
 
     Args:
         packed: `[..., N]`, the output of one projection for all: queries `H R`, keys `H R`, values `H P` and, unless

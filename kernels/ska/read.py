@@ -1,4 +1,4 @@
-"""Factor, filter, read: y = C G^-1 (s M G^-1)^K q for all chunks at once, with a hand-written backward.
+"""The read of SKA for all chunks at once, y = C G^-1 (s M G^-1)^K q, with a hand-written backward pass.
 
 No gradient passes through a factorisation (which would be slow, and unstable where the ridge conditions the result):
 d(G^-1 x) needs only solves with the same matrix. Everything works on `n = chunks * heads` matrices, rows are tokens.
@@ -24,7 +24,7 @@ REFINE_ABOVE_GAIN = 8.0
 
 @dataclass(frozen=True)
 class Mask:
-    """Which rows of a chunk a row may use.
+    """Masks of the rows of a chunk that each row may read from.
 
     Attributes:
         causal: `[S, S]` lower triangle, or `[chunks, 1, S, S]` cut at document borders; float.
@@ -38,7 +38,7 @@ class Mask:
     heads: int
 
     def apply(self, x: Tensor) -> Tensor:
-        """Zero, in place, what a row may not use: `[n, S, S]`."""
+        """Set to zero, in place, the entries of rows that a row may not use: `[n, S, S]`."""
         x.view(self.chunks, self.heads, *x.shape[1:]).mul_(self.causal)
         return x
 
@@ -63,11 +63,11 @@ class Mask:
 
 
 class Solver:
-    """Rows x_t -> rows G_t^-1 x_t, for `n` matrices `gram` (ridge included) and keys `z` `[n, S, R]` (None: none)."""
+    """Solver of G_t y_t = x_t for every row x_t, for `n` matrices `gram` (ridge included) and keys `z` `[n, S, R]` (None: none)."""
 
     def __init__(self, gram: Tensor, z: Tensor | None, ridge: float, mask: Mask):
         self.z, self.ridge, self.mask = z, ridge, mask
-        # Refinement goes by the matrix that was inverted.
+        # The residual of the refinement is taken with the matrix that was inverted, shift included.
         self.gram, _, self.inverse = invert(gram, ridge)
         self.refine: Tensor | None = None
         if z is None:
@@ -125,7 +125,7 @@ class Solver:
 
 
 class Read(torch.autograd.Function):
-    """y, with gradients for every tensor argument; see `read`."""
+    """Autograd function of `read`, with gradients for every tensor argument."""
 
     @staticmethod
     def forward(ctx, q, z, z_prev, v, gram, transition, value_map, scale, blend, power, ridge, value_lag, local, mask):
@@ -211,7 +211,7 @@ class Read(torch.autograd.Function):
 
 
 def _blended(xs: list[Tensor], blend: Tensor | None) -> Tensor:
-    """What is read with: the last solution, or the sum of all by their weights `[n, S, powers]`."""
+    """The vectors that the value map is applied to: the last solution, or the sum of all by their weights `[n, S, powers]`."""
     if blend is None:
         return xs[-1]
     read = sum(x * blend[..., j : j + 1] for j, x in enumerate(xs))

@@ -1,4 +1,5 @@
-"""SKA over segments: summarise, combine, seed (see `kernels/sequence.py`)."""
+"""Sequence-parallel SKA: the sums of earlier ranks' segments become the entering state of this rank's (see
+`kernels/sequence.py`)."""
 
 from typing import Any
 
@@ -12,9 +13,9 @@ from ..sequence import SequenceContext, entering_state, known_summary
 from .state import SKAState
 
 
-@uncompiled  # what is summed up the first time is taken from it when the region is computed again
+@uncompiled  # the sums of the first computation are reused when a checkpointed region is recomputed
 def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceContext) -> SKAState:
-    """The state that this rank's segment is entered with: that of its document on the ranks before, zero where the
+    """The state before the first token of this rank's segment: the sums over its document on earlier ranks, zero where the
     segment starts a document. One collective forward, one backward.
 
     Args:
@@ -24,7 +25,8 @@ def enter_segment(k: Tensor, v: Tensor, *, value_lag: bool, context: SequenceCon
         an `SKAState` with gradients for k and v, those of the ranks before included.
     """
     batch, length, heads, rank = k.shape
-    # Sums of half-precision keys are in fp32, as those of the operation: the ridge is far below their rounding.
+    # Sums of half-precision keys are in fp32, as in the operation itself: in half precision their rounding would be far above the
+    # ridge.
     dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
     goes_on, unbroken = (mask.to(dtype) for mask in context.edges(batch, length, k.device))
     goes_on = goes_on[..., 0]  # [B, world]
@@ -69,14 +71,14 @@ def summarise(
     if starts is not None:
         ids = document_ids(starts)
         kept = (ids == ids[:, -1:])[..., None, None].to(k.dtype)
-        paired = (kept * ~starts[..., None, None])[:, 1:]  # rows whose key before is of the same document
+        paired = (kept * ~starts[..., None, None])[:, 1:]  # rows whose previous key belongs to the same document
     summary = _Summary.apply(k, v, kept, paired, value_lag, known)
     return summary if value_lag else summary[:-1]
 
 
 class _Summary(torch.autograd.Function):
-    """`summarise`, with a backward of one product a term: autograd would make gradients as large as the keys for every head
-    and every slice, and add them up."""
+    """Autograd function of `summarise`, whose backward pass takes one product per term; autograd alone would allocate and add a
+    gradient as large as the keys for every head and slice."""
 
     @staticmethod
     def forward(
@@ -131,7 +133,7 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _add_product(sums: Tensor, rows: Tensor, matrices: Tensor) -> None:
-    """sums `[B, T, H, N]` += rows `[B, T, H, M]` times matrices `[B, H, M, N]`, in place: heads are batches that are strided,
-    not copied."""
+    """Add in place: sums `[B, T, H, N]` += rows `[B, T, H, M]` times matrices `[B, H, M, N]`, with strided heads as batches, not
+    copied."""
     for one, row, matrix in zip(sums, rows, matrices, strict=True):
         one.transpose(0, 1).baddbmm_(row.transpose(0, 1), matrix)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 class SKAState(NamedTuple):
-    """`2 R^2 + P R + R` numbers a head, whatever the length of the context. The ridge is not part of it.
+    """The state of SKA: `2 R^2 + P R + R` numbers per head, independent of the length of the context. The ridge is not part of
+    it.
 
     Attributes:
         gram: `[B, H, R, R]`, the sum of z_t z_t^T.

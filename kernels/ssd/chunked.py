@@ -11,7 +11,7 @@ from ..scan import scan_states
 def ssd_chunked(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *, chunk_size: int, starts: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The arguments and results of `ssd_naive`; autograd gives the backward."""
+    """The chunked form of the Mamba-2 scan, with the arguments and results of `ssd_naive`; autograd gives the backward pass."""
     batch, length, heads, width = x.shape
     groups, size = b.shape[2], min(chunk_size, length)
     count = -(-length // size)

@@ -24,7 +24,8 @@ def causal_convolution(
     parts: tuple[int, int, int] | None = None,
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    """y_t = bias + sum_i weight[:, i] x_{t - (W - 1) + i}, zero before the document's first token.
+    """The causal depthwise convolution y_t = bias + sum_i weight[:, i] x_{t - (W - 1) + i}, with zeros before the document's
+    first token.
 
     Args:
         x: `[B, T, C]`; weight: `[C, W]`; bias: `[C]`.
@@ -91,8 +92,7 @@ def sum_of_taps(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, i
     """The convolution in PyTorch; ids: `[B, T]`, the document of each token, 0 for the one that the row enters with."""
     length, taps = x.shape[1], weight.shape[-1]
     padded = torch.cat((state, x), 1)
-    # A sum of shifted copies cuts at borders for one comparison a tap, and is no slower than a grouped
-    # conv1d on the CPU.
+    # A sum of shifted copies needs one comparison per tap to stop at borders, and is no slower than a grouped conv1d on the CPU.
     y = x * weight[:, -1] if bias is None else torch.addcmul(bias, x, weight[:, -1])
     padded_ids = None if ids is None else F.pad(ids, (taps - 1, 0))
     for lag in range(1, taps):

@@ -1,4 +1,4 @@
-"""The kernels of `fused_convolution.py`."""
+"""Triton kernels of the short causal convolution, launched by `fused_convolution.py`."""
 
 import functools
 from collections.abc import Sequence
@@ -84,6 +84,7 @@ def convolve_forward(
     SILU: tl.constexpr,
     DOCUMENTS: tl.constexpr,
 ):
+    """Kernel of the convolution and its activation; one program walks a piece of a row, token by token, for some channels."""
     i_b, first, c = _piece(T, PIECE, COLUMNS)
     bias, w0, w1, w2, w3 = _load_taps(p_w, p_b, c, C, BIAS)
     x1 = _load(p_x, i_b, first - 1, c, T, C, STRIDE)
@@ -132,19 +133,20 @@ def convolve_backward(
     BIAS: tl.constexpr,
     SILU: tl.constexpr,
     DOCUMENTS: tl.constexpr,
-    GIVEN: tl.constexpr,  # the first tokens, which are not the convolution's
+    GIVEN: tl.constexpr,  # the first tokens, whose outputs are given and not computed here
 ):
+    """Kernel of the gradients of the convolution; one program walks a piece of a row, token by token, for some channels."""
     i_b, first, c = _piece(T, PIECE, COLUMNS)
     bias, w0, w1, w2, w3 = _load_taps(p_w, p_b, c, C, BIAS)
     x1 = _load(p_x, i_b, first - 1, c, T, C, STRIDE)
     x2 = _load(p_x, i_b, first - 2, c, T, C, STRIDE)
     x3 = _load(p_x, i_b, first - 3, c, T, C, STRIDE)
-    # What is known of the gradients of the last three inputs; a token more completes the oldest. Triton 3.6 takes values that
-    # are zero at first and then only handed on (g3 = g2, g2 = g1) for one and the same: these grow in between.
+    # Partial gradients of the last three inputs; each further token completes the oldest. Triton 3.6 takes values that are zero
+    # at first and then only handed on (g3 = g2, g2 = g1) for one and the same: these grow in between.
     zero = tl.zeros([COLUMNS], tl.float32)
     g1, g2, g3 = zero, zero, zero
     dw0, dw1, dw2, dw3, dbias = zero, zero, zero, zero, zero
-    # Loaded a token ahead: a program waits for memory most of its time.
+    # Loaded one token ahead, since a program spends most of its time waiting for memory.
     x_ahead = _load(p_x, i_b, first, c, T, C, STRIDE)
     d_ahead = _load_parts(p_dy, p_dyb, p_dyc, i_b, first, c, T, C, X, N, GIVEN)
     for i in range(PIECE + 3):
@@ -163,7 +165,7 @@ def convolve_backward(
             y = bias + w0 * x0 + w1 * z1 + w2 * z2 + w3 * z3
             share = tl.sigmoid(y)
             d *= share * (1.0 + y * (1.0 - share))
-        mine = tl.where(i < PIECE, d, 0.0)  # the others' weights are their own program's
+        mine = tl.where(i < PIECE, d, 0.0)  # weights of other tokens are counted by their own program
         dw0 += mine * x0
         dw1 += mine * z1
         dw2 += mine * z2
@@ -207,7 +209,7 @@ def _launchers(
 
 def _launch(which: int, inputs: tuple, others: Sequence[Tensor]) -> None:
     x, weight, bias, ids, first, silu, parts = inputs
-    # Channels side by side and tokens evenly spaced: a slice of wider rows will do.
+    # Channels must be contiguous and tokens evenly spaced; a slice of wider rows is allowed.
     if x.stride(2) != 1 or (len(x) > 1 and x.stride(0) != x.shape[1] * x.stride(1)):
         x = x.contiguous()
     _, length, channels = x.shape

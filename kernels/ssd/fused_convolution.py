@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..available import INTERPRETER, TRITON
 
-TAPS = 4  # the only width that these kernels know
+TAPS = 4  # the only width that these kernels support
 PIECE, COLUMNS = 64, 128  # tokens that a program, of one warp, walks, and channels
 
 
 def is_fused(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels take these arguments."""
+    """Whether the Triton kernels can compute with these arguments."""
     known = weight.shape[-1] == TAPS and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return known and TRITON and (x.is_cuda or INTERPRETER)
 
@@ -29,7 +29,8 @@ def convolve(
     silu: bool,
     parts: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`causal_convolution`, its channels in three tensors; `ids`, `[B, T]`, number each row's documents, or None."""
+    """`causal_convolution` by Triton kernels, with its channels in three tensors; `ids`, `[B, T]`, number each row's documents,
+    or None."""
     from .convolution_kernels import convolve  # triton is not there on every machine
 
     ids = None if ids is None else ids.to(torch.int32)

@@ -1,4 +1,5 @@
-"""The Mamba-2 recurrence token by token (arXiv 2405.21060 §2.1): slow, of any dtype, the arbiter of the other forms."""
+"""The reference form of the Mamba-2 recurrence, token by token (arXiv 2405.21060 §2.1): slow, in any dtype; all other forms are
+tested against it."""
 
 import torch
 from torch import Tensor
@@ -7,7 +8,7 @@ from torch import Tensor
 def ssd_naive(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *, chunk_size: int, starts: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t^T, y_t = h_t c_t.
+    """The Mamba-2 scan token by token: h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t^T, y_t = h_t c_t.
 
     Args:
         x: `[B, T, H, P]`; dt: `[B, T, H]`; a: `[H]`; b, c: `[B, T, G, N]`, each group serving H / G heads in a row.
@@ -30,5 +31,5 @@ def ssd_naive(
 
 
 def ssd_update(state: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """One token: state `[B, H, P, N]`, x `[B, H, P]`, dt `[B, H]`, a `[H]`, b `[B, H, N]`."""
+    """The state after one more token: state `[B, H, P, N]`, x `[B, H, P]`, dt `[B, H]`, a `[H]`, b `[B, H, N]`."""
     return state * torch.exp(dt * a)[..., None, None] + (dt[..., None] * x)[..., None] * b[..., None, :]

@@ -1,4 +1,4 @@
-"""The public operation: checks, and the choice of an implementation."""
+"""The public operation `ssd_scan`: checks of its arguments, and the choice of an implementation."""
 
 import importlib.util
 import sys
@@ -22,7 +22,7 @@ Backend = Literal["auto", "naive", "torch", "mamba-ssm", "triton"]
 
 
 class SSDOptions(TypedDict, total=False):
-    """The options of `ssd_scan`, for its overloads: see there."""
+    """The options of `ssd_scan`, described there; typed once for its overloads."""
 
     d: Tensor | None
     chunk_size: int | None
@@ -127,7 +127,7 @@ def ssd_scan(
 
 
 def _fastest(x: Tensor, b: Tensor, chunk_size: int | None) -> Backend:
-    """What "auto" takes: our kernels where they were measured to be faster, in half precision."""
+    """The implementation that "auto" selects: our kernels in half precision, where they were measured to be faster."""
     if not x.is_cuda or x.dtype == torch.float64:
         return "torch"
     if x.dtype in (torch.bfloat16, torch.float16) and why_not_fused(x, b, chunk_size) is None:
@@ -136,7 +136,7 @@ def _fastest(x: Tensor, b: Tensor, chunk_size: int | None) -> Backend:
 
 
 def chunk_size_of(length: int) -> int:
-    """Of mamba-ssm's kernels: its own default of 256, or less, so that short rows are not padded to it."""
+    """The chunk size for mamba-ssm's kernels: their default of 256, or less, so that short rows are not padded to it."""
     return min(256, max(16, 1 << (length - 1).bit_length()))
 
 
@@ -165,7 +165,7 @@ def mamba_ssm_kernel() -> Callable | None:
     return ssd_combined.mamba_chunk_scan_combined
 
 
-@uncompiled  # what it launches are kernels already; traced, its autograd function is refused or taken apart
+@uncompiled  # it launches kernels already; torch.compile refuses its autograd function or breaks the graph
 def _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state) -> tuple[Tensor, Tensor]:
     kernel = mamba_ssm_kernel()
     if kernel is None or not x.is_cuda:

@@ -1,4 +1,5 @@
-"""Mamba-2 over segments: summarise, combine, seed, convolution included (see `kernels/sequence.py`).
+"""Sequence-parallel Mamba-2: one message per layer for the scan's state and the convolution's overlap (see
+`kernels/sequence.py`).
 
 The scan's state needs the convolution's outputs, and those of a segment's first tokens need inputs of the segment before:
 in turn, two messages. One is enough, because all but the first `d_conv - 1` tokens can be summed without the segment
@@ -24,11 +25,11 @@ from ..sequence import SequenceContext, entering_state
 from .convolution import convolve_documents, sum_of_taps
 
 BLOCK = 256  # tokens that are summed side by side with the other blocks
-LONG = 16_384  # tokens from which on it pays to look for the tail: without a prediction, the host waits for the answer
-SPARE = 16  # chunks that a predictioned tail is longer, and a quarter
+LONG = 16_384  # segments of fewer tokens are summed whole: finding the tail makes the host wait where there is no prediction
+SPARE = 16  # a predicted tail is longer than the last one by so many chunks and a quarter
 
 
-@uncompiled  # the tail's length is data, and little is computed beside it
+@uncompiled  # the length of the tail depends on data, and there is little else to compile
 def enter_segment(
     inputs: Tensor,
     weight: Tensor,
@@ -40,7 +41,8 @@ def enter_segment(
     groups: int,
     context: SequenceContext,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the segments before add to this one. One collective forward, one backward.
+    """The contribution of earlier ranks' segments to this one, for the convolution and the scan. One collective forward, one
+    backward.
 
     Args:
         inputs: `[B, T, C]` of the convolution; weight: `[C, 1, W]`, the layer's own tensor; bias: `[C]`.
@@ -94,11 +96,11 @@ def enter_segment(
         after = None if starts is None else _in_last_document(starts)
         if after is not None:
             weights = weights * after[:, begin:]
-        # An entering state is cut by a border behind the first token; one on it cuts it in the combination.
+        # A border after the first token stops the entering state here; a border at the first token is handled by the combination.
         decay, first_weights = decay * unbroken[:, context.rank, None], weights[:, :reach]
         if begin > 0:
             decay, first_weights = torch.zeros_like(decay), torch.zeros_like(first_weights)
-        # The first tokens are left to the combination; those of a later tail weigh nothing.
+        # The first tokens are added by the combination; where the tail begins later, their weights are zero.
         weights = F.pad(weights[:, reach:], (0, 0, reach, 0))
         ids = None if starts is None else document_ids(starts[:, begin:])
         own_state = written(convolve_documents(tail, weight, bias, ids, silu=True, parts=parts), weights)
@@ -113,8 +115,8 @@ def enter_segment(
 
 
 class _Pieces(torch.autograd.Function):
-    """x `[B, T, C]` itself and its pieces from token i to token j. The backward pass adds what comes of the pieces in place:
-    slicing would make a gradient as large as x for each of them."""
+    """Autograd function that returns x `[B, T, C]` and slices of it, from token i to token j. The backward pass adds the
+    gradients of the slices in place; plain slicing would allocate a gradient as large as x for each."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *spans: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -131,8 +133,8 @@ class _Pieces(torch.autograd.Function):
 
 @torch.no_grad()
 def _begin_of_tail(dt: Tensor, a: Tensor) -> Tensor:
-    """A number on the device: the tokens before it, and a chunk of the sum that follows behind it, leave nothing in the state
-    behind the segment, less than eps^2 of what they wrote."""
+    """The first token of the tail that still matters to the state at the segment's end, as a number on the device: of earlier
+    tokens, and of a chunk more, less than eps^2 is left."""
     negligible = 2 * math.log(torch.finfo(dt.dtype).eps)
     chunks = F.pad(dt, (0, 0, 0, -dt.shape[1] % CHUNK)).unflatten(1, (-1, CHUNK)).sum(2) * a  # [B, T / CHUNK, H]
     to_end = chunks.flip(1).cumsum(1).flip(1)
@@ -141,33 +143,35 @@ def _begin_of_tail(dt: Tensor, a: Tensor) -> Tensor:
 
 
 def _sooner(begin: int, length: int) -> int:
-    """Where a tail may be predicted to begin that began at `begin` in the batch before: a quarter longer, and some chunks."""
+    """The predicted first token of the next batch's tail, if it was `begin` in this one: the tail is taken a quarter and some
+    chunks longer."""
     tail = length - begin
     return max(0, length - tail - tail // 4 - SPARE * CHUNK) // CHUNK * CHUNK
 
 
 def _decay_to_end(dt: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left at the end, borders aside, of what enters, `[B, H]`, and of each token's x_t b_t^T, `[B, T, H]`."""
-    # Summed from the end, so that the tokens that still count do not carry the rounding of those that do not.
+    """Decay to the segment's end, document borders ignored: of the entering state, `[B, H]`, and of each token's x_t b_t^T,
+    `[B, T, H]`."""
+    # Summed from the end, so that rounding of the negligible early tokens does not enter the sums of later ones.
     to_end = _sums_to_end(dt * a)
     kept = torch.cat((to_end[:, 1:], torch.zeros_like(to_end[:, :1])), 1).exp()
     return to_end[:, 0].exp(), dt * kept
 
 
 def _sums_to_end(x: Tensor) -> Tensor:
-    """sum_{s >= t} x_s: `[B, T, H]` -> `[B, T, H]`.
+    """Reversed cumulative sums, sum_{s >= t} x_s: `[B, T, H]` -> `[B, T, H]`.
 
     By blocks: along T of such a tensor PyTorch sums with a thread a head, some 0.1 s for 500 thousand tokens on a GPU.
     """
     blocks = F.pad(x.mT, (0, -x.shape[1] % BLOCK)).unflatten(2, (-1, BLOCK))
     inside = blocks.flip(3).cumsum(3).flip(3)
-    later = inside[..., 0].flip(2).cumsum(2).flip(2)[..., 1:]  # what the blocks behind this one add
+    later = inside[..., 0].flip(2).cumsum(2).flip(2)[..., 1:]  # the sums of later blocks
     inside = inside + F.pad(later, (0, 1))[..., None]
     return inside.flatten(2)[..., : x.shape[1]].mT
 
 
 def _in_last_document(starts: Tensor) -> Tensor:
-    """bool `[B, T, 1]`: no border follows."""
+    """Mask of the tokens in a row's last document, which no border follows: bool `[B, T, 1]`."""
     ids = document_ids(starts)
     return (ids == ids[:, -1:])[..., None]
 
@@ -181,7 +185,7 @@ def _first_outputs(first: Tensor, weight: Tensor, bias: Tensor, starts: Tensor |
 
 
 def _overlap(last: Tensor, weight: Tensor, after: Tensor | None) -> Tensor:
-    """What the last W - 1 inputs add to the convolution of the next segment's first W - 1 tokens: `[B, W - 1, C]`, in
+    """The contribution of the last W - 1 inputs to the convolution of the next segment's first W - 1 tokens: `[B, W - 1, C]`, in
     fp32 or better. `after`: `_in_last_document` of the segment."""
     dtype = torch.float64 if last.dtype == torch.float64 else torch.float32
     last = last.to(dtype)

@@ -1,4 +1,4 @@
-"""Which configuration of each of mamba-ssm's kernels is taken.
+"""Fixed launch configurations for mamba-ssm's kernels, in place of its autotuning.
 
 mamba-ssm measures some 125 configurations at the first use of its kernels, for every combination of dtypes anew: minutes in
 every process. And each rank measures by itself, what it sees first: on short rows as fast as its host launches. Ranks then

@@ -1,4 +1,4 @@
-"""A KV cache of bounded size for models with attention: the rivals of a state of constant size, at equal bytes.
+"""KV caches of bounded size for attention layers: the baselines for a constant-size state at an equal number of bytes.
 
 Read `policy.py` (what a policy is given and what it answers), one of the policies (`recent.py`, `tova.py`, `snapkv.py`, `rkv.py`,
 `gkv.py`), then `attention.py` (decoding under a budget of bytes).

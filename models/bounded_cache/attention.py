@@ -1,4 +1,4 @@
-"""Decoding of attention layers under a budget of bytes."""
+"""Decoding with attention layers whose KV cache may take at most a given number of bytes."""
 
 import copy
 from typing import NamedTuple
@@ -29,17 +29,18 @@ class BoundedCache(NamedTuple):
 
 
 class BoundedAttention(nn.Module):
-    """An attention layer that decodes with at most `budget` bytes for a sequence, everything that it carries from token to token
-    counted. Within a piece of a prompt its tokens see the cache as it was before, and each other."""
+    """An attention layer whose decoding state takes at most `budget` bytes per sequence: keys, values and all that the cache
+    policy stores. Within a piece of a prompt its tokens see the cache as it was before, and each other."""
 
     inputs: frozenset[str] = frozenset()
     reads_token = has_write_gate = False
 
     def __init__(self, layer: Attention, policy: Policy, budget: int, piece: int = PIECE):
-        """
+        """Wrap an attention layer, whose weights are shared.
+
         Args:
-            layer: whose weights are used.
-            budget: bytes.
+            layer: the attention layer.
+            budget: most bytes of the decoding state per sequence.
             piece: tokens of a prompt that are read at once.
 
         Raises:
@@ -69,8 +70,8 @@ class BoundedAttention(nn.Module):
         return BoundedCache(empty.k, empty.v, none.bool(), queries, carried, empty.position)
 
     def extend(self, x: Tensor, cache: BoundedCache, real: Tensor) -> tuple[Tensor, BoundedCache]:
-        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends. The cache that
-        is returned is within the budget."""
+        """Process further tokens `[B, T, d_model]` from a cache; `real` `[B, T]` is False at padding, which stands at row ends.
+        The cache that is returned is within the budget."""
         layer, length, past = self.layer, x.shape[1], cache.k.shape[2]
         positions = cache.position[:, None] + torch.arange(length, device=x.device)
         half = x.shape[-1] // layer.num_heads // 2
@@ -78,7 +79,7 @@ class BoundedAttention(nn.Module):
         new = real[:, None].expand(-1, layer.num_heads, -1)
         k, v, known = torch.cat((cache.k, k), 2), torch.cat((cache.v, v), 2), torch.cat((cache.real, new), 2)
         causal = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
-        own = torch.ones_like(causal).triu(past) & causal  # a padded query sees itself, and nobody reads it
+        own = torch.ones_like(causal).triu(past) & causal  # a padded query attends to itself; its result is unused
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal & known[:, :, None] | own)
         queries = latest(q.transpose(1, 2).flatten(2), self.policy.window, cache.queries, real)
         carried = cache.carried
@@ -88,12 +89,12 @@ class BoundedAttention(nn.Module):
         return layer._project_out(y), self._cut(cache)
 
     def step(self, x: Tensor, cache: BoundedCache) -> tuple[Tensor, BoundedCache]:
-        """One token, `[B, d_model]`."""
+        """Decode one token per row, `[B, d_model]`."""
         y, cache = self.extend(x[:, None], cache, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
         return y[:, 0], cache
 
     def _cut(self, cache: BoundedCache) -> BoundedCache:
-        """Drop entries until `capacity` are left."""
+        """Drop the entries with the lowest scores until `capacity` are left."""
         if cache.k.shape[2] <= self.capacity:
             return cache
         from_end = cache.real.flip(-1).cumsum(-1).flip(-1)  # 1 for the latest real entry
@@ -101,7 +102,8 @@ class BoundedAttention(nn.Module):
         scores, carried = self.policy.decide(Seen(weights, cache.k, cache.real, cache.carried))
         scores = scores.expand_as(cache.real).masked_fill(cache.real & (from_end <= self.policy.window), torch.inf)
         scores = scores.masked_fill(~cache.real, -torch.inf)
-        # Of equal scores, which smoothing makes, the older entry stays: padding behind must not change the choice.
+        # Of entries with equal scores, which smoothing produces, the older one is kept, so that padding at row ends cannot change
+        # the choice.
         best = scores.argsort(dim=-1, descending=True, stable=True)[..., : self.capacity]
         kept = best.sort(-1).values
         rows = kept[..., None].expand(-1, -1, -1, cache.k.shape[-1])

@@ -1,4 +1,4 @@
-"""Attention now and before: G-KV (Liao et al., arXiv 2512.00504, §3)."""
+"""The cache policy G-KV, which scores entries by present and decayed earlier attention (Liao et al., arXiv 2512.00504, §3)."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,8 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class GlobalKV(Policy):
-    """Keep what the latest queries attend to, or earlier ones did: the larger of the local score and the decayed score of before.
+    """Keep the entries to which the latest or earlier queries attend: the score is the larger of the local score and the
+    decayed previous score.
 
     The local score is the mean attention of the latest queries, divided by its largest value. With `share` below 1 redundancy is
     taken off as in R-KV, likewise divided by its largest value.

@@ -1,4 +1,5 @@
-"""What a cache policy is given, and what it answers: a score for each entry; the highest are kept."""
+"""The interface of cache policies: a policy gives each entry of a KV cache a score, and the entries with the highest scores are
+kept."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 class Seen(NamedTuple):
-    """The entries of a layer's cache at the moment when some must go, oldest first.
+    """The input of a cache policy: the entries of a layer's cache, oldest first, when some must be dropped.
 
     Attributes:
         weights: fp32 `[B, H, W, N]`, attention of the latest W queries to the N entries, each row a softmax; a query that does not
@@ -27,7 +28,8 @@ class Seen(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """`scores` `[B, H, N]` or `[B, 1, N]` for all heads alike; `carried` `[B, H, N]` as the policy wants it back, or None."""
+    """The output of a cache policy: `scores` `[B, H, N]`, or `[B, 1, N]` for all heads alike; `carried` `[B, H, N]`, which the
+    policy gets back at its next decision, or None."""
 
     scores: Tensor
     carried: Tensor | None = None
@@ -35,7 +37,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy(ABC):
-    """Which entries of a bounded cache stay.
+    """A cache policy: decides which entries of a bounded KV cache are kept.
 
     Attributes:
         window: latest queries whose attention the policy reads, which the cache then keeps; their entries always stay.
@@ -55,5 +57,5 @@ class Policy(ABC):
 
 
 def smoothed(scores: Tensor, width: int) -> Tensor:
-    """The largest of `width` neighbouring entries, `[B, H, N]`: what stands beside an important entry is kept with it."""
+    """The maximum over `width` neighbouring entries, `[B, H, N]`, so that the neighbours of an important entry are kept with it."""
     return F.max_pool1d(scores, width, stride=1, padding=width // 2) if width > 1 else scores

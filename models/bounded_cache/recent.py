@@ -1,4 +1,4 @@
-"""The first and the latest entries: StreamingLLM (Xiao et al., arXiv 2309.17453, §3)."""
+"""The cache policy of StreamingLLM: keep the first and the latest entries (Xiao et al., arXiv 2309.17453, §3)."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from .policy import Decision, Policy, Seen
 
 @dataclass(frozen=True)
 class SinksAndRecent(Policy):
-    """Keep `sinks` first entries, on which attention rests where nothing else is wanted, and the latest.
+    """Keep the first `sinks` entries, the attention sinks, and the latest entries.
 
     The paper counts rotary positions inside the cache; here keys stay at the positions at which they were read, as in training.
     """

@@ -1,4 +1,4 @@
-"""Important and not redundant: R-KV (Cai et al., arXiv 2505.24133, §3)."""
+"""The cache policy R-KV, which keeps important entries whose keys are not redundant (Cai et al., arXiv 2505.24133, §3)."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,13 @@ from .policy import Decision, Policy, Seen, smoothed
 
 @dataclass(frozen=True)
 class RedundancyKV(Policy):
-    """Keep what the latest queries attend to and no other key resembles: importance x `share` - redundancy x (1 - `share`).
+    """Keep entries to which the latest queries attend and whose keys are unlike the others; score = importance x `share` -
+    redundancy x (1 - `share`).
 
     Attributes:
         neighbours: entries over which the maximum of the importance is taken.
-        threshold: cosine above which two keys say the same; the latest such entry is not held against a key, so that of several
-            like ones the last stays.
+        threshold: cosine above which two keys count as alike; the latest such entry is not counted as redundant with a key,
+            so that the last of several alike keys stays.
     """
 
     window: int = 8
@@ -31,7 +32,7 @@ class RedundancyKV(Policy):
 
 
 def redundancy(keys: Tensor, real: Tensor, threshold: float) -> Tensor:
-    """How much each key resembles the others: softmax over the mean cosine to them, `[B, H, N, D]` -> `[B, H, N]`.
+    """Redundancy of each key: the softmax over its mean cosine similarity to the other keys, `[B, H, N, D]` -> `[B, H, N]`.
 
     For each key the latest other one that is more alike than `threshold` does not count.
     """

@@ -1,4 +1,4 @@
-"""What the latest queries look at: SnapKV (Li et al., arXiv 2404.14469, §4)."""
+"""The cache policy SnapKV, which keeps the entries that the latest queries attend to (Li et al., arXiv 2404.14469, §4)."""
 
 from dataclasses import dataclass
 

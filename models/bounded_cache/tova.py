@@ -1,4 +1,4 @@
-"""Token omission via attention: TOVA (Oren et al., arXiv 2401.06104, §3.2)."""
+"""The cache policy TOVA, token omission via attention (Oren et al., arXiv 2401.06104, §3.2)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""Helpers of every folder: the user's error, files that a crash cannot tear, validation messages, the names in a run folder.
+"""Helpers that all packages use: the exception for user errors, atomic writing of files, validation messages, file names of a
+run folder.
 
 Read `errors.py`, `files.py`, then `run_layout.py`.
 """

@@ -45,20 +45,20 @@ def subfolder_paths(folder: Path | str) -> list[str]:
 
 
 def is_inside(path: Path | str, folder: Path | str) -> bool:
-    """Whether a path, with its links followed, lies in a folder: a link may lead to a file that is not to be shown."""
+    """Whether a path, after following links, lies inside a folder; a link out of it may lead to a file that must not be shown."""
     parent, name = os.path.split(path)
     if parent == os.fspath(folder) and name not in ("", ".", "..") and not os.path.islink(path):
-        return True  # a file of the folder itself: far less to ask the file system than for two real paths
+        return True  # a file directly in the folder: far fewer system calls than resolving two paths
     place = os.path.realpath(folder)
     return os.path.realpath(path).startswith(place.rstrip(os.sep) + os.sep)
 
 
 class IsNotRegular(OSError):
-    """A pipe, a device or a folder stands where a file is to be, or one that is far too long."""
+    """Raised where a regular file is expected and there is a pipe, a device, a folder or a file that is far too long."""
 
 
 def read_regular(path: Path | str, most: int = MOST_BYTES) -> bytes:
-    """The bytes of a regular file; opening a pipe or a device may otherwise wait for ever.
+    """Read the bytes of a regular file and refuse pipes and devices, whose opening may block for ever.
 
     Raises:
         OSError: it cannot be read.
@@ -111,7 +111,7 @@ def _parse_yaml(data: bytes) -> dict[str, Any]:
     """The mapping in YAML; libyaml's loader ends the process if it is nested some thousand deep."""
     openings = data.count(b"[") + data.count(b"{") + data.count(b"- ") + data.count(b"? ")
     indents = max((len(line) - len(line.lstrip(b" ")) for line in data.splitlines()), default=0)
-    if openings + indents > MOST_DEPTH:  # so it may be
+    if openings + indents > MOST_DEPTH:  # it may be nested too deep: measure the depth
         depth = 0
         for event in yaml.parse(data, Loader=YamlLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

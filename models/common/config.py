@@ -1,7 +1,7 @@
-"""The base classes of all typed data: `Record` of what the program writes, `Config` of what people write.
+"""The base classes of all typed data: `Config` for what people write, `Record` for what the program writes.
 
-Both are immutable and refuse unknown keys, and both give the values that are hashed into an identity by `identity_dump`, the one
-place where a hash is kept from changing.
+Both are immutable and refuse unknown keys. `identity_dump`, the one place where a hash is kept from changing, gives the values
+that are hashed into an identity; they stay the same when fields are added or renamed.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _IDENTITY = {"identity": True}
 
 
 class Record(BaseModel):
-    """What the program writes about its own work and reads again: a plan, a manifest, a result.
+    """Base class of data that the program writes and reads again: a plan, a manifest, a result.
 
     It has a base of its own since it is stored in full: a file states every field, so none is left out for being at its default,
     and no key has an old spelling.
@@ -34,7 +34,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def identity_dump(self, exclude: Iterable[str] = (), *, defaults: bool = True) -> dict[str, Any]:
-        """Plain values for an identity hash.
+        """The plain values from which an identity hash is computed.
 
         Args:
             exclude: fields that do not belong to the identity.
@@ -44,7 +44,8 @@ class Record(BaseModel):
 
 
 class Config(Record):
-    """A section of a configuration. Each field is described by the string below it (docs/reference/config.md shows them).
+    """Base class of a section of a configuration. Each field is described by the string below it (docs/reference/config.md
+    shows them).
 
     Attributes:
         added: fields that are younger than files of the class; they are stored only where they differ from their defaults, so that

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Bad input; the message is one line with the problem, its place and its remedy.
+    """The error of bad input; its message is one line with the problem, its place and its remedy.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -25,7 +25,8 @@ EXTRAS = {
 
 
 def not_installed(error: ModuleNotFoundError) -> UserError | None:
-    """What to say of an optional package that is missing; None if the missing module is another one, a mistake in the code."""
+    """The error message for an optional package that is not installed; None if the missing module is another one, which is a
+    mistake in the code."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:
         return None

@@ -17,12 +17,12 @@ PROBE_BYTES = 2**16
 
 
 def no_space(folder: Path | str) -> UserError:
-    """The error to raise when the disk of `folder` is full."""
+    """The `UserError` to raise when the disk of `folder` is full."""
     return UserError(f"no space left on the disk of {folder}: free some and run the same command again")
 
 
 def disk_is_full(folder: Path) -> bool:
-    """Whether a few kilobytes cannot be written to `folder`, which asks for quotas too."""
+    """Whether a write of a few kilobytes to `folder` fails for lack of space; this also notices a quota."""
     probe = folder / f".probe.{os.getpid()}.tmp"
     try:
         probe.write_bytes(b"\0" * PROBE_BYTES)

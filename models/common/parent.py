@@ -1,4 +1,4 @@
-"""A process that a killed parent leaves behind ends itself."""
+"""Watching of the parent process: a child process exits as soon as its parent has ended."""
 
 import multiprocessing
 import os

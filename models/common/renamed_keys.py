@@ -1,4 +1,4 @@
-"""Keys of stored files that were renamed: files that earlier versions wrote keep opening.
+"""Renamed keys of stored files, so that files of earlier versions can still be read.
 
 One table for the whole project. A key that stands here is read under both spellings and written under the new one. What is
 hashed into an identity keeps the first spelling (`Config.identity_dump`), so that existing runs, suites and sweeps stay the
@@ -23,7 +23,7 @@ def with_new_keys(what: str, values: dict[str, Any]) -> dict[str, Any]:
     """Translate a stored record to the current keys.
 
     Raises:
-        UserError: a key stands there under both spellings with two values.
+        UserError: the record has a key under both spellings with different values.
     """
     renamed = RENAMED[what]
     if renamed.keys().isdisjoint(values):

@@ -1,4 +1,4 @@
-"""The one policy for starting something again: growing pauses, and a limit on failures in a row without progress."""
+"""The restart policy of all parts: growing pauses, and a limit on consecutive failures without progress."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ PAUSES = wait_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE)
 
 
 def pause_seconds(failures: int) -> float:
-    """Seconds to wait after so many failures in a row (1 or more): 1, 2, 4, ... up to a minute."""
+    """Seconds to wait after a number of consecutive failures (1 or more): 1, 2, 4, ... up to a minute."""
     state = RetryCallState(Retrying(), fn=None, args=(), kwargs={})
     state.attempt_number = failures
     return PAUSES(state)
@@ -30,7 +30,7 @@ class RestartLimit:
         self.failures_in_a_row = 0
 
     def made_progress(self) -> bool:
-        """Whether there was progress since the last call; the count of failures then begins anew."""
+        """Whether there was progress since the last call; if so, the count of failures restarts at zero."""
         current = self._progress()
         if current == self._last:
             return False

@@ -1,4 +1,4 @@
-"""Names of the files in a run folder. Every package that reads or writes one takes them from here.
+"""Names of the files in a run folder, defined here once for all packages that read or write them.
 
 runs/<run>/config.yaml               the resolved configuration
            environment.json          versions, commit and hardware of the first start

@@ -13,7 +13,7 @@ from .errors import UserError
 
 def describe_validation_error(error: ValidationError, schema: type[Record]) -> str:
     """Describe a pydantic error in one line, with the nearest valid key for an unknown one."""
-    # A misspelt key is also reported as missing: the misspelling is the one to report.
+    # pydantic reports a misspelt required key twice, as unknown and as missing; the unknown key is the error to show.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"]) or "the configuration"
     others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -1,4 +1,4 @@
-"""Feed-forwards of the Echo family."""
+"""Feed-forward layers of the blocks: the Koopman MLP and SwiGLU."""
 
 from torch import nn
 

@@ -8,7 +8,8 @@ from ..initialization import normal_by_fan_in
 
 
 class KoopmanMLP(nn.Module):
-    """readout(K silu(lift(x))), K in blocks [[a, w], [-w, a]]; gated: readout(K silu(lift(x)) * sigmoid(gate(x))).
+    """The Koopman MLP: readout(K silu(lift(x))), K in blocks [[a, w], [-w, a]]; gated: readout(K silu(lift(x)) *
+    sigmoid(gate(x))).
 
     Args:
         unit: "disk" scales a pair (a, w) down to modulus 1 where it is above; "circle" scales every pair to 1.
@@ -24,7 +25,7 @@ class KoopmanMLP(nn.Module):
         self.num_layers = num_layers
 
     def operator(self) -> tuple[Tensor, Tensor]:
-        """a and w of every pair, `[width / 2]` each, inside the unit disk or on the circle."""
+        """The parameters a and w of every 2x2 block, `[width / 2]` each, inside the unit disk or on the unit circle."""
         modulus = self.pairs.norm(dim=1, keepdim=True)
         floor = 1.0 if self.unit == "disk" else 1e-6
         a, w = (self.pairs / modulus.clamp(min=floor)).unbind(1)

@@ -1,4 +1,4 @@
-"""SwiGLU (arXiv 2002.05202)."""
+"""The SwiGLU feed-forward (arXiv 2002.05202)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from ..initialization import normal_by_fan_in
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)): three matrices of `width` x d_model."""
+    """The SwiGLU layer down(silu(gate(x)) * up(x)): three matrices of `width` x d_model."""
 
     def __init__(self, d_model: int, width: int, num_layers: int):
         super().__init__()

@@ -17,7 +17,8 @@ from .registry import SegmentMessage, register
 
 
 class AttentionCache(NamedTuple):
-    """k, v: `[B, H, T, D]`, keys rotated; real: bool `[B, T]`, False at padding; position: `[B]` of the next token."""
+    """The KV cache of an attention layer. k, v: `[B, H, T, D]`, keys rotated; real: bool `[B, T]`, False at padding; position:
+    `[B]` of the next token."""
 
     k: Tensor
     v: Tensor
@@ -52,7 +53,7 @@ class Attention(SequenceMixer):
         return self._project_out(y)
 
     def _forward_segment(self, x: Tensor, context: SequenceContext) -> Tensor:
-        """Queries of this rank's segment, keys and values of all segments up to it."""
+        """Attention under sequence parallelism: queries of this rank's segment over keys and values of all segments up to it."""
         batch, length, _ = x.shape
         first = context.rank * length
         q, *kv = self._project(x, self._rotation(x, first))
@@ -64,7 +65,7 @@ class Attention(SequenceMixer):
             visible = (ids[:, first:, None] == ids[:, None, :]).tril(first)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
         else:
-            from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler: a second at each start
+            from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler: a second at each start
 
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(length, k.shape[2]))
         return self._project_out(y)
@@ -92,7 +93,7 @@ class Attention(SequenceMixer):
 
     @staticmethod
     def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
-        """Keys and values, 2 d numbers a token as wide as the activations; their gradients in fp32."""
+        """Bytes of the message: keys and values, 2 d numbers per token in the activations' dtype; their gradients in fp32."""
         numbers = 2 * config.d_model * batch * length
         return SegmentMessage(bytes_per_number * numbers, max(4, bytes_per_number) * numbers)
 
@@ -101,7 +102,7 @@ class Attention(SequenceMixer):
         return 5 * config.d_model
 
     def init_cache(self, batch: int, like: Tensor) -> AttentionCache:
-        """The state of empty rows; `like` gives dtype and device."""
+        """The cache of rows without tokens; `like` gives dtype and device."""
         width = self.out_proj.in_features // self.num_heads
         none = like.new_zeros(batch, self.num_heads, 0, width)
         real = torch.zeros(batch, 0, dtype=torch.bool, device=like.device)
@@ -116,7 +117,7 @@ class Attention(SequenceMixer):
         return AttentionCache(keys, values, real, empty.position + context)
 
     def extend(self, x: Tensor, cache: AttentionCache, real: Tensor) -> tuple[Tensor, AttentionCache]:
-        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
+        """Process further tokens `[B, T, d_model]` from a cache; `real` `[B, T]` is False at padding, which stands at row ends."""
         length, past = x.shape[1], cache.real.shape[1]
         positions = cache.position[:, None] + torch.arange(length, device=x.device)
         half = x.shape[-1] // self.num_heads // 2
@@ -128,13 +129,13 @@ class Attention(SequenceMixer):
             cache.position + real.sum(1),
         )
         causal = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
-        # A padded query may find nothing real to see; it sees itself, and nobody reads it.
+        # A padded query may have no real entry to attend to: it attends to itself, and its result is not used.
         own = torch.ones_like(causal).triu(past) & causal
         y = F.scaled_dot_product_attention(q, cache.k, cache.v, attn_mask=(causal & cache.real[:, None] | own)[:, None])
         return self._project_out(y), cache
 
     def step(self, x: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
-        """One token, `[B, d_model]`."""
+        """Decode one token per row, `[B, d_model]`."""
         y, cache = self.extend(x[:, None], cache, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
         return y[:, 0], cache
 
@@ -144,7 +145,7 @@ class Attention(SequenceMixer):
         return _rotate(q, *rotation), _rotate(k, *rotation), v
 
     def _rotation(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """For the tokens `[B, T, d_model]` of rows at positions `first`, `first` + 1, ..."""
+        """The rotation table for tokens `[B, T, d_model]` at positions `first`, `first` + 1, ..."""
         half = x.shape[-1] // self.num_heads // 2
         return _rotation_of_row(first, x.shape[1], half, self.rope_base, x.dtype, x.device)
 
@@ -166,12 +167,12 @@ def rotation_table(positions: Tensor, half: int, base: float, dtype: torch.dtype
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-@uncompiled  # traced, every element of queries and keys would work out its own cosine in float64
+@uncompiled  # if traced, a float64 cosine would be computed for every element of queries and keys
 @lru_cache(maxsize=8)
 def _rotation_of_row(
     first: int, length: int, half: int, base: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # it is kept, and training may want it next
+    with torch.inference_mode(False):  # it is cached, and a later training step may need it
         table = rotation_table(torch.arange(first, first + length, device=device)[None], half, base, dtype)
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()  # other streams may read it

@@ -13,7 +13,8 @@ from .registry import SegmentMessage
 
 
 class SequenceMixer(nn.Module, ABC):
-    """A layer `[B, T, d_model]` -> `[B, T, d_model]` that mixes along T, causally, with its costs as closed forms.
+    """Base class of sequence mixers: causal layers `[B, T, d_model]` -> `[B, T, d_model]` that mix along T, with closed forms
+    of their costs.
 
     Attributes:
         kind: the name in `layers`, set by `register`.
@@ -35,23 +36,23 @@ class SequenceMixer(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def mixing_flops(config: ModelConfig, length: int) -> float:
-        """Forward FLOPs a token over rows of `length` tokens, the products with the layer's matrices left out."""
+        """Forward FLOPs per token over rows of `length` tokens, without the products with the layer's weight matrices."""
 
     @staticmethod
     @abstractmethod
     def mixing_decode_flops(config: ModelConfig, context: int) -> float:
-        """FLOPs of decoding one token after `context` tokens, the products with the layer's matrices left out."""
+        """FLOPs of decoding one token after `context` tokens, without the products with the layer's weight matrices."""
 
     @staticmethod
     @abstractmethod
     def state_bytes(config: ModelConfig, context: int, bytes_per_number: int) -> int:
-        """Bytes that one sequence carries from token to token after `context` tokens: those of the results of `init_cache` and
-        `extend`. `bytes_per_number` is that of the weights."""
+        """Bytes of the layer's decoding state for one sequence after `context` tokens: those of what `init_cache` and `extend`
+        return. `bytes_per_number` is that of the weights."""
 
     @staticmethod
     @abstractmethod
     def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
-        """Messages of sequence parallelism for segments of `length` tokens of `batch` rows.
+        """Bytes of the layer's messages under sequence parallelism, for segments of `length` tokens of `batch` rows.
 
         Raises:
             UserError: the mixer cannot be trained on segments.
@@ -60,14 +61,14 @@ class SequenceMixer(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def kept_numbers(config: ModelConfig) -> int:
-        """Numbers per token that the layer keeps for its backward pass."""
+        """Count of numbers per token that the layer keeps for its backward pass."""
 
     # --- Building ---
 
     @classmethod
     @abstractmethod
     def build(cls, config: ModelConfig) -> Self:
-        """A layer for a model of that config, its parameters not yet initialised."""
+        """Build the layer of a model with this config; its parameters are not yet initialised."""
 
     @abstractmethod
     def initialize(self, generator: torch.Generator) -> None:
@@ -79,25 +80,25 @@ class SequenceMixer(nn.Module, ABC):
     def forward(
         self, x: Tensor, *, cu_seqlens: Tensor | None = None, context: SequenceContext | None = None, **inputs: Tensor
     ) -> Tensor:
-        """All tokens at once; `inputs` are those that the class lists in `inputs`."""
+        """Apply the layer to all tokens at once (the parallel form); `inputs` are those that the class lists in `inputs`."""
 
     @abstractmethod
     def init_cache(self, batch: int, like: Tensor) -> Any:
-        """The state of empty rows; `like` gives dtype and device."""
+        """The cache of rows without tokens; `like` gives dtype and device."""
 
     def random_cache(self, batch: int, like: Tensor, context: int) -> Any:
-        """A state of the size that `context` tokens leave, for timing; its numbers are not those of any text."""
+        """A cache of the size that `context` tokens leave, filled with arbitrary numbers, for timing."""
         return self.init_cache(batch, like)
 
     @abstractmethod
     def extend(self, x: Tensor, cache: Any, real: Tensor, **inputs: Tensor) -> tuple[Tensor, Any]:
-        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
+        """Process further tokens `[B, T, d_model]` from a cache; `real` `[B, T]` is False at padding, which stands at row ends."""
 
     @abstractmethod
     def step(self, x: Tensor, cache: Any, **inputs: Tensor) -> tuple[Tensor, Any]:
-        """One token, `[B, d_model]`."""
+        """Decode one token per row, `[B, d_model]`."""
 
-    # --- What only some mixers have ---
+    # --- Optional parts, which some mixers override ---
 
     @property
     def reads_token(self) -> bool:
@@ -110,11 +111,11 @@ class SequenceMixer(nn.Module, ABC):
         return False
 
     def gate_mean(self, x: Tensor, token: Tensor | None = None) -> Tensor:
-        """How far the write gate is open, a scalar; of layers with `has_write_gate` alone."""
+        """The mean of the write gate over positions and heads, a scalar; only for layers with `has_write_gate`."""
         raise NotImplementedError
 
     def prefill_segment(self, segment: int, length: int) -> int:
-        """Tokens that prefill may work at once, at most `segment`, for prompts of `length` tokens.
+        """The number of tokens that prefill may process at once, at most `segment`, for prompts of `length` tokens.
 
         Raises:
             ValueError: `segment` does not fit the layer.

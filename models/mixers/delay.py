@@ -1,4 +1,4 @@
-"""Rows of a few positions before: what a layer takes of the last tokens beside its own."""
+"""Inputs shifted by a few positions, for layers that combine each token with the tokens just before it."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from ...kernels.sequence import SequenceContext, gather_segments
 
 
 def delayed(x: Tensor, steps: int, before: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
-    """The rows `steps` positions before: `[B, T, D]` -> `[B, T, D]`, zero before a document's first token.
+    """Shift a sequence by `steps` positions: `[B, T, D]` -> `[B, T, D]`, zero before a document's first token.
 
     Args:
         before: `[B, m, D]` with m >= steps, the last rows before these; None: there are none.
@@ -35,9 +35,9 @@ def latest(x: Tensor, count: int, before: Tensor, real: Tensor) -> Tensor:
 
 
 def rows_before(x: Tensor, count: int, context: SequenceContext | None) -> Tensor | None:
-    """The last `count` rows of the segment before this rank's: `[B, T, D]` -> `[B, count, D]`, zeros for the first segment and for
-    rows of a document that ends before the segment does; None where rows are whole or no row is wanted. One small all-gather, and
-    in the backward pass one reduce-scatter.
+    """Under sequence parallelism, the last `count` rows of the previous rank's segment: `[B, T, D]` -> `[B, count, D]`, zeros
+    for the first segment and for rows of a document that ends before the segment does; None where rows are whole or no row is
+    wanted. One small all-gather, and in the backward pass one reduce-scatter.
 
     Raises:
         ValueError: segments are shorter than `count`.
@@ -48,7 +48,7 @@ def rows_before(x: Tensor, count: int, context: SequenceContext | None) -> Tenso
         raise ValueError(f"segments must hold at least the {count} tokens that a delay looks back, not {x.shape[1]}")
     batch, length, _ = x.shape
     gathered = gather_segments(x[:, length - count :], context)
-    if not context.rank:  # multiplied rather than left out: every rank takes part in the backward pass's collective
+    if not context.rank:  # times zero: every rank takes part in the backward collective
         return gathered[0] * 0
     starts = context.starts(batch, length, x.device)
     if starts is None:

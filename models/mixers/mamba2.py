@@ -1,4 +1,5 @@
-"""The Mamba-2 mixer (arXiv 2405.21060), with the parameters of `mamba_ssm.Mamba2`: weights pass unchanged."""
+"""The Mamba-2 mixer (arXiv 2405.21060), with the parameter names and shapes of `mamba_ssm.Mamba2`, whose weights can be loaded
+unchanged."""
 
 import math
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ A_RANGE = (1.0, 16.0)
 
 
 class Mamba2Cache(NamedTuple):
-    """conv: `[B, d_conv - 1, channels]`, the last inputs of the convolution; ssm: `[B, H, headdim, d_state]`."""
+    """The decoding state of a Mamba-2 layer. conv: `[B, d_conv - 1, channels]`, the last inputs of the convolution; ssm:
+    `[B, H, headdim, d_state]`, the state of the scan."""
 
     conv: Tensor
     ssm: Tensor
@@ -29,7 +31,7 @@ class Mamba2Cache(NamedTuple):
 
 @register("mamba2")
 class Mamba2(SequenceMixer):
-    """Mamba-2, `[B, T, d_model]` -> `[B, T, d_model]`."""
+    """The Mamba-2 layer, `[B, T, d_model]` -> `[B, T, d_model]`."""
 
     options = Mamba2Config
 
@@ -60,7 +62,7 @@ class Mamba2(SequenceMixer):
             cu_seqlens = context.local_cu_seqlens(x.shape[0], x.shape[1], x.device)
         if context is not None and context.world > 1:
             convolution, parts, groups = (self.conv1d.weight, self._bias), self._parts, self.config.ngroups
-            # Nothing but the convolution may read these inputs: see there.
+            # Only the convolution may read these inputs, since `enter_segment` completes their gradient in place.
             inputs, first, state = enter_segment(
                 inputs, *convolution, steps, a, parts=parts, groups=groups, context=context
             )
@@ -82,7 +84,7 @@ class Mamba2(SequenceMixer):
 
     @staticmethod
     def mixing_flops(config: ModelConfig, length: int) -> float:
-        # Kernels choose their own chunks; longer ones do more work for the same result, which is not counted here.
+        # Kernels choose their own chunk sizes; the additional FLOPs of longer chunks are not counted here.
         mamba, chunk = config.mamba2_settings, min(length, 64)
         inner = mamba.expand * config.d_model
         return 2 * chunk * (mamba.ngroups * mamba.d_state + inner) + 4 * inner * mamba.d_state
@@ -100,8 +102,8 @@ class Mamba2(SequenceMixer):
 
     @staticmethod
     def segment_message(config: ModelConfig, length: int, batch: int, bytes_per_number: int) -> SegmentMessage:
-        """With inner width I and C = I + 2 G N channels: forward I N + H + (W - 1) (C + I + G N + H) numbers and the
-        segment's length, backward I N + (W - 1) C, in fp32 at least."""
+        """Size of the message, with inner width I and C = I + 2 G N channels: forward I N + H + (W - 1) (C + I + G N + H)
+        numbers and the segment's length, backward I N + (W - 1) C, in fp32 at least."""
         mamba, wide = config.mamba2_settings, max(4, bytes_per_number)
         inner, keys = mamba.expand * config.d_model, mamba.ngroups * mamba.d_state
         heads, channels, reach = inner // mamba.headdim, inner + 2 * keys, mamba.d_conv - 1
@@ -115,13 +117,13 @@ class Mamba2(SequenceMixer):
         return d + 7 * mamba.expand * d + 6 * mamba.ngroups * mamba.d_state
 
     def init_cache(self, batch: int, like: Tensor) -> Mamba2Cache:
-        """The state of empty rows; `like` gives dtype and device."""
+        """The cache of rows without tokens; `like` gives dtype and device."""
         config = self.config
         state = at_least_fp32(like.new_zeros(batch, self.num_heads, config.headdim, config.d_state))
         return Mamba2Cache(like.new_zeros(batch, config.d_conv - 1, self.d_conv_channels), state)
 
     def extend(self, x: Tensor, cache: Mamba2Cache, real: Tensor) -> tuple[Tensor, Mamba2Cache]:
-        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends."""
+        """Process further tokens `[B, T, d_model]` from a cache; `real` `[B, T]` is False at padding, which stands at row ends."""
         z, inputs, dt = self._project(x)
         values, b, c = self._heads(self._convolve(inputs, state=cache.conv, silu=True, parts=self._parts))
         steps = self._step_sizes(dt) * real[..., None]
@@ -133,7 +135,7 @@ class Mamba2(SequenceMixer):
         return self._project_out(y, z), Mamba2Cache(conv, ssm)
 
     def step(self, x: Tensor, cache: Mamba2Cache) -> tuple[Tensor, Mamba2Cache]:
-        """One token, `[B, d_model]`."""
+        """Decode one token per row, `[B, d_model]`."""
         z, inputs, dt = self._project(x)
         window = torch.cat((cache.conv, inputs[:, None]), 1)
         convolved = F.silu((window * self.conv1d.weight.squeeze(1).T).sum(1) + self._bias)
@@ -162,13 +164,13 @@ class Mamba2(SequenceMixer):
 
     @property
     def _bias(self) -> Tensor:
-        """`[channels]` of the convolution."""
+        """The bias of the convolution, `[channels]`."""
         assert self.conv1d.bias is not None
         return self.conv1d.bias
 
     @property
     def _parts(self) -> tuple[int, int, int]:
-        """Channels of values, b and c."""
+        """The number of channels of the values, of b and of c."""
         state = self.config.ngroups * self.config.d_state
         return self.d_inner, state, state
 

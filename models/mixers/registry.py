@@ -22,22 +22,22 @@ Class = TypeVar("Class", bound=type)
 
 
 class SegmentMessage(NamedTuple):
-    """Bytes of one rank's part in a layer's collectives, forward and backward (`kernels/sequence.py`). On a ring of `world`
-    ranks each rank passes on `world - 1` parts."""
+    """Bytes that one rank contributes to a layer's collectives under sequence parallelism, forward and backward
+    (`kernels/sequence.py`). On a ring of `world` ranks each rank passes on `world - 1` parts."""
 
     forward: int
     backward: int
 
 
 def register(kind: str) -> Callable[[Class], Class]:
-    """Class decorator: `layers` of a model config may name the mixer as `kind` from now on.
+    """Class decorator that registers a mixer under the name `kind`, which `layers` of a model config may then use.
 
     Raises:
         ValueError: another class has the name already.
     """
 
     def add(mixer: Class) -> Class:
-        # The modules of built-in mixers load late: their names are taken before they are registered.
+        # Built-in mixers are imported late, so their names are reserved even before they are registered.
         built_in = f"{__package__}.{BUILT_IN[kind]}" if kind in BUILT_IN else None
         if built_in is not None and mixer.__module__ != built_in:
             raise ValueError(f"mixer kind {kind!r} is taken by {built_in}")

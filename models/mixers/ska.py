@@ -106,7 +106,7 @@ class SKA(SKACosts):
         return self.gate_proj is not None
 
     def prefill_segment(self, segment: int, length: int) -> int:
-        """All of the prompt for "sequence-max", whose maximum is taken before any of it is read; else whole chunks."""
+        """The whole prompt for "sequence-max", whose maximum must be known before any of it is read; else whole chunks."""
         if self.config.normalization == "sequence-max":
             return length
         if self.config.mode == "chunk" and segment % self.config.grid:
@@ -114,7 +114,7 @@ class SKA(SKACosts):
         return segment
 
     def init_cache(self, batch: int, like: Tensor) -> SKACache:
-        """The state of empty rows; `like` gives dtype and device."""
+        """The cache of rows without tokens; `like` gives dtype and device."""
         config = self.config
         width = self.v_proj.out_features // config.num_heads + (config.rank if config.two_hop_heads else 0)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
@@ -132,7 +132,7 @@ class SKA(SKACosts):
         return SKACache(decode, longest, recent)
 
     def extend(self, x: Tensor, cache: SKACache, real: Tensor, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
-        """Go on from a cache with `[B, T, d_model]`; `real` `[B, T]` is False at padding, which stands at row ends.
+        """Process further tokens `[B, T, d_model]` from a cache; `real` `[B, T]` is False at padding, which stands at row ends.
 
         In "chunk" mode the cache must stand on the chunk grid; "sequence-max" takes its maximum here.
         """
@@ -155,7 +155,7 @@ class SKA(SKACosts):
             on_grid_tokens = real & (
                 old.position[:, None] + torch.arange(x.shape[1], device=x.device) < on_grid[:, None]
             )
-            # Steps move the visible sums on only when the next one comes: at a border those of the cache are a chunk old.
+            # A step updates the visible sums only when the next token comes: at a border those of the cache are a chunk old.
             border = old.position % self.config.grid == 0
             past = SKAState(*(where_rows(border, *parts) for parts in zip(old.sums, old.visible, strict=True)))
             _, visible = ska_attention(
@@ -165,7 +165,7 @@ class SKA(SKACosts):
         return self._project_out(y, x.dtype), SKACache(decode, longest, recent)
 
     def step(self, x: Tensor, cache: SKACache, token: Tensor | None = None) -> tuple[Tensor, SKACache]:
-        """One token, `[B, d_model]`; the cache is updated in place and returned."""
+        """Decode one token per row, `[B, d_model]`; the cache is updated in place and returned."""
         if cache.recent is None:
             packed, recent = self._project(x, token)
         else:
@@ -182,7 +182,7 @@ class SKA(SKACosts):
         return {"power": c.power, "ridge": c.ridge, "scale": scale, "chunk_size": c.grid, "value_lag": c.value_lag}
 
     def gamma(self) -> float | Tensor:
-        """The factor s of each filter step: a float, or `[H]`."""
+        """The factor gamma (`scale` of `ska_attention`) of each filter step: a float, or `[H]`."""
         if self.gamma_logit is None:
             return self.config.gamma
         low, high = GAMMA_RANGE
@@ -201,7 +201,8 @@ class SKA(SKACosts):
         return logits if self.context_gate_proj is None else torch.cat((logits, self.context_gate_proj(x)), -1)
 
     def blend(self, x: Tensor) -> Tensor | None:
-        """The share of each power in what is read: `[..., H, power + 1]`, sums of 1, in fp32 at least; None without a blend."""
+        """The weights by which the reads of all powers are mixed: `[..., H, power + 1]`, sums of 1, in fp32 at least; None
+        without a blend."""
         if self.blend_proj is None:
             return None
         logits = self.blend_proj(x).unflatten(-1, (self.config.num_heads, -1))
@@ -220,7 +221,7 @@ class SKA(SKACosts):
     def _gate_input(
         self, x: Tensor, token: Tensor | None, before: Tensor | None = None, starts: Tensor | None = None
     ) -> Tensor:
-        """What `gate_proj` takes: x, or the tokens of the window, the present one first. Without `starts` a window also holds
+        """The input of `gate_proj`: x, or the tokens of the window, the present one first. Without `starts` a window also holds
         tokens of the document before."""
         if self.config.gate_input == "hidden":
             return x
@@ -290,7 +291,7 @@ class SKA(SKACosts):
 
     @property
     def _recent_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Rows and width of each part of `Recent`."""
+        """The number of rows and the width of each part of `Recent`."""
         config = self.config
         tokens = self.k_proj.in_features if self.reads_token else 0
         return (
@@ -326,7 +327,7 @@ class SKA(SKACosts):
         return self.out_proj(y.flatten(-2).to(dtype), self.eta)
 
     def initialize(self, generator: torch.Generator) -> None:
-        # An orthogonal start for keys and queries and a silent output are the paper's.
+        # As in the paper, keys and queries start orthogonal, and the output starts at zero.
         nn.init.orthogonal_(self.q_proj.weight, generator=generator)
         nn.init.orthogonal_(self.k_proj.weight, generator=generator)
         if self.config.tied_start:

@@ -1,4 +1,4 @@
-"""Costs of an SKA layer as closed forms of its configuration."""
+"""Parameters, FLOPs, state bytes and messages of an SKA layer, as closed forms of its configuration."""
 
 from ..common.errors import UserError
 from ..config import ModelConfig, SKAConfig
@@ -10,25 +10,25 @@ def refuse_segments(ska: SKAConfig) -> None:
     """Refuse sequence parallelism to layers that normalise keys by a maximum over the whole row.
 
     Raises:
-        UserError: the layer is such a one.
+        UserError: the layer does so.
     """
     if ska.normalization == "sequence-max":
         raise UserError('ska.normalization "sequence-max" needs whole rows: use "l2", or no sequence parallelism')
 
 
 def _blend_flops(ska: SKAConfig) -> int:
-    """The weighted sum of the reads of a token in a head."""
+    """FLOPs per token and head of the weighted sum of the reads at all powers."""
     return 2 * ska.rank * (ska.power + 1) if ska.blend else 0
 
 
 def _written_width(config: ModelConfig) -> int:
-    """Numbers of a value in a head: with heads that read twice its own key stands behind it."""
+    """Width of what is written per head and token: the value, and for two-hop heads the token's own key."""
     ska = config.ska_settings
     return config.d_model // ska.num_heads + (ska.rank if ska.two_hop_heads else 0)
 
 
 class SKACosts(SequenceMixer):
-    """The part of the SKA mixer that needs no weights."""
+    """Base class of the SKA mixer with its costs, which need no weights."""
 
     @staticmethod
     def num_parameters(config: ModelConfig) -> int:
@@ -52,7 +52,7 @@ class SKACosts(SequenceMixer):
             solve, pairs = solve + 4 * chunk * rank, 4 * chunk * rank
         filters = ska.power * (2 * rank * rank + pairs + solve)
         read = 2 * rank * width + (2 * chunk * (rank + width) if exact else 0) + _blend_flops(ska)
-        # Heads that read twice take a call of their own for it, counted as wide as the first.
+        # The second read of two-hop heads is a call of its own, counted with the same width as the first.
         return (ska.num_heads + ska.two_hop_heads) * (sums + factor + solve + filters + read)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Heads that read twice: what the first read found is the query of the second (docs/design/recall.md, "Two hops").
+"""Two-hop heads of SKA: the result of a first read is the query of a second one (docs/design/recall.md, "Two hops").
 
 A write binds to the key of the token before, z_t, beside this token's value v_t also this token's own key u_t, under the same
 gate. With G = ridge I + sum z z^T, C = sum v z^T and U = sum u z^T a head of one hop reads C G^-1 q, one of two hops
@@ -67,7 +67,7 @@ def read(
     return_state: bool = False,
     **options: Unpack[SKAOptions],
 ) -> Tensor | tuple[Tensor, SKAState]:
-    """`ska_attention`, in which the first `two_hop_heads` heads read a second time; without such heads it is `ska_attention`.
+    """`ska_attention` in which the first `two_hop_heads` heads read a second time; plain `ska_attention` if there are none.
 
     Args:
         v: `[B, T, H, P + R]`, of `bind_next_keys`; without such heads `[B, T, H, P]`.
@@ -96,7 +96,7 @@ def read(
 
 
 def read_step(q: Tensor, k: Tensor, v: Tensor, state: DecodeState, two_hop_heads: int, **options: Any) -> Tensor:
-    """`ska_step` with such heads: `[B, H, *]`."""
+    """One decoding step with two-hop heads, like `ska_step`: `[B, H, *]`."""
     y = ska_step(q, k, v, state, **options)
     if not two_hop_heads:
         return y

@@ -12,7 +12,8 @@ from ..norm import at_least_fp32
 
 
 class Recent(NamedTuple):
-    """What a layer keeps of the last tokens, `[B, m, *]` each: raw keys and values that are written later, tokens for the gate."""
+    """The last m inputs that a layer still needs when decoding, `[B, m, *]` each: raw keys and values that are written later,
+    tokens for the gate."""
 
     keys: Tensor
     values: Tensor
@@ -20,8 +21,8 @@ class Recent(NamedTuple):
 
 
 class SKACache(NamedTuple):
-    """decode: the sums and their inverse factor; longest: `[B, H, 1]`, of the prompt's raw keys, for "sequence-max" only; recent:
-    for layers that look at tokens before the present one."""
+    """The decoding state of an SKA layer. decode: the sums and their inverse factor; longest: `[B, H, 1]`, the largest norm of
+    the prompt's raw keys, for "sequence-max" only; recent: for layers that use tokens before the present one."""
 
     decode: DecodeState
     longest: Tensor | None
@@ -29,7 +30,7 @@ class SKACache(NamedTuple):
 
 
 class ScaledLinear(nn.Linear):
-    """W (eta y), with one eta a head: the weight takes it, which is smaller than y."""
+    """The linear map W (eta y) with one scale eta per head, which multiplies the weight, as that is smaller than y."""
 
     def forward(self, y: Tensor, eta: Tensor) -> Tensor:
         weight = self.weight.unflatten(1, (len(eta), -1)) * eta[:, None]
@@ -37,7 +38,7 @@ class ScaledLinear(nn.Linear):
 
 
 def side_by_side(x: Tensor, weights: list[Tensor]) -> Tensor:
-    """x W^T of each W, along the last dimension."""
+    """The products x W^T of several weights W, concatenated along the last dimension."""
     if x.dim() == 2:  # decoding: the weights are larger than what they give
         return torch.cat([F.linear(x, weight) for weight in weights], -1)
     return F.linear(x, torch.cat(weights))
@@ -49,7 +50,7 @@ def where_rows(rows: Tensor, x: Tensor, other: Tensor) -> Tensor:
 
 
 def longest_key(k: Tensor, starts: Tensor | None) -> Tensor:
-    """The norm of the longest key of each token's document: `[B, T, H, R]` -> `[B, T or 1, H, 1]`."""
+    """The largest key norm in each token's document: `[B, T, H, R]` -> `[B, T or 1, H, 1]`."""
     norms = at_least_fp32(k).norm(dim=-1)
     if starts is None:
         return norms.amax(1, keepdim=True)[..., None]

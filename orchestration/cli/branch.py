@@ -20,7 +20,8 @@ def branch(
     runs: Annotated[Path | None, typer.Option(help="Folder of the new run; that of the parent if left out.")] = None,
     data: Data = None,
 ) -> None:
-    """Set up a run that begins from a checkpoint of another: a cooldown, other data, another rate. Train it by its folder.
+    """Set up a run that begins from a checkpoint of another: a cooldown, other data, another learning rate. Then train it by the
+    name of its folder.
 
     The overrides hold its name and what changes: name=cooldown train.schedule=warmup-stable-decay train.steps=1000
     train.decay_steps=200.

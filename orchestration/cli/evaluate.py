@@ -35,7 +35,7 @@ def evaluate(
         bool, typer.Option("--fetch-bigbench", help="First download the items of suite bigbench-mc (358 MB).")
     ] = False,
 ) -> None:
-    """Evaluate a run's checkpoints by hand, or watch many runs. What has a result already is not computed again."""
+    """Evaluate a run's checkpoints by hand, or watch many runs. Existing results are not computed again."""
     from ..evaluation.by_hand import evaluate_by_hand
     from ..evaluation.watcher import Watcher
 

@@ -19,7 +19,7 @@ def models(
     zero_stage: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage, for the memory of a GPU.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the optimizer's state.")] = 8,
 ) -> None:
-    """The presets: parameters, training and decoding FLOPs, bytes of state, memory of a GPU."""
+    """The presets with their parameters, training and decoding FLOPs, bytes of decoding state, and GPU memory."""
     console.print(models_table(name or None, length, context, zero_stage, gpus))
 
 

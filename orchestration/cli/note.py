@@ -17,7 +17,7 @@ def note(
         bool | None, typer.Option("--archive/--restore", help="Hide the run in the dashboard, or show it again.")
     ] = None,
 ) -> None:
-    """Tag a run, write a note about it, or archive it, for the dashboard and for who reads its folder."""
+    """Tag a run, write a note about it, or archive it, for the dashboard and for readers of its folder."""
     from ...pipeline.run.notes import write_notes
 
     path, notes = write_notes(run, note=text, add=tag or [], remove=untag or [], archived=archive)

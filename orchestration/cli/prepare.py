@@ -25,7 +25,7 @@ def prepare(
     ] = None,
     ray: Annotated[bool, typer.Option(help="Ray Data, which survives workers and nodes; or plain processes.")] = True,
 ) -> None:
-    """Turn a recipe's sources into a tokenizer and verified token shards. Run again, only what is missing is done."""
+    """Turn a recipe's sources into a tokenizer and verified token shards. A repetition does only what is missing."""
     from functools import partial
 
     from ..launch.target import data_root

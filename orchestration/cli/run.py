@@ -22,8 +22,7 @@ def run(
 ) -> None:
     """The whole pipeline: prepare data, train, evaluate every checkpoint beside the training, record in MLflow, report.
 
-    What dies is started again. Run it again after an interruption and it goes on where it stopped; finished stages are
-    recognised.
+    Processes that die are restarted. After an interruption the same command resumes the run; finished stages are skipped.
     """
     from ..launch.run import run_pipeline
     from ..launch.target import data_root, resolve_target

@@ -15,8 +15,8 @@ def status(
     runs: Runs = Path("runs"),
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until interrupted.")] = False,
 ) -> None:
-    """Where runs stand: step, loss, tokens/s, MFU, ETA, checkpoints, evaluations, nodes, trouble. Reads files only."""
-    # Collecting garbage would be a fifth of the time of a command that ends at once.
+    """The state of runs: step, loss, tokens/s, MFU, ETA, checkpoints, evaluations, nodes, trouble. Reads files only."""
+    # Garbage collection would take a fifth of the time of this short command.
     gc.disable()
     try:
         from ..monitor.status import Status, find_runs

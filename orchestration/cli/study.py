@@ -71,7 +71,7 @@ def run(
         int | None, typer.Option(min=1, help="Devices of this machine, instead of the study's hardware.devices.")
     ] = None,
 ) -> None:
-    """Run every cell that has no result, then fit and report. Run it again after an interruption: it goes on.
+    """Run every cell that has no result, then fit and report. After an interruption the same command resumes.
 
     Without --ray or --address the cells are processes of this machine, packed on its devices.
     """
@@ -116,7 +116,7 @@ def status(
     studies: Studies = Path("studies"),
     watch: Annotated[bool, typer.Option("--watch", help="Draw the table again until every cell is done.")] = False,
 ) -> None:
-    """Where every cell stands, and what is left in hours by the speed measured so far. Reads files only."""
+    """The state of every cell, and the hours left, predicted by the speed measured so far. Reads files only."""
     from ..studies.folder import find_study
     from ..studies.tables import watch_status
 
@@ -154,7 +154,7 @@ def report(study: Study, studies: Studies = Path("studies")) -> None:
 
 @study_app.command()
 def track(study: Study, studies: Studies = Path("studies"), uri: Uri = None) -> None:
-    """Replay a study into MLflow: one parent run, a child a cell. Run twice, it adds nothing twice."""
+    """Replay a study into MLflow: one parent run, and a child run for each cell. A repetition adds nothing."""
     from ..studies.folder import find_study
     from ..studies.tracking import track_study
 

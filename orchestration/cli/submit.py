@@ -21,7 +21,7 @@ def submit(
     amend: Amend = False,
     follow: Annotated[bool, typer.Option(help="Show what it prints until it ends.")] = False,
 ) -> None:
-    """Hand `echo-lm run` to a Ray cluster as a job: it goes on when this machine goes away.
+    """Submit `echo-lm run` to a Ray cluster as a job, which does not depend on this machine.
 
     Paths are those of the cluster's nodes, on storage that they share.
     """

@@ -54,7 +54,7 @@ def run(
     ray: Annotated[bool, typer.Option("--ray", help="Place the groups with Ray, on a cluster of its own.")] = False,
     address: Annotated[str | None, typer.Option(help="Place the groups with the Ray cluster at this address.")] = None,
 ) -> None:
-    """Train and evaluate every run that has no result, then report. Run it again after an interruption: it goes on.
+    """Train and evaluate every run that has no result, then report. After an interruption the same command resumes.
 
     All visible GPUs are used. Several of these commands may share a folder: no run is done twice.
     """
@@ -76,7 +76,7 @@ def run(
 
 @sweep_app.command()
 def status(sweep: Sweep, sweeps: Sweeps = Path("sweeps")) -> None:
-    """How many runs of every arm are done, at work, failed and left. Reads files only."""
+    """The numbers of runs of every arm that are done, running, failed and left. Reads files only."""
     from ..sweeps.tables import status_table
 
     console.print(status_table(sweep, sweeps))
@@ -93,7 +93,7 @@ def report(
 ) -> None:
     """Write NAME.md and the figures from the results, also of an unfinished sweep; in the sweep's own folder NAME.json too.
 
-    The same results give the same bytes. What people wrote in NAME.notes.md beside the page is taken into it.
+    The same results give the same bytes. Hand-written notes in NAME.notes.md beside the page are included in it.
     """
     from ...evals.sweeps.config import load_sweep
     from ...evals.sweeps.report import write_report

@@ -8,7 +8,7 @@ def track(
     run: RunPath,
     tracking_uri: Tracking = None,
 ) -> None:
-    """Replay a run's files into MLflow. Run twice, it adds nothing twice."""
+    """Replay a run's files into MLflow. A repetition adds nothing."""
     from ..tracking.mlflow import track as replay
 
     console.print(f"{run} is in MLflow as run {replay(run, tracking_uri)}")

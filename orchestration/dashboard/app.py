@@ -25,9 +25,9 @@ from .values import MOST_COLUMNS, RunValues
 
 # Rows that the page of runs shows at first; the others are sent with it, but hidden, which saves their layout.
 SHOWN_ROWS = 100
-MOST_ROWS = 2000  # rows that it has at all, so that no answer is larger than a few megabytes
+MOST_ROWS = 2000  # most rows of that page, so that no response is larger than a few megabytes
 MOST_FIGURE_BYTES = 5 << 20
-STUDY_LOOK_SECONDS = 0.05  # at the log of each cell, whose page reads it on
+STUDY_LOOK_SECONDS = 0.05  # time for reading the log of each cell; the cell's own page reads the rest
 
 
 def make_app(
@@ -185,7 +185,7 @@ def _run_page(
     if table.is_readable(name):
         try:
             return pages.html("run.html", run=views.detail(table.folder / name, summary), live=live, study=study)
-        except Exception as error:  # a folder that nobody thought of
+        except Exception as error:  # a folder with unforeseen contents
             summary = unreadable(table.folder / name, error)
     return pages.html("damaged.html", summary=summary, study=study)
 

@@ -20,7 +20,7 @@ from .values import EVALUATION, RunValues, differences, group_labels
 
 Names = Annotated[list[str], Query()]
 MOST_METRICS = 8  # charts at once
-MOST_LOGS = 10  # that are looked into for the names of further curves
+MOST_LOGS = 10  # runs whose logs are read for the names of further curves
 MOST_CELLS = 5000  # of a table, so that no page is larger than a few megabytes
 SUMMARY = (
     "name",
@@ -56,7 +56,7 @@ def add_comparison(app: FastAPI, pages: Pages, table: RunTable, views: RunViews,
             raise HTTPException(422, str(error)) from None
 
     def names_in_logs(folders: list[Path]) -> list[str]:
-        """Names of the curves that a log brings: losses by text source, measures of SKA layers."""
+        """Names of the curves that depend on the log: losses by text source, measures of SKA layers."""
         found = {name for folder in folders[:MOST_LOGS] for name in views.history(folder, seconds=0.0).names}
         return sorted(found)[:MOST_CELLS]
 

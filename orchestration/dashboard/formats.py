@@ -98,12 +98,12 @@ def language(metrics: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def address(name: str) -> str:
-    """A name as part of an address: `#`, `?`, `%` and `/` are encoded."""
+    """A name as part of a URL: `#`, `?`, `%` and `/` are encoded."""
     return quote(name, safe="", errors="replace")
 
 
 def place(share: float | None) -> str:
-    """A share as a place on a bar, within it: `97.4%`."""
+    """The position of a share on a bar, clipped to it: `97.4%`."""
     return f"{100 * min(1.0, max(0.0, share)):.1f}%" if _is_number(share) else "0%"
 
 
@@ -115,7 +115,7 @@ def shown(value: Any) -> str:
 
 
 def sort_key(value: Any) -> str:
-    """What a column is sorted by; empty for a missing value, which stands last."""
+    """The key by which a column is sorted; empty for a missing value, which stands last."""
     return "" if value is None else str(float(value)) if isinstance(value, int | float) else str(value)
 
 

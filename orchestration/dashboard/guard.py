@@ -1,4 +1,4 @@
-"""What stands before the application: security headers on every answer, a path prefix, a token, and no traceback."""
+"""A layer around the web application: security headers on every response, a path prefix, a token, and errors without traceback."""
 
 import hmac
 import logging
@@ -27,7 +27,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Guard:
-    """An ASGI application around another one."""
+    """An ASGI middleware that checks the token, strips the path prefix and adds security headers."""
 
     def __init__(self, app: App, *, prefix: str = "", token: str = ""):
         """Wrap `app`.

@@ -33,7 +33,7 @@ class Node:
 
 
 def list_nodes(runs: Path, summaries: list[RunSummary], studies: Path) -> list[Node]:
-    """All machines that the files name, busy ones first, then by the time they were last seen."""
+    """All machines named in the files of runs, busy ones first, then by the time they were last seen."""
     nodes: dict[str, Node] = {}
     now = time.time()
 

@@ -19,7 +19,7 @@ PARTS = ("head", "tiles", "evaluations", "results", "events")
 
 
 class Pages:
-    """Renders the templates."""
+    """Renders the HTML templates."""
 
     def __init__(self, prefix: str = "") -> None:
         """Prepare the templates; `prefix` stands before every address."""
@@ -33,14 +33,14 @@ class Pages:
         self.row = lru_cache(maxsize=20_000)(self._render_row)
 
     def text(self, template: str, **values: Any) -> str:
-        """A template as text."""
+        """Render a template to text."""
         return self._templates.get_template(template).render(**values)
 
     def _render_row(self, row: RunSummary, extra: tuple[tuple[str, str], ...] = ()) -> Markup:
         return Markup(self._row.render(row=row, extra=extra))
 
     def html(self, template: str, status: int = 200, **values: Any) -> Response:
-        """A template as the answer to a request."""
+        """Render a template as the response to a request."""
         return HTMLResponse(self.text(template, **values), status_code=status)
 
     def parts(self, run: RunDetail) -> dict[str, str]:

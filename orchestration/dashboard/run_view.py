@@ -81,7 +81,7 @@ class RunDetail:
 
 @dataclass(frozen=True)
 class _View:
-    """What is kept of a run that is looked at; `history` has the lock."""
+    """The cached contents of a run that is being viewed; `history` has the lock."""
 
     reader: RunReader
     history: History
@@ -95,20 +95,20 @@ class RunViews:
         self._lock = threading.Lock()
 
     def detail(self, folder: Path, summary: RunSummary) -> RunDetail:
-        """Read a run as far as one look goes."""
+        """Read a run's new data, as much as one call reads, and return the contents of its page."""
         view = self._view(folder)
         with view.history.lock:  # two requests for one page at once
             view.history.read()
             return _detail(view.reader, summary, view.history)
 
     def history(self, folder: Path, seconds: float = LOOK_SECONDS) -> History:
-        """The events of a run, read as far as one look goes."""
+        """The events of a run, after reading as many new ones as one call reads."""
         history = self._view(folder).history
         history.read(seconds)
         return history
 
     def unread(self, folder: Path) -> int:
-        """Bytes of a run's log that the last look left."""
+        """Bytes of a run's log that the last call left unread."""
         with self._lock:
             view = self._views.get(folder)
             return view.history.unread if view else 0
@@ -173,7 +173,7 @@ def _bounded(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def document(folder: Path, name: str) -> str | None:
-    """A document of a run as one HTML page; None if it has none of that name."""
+    """A document of a run, such as its report, as one HTML page; None if it has none of that name."""
     file = DOCUMENTS.get(name)
     if file is None or not _is_document(folder, file):
         return None

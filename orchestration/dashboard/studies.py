@@ -54,7 +54,8 @@ class CellRow:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """One row of the table of studies: `counts` are cells by state, `hours` the planned ones, `problem` why it cannot be read."""
+    """One row of the table of studies: `counts` are numbers of cells by state, `hours` the planned hours, `problem` why it
+    cannot be read."""
 
     name: str
     question: str
@@ -91,7 +92,7 @@ def study_summary(folder: Path) -> StudySummary | None:
         return None
     try:
         return _summary(folder, plan, [_state(folder, cell["name"])[0] for cell in _cells(plan)])
-    except Exception as error:  # a folder that nobody thought of must not hide the others
+    except Exception as error:  # a folder with unforeseen contents must not hide the others
         problem = f"it cannot be read ({type(error).__name__}: {text(str(error), 200)})"
         return StudySummary(shown_name(folder.name), "", [], 0, dict.fromkeys(CELL_ORDER, 0), 0.0, 0.0, problem)
 
@@ -150,7 +151,7 @@ def _is_folder_name(name: str) -> bool:
 
 
 def _fit(folder: Path) -> dict[str, Any]:
-    """Of `fit.json`: the metric of the loss, and the laws with their values and intervals."""
+    """Contents of `fit.json` for display: the metric of the loss, and the laws with their values and intervals."""
     stored = _read(folder, "fit.json") or {}
     laws, stored_laws = [], stored.get("laws")
     for law in stored_laws if isinstance(stored_laws, list) else ():

@@ -74,7 +74,7 @@ class RunTable:
         return cached is not None and cached.snapshot is not None
 
     def stamps(self, name: str) -> tuple[Stamp, ...]:
-        """Stamps of the files of a run as of the last look at it; empty without such a run."""
+        """Stamps of the files of a run when it was last read; empty without such a run."""
         cached = self._find(name)
         return cached.stamps if cached else ()
 
@@ -152,10 +152,10 @@ class RunTable:
         try:
             snapshot = read_run(reader)
             return snapshot.summary(now), snapshot
-        except Exception as error:  # a folder that nobody thought of must not hide the others
+        except Exception as error:  # a folder with unforeseen contents must not hide the others
             return unreadable(folder, error), None
 
 
 def _is_settled(run: _CachedRun, now: float) -> bool:
-    """Whether nothing is to be expected of a run soon: it is over, and nothing changed in its folder for a while."""
+    """Whether a run is unlikely to change soon: it is over, and nothing changed in its folder for a while."""
     return run.summary.state != "running" and now - run.changed_at > SETTLED_SECONDS

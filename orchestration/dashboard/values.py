@@ -10,7 +10,7 @@ from .table import RunTable
 
 EVALUATION = "eval/"  # before the name of a suite and of its metric: `eval/language/language/bits_per_byte`
 MOST_COLUMNS = 20
-# Seeds, and what differs between runs for other reasons than what they train.
+# Seeds, and keys that differ between runs without any effect on what is trained.
 NOT_COMPARED = ("name",)
 SEEDS = ("seed", "data_seed")
 
@@ -43,12 +43,12 @@ class RunValues:
             values = flat(reader.config())
             for result in reader.results():  # by step: the newest stays
                 values |= {f"{EVALUATION}{result['suite']}/{key}": number for key, number in result["metrics"].items()}
-        except Exception:  # a folder that nobody thought of
+        except Exception:  # a folder with unforeseen contents
             return {}
         return {key: text(value, 120) if isinstance(value, str) else value for key, value in values.items()}
 
     def columns(self) -> list[str]:
-        """All keys that differ between runs or are evaluated, by name."""
+        """All configuration keys that differ between runs, and all evaluation metrics, by name."""
         seen: dict[str, Any] = {}
         differing = set()
         for row in self.table.rows()[1]:

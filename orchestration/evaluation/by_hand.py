@@ -1,4 +1,4 @@
-"""`echo-lm eval`: suites on the checkpoints of a run, by hand."""
+"""Evaluations started by hand, `echo-lm eval`: suites on the checkpoints of a run."""
 
 from pathlib import Path
 

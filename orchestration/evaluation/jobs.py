@@ -1,4 +1,4 @@
-"""Evaluations of checkpoints as jobs: which are due, how one runs under its lease, and the record of its outcome.
+"""Evaluations of checkpoints as jobs: which ones are due, how a job runs under its lease, and how its outcome is recorded.
 
 A job is one suite on one checkpoint. It is done when its result file exists; while it runs, a lease lies beside that file, so
 that a scheduler, a watcher and a user never run the same job at once. All state is in files.
@@ -37,12 +37,12 @@ class EvaluationJob(Job):
 
     @property
     def name(self) -> str:
-        """`step_00000100/recall-quick`."""
+        """The job's name, such as `step_00000100/recall-quick`."""
         return f"{self.output.parent.name}/{self.output.stem}"
 
     @property
     def checkpoint_run(self) -> RunFolder:
-        """The run of the checkpoint."""
+        """The folder of the run that the checkpoint belongs to."""
         return RunFolder(self.output.parents[2])
 
     @property
@@ -57,7 +57,7 @@ class EvaluationJob(Job):
         return not self.model.is_dir()
 
     def prepare_worker(self) -> None:
-        """One thread at low priority, since training may need the cores."""
+        """Limit the worker to one thread at low priority, since training may need the cores."""
         import torch
 
         if os.nice(0) < 10:
@@ -65,7 +65,7 @@ class EvaluationJob(Job):
         torch.set_num_threads(1)
 
     def run(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Evaluate, and write `output`.
+        """Evaluate the checkpoint and write the result to `output`.
 
         Raises:
             UserError: see `run_suite`.
@@ -86,7 +86,7 @@ class EvaluationJob(Job):
         )
 
     def record_success(self, node: str, seconds: float) -> None:
-        """Record in the run folder the node that evaluated, and its seconds."""
+        """Record in the run folder which node evaluated the checkpoint, and how many seconds it took."""
         record_event(
             self.checkpoint_run, "evaluation", step=self.step, suite=self.output.stem, node=node, seconds=seconds
         )
@@ -150,7 +150,7 @@ def due_steps(
     every_tokens: int | None,
     stopped_step: int | None,
 ) -> set[int]:
-    """Which of the checkpoints that exist are to be evaluated.
+    """The steps of the existing checkpoints that are to be evaluated.
 
     The first one at or after every multiple of `every` times `checkpoint_every` steps, or of `every_tokens` tokens; and that at
     which training ended, or stopped.

@@ -1,4 +1,4 @@
-"""`echo-lm eval --watch`: evaluates new checkpoints of all matching runs, also of runs it did not start; runs until interrupted.
+"""The watcher `echo-lm eval --watch`, which evaluates new checkpoints of all runs that match a pattern until it is interrupted.
 
 Each round reads the files, runs the evaluations without a result, then updates summaries and MLflow. The only state between
 rounds is which runs MLflow lacks. On a Ray cluster a round is a process of its own, since Ray ends it when the head dies; the next

@@ -1,4 +1,4 @@
-"""Results in one file, to be brought home from a machine that is there for a limited time."""
+"""Archives: results packed into one file, to be copied from a machine that is only available for a limited time."""
 
 from pathlib import Path
 

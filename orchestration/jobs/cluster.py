@@ -26,7 +26,7 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", ""),
 }
-LEAVE_SECONDS = 0.5  # for the processes of a cluster that ends with this one to leave by themselves
+LEAVE_SECONDS = 0.5  # seconds in which the processes of a local cluster may end by themselves
 CHECK_SECONDS = 1.0  # between two tries to reach a cluster
 OBJECT_STORE_BYTES = 256 * 2**20
 TOKEN = Path(".ray") / "auth_token"  # in the user's home, where Ray looks for it

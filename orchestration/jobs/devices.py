@@ -5,7 +5,7 @@ from fractions import Fraction
 
 
 class Devices:
-    """The free shares of `count` devices."""
+    """Bookkeeping of the free shares of `count` devices."""
 
     def __init__(self, count: int):
         self._free = [Fraction(1)] * count

@@ -1,4 +1,4 @@
-"""Executors: where jobs run. Here as processes of this machine; as tasks of a Ray cluster in `ray_executor.py`."""
+"""Executors, which run jobs: here as processes of this machine, in `ray_executor.py` as tasks of a Ray cluster."""
 
 import multiprocessing
 import os
@@ -29,7 +29,7 @@ class Ended(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs jobs. Leaving its context stops those that still run; none of its methods waits for a job."""
+    """The interface of executors, which run jobs. Leaving the context stops jobs that still run; no method waits for a job."""
 
     def __enter__(self) -> Self: ...
 
@@ -153,7 +153,7 @@ def _work_and_send(job: Job, gpus: tuple[int, ...] | None, connection: Connectio
 
 
 def _death(job: Job, code: int) -> str:
-    """The error of a worker that ended without a message: its signal, else the last line of its log."""
+    """The error text for a worker that ended without a message: its signal, else the last line of its log."""
     if code < 0:
         return f"killed by signal {-code}"
     lines = []

@@ -1,4 +1,4 @@
-"""A job: a unit of work that any process may do, and that one process at a time does."""
+"""The interface of jobs: units of work that any process may do, but only one at a time."""
 
 import multiprocessing
 import time
@@ -16,7 +16,7 @@ from .leases import claim, holder
 
 @dataclass(frozen=True)
 class Resources:
-    """What a running job occupies.
+    """The resources that a job occupies while it runs.
 
     Attributes:
         share: of one of this machine's devices, or how many of them, for `ProcessExecutor`; exact, so that three thirds make a
@@ -49,7 +49,7 @@ class Job(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The name in messages."""
+        """The name of the job in messages."""
 
     @property
     @abstractmethod
@@ -58,7 +58,7 @@ class Job(ABC):
 
     @abstractmethod
     def is_done(self) -> bool:
-        """Whether its result exists."""
+        """Whether the result of the job exists."""
 
     @abstractmethod
     def run(self, **options: Any) -> None:

@@ -105,7 +105,8 @@ def holder(path: Path | str, *, expiry_seconds: float = EXPIRY_SECONDS) -> dict[
 
 
 def looks_held(path: Path | str) -> bool:
-    """Whether the lease at `path` is held, by this machine's clock; for readers, as nothing is written.
+    """Whether the lease at `path` is held, judged by this machine's clock and without writing anything, for processes that only
+    read.
 
     `holder` asks the file system's clock, which takes a file in the folder.
     """

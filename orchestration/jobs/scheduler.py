@@ -1,4 +1,4 @@
-"""The scheduler: starts the jobs that are due where there is room, and starts those that failed again."""
+"""The scheduler, which starts due jobs where there is room and retries jobs that failed."""
 
 import math
 import time
@@ -16,7 +16,7 @@ HELD_SECONDS = 5.0  # until a job that another process holds is looked at again
 
 
 class Scheduler:
-    """Runs the jobs that are due on an executor. All other state is in the files of the jobs.
+    """Runs the due jobs on an executor. All other state is in the files of the jobs.
 
     A job that fails is tried again after a growing pause, `attempts` times in all. One that another process holds is left to it,
     and done here if that process dies.
@@ -44,12 +44,12 @@ class Scheduler:
 
     @property
     def running(self) -> list[Job]:
-        """The jobs that run now."""
+        """The jobs that are running."""
         return [job for job, _ in self._running.values()]
 
     @property
     def failed(self) -> list[Job]:
-        """The jobs that failed for good."""
+        """The jobs whose every attempt failed."""
         return list(self._failed.values())
 
     def poll(self) -> int:
@@ -88,7 +88,7 @@ class Scheduler:
                 self._fail(job)
 
     def failures(self) -> dict[str, str]:
-        """Last error of the jobs that failed for good, by their names."""
+        """Last error of each job whose every attempt failed, by its name."""
         return {job.name: self._errors[key][-1] for key, job in self._failed.items()}
 
     def _collect(self, job: Job, node: str | None, error: str | None) -> None:

@@ -1,4 +1,4 @@
-"""`--amend`: change what a run trains, from its newest checkpoint on."""
+"""The option `--amend`, which changes what a run trains, from its newest checkpoint on."""
 
 from ...models.common.errors import UserError
 from ...pipeline.config import RunConfig

@@ -1,4 +1,4 @@
-"""`echo-lm checkpoint`: a checkpoint of a run that is training, at once."""
+"""The command `echo-lm checkpoint`, which makes a training run write a checkpoint at once."""
 
 import time
 
@@ -38,7 +38,7 @@ def checkpoint_run(run: RunFolder, timeout: float) -> int:
 
 
 def _trains(reader: RunReader) -> bool:
-    """Whether ranks of the run live, and training has neither ended nor stopped."""
+    """Whether the run is training: its ranks are alive, and it has neither finished nor stopped."""
     now = time.time()
     alive = any(now - beat < HEARTBEAT_SILENT_SECONDS for _, beat in reader.heartbeats())
     return alive and reader.stopped_at() is None

@@ -1,4 +1,5 @@
-"""The driver of one run on a Ray cluster: data, training workers, evaluations, MLflow. Finished stages are skipped."""
+"""The driver of one run on a Ray cluster, which prepares data, trains, evaluates and updates MLflow; finished stages are
+skipped."""
 
 import threading
 from collections.abc import Callable
@@ -107,7 +108,7 @@ class _Tracking:
 
 
 class _Thread(threading.Thread):
-    """A thread that keeps the exception of its function."""
+    """A thread that stores the exception of its function for the caller."""
 
     def __init__(self, function: Callable[[], None]):
         super().__init__(daemon=True)

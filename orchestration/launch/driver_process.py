@@ -38,7 +38,8 @@ DriverFunction = Callable[..., None]
 
 @dataclass
 class Attempt:
-    """The outcome of a driver: `failure` is None if its work is complete, `component` what failed, "driver" or "head"."""
+    """The outcome of one start of the driver: `failure` is None if its work is complete, `component` is what failed, "driver" or
+    "head"."""
 
     failure: str | None = None
     component: str = "driver"
@@ -115,7 +116,7 @@ class DriverProcess:
 
 
 class _StopRequest:
-    """The end of a driver after a stop signal: its workers are asked to save, and it is interrupted where none of them trains."""
+    """Stops a driver after a stop signal: its workers are asked to save and exit; it is interrupted if none of them trains."""
 
     def __init__(self, run: RunFolder, process: BaseProcess):
         self._run, self._process = run, process
@@ -123,7 +124,7 @@ class _StopRequest:
         self._heartbeats: list[tuple[str, float]] = []
 
     def poll(self, reason: str) -> None:
-        """Ask at the first call; later interrupt, and at last kill, a driver that has nothing to wait for."""
+        """Request the stop at the first call; at later calls interrupt, and finally kill, a driver that has nothing to wait for."""
         now = time.monotonic()
         if not self._asked_at:
             self._asked_at = self._changed_at = now
@@ -141,7 +142,7 @@ class _StopRequest:
 
 
 def _end(processes: set[psutil.Process]) -> None:
-    """Kill what is left of a driver's descendants: the agents of a local Ray cluster outlive it by most of a minute."""
+    """Kill the remaining descendants of a driver: the agents of a local Ray cluster outlive it by most of a minute."""
     _, alive = psutil.wait_procs(processes, timeout=LEAVE_SECONDS)
     for process in alive:
         with contextlib.suppress(psutil.Error):

@@ -66,7 +66,7 @@ def run_pipeline(
                     progress=lambda: (_latest(run), len(result_files(run.path)), _count(dataset)),
                 )
             except BaseException:
-                if run.finished():  # evaluations failed: what there is gets its report
+                if run.finished():  # evaluations failed: the report is written from the existing results
                     _write_report(run)
                 _sync_briefly(run, tracking_uri)
                 raise
@@ -92,7 +92,7 @@ def _write_report(run: RunFolder) -> None:
 
 
 def _record(run: RunFolder, tracking_uri: str | None) -> None:
-    """Bring MLflow up to date, and say where to look at it.
+    """Update MLflow, and print how to open its record.
 
     Raises:
         UserError: MLflow is installed here, but could not be written.
@@ -108,12 +108,12 @@ def _record(run: RunFolder, tracking_uri: str | None) -> None:
 
 
 def ui_command(uri: str) -> str:
-    """The shell's command that opens a record in a file."""
+    """The shell command that opens an MLflow record kept in a file."""
     return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri])
 
 
 def _report_missing_record(run: RunFolder, tracking_uri: str | None, problem: str) -> None:
-    """Say that training and evaluations are complete, but not their record.
+    """Print that training and evaluations are complete, but their record in MLflow is not.
 
     Raises:
         UserError: MLflow is installed here, but could not be written.
@@ -133,7 +133,7 @@ def _track_command(run: RunFolder, tracking_uri: str | None) -> str:
 
 
 def _sync_briefly(run: RunFolder, tracking_uri: str | None) -> None:
-    """Tell MLflow that the run has ended, unless that takes long: a batch system gives half a minute for everything."""
+    """Record in MLflow that the run has ended, within a short time limit: a batch system gives half a minute for everything."""
     from ..tracking.mlflow import Tracker
 
     if not run.exists() or importlib.util.find_spec("mlflow") is None:

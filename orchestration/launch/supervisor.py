@@ -78,7 +78,7 @@ def _supervise(
         console.print(f"{run.path}: {attempt.failure}; starting again from its files", markup=False)
         if limit.made_progress():
             unreachable_since = None
-        if attempt.component == "head" and address:  # without a limit of restarts, but of time
+        if attempt.component == "head" and address:  # not limited in number, but in time
             unreachable_since = unreachable_since or time.monotonic()
             if time.monotonic() - unreachable_since > config.run.cluster_wait_seconds:
                 raise UserError(_give_up_message(run, attempt))
@@ -92,7 +92,7 @@ def _supervise(
 
 
 def _pause(seconds: float, stop: StopSignal) -> None:
-    """Wait for so long, or until a stop signal."""
+    """Wait for a number of seconds, or until a stop signal."""
     end = time.monotonic() + seconds
     while not stop.received and (left := end - time.monotonic()) > 0:
         time.sleep(min(POLL_SECONDS, left))

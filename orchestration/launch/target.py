@@ -13,9 +13,9 @@ from ...pipeline.run.folder import RunFolder
 def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tuple[RunConfig, RunFolder]:
     """The configuration that `target` and the overrides give, and the run's folder.
 
-    A folder that was named is the run's folder, wherever it lies and whatever it was called before; its name becomes the run's name
-    where it is a valid one. Where an earlier command was to stop (`run.stop_step`, `run.time_limit`) is forgotten. A recipe
-    that names no version of its preset gets that of the run which it goes on with.
+    If `target` is a folder, it is the run's folder even if it was moved or renamed; its name becomes the run's name if that is
+    valid. Where an earlier command was to stop (`run.stop_step`, `run.time_limit`) is forgotten. A recipe that names no version
+    of its preset gets that of the run which it goes on with.
 
     Raises:
         UserError: neither a recipe nor a run folder, a bad override, or another name for an existing folder.
@@ -24,7 +24,7 @@ def resolve_target(target: str, overrides: list[str] | None, runs: Path) -> tupl
     if not run.exists():
         config = load_config(target, overrides)
         run = RunFolder(runs / config.name)
-        if run.exists():  # it goes on with what the preset meant when it began
+        if run.exists():  # a resumed run keeps the preset's meaning from when it began
             config = load_config(target, overrides, preset_version=run.load_config().model.preset_version)
         return config, run
     stored = run.load_config().resolved()
@@ -59,7 +59,7 @@ def data_root(target: str, data: Path | None) -> Path:
 
 
 def how_to_go_on(run: RunFolder, config: RunConfig, command: str) -> str:
-    """What continues a run that stopped: not the same command if that names the step at which it stopped."""
+    """How to continue a stopped run, as text: not by the same command if that names the step at which it stopped."""
     stop_step = config.run.stop_step
     if stop_step is not None and stopped_at(run.events_file) == stop_step:
         return f"run.stop_step={stop_step} is reached, `echo-lm {command} {run.path}` goes on to the end"

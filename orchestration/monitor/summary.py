@@ -111,7 +111,7 @@ class RunSnapshot:
         )
         step, steps, rate = last.get("step", 0), train.get("steps", 0), last.get("tokens_per_second")
         if self.finished:
-            step = max(step, self.finished_step or 0)  # the log may have been shuffled
+            step = max(step, self.finished_step or 0)  # the lines of the log may be out of order
         remaining = tokens_at(steps, self.segments, train) - tokens_at(min(step, steps), self.segments, train)
         eta_seconds = remaining / rate if state == "running" and rate and rate > 0 else None
         state = "damaged" if self.damage else state
@@ -148,7 +148,7 @@ def summarize(run: RunReader, now: float) -> RunSummary:
     """The summary of a run at time `now` (unix seconds), whatever its folder holds."""
     try:
         return read_run(run).summary(now)
-    except Exception as error:  # a folder that nobody thought of must not hide the others
+    except Exception as error:  # a folder with unforeseen contents must not hide the others
         return unreadable(run.folder, error)
 
 
@@ -234,7 +234,7 @@ def due_results(run: RunReader, config: dict[str, Any], steps: list[int], stoppe
 
 
 def due_steps(run: RunReader, config: dict[str, Any], steps: list[int], stopped: int | None) -> set[int]:
-    """Which of the checkpoints `steps` of a run are to be evaluated by its stored configuration (`evaluation_jobs.due_steps`)."""
+    """The checkpoints among `steps` that a run's stored configuration wants evaluated (`evaluation_jobs.due_steps`)."""
     train, evaluation = section(config, "train"), section(config, "evaluation")
     try:
         segments = hyperparameters(run) if evaluation["every_tokens"] else ()
@@ -251,7 +251,7 @@ def due_steps(run: RunReader, config: dict[str, Any], steps: list[int], stopped:
 
 
 def hyperparameters(run: RunReader) -> tuple[tuple[int, TrainSection], ...]:
-    """First step and hyperparameters of each segment of a run; empty if its files are damaged or of another version."""
+    """First step and hyperparameters of each segment of a run; empty if its files are damaged or from another version."""
     try:
         lineage = run.lineage()
         stored = [(part.step, part.config) for part in lineage.segments] if lineage else [(0, run.config())]
@@ -261,7 +261,7 @@ def hyperparameters(run: RunReader) -> tuple[tuple[int, TrainSection], ...]:
 
 
 def tokens_at(step: int, segments: Sequence[tuple[int, TrainSection]], train: dict[str, Any]) -> int:
-    """Tokens before a step; without segments by one size of batch, that of the section `train`."""
+    """Number of tokens trained on before a step; without segments, computed from the one batch size of the section `train`."""
     return tokens_before(step, segments) if segments else step * train.get("batch_tokens", 0)
 
 

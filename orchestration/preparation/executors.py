@@ -1,4 +1,5 @@
-"""Executors for units of work: Ray Data on a cluster or this machine, or plain processes where Ray is not installed.
+"""Parallel execution of preparation's units of work: by Ray Data on a cluster or this machine, or by plain processes where Ray is
+not installed.
 
 A unit reads its own slice and writes its own files; only its description and its result, a few kilobytes each, are sent between
 processes. No text enters the object store, and memory is bounded by one unit's memory times the number of cores.

@@ -1,4 +1,4 @@
-"""The mixture of a recipe, printed before training: tokens of each source, and how often a source is repeated."""
+"""Printing of a recipe's mixture before training: tokens from each source, and how often a source is repeated."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ def print_mixture(config: RunConfig, folder: Path) -> None:
     Raises:
         UserError: the mixture does not fit the dataset.
     """
-    from ...data_prep.loading.loader import BatchLoader  # imports torch, which the supervisor of a run stays free of
+    from ...data_prep.loading.loader import BatchLoader  # imports torch, which the supervisor of a run must not import
 
     loader = BatchLoader(
         Dataset.open(folder),

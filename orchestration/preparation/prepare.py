@@ -25,7 +25,7 @@ STAGES = {"sources": "sources", "clean": "slices", "tokenizer": "tokenizers", "t
 
 
 def dataset_is_complete(config: DatasetConfig, root: Path) -> bool:
-    """Whether the dataset of `config` lies below `root`, complete."""
+    """Whether the dataset of `config` exists below `root` and is complete."""
     folder = root / config.name
     return (folder / MANIFEST_FILE).is_file() and read_manifest(folder).config == config
 
@@ -55,7 +55,7 @@ def prepare_dataset(config: DatasetConfig, root: Path, map_units: "MapUnits | No
 
 
 def refuse_changed_sources(config: DatasetConfig, root: Path) -> None:
-    """Refuse to call a complete dataset done whose sources or tokenizer file are no longer what it was made of.
+    """Refuse a complete dataset whose sources or tokenizer file changed since it was made.
 
     Raises:
         UserError: names the first of them.
@@ -116,7 +116,7 @@ def _print_outcome(folder: Path) -> None:
 
 
 def _source_lines(source: SourceRecord) -> Iterator[str]:
-    """What was used of a source, what was left out, and what the tokenizer could not read."""
+    """Lines about a source: documents used, documents excluded, and text that the tokenizer could not read."""
     from ...data_prep.formats.records import one_line
 
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in source.filtered_by.items())

@@ -1,4 +1,4 @@
-"""`echo-lm prepare --verify`: what was checked in a finished dataset, in lines."""
+"""The output of `echo-lm prepare --verify`: lines on what was checked in a finished dataset."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from ..progress.bars import console
 
 
 def print_verification(folder: Path) -> None:
-    """Verify a dataset and print what holds, and how many training documents are as good as held-out ones.
+    """Verify a dataset; print what was checked, and how many training documents equal held-out ones up to case and punctuation.
 
     Raises:
         UserError: a file is missing or wrong.

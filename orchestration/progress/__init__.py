@@ -1,1 +1,1 @@
-"""Progress of long work on the terminal: `bars.py` for any work, `training.py` for a run, from its events."""
+"""Progress displays in the terminal: `bars.py` for any long work, `training.py` for a training run, from its events."""

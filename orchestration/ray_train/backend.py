@@ -32,7 +32,7 @@ class WorkerGroupConfig(TorchConfig):
 
 
 class WorkerGroupBackend(_TorchBackend):
-    """Sets a worker group up, in Ray Train's controller, each time it was placed and before it trains."""
+    """Sets up a worker group, in Ray Train's controller, each time after it was placed and before it trains."""
 
     def on_start(self, worker_group: Any, backend_config: WorkerGroupConfig) -> None:
         run = RunFolder(backend_config.run_path)

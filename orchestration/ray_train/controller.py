@@ -1,11 +1,11 @@
-"""Ray Train's controller with worker groups that leave nothing behind when they fail to start. Imports Ray."""
+"""Ray Train's controller with worker groups that release their resources when they fail to start. Imports Ray."""
 
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 
 
 class ReleasingWorkerGroup(WorkerGroup):
-    """A worker group that gives its workers and their place back, whatever fails between placement and the first step.
+    """A worker group that releases its workers and their placement group if anything fails between placement and the first step.
 
     Ray Train does so only until its callbacks begin; the place of a group that was lost later would be taken for ever, and
     the next group would wait for it in vain.

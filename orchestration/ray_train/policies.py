@@ -51,7 +51,7 @@ class WorkerGroupTrainer(TorchTrainer):
 
 
 class Hang(Exception):
-    """A worker group hangs. Raised in the controller, where every error goes to the failure policy."""
+    """The error of a hung worker group, raised in the controller, where every error goes to the failure policy."""
 
 
 class HangCallback(WorkerGroupCallback):
@@ -194,7 +194,7 @@ def worker_failures(
 
 
 def _death(failure: BaseException) -> str | None:
-    """The evidence that a worker is dead; None if it only failed."""
+    """The evidence that a worker is dead, as text; None if its function only raised an error."""
     if isinstance(failure, WorkerHealthCheckTimeoutError):
         return "does not answer"
     return "died" if isinstance(_cause(failure), RayActorError) else None

@@ -70,6 +70,11 @@ def check_all_reduce(group: WorkerGroup) -> None:
 
 
 def compare_versions(group: WorkerGroup) -> None:
+    """Check that every worker has this machine's versions of the packages and of Echo-LM's source.
+
+    Raises:
+        UserError: a worker has another version.
+    """
     expected = node_checks.versions()
     for rank, versions in enumerate(group.run(node_checks.versions)):
         for package, version in expected.items():
@@ -81,6 +86,11 @@ def compare_versions(group: WorkerGroup) -> None:
 
 
 def check_disks(group: WorkerGroup, run_path: Path, parameters: int) -> None:
+    """Check that every node has enough free disk space for a checkpoint of a model with `parameters` parameters.
+
+    Raises:
+        UserError: a disk has too little free space.
+    """
     needed = CHECKPOINT_BYTES * parameters
     for rank, free_by_path in enumerate(group.run(node_checks.free_bytes, [(str(run_path),)] * len(group.nodes))):
         for path, free in free_by_path.items():

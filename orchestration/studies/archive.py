@@ -1,4 +1,4 @@
-"""A study in one file, to be brought home from a machine that is there for a limited time, and to go on from elsewhere."""
+"""Archives of studies: one file to copy from a machine available for a limited time only, and to continue from elsewhere."""
 
 import tarfile
 from pathlib import Path

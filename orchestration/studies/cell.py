@@ -1,4 +1,4 @@
-"""A run of a study as a job, in a process of its own since DeepSpeed trains only once per process."""
+"""Runs of a study as jobs, each in a process of its own, since DeepSpeed trains only once per process."""
 
 import time
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class StudyJob(Job):
             train(run.path)
 
     def record_success(self, node: str, seconds: float) -> None:
-        """Remove what an earlier command said of the failure."""
+        """Remove the failure file of an earlier command."""
         self.failure_file.unlink(missing_ok=True)
 
     def record_failure(self, errors: list[str]) -> None:
@@ -94,7 +94,7 @@ class CellJob(StudyJob):
     trunk: Path | None = None
 
     def can_begin(self) -> bool:
-        """Whether it waits for no trunk."""
+        """Whether the cell can begin: it has no trunk, or its trunk has reached the step from which it branches."""
         return self.trunk is None or can_begin(self.cell, self.folder, self.trunk)
 
     def is_done(self) -> bool:

@@ -31,7 +31,7 @@ class StudyFolder:
         return self.runs / cell.name
 
     def trunk_of(self, cell: StudyCell) -> Path | None:
-        """The run folder of the trunk that a cell branches from; None without."""
+        """The run folder of the trunk that a cell branches from; None if it has no trunk."""
         return None if cell.trunk is None else self.runs / cell.trunk
 
     def failure_file(self, cell: StudyCell) -> Path:
@@ -79,7 +79,7 @@ def find_study(target: str, studies: Path) -> StudyFolder:
 
 
 def study_to_run(study: str, studies: Path) -> StudyConfig:
-    """The study of a file or name; with the presets' version that its folder was begun with, if the file names none.
+    """Load the study of a file or name, with the version of presets that its folder was begun with if the file names none.
 
     Raises:
         UserError: as `load_study`, or the plan in the folder does not fit this version.

@@ -1,4 +1,4 @@
-"""Packing of cells on devices, longest first; the same rule predicts the hours of a study and places its cells."""
+"""Packing of cells on devices, longest first, by one rule that both predicts a study's hours and places its cells."""
 
 import heapq
 import math

@@ -75,12 +75,12 @@ class StudyCell(Record):
 
     @property
     def occupied(self) -> Fraction:
-        """The devices that it holds while it runs, or the share of one."""
+        """The number of devices that the cell occupies while it runs, or the share of one."""
         return Fraction(self.devices, self.per_device)
 
     @property
     def own_steps(self) -> int:
-        """The steps that are not its trunk's."""
+        """The steps that the cell itself trains, without those of its trunk."""
         return self.steps - self.branch_step
 
     @property
@@ -218,6 +218,7 @@ def _schedule(study: StudyConfig, cell: StudyCell) -> dict[str, Any]:
 
 
 def cells_of_kind(cells: list[StudyCell], kind: str) -> list[StudyCell]:
+    """The cells of one kind, in their order."""
     return [cell for cell in cells if cell.kind == kind]
 
 
@@ -242,6 +243,7 @@ def microbatch_sequences(study: StudyConfig, size: str, batch_tokens: int) -> in
 
 
 def budget_label(kind: str, value: float) -> str:
+    """The label of a budget: `1e15F` (FLOPs), `20tpp` (tokens per parameter), or tokens such as `1.5B`."""
     if kind == "flops":
         return f"{value:.3g}F".replace("+", "")
     if kind == "tokens_per_parameter":

@@ -145,7 +145,8 @@ class _Planner:
         )
 
     def _model(self, family: str, size: str) -> tuple[str, dict[str, Any], ModelConfig]:
-        """Preset, overrides and model configuration, with as many non-embedding parameters as the study's first family."""
+        """Preset, overrides and model config of a family and size, with as many non-embedding parameters as the study's first
+        family."""
         if (family, size) in self._models:
             return self._models[family, size]
         size_config = self.study.sizes[size]
@@ -255,7 +256,7 @@ def _refuse_impossible(study: StudyConfig, cells: list[StudyCell]) -> None:
 
 
 def _sharing_problem(study: StudyConfig, cell: StudyCell) -> str:
-    """Why the cell cannot be trained on its devices together, and what would be right; empty if it can."""
+    """Why the cell cannot be trained on several devices as configured, and the remedy; empty if it can."""
     hardware, length = study.hardware, study.train.sequence_length
     shared, sequences = hardware.sequence_parallel_of(cell.size), cell.batch_tokens // length
     if cell.devices > hardware.devices:

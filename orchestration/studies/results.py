@@ -71,7 +71,7 @@ class CellResult(Record):
 
     @property
     def tflops(self) -> float:
-        """TFLOP/s that its process, or its worker group, reached in its steps, by the accounting's FLOPs."""
+        """TFLOP/s that the cell's process or worker group reached in training steps, by the FLOPs of `models/accounting.py`."""
         return self.tokens_per_second * self.cell.flops / self.cell.tokens / 1e12
 
     @property

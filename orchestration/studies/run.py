@@ -204,11 +204,11 @@ class _Cells:
         self._pace, self._measured = Pace(plan.study, ()), -1
 
     def left(self) -> list[CellJob]:
-        """The jobs of the cells without a record."""
+        """Jobs of the cells without a record."""
         return [job for job in self.jobs if not job.is_done()]
 
     def due(self) -> list[StudyJob]:
-        """The trunks that are needed, and the cells without a record that wait for none."""
+        """Jobs that can start now: trunks that are needed, and cells without a record that wait for no trunk."""
         trunks, cells = self.trunks, self.left()
         if self.allowance is not None:
             kept = self.allowance.kept()
@@ -231,7 +231,7 @@ class _Cells:
 
 
 def _branches(trunk: TrunkJob, names: Container[str]) -> list[tuple[StudyCell, Path]]:
-    """Those of the cells with these names that branch from the trunk."""
+    """The cells among `names` that branch from the trunk."""
     return [(cell, run) for cell, run in trunk.branches if cell.name in names]
 
 

@@ -91,7 +91,7 @@ def watch_status(folder: StudyFolder, watch: bool) -> None:
 
 
 def status_view(folder: StudyFolder) -> tuple[Group, int]:
-    """The table of the cells with a line of totals, and how many cells are neither done nor failed."""
+    """The table of the cells with a line of totals, and the number of cells that are neither done nor failed."""
     plan = folder.load_plan()
     results = {result.cell.name: result for result in folder.results(plan)}
     failed = failed_cells(folder, plan.cells)

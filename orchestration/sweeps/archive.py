@@ -1,4 +1,4 @@
-"""Results of sweeps in one file, to be brought home from a machine that is there for a limited time."""
+"""Archives of sweeps: results in one file, to be copied from a machine that is only available for a limited time."""
 
 import tarfile
 import tempfile

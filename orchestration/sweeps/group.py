@@ -1,4 +1,4 @@
-"""Runs of a recall sweep that train side by side, as a job."""
+"""Groups of runs of a recall sweep that train side by side, as jobs."""
 
 import time
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class GroupJob(Job):
             write_run(self.folder, result | measured)
 
     def record_success(self, node: str, seconds: float) -> None:
-        """Print a line for each run, and remove what an earlier command said of a failure."""
+        """Print a line for each run, and remove the failure file of an earlier command."""
         self.folder.failure_file(self.runs[0].id).unlink(missing_ok=True)
         for run in self.runs:
             console.print(_summary_line(run, read_json(self.folder.run_file(run.id))), markup=False)

@@ -12,7 +12,7 @@ from .group import GroupJob
 
 
 class SweepQueue:
-    """The groups of one sweep.
+    """The queue of a sweep's groups of runs.
 
     Args:
         arms: only the runs of these; all if empty.
@@ -64,5 +64,5 @@ class SweepQueue:
         return open_groups
 
     def longest_seconds(self) -> float:
-        """The longest that a group took, of those that were measured; 0 before the first."""
+        """The longest measured duration of a group in seconds; 0 before the first."""
         return max((result.get("group_seconds", 0.0) for result in self.results.found.values()), default=0.0)

@@ -112,7 +112,7 @@ def _queues(
 
 
 def _ray_slots(resources: Resources) -> int:
-    """Groups that the cluster can run at once."""
+    """The number of groups that the cluster can run at once."""
     import ray
 
     total = ray.cluster_resources()

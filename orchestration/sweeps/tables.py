@@ -34,7 +34,7 @@ def plan_table(sweep: RecallSweep) -> Table:
 
 
 def plan_summary(sweep: RecallSweep) -> str:
-    """What the runs have in common."""
+    """The settings that all runs of a sweep have in common, in a few lines."""
     seeds, rates = ", ".join(map(str, sweep.seeds)), ", ".join(f"{rate:g}" for rate in sweep.learning_rates)
     cells = f"{len(sweep.cells)} cells of {', '.join(dict.fromkeys(cell.name for cell in sweep.cells))}"
     spared = ""
@@ -46,7 +46,7 @@ def plan_summary(sweep: RecallSweep) -> str:
 
 
 def status_table(target: str, sweeps: Path) -> Table:
-    """How many runs of every arm are done, at work, failed and left. Reads files only.
+    """The table of the numbers of runs of every arm that are done, running, failed and left. Reads files only.
 
     Raises:
         UserError: no such sweep, or a damaged result file.

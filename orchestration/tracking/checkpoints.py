@@ -1,4 +1,4 @@
-"""The checkpoints of a run in MLflow: each is a model there, which `mlflow.pyfunc.load_model("models:/ID")` opens."""
+"""The checkpoints of a run as models in MLflow, which `mlflow.pyfunc.load_model("models:/ID")` opens."""
 
 import tempfile
 from pathlib import Path
@@ -34,7 +34,7 @@ class CheckpointModels:
         self._client, self._experiment, self._run, self._folder = client, experiment, run, run_folder
         self._models: dict[str, LoggedModel] = {}
         for model in _all_models(client, experiment, run):
-            if model.status != "READY":  # what made it died meanwhile
+            if model.status != "READY":  # the process that created it died before it was complete
                 client.delete_logged_model(model.model_id)
             elif name := model.tags.get(CHECKPOINT_TAG):
                 self._models[name] = model

@@ -1,4 +1,4 @@
-"""Why MLflow could not be written, and what mends it, in one line."""
+"""One-line explanations of MLflow errors, with their remedies."""
 
 import errno
 import re
@@ -61,7 +61,7 @@ FILE_ERRORS = {
 
 
 def explain(error: BaseException, uri: str) -> str:
-    """One line that says what is wrong with the record at `uri`, and what would be right."""
+    """Explain in one line why the record at `uri` could not be written, and what would be right."""
     if isinstance(error, UserError):
         return one_line(error)
     if isinstance(error, ModuleNotFoundError):

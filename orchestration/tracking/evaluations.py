@@ -17,7 +17,7 @@ MOST_CHILDREN = 50_000
 
 
 class EvaluationRuns:
-    """The children of a run in MLflow, one a result file."""
+    """The child runs of a run in MLflow, one for each result file."""
 
     def __init__(self, client: "MlflowClient", experiment: str, parent: str, tags: dict[str, str]):
         """Read from MLflow which children the run has.

@@ -1,4 +1,4 @@
-"""What a run began from and how it changed on the way, as tags of its run in MLflow; a branch stands below its parent."""
+"""The lineage of a run as tags of its run in MLflow, where a branch is nested below its parent."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

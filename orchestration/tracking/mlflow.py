@@ -144,7 +144,7 @@ class Tracker:
                 return self._send(alive)
 
     def _lock(self) -> contextlib.AbstractContextManager:
-        """One process sends a run at a time; without a lock where the folder belongs to somebody else."""
+        """Context that lets one process at a time send a run; takes no lock where the folder belongs to another user."""
         writable = os.access(self.run_folder, os.W_OK)
         return FileLock(self.run_folder / ".tracking.lock") if writable else contextlib.nullcontext()
 
@@ -208,7 +208,7 @@ class Tracker:
         return self._run_id
 
     def _name(self, refusals: Iterable[Refusal]) -> None:
-        """Log which values MLflow does not have and never will, in one line; each of them once."""
+        """Log in one line which values MLflow refuses for good; each value is logged once."""
         new = {key: why for key, why in refusals if (self.uri, self.run_folder, key) not in _named}
         if new:
             _named.update((self.uri, self.run_folder, key) for key in new)
@@ -217,7 +217,7 @@ class Tracker:
             logger.warning("MLflow does not take %s of %s%s (%s); the files have it", key, self.run_folder, more, why)
 
     def _read_results(self, paths: Iterable[Path]) -> list[EvaluationResult]:
-        """The whole ones of the result files; the others are logged."""
+        """Read the result files that are complete; log the damaged ones."""
         results, damaged = [], []
         for path in paths:
             try:
@@ -278,7 +278,8 @@ class Tracker:
         register(client, self._stored_id, self.run_folder, card, models)
 
     def _is_kept(self, path: Path) -> bool:
-        """Whether the model card that is there knows more than a new one: the dataset and its licences are not here."""
+        """Whether to keep the existing model card: a new one would lack the dataset and its licences, which are not on this
+        machine."""
         return path.is_file() and RunFolder(self.run_folder).manifest_file() is None
 
     def _send_points(self, client: "MlflowClient", points: Iterable[Point]) -> None:
@@ -306,7 +307,7 @@ class Tracker:
         self._name([*refused, *send(client, self._stored_id, "metrics", metrics)])
 
     def _changed(self, paths: Iterable[Path]) -> dict[Path, Stamp]:
-        """Those of the files that changed since they were sent to MLflow, with their stamps."""
+        """The files that changed since they were sent to MLflow, with their stamps."""
         stamps = {path: found for path in paths if (found := stamp(path))}
         return {path: found for path, found in stamps.items() if self._uploaded.get(path) != found}
 
@@ -325,7 +326,7 @@ class Tracker:
             self._uploaded[path] = sent_stamp
 
     def _why_not(self, path: Path) -> str:
-        """Why a file is not uploaded; empty if it is."""
+        """The reason why a file is not uploaded; empty if it is uploaded."""
         if not is_inside(path, self.run_folder):
             return "it is a link that leads out of the run"
         if not path.is_file():

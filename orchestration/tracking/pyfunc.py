@@ -13,7 +13,7 @@ WEIGHTS = "model.safetensors"
 
 
 class NextToken:
-    """Predicts the next token of sequences."""
+    """The model object that MLflow loads: predicts the next token of sequences."""
 
     def __init__(self, folder: Path):
         """Load the weights in `folder`."""
@@ -38,7 +38,7 @@ class NextToken:
 
 
 def _load_pyfunc(path: str) -> NextToken:
-    """Called by MLflow with the folder of the model.
+    """Load the model in a folder; MLflow calls this function by its name.
 
     Raises:
         UserError: the weights lie in the folder of a run that is not here, or they are others than those that were recorded.

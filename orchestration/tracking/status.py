@@ -72,7 +72,7 @@ class RunStatus:
 
 
 def _lives(run: RunFolder, heartbeat: HeartbeatRecord) -> bool:
-    """Whether a rank renewed its heartbeat a moment ago and, if it was on this machine, its process exists."""
+    """Whether a rank is alive: it renewed its heartbeat a moment ago and, if it ran on this machine, its process exists."""
     written = stamp(heartbeat_file(run, heartbeat.rank))
     if written is None or time.time() - written[0] / 1e9 > HEARTBEAT_SILENT_SECONDS:
         return False

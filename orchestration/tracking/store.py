@@ -1,4 +1,4 @@
-"""A sqlite file as MLflow's store: made by one process, checked before MLflow opens it, its artifacts beside it.
+"""A sqlite file as MLflow's store: created by one process, checked before MLflow opens it, with its artifacts beside it.
 
 MLflow leaves a file half made if its process dies meanwhile, tries for minutes to open what cannot be opened, and stores
 absolute paths of artifacts, which are wrong once the folder was moved. This module sees to these.
@@ -68,7 +68,7 @@ def make_if_missing(database: Path, make: Callable[[str], object]) -> None:
 
 
 def check_writable(database: Path) -> None:
-    """Begin to write and take it back; MLflow would try again for minutes.
+    """Check that the file can be written, by a transaction that is rolled back; MLflow itself would retry for minutes.
 
     Raises:
         OSError: a folder.
@@ -91,7 +91,7 @@ def remove_stray_folders(uri: str) -> None:
 
 
 def follow_artifacts(database: Path, experiment: str) -> None:
-    """If the file was moved or copied together with the artifacts beside it, let it refer to them where they are now.
+    """Update the artifact locations in a file that was moved or copied together with the artifacts beside it.
 
     Nothing changes if the artifacts were never beside it, or if only the file was moved. MLflow has no call for this
     (its issues 3144, 3719 and 8226 ask for one), so its tables are changed in one transaction.

@@ -1,4 +1,4 @@
-"""What MLflow accepts as a metric or parameter, and how the rest is sent: other names, other values, or not at all.
+"""Conversion of metrics and parameters to what MLflow accepts: under other names, with other values, or not at all.
 
 One value that MLflow refuses never keeps the others from being sent.
 """
@@ -118,5 +118,6 @@ def _send_chunk(client: "MlflowClient", run_id: str, kind: str, items: list[Any]
 
 
 def chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    """Split a list into parts of at most `size` items."""
     for first in range(0, len(items), size):
         yield items[first : first + size]

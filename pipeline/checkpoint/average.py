@@ -25,7 +25,7 @@ from .format import FORMAT
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of stored models of one architecture, taken in fp64 and stored in the precision of the last."""
+    """Average stored models of one architecture, in fp64; the result has the precision of the last one."""
     total: dict[str, Tensor] = {}
     for folder in folders:
         weights = load_file(folder / WEIGHTS)

@@ -38,7 +38,7 @@ def latest_checkpoint(run: RunFolder) -> Path | None:
 
 
 def start_checkpoint(run: RunFolder) -> Path | None:
-    """What the run began from, in the form of a checkpoint that is older than all of its own; None with fresh weights."""
+    """The state that the run began from, as a checkpoint older than all of its own; None with fresh weights."""
     return run.start if (run.start / COMPLETE).is_file() else None
 
 
@@ -101,7 +101,7 @@ def set_damaged_aside(run: RunFolder) -> list[Path]:
 
 
 def apply_retention(run: RunFolder, config: RunConfig) -> None:
-    """Delete what the retention rules leave over: engine state of older checkpoints, or whole checkpoints.
+    """Delete what the retention rules do not keep: engine state of older checkpoints, or whole checkpoints.
 
     The newest `run.keep_checkpoints`, those of every `run.keep_every` steps, of `run.checkpoint_steps` and the best one
     (`run.keep_best`) stay resumable; of the newest `run.keep_models` the weights stay, for later evaluations. The newest checkpoint
@@ -126,7 +126,7 @@ def apply_retention(run: RunFolder, config: RunConfig) -> None:
 
 
 def best_step(run: RunFolder, rule: KeepBestSection | None) -> int | None:
-    """The step of the best checkpoint by the results that there are; None without a rule or a result."""
+    """The step of the best checkpoint among those evaluated so far; None without a rule (`run.keep_best`) or a result."""
     if rule is None:
         return None
     values = {}

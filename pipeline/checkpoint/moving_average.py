@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights (EMA), kept during training beside them: fp32, each rank of its own fragments."""
+"""An exponential moving average (EMA) of the weights during training, in fp32; each rank keeps that of its own fragments."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,8 @@ class MovingAverage:
     """
 
     def __init__(self, engine: Any, decay: float, checkpoint: Path | None):
-        """
+        """Begin with the stored average of a checkpoint, or with the engine's weights.
+
         Args:
             engine: with its weights loaded.
             checkpoint: `engine/` of the state that it was loaded from; None, or one without an average, begins with the weights.
@@ -38,7 +39,7 @@ class MovingAverage:
                 average.copy_(whole[fragment.start : fragment.start + len(average)])
 
     def update(self, step: int) -> None:
-        """Take in the weights after update number `step` (from 1)."""
+        """Add the weights after update number `step` (from 1) to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]  # torch's optimizers use it
 

@@ -21,7 +21,7 @@ from .zero_state import KINDS, Fragment, fragments, set_optimizer_steps
 def load_checkpoint(engine: Any, checkpoint: Path) -> None:
     """Load weights and optimizer state into the engine's own topology.
 
-    Called by every rank after `check_checkpoint`; at the start, or later to go back.
+    Called by every rank after `check_checkpoint`, at the start or later to roll back.
 
     Raises:
         UserError: the checkpoint lacks a parameter, or a part of one.

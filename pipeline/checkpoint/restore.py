@@ -1,4 +1,4 @@
-"""The state that a run goes on from: its newest checkpoint, else what it began from, else fresh weights."""
+"""The state from which training resumes: the newest checkpoint, else the checkpoint that the run began from, else fresh weights."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from .reader import load_checkpoint, load_weights
 
 
 class SavedState(NamedTuple):
-    """A state on disk: `checkpoint` is None for fresh weights; `weights_only` if the optimizer begins anew."""
+    """A saved training state: `checkpoint` is None for fresh weights; with `weights_only` the optimizer begins anew."""
 
     checkpoint: Path | None
     step: int
@@ -20,7 +20,7 @@ class SavedState(NamedTuple):
     weights_only: bool = False
 
     def load(self, engine: Any) -> None:
-        """Load it into an engine of any topology; called by every rank after the files were checked.
+        """Load the state into an engine of any topology; called by every rank after the files were checked.
 
         Raises:
             UserError: it lacks a parameter, or a part of one.
@@ -34,7 +34,7 @@ class SavedState(NamedTuple):
 
 
 def newest_state(run: RunFolder) -> SavedState:
-    """The state that the run goes on from.
+    """The newest saved state of a run, from which training resumes.
 
     Raises:
         UserError: a record is damaged.

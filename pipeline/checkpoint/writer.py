@@ -32,12 +32,12 @@ from .format import FORMAT, apply_retention, piece_name
 from .moving_average import MovingAverage, whole_average
 from .zero_state import fragments, optimizer_steps
 
-MEMORY_SHARE = 0.5  # of the free memory that the copies of all ranks on a node may take
+MEMORY_SHARE = 0.5  # share of a node's free memory that the copies of all its ranks may take
 POLL_SECONDS = 0.02
 
 
 class CheckpointRecord(NamedTuple):
-    """A completed checkpoint: `seconds` from begin to completion, `stall_seconds` of which training stood still."""
+    """A completed checkpoint: `seconds` from start to completion, of which training waited `stall_seconds`."""
 
     step: int
     path: Path
@@ -72,7 +72,8 @@ class CheckpointWriter:
         average: MovingAverage | None = None,
         replaced: Callable[[], bool] = lambda: False,
     ):
-        """
+        """Prepare to write checkpoints of an engine; nothing is written yet.
+
         Args:
             step: of the checkpoint that the engine was loaded from, 0 at the start.
             average: is written too, for resuming into `engine/`, and as a model of its own into `ema/`.

@@ -1,4 +1,4 @@
-"""Where each value of a run's configuration comes from, and what it means."""
+"""Explanation of a run's configuration: the value, default, origin and meaning of each key."""
 
 import difflib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from ...models.common.errors import UserError
 from ...models.presets import LATEST_VERSION
 from .recipe import load_values, parse_config, with_preset_version
 
-VOCABULARY_BEFORE_DATA = 512  # no value that is shown depends on it; the tokenizer decides it
+VOCABULARY_BEFORE_DATA = 512  # any size: no shown value depends on it, and the tokenizer determines the real one
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class KeyRow:
 
 
 def explain_config(recipe: str, overrides: list[str] | None = None) -> list[KeyRow]:
-    """All keys of the configuration that a recipe and overrides give, in the order of their classes.
+    """Explain all keys of the configuration that a recipe and overrides give, in the order of their classes.
 
     Raises:
         UserError: as `load_config`.
@@ -56,7 +56,7 @@ def explain_config(recipe: str, overrides: list[str] | None = None) -> list[KeyR
     position = next(number for number, row in enumerate(rows) if row.key == "model.preset_version") + 1
     rows[position - 1] = replace(
         rows[position - 1], default=LATEST_VERSION
-    )  # of a recipe; the class's is that of stored files
+    )  # the default of recipes; that of the class applies to stored files
     rows[position:position] = _rows(built, "model.", sources, plain, f"preset {config.model.preset}")
     return rows
 
@@ -82,7 +82,7 @@ def _rows(
     defaults: Config | None = None,
     defaults_of: str = "default",
 ) -> Iterator[KeyRow]:
-    """Rows of a section and of those in it; `defaults` has the values of an unchanged one, if those of the class are not meant."""
+    """Rows of a section and its subsections; `defaults` has the default values where they are not those of the class."""
     for name, field in type(config).model_fields.items():
         key, value = f"{above}{name}", getattr(config, name)
         if isinstance(config, ModelConfig) and name in ("name", "vocab_size"):
@@ -100,7 +100,7 @@ def _rows(
 
 
 def _jsonable(value: Any) -> Any:
-    """Nested configurations and tuples as YAML has them; of a list's entries what was stated."""
+    """Convert nested configurations and tuples to plain YAML values; entries of lists keep only the keys that were set."""
     if isinstance(value, Config):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, (list, tuple)):

@@ -39,15 +39,15 @@ def load_config(
 
 
 def with_preset_version(values: Any, version: int = LATEST_VERSION) -> Any:
-    """The values of a recipe with the version of its preset, unless the recipe names one. Files in run folders mean version 1 where
-    they name none."""
+    """Add the version of the preset to the values of a recipe that names none. Files in run folders mean version 1 where they
+    name none."""
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         return values
     return values | {"model": {"preset_version": version} | values["model"]}
 
 
 def load_values(recipe: str | Path, overrides: list[str] | None = None) -> tuple[Any, str]:
-    """The plain values of a recipe with its overrides, not yet checked, and where they are from; errors as `load_config`."""
+    """The plain values of a recipe with its overrides, not yet validated, and the origin of each; errors as in `load_config`."""
     text, origin = _read_recipe(recipe)
     try:
         values = yaml.safe_load(text)
@@ -65,7 +65,7 @@ def apply_overrides(values: Any, overrides: list[str], origin: str) -> Any:
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override {override!r} has no value: write it as section.key=value, e.g. train.steps=200")
-    from omegaconf import OmegaConf  # a tenth of the time of commands that only read
+    from omegaconf import OmegaConf  # importing it only here saves a tenth of the time of commands that only read
     from omegaconf.errors import OmegaConfBaseException
 
     try:

@@ -1,4 +1,4 @@
-"""`RunConfig`: the sections of a run's configuration together, and the checks across them."""
+"""`RunConfig`, the complete configuration of a run, with the checks that involve several sections."""
 
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from .train import TrainSection
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 IDENTITY_SECTIONS = ("seed", "data_seed", "start_from", "data", "mixture", "model", "train")
-AMENDABLE_SECTIONS = ("train", "mixture", "data_seed")  # of them, what `--amend` may change on the way
+AMENDABLE_SECTIONS = ("train", "mixture", "data_seed")  # those of the sections that `--amend` may change
 
 
 class RunConfig(Config):

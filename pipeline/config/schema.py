@@ -1,4 +1,4 @@
-"""JSON schemas of the YAML files that people write, with which editors complete and check them."""
+"""JSON schemas of the YAML files that users write, with which editors complete and check keys."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from ...models.common.config import Config
 
 
 def json_schema(config: type[Config]) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a file of that class.
+    """The JSON schema (draft 2020-12) of YAML files of a configuration class.
 
-    Two classes are written otherwise than they are declared: the model of a recipe takes the keys of a `ModelConfig` beside its
+    Two classes have another form in YAML than in Python: the model of a recipe takes the keys of a `ModelConfig` beside its
     preset, all of them optional; and the protocols of a suite stand beside its other keys.
     """
     schema = config.model_json_schema()

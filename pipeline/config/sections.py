@@ -1,4 +1,4 @@
-"""The sections of a run's configuration but `train`: the model, the start, the execution, the evaluations."""
+"""All sections of a run's configuration except `train`: the model, the start, the execution, the evaluations."""
 
 from typing import Annotated, Literal
 
@@ -113,21 +113,21 @@ class RunSection(Config):
     keep_best: KeepBestSection | None = None
     """The best checkpoint by an evaluation is not removed, and stays resumable if it still is when its result comes."""
     health_every: int = Field(default=100, ge=0)
-    """Steps between looks at the SKA layers; 0 turns them off."""
+    """Steps between measurements of the SKA layers' health; 0 turns them off."""
     rollback_after: int = Field(default=5, gt=0)
     """Steps in a row without a finite gradient before training goes back to the last checkpoint."""
     stop_step: int | None = Field(default=None, gt=0)
-    """Leave cleanly after this step."""
+    """Save a checkpoint and stop after this step."""
     time_limit: str | None = None
-    """Save a checkpoint and leave cleanly so long after the command began, such as "3h55m"."""
+    """Save a checkpoint and stop this long after the command began, such as "3h55m"."""
     threads: int = Field(default=1, gt=0)
     """CPU threads of a worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers compute; "auto" takes GPUs where there are some."""
     max_restarts: int = Field(default=3, ge=0)
-    """How often in a row what died is started again without a new checkpoint."""
+    """How many restarts in a row are made after failures without a new checkpoint in between."""
     hang_seconds: float = Field(default=600, gt=0)
-    """A worker that is silent for so many seconds, or a worker group that makes no step, is replaced."""
+    """A worker without a heartbeat for so many seconds, or a worker group without a step, is replaced."""
     straggler_factor: float = Field(default=2.0, ge=0)
     """A worker that computes so many times longer than the median is reported; 0 turns this off."""
     cluster_wait_seconds: float = Field(default=1800, gt=0)

@@ -94,8 +94,8 @@ class TrainSection(Config):
     z_loss: float = Field(default=0.0, ge=0)
     """Weight of log(Z)^2 in the loss, which keeps the logits from drifting."""
     gate_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Nats a token added to the loss for SKA write gates that are all open: none in the first half of the steps, growing to
-    this at the last."""
+    """Gate penalty: nats per token added to the loss at a gate mean of 1 of the SKA layers; none in the first half of the steps,
+    growing to this value at the last."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the weights with this decay, evaluated beside them; null keeps none. In the first steps
     the decay is lower."""
@@ -105,7 +105,7 @@ class TrainSection(Config):
     @model_validator(mode="before")
     @classmethod
     def _one_unit(cls, values: Any) -> Any:
-        """Convert `tokens` to `steps` and `warmup_steps` to `warmup_tokens`, so that one of each is stored."""
+        """Convert `tokens` to `steps` and `warmup_steps` to `warmup_tokens`, so that only one of each pair is stored."""
         batch = values.get("batch_tokens") if isinstance(values, dict) else None
         if not isinstance(batch, int) or batch <= 0:
             return values
@@ -113,7 +113,7 @@ class TrainSection(Config):
         try:
             ramp = values.get("batch_ramp")
             stages = _Stages(BatchRampSection.model_validate(ramp).stages(batch) if ramp else ((0, batch),))
-        except (ValidationError, ValueError):  # is said by the checks of the fields
+        except (ValidationError, ValueError):  # the validation of the fields reports it
             return values
         for given, stored in (("tokens", "steps"), ("warmup_steps", "warmup_tokens")):
             number = values.get(given)
@@ -192,7 +192,7 @@ class TrainSection(Config):
 
 
 class _Stages:
-    """Converts between steps and tokens where batches have one size after the other."""
+    """Conversion between steps and tokens for a run whose batch size changes in stages."""
 
     def __init__(self, stages: tuple[tuple[int, int], ...]):
         self.stages = stages
@@ -207,7 +207,7 @@ class _Stages:
         return self._tokens[number] + (step - first) * batch
 
     def steps_of(self, tokens: int) -> int:
-        """Steps until at least so many tokens are read."""
+        """The number of steps after which at least the given number of tokens has been read."""
         number = bisect_right(self._tokens, tokens) - 1
         first, batch = self.stages[number]
         return first - (-(tokens - self._tokens[number]) // batch)

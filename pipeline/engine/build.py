@@ -96,9 +96,9 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
             "zero_optimization": zero,
             "bf16": {"enabled": train.precision == "bf16"},
             "steps_per_print": 10**9,
-            "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a micro-batch
+            "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice per micro-batch
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # ours is torch's: the same update wherever its state lies
+            "zero_force_ds_cpu_optimizer": False,  # torch's own AdamW, so that the update does not depend on where its state lies
         },
     )
     if run.zero_stage in (1, 2) and not run.offload_optimizer:

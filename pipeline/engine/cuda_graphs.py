@@ -1,7 +1,7 @@
 """CUDA graphs of a micro-batch: forward and backward pass of all blocks become two launches.
 
-A block of a small model is done sooner than Python has launched its kernels, so that the GPU waits for the host. Captured are the
-embedding and the blocks (`EchoLM.run_blocks`), whose shapes are the same in every micro-batch; the head, the loss and the
+The kernels of a small model's block take less time than their launches from Python, so that the GPU waits for the host. Captured
+are the embedding and the blocks (`EchoLM.run_blocks`), whose shapes are the same in every micro-batch; the head, the loss and the
 optimizer's step are not: the number of labels differs from batch to batch, and they are few launches. Gradients reach the
 parameters through autograd, so ZeRO sees them as ever.
 """
@@ -40,7 +40,7 @@ def graphed_blocks(model: EchoLM) -> "GraphedBlocks | None":
 
 
 class GraphedBlocks:
-    """Replaces `model.run_blocks` by a CUDA graph of it where a graph serves; other calls run as before.
+    """Replaces `model.run_blocks` by a CUDA graph of it; calls that the graph cannot serve run without it.
 
     The graph is captured at the first training pass, for its shape of tokens. Passes of another shape, with more documents than
     there is room for, with a write mask or without gradients run as before; `take_eager_reason` says why training passes did. It
@@ -68,7 +68,7 @@ class GraphedBlocks:
         write_mask: Tensor | None = None,
         return_gate_mean: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `EchoLM.run_blocks`."""
+        """Run all blocks, by the CUDA graph where it fits; arguments and result are those of `EchoLM.run_blocks`."""
         key = (tokens.shape, cu_seqlens is not None, return_gate_mean)
         if write_mask is not None or context is not None or not torch.is_grad_enabled():
             reason = "not a training pass of whole rows"
@@ -85,7 +85,7 @@ class GraphedBlocks:
                 tokens, cu_seqlens=cu_seqlens, context=context, write_mask=write_mask, return_gate_mean=return_gate_mean
             )
         inputs = (tokens,)
-        if cu_seqlens is not None:  # leading zeros mark the first token's border over and over: no other
+        if cu_seqlens is not None:  # leading zeros repeat the border at the first token and mark no other
             inputs = (tokens, F.pad(cu_seqlens, (self._room(tokens) - len(cu_seqlens), 0)))
         addresses = [parameter.data_ptr() for parameter in self._parameters]
         if self._graphed is None or addresses != self._addresses:  # loading a checkpoint may move weights
@@ -98,7 +98,7 @@ class GraphedBlocks:
 
     @staticmethod
     def _room(tokens: Tensor) -> int:
-        """Entries of `cu_seqlens` in the graph."""
+        """The number of entries of `cu_seqlens` for which the graph has room."""
         return 1 + len(tokens) + tokens.numel() // TOKENS_PER_DOCUMENT
 
     def take_eager_reason(self) -> str | None:
@@ -123,7 +123,7 @@ class GraphedBlocks:
             return functional_call(part, dict(zip(names, weights, strict=True)), own)
 
         samples = tuple(tensor.clone() for tensor in inputs)
-        # Three passes on the side come first: they compile what is compiled at its first call.
+        # Three warm-up passes on a side stream come first, for functions that are compiled at their first call.
         return torch.cuda.make_graphed_callables(run, (*samples, *leaves), allow_unused_input=True)
 
     def _prepare_gradients(self) -> None:
@@ -150,7 +150,7 @@ class GraphedBlocks:
 
 
 class _Blocks(nn.Module):
-    """`run_blocks` as a module of tensors alone, which `make_graphed_callables` takes."""
+    """`run_blocks` as a module whose inputs and outputs are all tensors, as `make_graphed_callables` requires."""
 
     def __init__(self, model: EchoLM, run_blocks: Any, return_gate_mean: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""DeepSpeed without its side effects: `from .quiet_deepspeed import deepspeed`. Importing it takes seconds."""
+"""Import of DeepSpeed without its side effects: `from .quiet_deepspeed import deepspeed`. Importing it takes seconds."""
 # ruff: noqa: E402
 
 import os

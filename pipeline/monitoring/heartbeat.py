@@ -72,7 +72,7 @@ class Heartbeat:
         self._group = os.environ.get(WORKER_GROUP_VARIABLE, "")
         self._step: int | None = None
         self._stop_reason = ""
-        self._checkpoint_request = checkpoint_request(run)  # of before the start: done or forgotten
+        self._checkpoint_request = checkpoint_request(run)  # requests from before the start are not carried out
         self._answered = self._checkpoint_request
         self._training_thread = threading.get_ident()
         self._stopped = threading.Event()
@@ -93,11 +93,11 @@ class Heartbeat:
 
     @property
     def stop_reason(self) -> str:
-        """Why the run is to save a checkpoint and leave, as of the last heartbeat; empty if it is not."""
+        """The reason of a pending request to save a checkpoint and exit, as of the last heartbeat; empty if there is none."""
         return self._stop_reason
 
     def checkpoint_requested(self) -> bool:
-        """Whether a checkpoint was asked for since the last call that returned True."""
+        """Whether a checkpoint was requested since the last call that returned True."""
         requested, self._answered = self._checkpoint_request != self._answered, self._checkpoint_request
         return requested
 
@@ -119,7 +119,7 @@ class Heartbeat:
                 _write(path, self._record())
                 if (
                     self.replaced()
-                ):  # since the check above: the new group may have removed old heartbeats before this write
+                ):  # replaced since the check above: the new group may have removed old heartbeats before this write
                     path.unlink(missing_ok=True)  # a rank of the new group that wrote here meanwhile writes again
                     os._exit(FENCED)
             if self._stopped.wait(HEARTBEAT_SECONDS):

@@ -1,4 +1,4 @@
-"""Use of the machine during training: processors, memory and GPU where rank 0 runs, every ten seconds."""
+"""Utilisation of rank 0's machine during training, measured every ten seconds: processors, memory and GPU."""
 
 import time
 
@@ -17,7 +17,7 @@ class MachineMeter:
         self._device, self._process = device, psutil.Process()
         self._measured_at = float("-inf")
         self._has_nvml = device.type == "cuda"
-        psutil.cpu_percent()  # says how busy the processors were since the call before
+        psutil.cpu_percent()  # the first call starts the interval that the next one reports on
 
     def measure(self) -> dict[str, float]:
         """The fields of a `step` event, percentages from 0 to 100; empty if the last measurement is recent.
@@ -42,11 +42,11 @@ class MachineMeter:
         return found
 
     def _gpu(self) -> dict[str, float]:
-        """`gpu_percent`; nothing where NVIDIA's management library cannot be asked."""
+        """The field `gpu_percent`; empty where NVIDIA's management library is not available."""
         if not self._has_nvml:
             return {}
         try:
             return {"gpu_percent": float(torch.cuda.utilization(self._device))}
-        except Exception:  # the package nvidia-ml-py is missing, or the driver says no: classes of its own
+        except Exception:  # nvidia-ml-py is not installed, or the driver refuses, with exception classes of its own
             self._has_nvml = False
             return {}

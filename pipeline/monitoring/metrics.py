@@ -50,7 +50,7 @@ def model_flops_utilization(
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """nats a token / (ln 2 * bytes a token)."""
+    """Bits per byte from the loss: nats per token / (ln 2 * bytes per token)."""
     return nats_per_token / (math.log(2) * bytes_per_token)
 
 
@@ -68,7 +68,7 @@ def bytes_per_token(dataset: "Dataset", shares: dict[str, float]) -> float:
 
 
 def memory_gib(device: torch.device) -> float:
-    """GiB: on CUDA the most that tensors took since the last call, on a CPU the process's resident memory."""
+    """Memory in GiB: on CUDA the peak of allocated tensors since the last call, on a CPU the resident memory of the process."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / GIB
         torch.cuda.reset_peak_memory_stats(device)

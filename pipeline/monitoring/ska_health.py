@@ -1,4 +1,5 @@
-"""SKA health during training: measured every `run.health_every` steps, with a warning when a layer leaves its range."""
+"""Monitoring of SKA layers during training: measured every `run.health_every` steps, with a warning when a layer leaves its
+healthy range."""
 
 import math
 from collections.abc import Iterator

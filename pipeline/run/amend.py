@@ -1,4 +1,4 @@
-"""Changing what a run trains, from its newest checkpoint on: the change is recorded, and is a segment of its own."""
+"""Amendments: changes of what a run trains, from its newest checkpoint on, each recorded as a segment of its own."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ Changes = dict[str, list[Any]]  # old and new value, by dotted key
 
 
 def amend(run: RunFolder, config: RunConfig) -> tuple[int, Changes]:
-    """Let a run go on with `config` from its newest whole checkpoint; a finished one goes on to the new end.
+    """Amend a run: it continues with `config` from its newest whole checkpoint; a finished run continues to the new end.
 
     Called under the run's lock.
 

@@ -1,4 +1,4 @@
-"""`events.jsonl`: everything that a run measures, one JSON object a line.
+"""The event log of a run, `events.jsonl`: all measurements, one JSON object per line.
 
 Every event has `kind` and `time` (unix seconds). The kinds and their fields:
 
@@ -61,7 +61,7 @@ LONGEST_LINE = 1 << 20  # bytes; a longer line is damaged
 
 
 class EventLog:
-    """Appends events to a file; `write` gives each to the operating system.
+    """Appends events to a log file; each `write` passes its event to the operating system at once.
 
     A torn last line, left by a crash, is cut off, so that new events start on a line of their own. On a full disk events are kept
     in memory, and follow when there is space again: a run must not end because of its log, and its next checkpoint says what is
@@ -117,7 +117,8 @@ class EventReader:
     """
 
     def __init__(self, *logs: Path, skip_damaged: bool = False, inside: Path | None = None):
-        """With `skip_damaged`, lines that are not events are left out; otherwise `read` raises an error about them.
+        """Read the logs at the given paths; with `skip_damaged` lines that are not events are left out, otherwise `read` raises
+        an error.
 
         Args:
             inside: a link that leads out of this folder counts as a missing log.
@@ -145,7 +146,7 @@ class EventReader:
         return sum(log.unread for log in self._logs)
 
     def start_at_end(self, most_bytes: int) -> None:
-        """Let the first `read` begin so many bytes before the end of each log, at the next line."""
+        """Let the first `read` begin at the first line within the given number of bytes before the end of each log."""
         for log in self._logs:
             log.start_at_end(most_bytes)
 
@@ -241,7 +242,7 @@ class _GrowingLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole events of a log and of the supervision log beside it, as `EventReader.read`.
+    """All complete events of a log and of the supervision log beside it, merged as by `EventReader.read`.
 
     Raises:
         UserError: a whole line is not an event.
@@ -274,18 +275,18 @@ def last_events(path: Path, enough: Callable[[list[dict[str, Any]]], bool]) -> l
 
 
 def stopped_at(path: Path) -> int | None:
-    """The step at which training left, by its log (`stopped_step`)."""
+    """The step at which training stopped or finished, by its log; see `stopped_step`."""
     return stopped_step(last_events(path, lambda tail: any(event["kind"] in MARKS for event in tail)))
 
 
 def stopped_step(events: list[dict[str, Any]]) -> int | None:
-    """The step at which training left, by its last events: it stopped or finished there, and did not start again; else None."""
+    """The step at which training stopped or finished, by its last events; None if it started again since or never ended cleanly."""
     last = next((event for event in reversed(events) if event["kind"] in MARKS), None)
     return last.get("step") if last is not None and last["kind"] in ("stop", "finish") else None
 
 
 def _open_log(path: Path, inside: Path | None = None) -> BinaryIO:
-    """Open a log; what is no regular file, or not `inside` that folder, raises FileNotFoundError, as it is no log."""
+    """Open a log; raises FileNotFoundError if the path is no regular file or leads out of the folder `inside`."""
     if inside is not None and not is_inside(path, inside):
         raise FileNotFoundError(f"{path} is missing, or leads out of {inside}")
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

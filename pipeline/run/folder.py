@@ -90,7 +90,8 @@ class RunFolder:
         return read_json(self.environment_file) if self.environment_file.is_file() else {}
 
     def data_folder(self) -> Path:
-        """The dataset that the run trains on, as seen from the run's folder, or where it was when that moved away from it."""
+        """The path of the run's dataset: relative to the run's folder if it exists there, else the path at which it was when the
+        run was set up."""
         stored = read_json(self.data_file)
         beside = (self.path / stored["folder"]).resolve()
         absolute = Path(stored.get("absolute", beside))
@@ -161,7 +162,7 @@ class RunFolder:
         files = [suite for suite in config.evaluation.suites if is_suite_file(suite)]
         suites = {"suites": {file: os.path.relpath(Path(file).resolve(), own) for file in files}} if files else {}
         write_json(self.data_file, {"folder": relative, "absolute": str(dataset.resolve())} | suites)
-        if not self.environment_file.exists():  # that of later starts is in their events
+        if not self.environment_file.exists():  # later starts record theirs in their `start` events
             write_json(self.environment_file, describe_environment())
         run_id(self.path, new=True)
         if config.start_from and not self.exists():

@@ -1,4 +1,4 @@
-"""Goodput: what a run did with its time, from its events."""
+"""Goodput: the productive, lost and waiting seconds of a run, computed from its events."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Goodput:
     """
 
     def __init__(self, most_steps: int | None = None) -> None:
-        """Counts nothing yet.
+        """Begin with all sums at zero.
 
         Args:
             most_steps: how many of the last steps a crash or a rollback can take back; None for all, which takes memory for each.
@@ -32,12 +32,12 @@ class Goodput:
 
     @property
     def share(self) -> float | None:
-        """The productive share of the time in which the run was to train; None before its first step."""
+        """The productive share of the time in which the run was meant to train, 0 to 1; None before its first step."""
         productive = self.productive
         return productive / (productive + self.lost + self.waiting) if productive > 0 else None
 
     def add(self, events: Iterable[dict[str, Any]]) -> None:
-        """Take in further events; the time between a clean stop and the next start counts for nothing."""
+        """Add further events; the time between a clean stop and the next start is not counted."""
         for event in events:
             kind, last = event["kind"], self._last
             if kind == "evaluation":

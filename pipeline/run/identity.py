@@ -1,4 +1,4 @@
-"""The id of a run: it moves with the folder, whatever the folder is called, and a copy gets another one.
+"""The id of a run, which stays the same when its folder is moved or renamed; a copy of the folder gets another id.
 
 Records in MLflow belong to an id. A folder that was moved keeps its inode, or leaves its old place empty; one that was copied
 has a new inode, while the original still exists.
@@ -17,9 +17,9 @@ from ...models.common.run_layout import ENVIRONMENT, IDENTITY
 
 
 def run_id(run_folder: Path, *, new: bool = False) -> str:
-    """The id of the run in a folder, made at the first call; notes in `identity.json` where the folder lies now.
+    """The id of the run in a folder, created at the first call; also records the folder's current path in `identity.json`.
 
-    Where that file cannot be written the same id is returned each time all the same.
+    If that file cannot be written, the id is still the same at each call.
 
     Args:
         new: the folder's first id is made.
@@ -58,10 +58,10 @@ def _is_copy(folder: Path, identity: str, stored: dict[str, Any], place: dict[st
 
 
 def _is_original(folder: Path, identity: str, stored: dict[str, Any]) -> bool:
-    """Whether the run in `folder` has this id, and more right to it than the folder for which `stored` was written.
+    """Whether the run in `folder` is the original with this id, and the folder for which `stored` was written a copy.
 
-    It lies where that one was, or noted its own place already, or has the name of that one: a tree that came from another
-    machine may be copied from before anybody has looked at it.
+    It is the original if it has that folder's inode, has recorded its own path already, or has that folder's name: in a tree
+    that came from another machine a run may be copied before its new path was recorded.
     """
     record = read_json_if_whole(folder / IDENTITY) or read_json_if_whole(folder / ENVIRONMENT) or {}
     if record.get("run_id") != identity:

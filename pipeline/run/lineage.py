@@ -1,4 +1,5 @@
-"""`lineage.json`: the run that a run began from, and the configurations that it was trained with, each from a step on.
+"""The lineage of a run, `lineage.json`: its parent, and its segments, the configurations it was trained with, each from a certain
+step on.
 
 A run that began with fresh weights and was never amended has no such file. See `docs/design/lineage.md`.
 """
@@ -71,7 +72,7 @@ class Segment(Record):
         return cls(step=step, run=config.name, identity=segment_identity(config), config=values)
 
     def run_config(self, execution: RunConfig | None = None) -> RunConfig:
-        """The segment's configuration, executed as `execution` says; by the defaults if None."""
+        """The segment's complete configuration, with the execution settings of `execution`; default ones if None."""
         values = {"name": self.run} | self.config
         if execution is not None:
             values |= {"run": execution.run.model_dump(), "evaluation": execution.evaluation.model_dump()}
@@ -96,7 +97,7 @@ class Lineage(Record):
         return self.parent.step if self.parent and self.parent.what == "everything" else 0
 
     def changes(self) -> list[str]:
-        """What changed on the way, by ancestors too: `from step 800 on train.steps 1000 -> 2000`."""
+        """One line per amendment, those of ancestors included: `from step 800 on train.steps 1000 -> 2000`."""
         lines = []
         for before, after in pairwise(self.segments):
             found = (f"{key} {old} -> {new}" for key, old, new in differences(before.config, after.config))
@@ -104,12 +105,12 @@ class Lineage(Record):
         return lines
 
     def identity(self) -> str:
-        """Hash of where the run began and of all its segments: runs with the same one are trained alike."""
+        """Hash of the run's origin and all its segments; runs with the same hash are trained alike."""
         ends = [segment.step for segment in self.segments[1:]]
         trained = [
             (segment.step, segment.identity)
             for segment, end in zip(self.segments, [*ends, None], strict=True)
-            if segment.step != end  # amended again before it trained a step
+            if segment.step != end  # the run was amended again before it trained a step
         ]
         return sha256_json({"start": self.root, "segments": trained})
 
@@ -119,7 +120,7 @@ class Lineage(Record):
 
 
 def segment_identity(config: RunConfig) -> str:
-    """SHA-256 of the sections that say what is trained, without where it starts from."""
+    """SHA-256 of the sections that define what is trained, without `start_from`."""
     return sha256_json({key: value for key, value in config.identity_dump().items() if key in SEGMENT_SECTIONS})
 
 
@@ -159,7 +160,7 @@ def segments_of(run_folder: Path, config: RunConfig) -> list[Segment]:
 
 
 def shown_lineage(run_folder: Path) -> Lineage | None:
-    """The lineage of a run for those who show it; None without one, or if the file is damaged."""
+    """The lineage of a run for display; None without one, or if the file is damaged."""
     try:
         return read_lineage(run_folder)
     except UserError:
@@ -167,7 +168,7 @@ def shown_lineage(run_folder: Path) -> Lineage | None:
 
 
 def find_parent(run_folder: Path, parent: Parent) -> Path | None:
-    """The folder of a run's parent, where it was or beside it or the run, by its id; None if it is not there."""
+    """Find the folder of a run's parent by its id: at its recorded path, beside that or beside the run; None if not found."""
     was = Path(parent.path)
     for folder in [was, *subfolders(was.parent), *subfolders(Path(run_folder).resolve().parent)]:
         if (read_json_if_whole(folder / IDENTITY) or {}).get("run_id", folder.name) == parent.run_id:

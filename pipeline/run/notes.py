@@ -22,7 +22,7 @@ def write_notes(
     remove: Iterable[str] = (),
     archived: bool | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Change what people say of a run; what is None stays.
+    """Change tags, note and archived mark of a run; a value that is None stays as it was.
 
     Returns:
         the file, and its contents.

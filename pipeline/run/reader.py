@@ -1,4 +1,5 @@
-"""Reading a run folder: `RunFiles` once and in full, for a report; `RunReader` again and again, for those who watch a run.
+"""Readers of run folders: `RunFiles` reads once and in full, for reports; `RunReader` reads repeatedly, for displays of running
+runs.
 
 Both read events by `events.py`, checkpoints and results by `evals/layout.py`; nothing else reads a run folder.
 """
@@ -82,7 +83,7 @@ class RunFiles:
 
     @cached_property
     def lineage(self) -> Lineage | None:
-        """What the run began from and how it changed; None with fresh weights and one configuration."""
+        """The lineage of the run; None if it began with fresh weights and was never amended."""
         return shown_lineage(self.folder)
 
     @cached_property
@@ -102,7 +103,7 @@ class RunFiles:
 
     @cached_property
     def children(self) -> list[tuple[str, Parent]]:
-        """The runs beside it that began from it: their names, and what they began from."""
+        """The branches of this run in the same folder of runs: their names, and the checkpoints that they began from."""
         return RunReader(self.folder).children()
 
     @property
@@ -113,7 +114,7 @@ class RunFiles:
 
     @cached_property
     def commits(self) -> list[str]:
-        """The commits that trained, in order, with the steps of each if there are several."""
+        """The git commits that the run was trained with, in order, with the steps of each if there are several."""
         spans: list[tuple[str, int, int]] = []  # commit, first step, last step
         begins = [*self.starts, {"step": self.steps[-1]["step"] if self.steps else 0}]
         for start, following in pairwise(begins):
@@ -139,7 +140,7 @@ class RunFiles:
 
 
 class RunReader:
-    """The contents of a run folder while other processes write it, each read when it is asked for.
+    """The contents of a run folder that other processes may be writing; each part is read on request.
 
     A file that did not change is not read again, and of a growing log only what was appended. What is missing, half-written,
     damaged or was removed with its folder counts as empty; so does what is no regular file, and a link that leads out of the run
@@ -164,7 +165,7 @@ class RunReader:
         return (read_yaml_if_whole(path) if is_inside(path, self.folder) else None) or {}
 
     def lineage(self) -> Lineage | None:
-        """What the run began from, and how it changed."""
+        """The lineage of the run."""
         path = self.folder / LINEAGE
         try:
             return shown_lineage(self.folder) if path.is_file() and is_inside(path, self.folder) else None
@@ -172,7 +173,7 @@ class RunReader:
             return None
 
     def children(self) -> list[tuple[str, Parent]]:
-        """The runs beside it that began from it, by step: their names, and what they began from."""
+        """The branches of this run in the same folder of runs, by step: their names, and the checkpoints that they began from."""
         own = (read_json_if_whole(self.folder / IDENTITY) or {}).get("run_id", self.folder.name)
         children = []
         for path in subfolders(self.folder.resolve().parent):
@@ -182,7 +183,7 @@ class RunReader:
         return sorted(children, key=lambda child: (child[1].step, child[0]))[:MOST_CHILDREN]
 
     def notes(self) -> dict[str, Any]:
-        """What people say of the run in `notes.yaml`: `tags`, `note`, and whether it is `archived`."""
+        """The contents of `notes.yaml`: `tags`, `note`, and whether the run is `archived`."""
         path = self.folder / NOTES
         stored = (read_yaml_if_whole(path) if is_inside(path, self.folder) else None) or {}
         tags = stored.get("tags")

@@ -158,7 +158,7 @@ def _training(run: RunFiles) -> str:
 
 
 def _sources(run: RunFiles) -> str:
-    """How often each text source was read, and its loss."""
+    """The section of the report on text sources: how often each was read, and its loss."""
     epochs = run.steps[-1].get("epochs") or {}
     if not epochs:
         return ""
@@ -202,7 +202,7 @@ def _memory(run: RunFiles) -> str:
 
 
 def _timeline(run: RunFiles) -> str:
-    """Which evaluations ran while training went on: the steps whose end falls between an evaluation's start and end."""
+    """The section of the report on evaluations during training: the training steps that ended while each evaluation ran."""
     if not run.results or not run.starts:
         return ""
     begin = run.starts[0]["time"]
@@ -278,7 +278,7 @@ def _hardware(run: RunFiles) -> str:
 
 
 def _first_text(config: dict[str, Any], *names: str) -> str:
-    """The text at the first of the dotted `names` that the config has; empty if none."""
+    """The value, as text, of the first of the dotted keys `names` that the config has; empty if it has none."""
     for name in names:
         value: Any = config
         for part in name.split("."):

@@ -1,4 +1,4 @@
-"""Where a run begins (`start_from`): the checkpoint is found, verified and linked into the run's own folder."""
+"""The start of a run from a checkpoint (`start_from`), which is found, verified and linked into the run's own folder."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ class Start(NamedTuple):
 
 
 def find_start(config: RunConfig, run_folder: Path) -> Start:
-    """What `config.start_from` names, for a run in `run_folder`; its files are not read yet.
+    """Find the checkpoint or weights that `config.start_from` names, for a run in `run_folder`; their files are not read yet.
 
     Raises:
         UserError: no such run, step or content; another architecture; or `config` ends before the position or cools down
@@ -108,7 +108,7 @@ def set_up_start(run: RunFolder, config: RunConfig) -> None:
 
 
 def _checkpoint(source: StartFromSection, run_folder: Path) -> Start:
-    """The checkpoint of a run; by its content, if that is given, also where it has moved to."""
+    """The checkpoint of a run as a start; if its content is given, it is also found where it was moved to."""
     assert source.run is not None
     folder, record = _find(source, run_folder)
     hashes: dict[str, str] = record["sha256"]
@@ -140,7 +140,7 @@ def _checkpoint(source: StartFromSection, run_folder: Path) -> Start:
 
 
 def _find(source: StartFromSection, run_folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Folder and record of the checkpoint that is named.
+    """Find the folder and the record of the checkpoint that `start_from` names.
 
     Raises:
         UserError: it is not there, or has another content and no run beside it has the right one.
@@ -163,18 +163,18 @@ def _find(source: StartFromSection, run_folder: Path) -> tuple[Path, dict[str, A
 
 
 def _contents(record: dict[str, Any]) -> tuple[str, str]:
-    """The contents of a checkpoint: of all its files, and of the weights alone."""
+    """The content hashes of a checkpoint: of all its files, and of the weights alone."""
     hashes = record.get("sha256", {})
     return sha256_json(hashes), sha256_json(_of_weights(hashes))
 
 
 def _of_weights(hashes: dict[str, str]) -> dict[str, str]:
-    """What makes up the weights among the files of a checkpoint; settings for other libraries lie beside them."""
+    """The files of a checkpoint that make up the weights, without the settings for other libraries beside them."""
     return {name: hashes[name] for name in (f"{MODEL}/{file}" for file in WEIGHT_FILES) if name in hashes}
 
 
 def _weights(source: StartFromSection) -> Start:
-    """A folder of weights."""
+    """A folder of weights as a start."""
     assert source.weights is not None
     folder = Path(source.weights)
     files = {f"{MODEL}/{name}": folder / name for name in WEIGHT_FILES if (folder / name).is_file()}
@@ -212,7 +212,7 @@ def _check_horizon(start: Start, config: RunConfig) -> None:
 
 
 def same_rates(before: TrainSection, after: TrainSection, step: int) -> bool:
-    """Whether the learning rate goes on after `step` as it would have before."""
+    """Whether two configurations have the same learning rates after `step`."""
     return before.steps == after.steps and all(
         learning_rate_at(later, before) == learning_rate_at(later, after) for later in (step, before.steps - 1)
     )
@@ -242,8 +242,8 @@ def _link(path: Path, target: Path) -> None:
 
 
 def branch_config(parent: RunFolder, step: int | None, what: str) -> dict[str, Any]:
-    """Plain values of the configuration of a branch in which nothing is changed yet: that of the segment which the step begins or
-    lies in.
+    """Plain values of the configuration that a branch has before any override: that of the parent's segment which the step begins
+    or lies in.
 
     Args:
         step: None for the newest checkpoint.

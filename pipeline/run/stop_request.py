@@ -1,4 +1,4 @@
-"""Requests to a run's workers, as files in the run folder: to save a checkpoint, or to save one and leave.
+"""Requests to a run's workers, as files in the run folder: to save a checkpoint, or to save one and exit.
 
 Signals reach the processes of one machine only; this reaches every worker, wherever it runs. The file exists from the start
 of the work on: a network file system notices a change of a file that is read again sooner than a file that is new.
@@ -17,13 +17,13 @@ POLL_SECONDS = 0.5
 
 
 def clear_stop_request(run: RunFolder) -> None:
-    """Forget an earlier request; called by whoever starts the workers, and who alone may request it then."""
+    """Remove an earlier request; called by the process that starts the workers, the only one that makes stop requests for them."""
     run.heartbeats.mkdir(parents=True, exist_ok=True)
     write_text(run.stop_file, "")
 
 
 def request_stop(run: RunFolder, reason: str) -> None:
-    """Ask the run's workers to save a checkpoint and leave; `reason` is recorded, such as "SIGTERM"."""
+    """Ask the run's workers to save a checkpoint and exit; `reason` is recorded, such as "SIGTERM"."""
     write_text(run.stop_file, reason + "\n")
 
 
@@ -36,7 +36,7 @@ def stop_reason(run: RunFolder) -> str:
 
 
 def request_checkpoint(run: RunFolder) -> None:
-    """Ask the run's workers for a checkpoint after the step that they compute."""
+    """Ask the run's workers to save a checkpoint after their current step."""
     write_text(run.checkpoint_request_file, f"{uuid.uuid4().hex}\n")
 
 
@@ -49,7 +49,7 @@ def checkpoint_request(run: RunFolder) -> str:
 
 
 class TimeLimit:
-    """Context in which the run's workers are asked to leave when `config.run.time_limit` is over; nothing without one."""
+    """Context that asks the run's workers to save and exit when `config.run.time_limit` is over; does nothing without a limit."""
 
     def __init__(self, run: RunFolder, config: RunConfig):
         self._run, self._limit = run, config.run.time_limit
@@ -66,7 +66,7 @@ class TimeLimit:
     def _watch(self, seconds: float) -> None:
         if self._ended.wait(seconds):
             return
-        while True:  # whoever starts the workers forgets earlier requests
+        while True:  # the process that starts the workers clears earlier requests
             with contextlib.suppress(OSError):
                 if self._run.stop_file.is_file() and not stop_reason(self._run):
                     request_stop(self._run, f"run.time_limit={self._limit}")

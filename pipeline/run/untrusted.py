@@ -1,4 +1,5 @@
-"""Values of files that another version, a person or another program wrote: what has the right type is taken, the rest is left out.
+"""Tolerant reading of files that another version, a person or another program wrote: values of the right type are used, all
+others left out.
 
 For those who look at runs. Whoever goes on with a run validates its configuration in full (`RunFolder.load_config`).
 """
@@ -85,7 +86,7 @@ def file_text(path: Any, most: int) -> str:
 
 
 def config_problem(config: dict[str, Any]) -> str:
-    """What is wrong with the values that are computed with, one line; empty if they fit or are missing."""
+    """One line on what is wrong with the configuration values that displays compute with; empty if they fit or are missing."""
     for name in ("model", "data", "train", "run", "evaluation"):
         if not isinstance(config.get(name), dict | None):
             return f"{name} is {_shown(config[name])} and no section"
@@ -104,7 +105,7 @@ def config_problem(config: dict[str, Any]) -> str:
 
 
 def computed_config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sections of a configuration with those values that are computed with, where they fit."""
+    """The sections of a configuration, reduced to valid values of the keys that displays compute with."""
     kept: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "train": {}, "run": {}, "evaluation": {}}
     sections = {name: values for name in kept if isinstance(values := config.get(name), dict)}
     for (section, key), least in WHOLE_NUMBERS.items():
@@ -139,7 +140,7 @@ def flat(value: Any, most: int = MOST_LEAVES) -> dict[str, Any]:
 
 
 def _list_text(items: list[Any]) -> str:
-    """A list as JSON; of one with too many values only that: an alias in YAML may stand for a million items."""
+    """A list as JSON, or a remark that it is too long, since a YAML alias may stand for a million items."""
     waiting, values = list(items[:MOST_LEAVES]), 0
     while waiting and values < MOST_LEAVES:
         item, values = waiting.pop(), values + 1
@@ -209,7 +210,7 @@ def _shown(value: Any) -> str:
 
 
 def clean_event(event: dict[str, Any]) -> dict[str, Any] | None:
-    """The event with null for what is to be a number and is none; None if its kind, time or step are of another type."""
+    """The event, with null for numeric fields that hold no number; None if its kind, time or step has a wrong type."""
     seconds, step = event.get("time"), event.get("step")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LAST_TIME:
         return None

@@ -1,1 +1,1 @@
-"""One file a task: each sets `TASK`. The registry finds them by themselves."""
+"""The recall tasks, one file each, which sets `TASK` and is found by the registry."""

@@ -17,14 +17,14 @@ def minimum_length(pairs: int, queries: int) -> int:
 
 
 def generate(cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator) -> RecallBatch:
-    """Sequences of words, drawn from the values, without any noise; every other word is equally frequent, up to one."""
+    """Generate sequences of words, drawn from the values, without noise; the other words are equally frequent, up to one."""
     if cell.pairs > vocabulary.num_values:
         raise UserError(f"commonword: {cell.pairs} different words: the vocabulary has {vocabulary.num_values}")
     words = vocabulary.draw_distinct(vocabulary.values, (cell.sequences, cell.pairs), generator)
     slots = cell.length - 1
     common = slots if cell.pairs == 1 else -(-2 * slots // (cell.pairs + 1))
     which = np.zeros(slots, dtype=np.int64)
-    # With c > 2 slots / (words + 1) for the first, no other can get as many.
+    # If the first word has c > 2 slots / (words + 1) occurrences, no other word can have as many.
     which[common:] = 1 + np.arange(slots - common) % max(cell.pairs - 1, 1)
     order = which[generator.random((cell.sequences, slots), dtype=np.float32).argsort(axis=1)]
     tokens = np.full((cell.sequences, cell.length), vocabulary.query)

@@ -21,16 +21,16 @@ def minimum_length(pairs: int, queries: int, *, common: int = 10, ratio: int = 1
 def generate(
     cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, common: int = 10, ratio: int = 10
 ) -> RecallBatch:
-    """Sequences without any noise: words, then `Q w1 w2 ...`.
+    """Generate sequences of words without noise, then `Q w1 w2 ...`.
 
     Args:
-        common: how many words are asked for; ratio: how often they stand where an uncommon one stands once.
+        common: how many words are queried; ratio: how many times as often they occur as an uncommon word.
     """
     words = draw_words(cell, common + cell.pairs, common, vocabulary, generator)
     slots = cell.length - common
     times = slots // (ratio * common + cell.pairs)
     counts = np.repeat([ratio * times, times], [common, cell.pairs])
-    # What is left goes round the uncommon words, which stay far below the common ones.
+    # The remaining room is filled with uncommon words in turn, which stay far less frequent than the common ones.
     left = slots - int(counts.sum())
     counts[common:] += left // cell.pairs + (np.arange(cell.pairs) < left % cell.pairs)
     listed = generator.permuted(np.repeat(words, counts, axis=1), axis=1)

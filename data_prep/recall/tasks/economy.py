@@ -32,7 +32,7 @@ def generate(
         steps: the fewest and the most; each sequence draws its number.
     """
     low, high = steps
-    if not 1 <= low <= high or high < 2:  # a store that one step named is never empty again
+    if not 1 <= low <= high or high < 2:  # a store is never empty again after the first step that names it
         raise UserError(f"economy: steps is {list(steps)}: the fewest, at least 1, then the most, at least 2")
     if vocabulary.num_values <= MOST:
         raise UserError(
@@ -45,7 +45,7 @@ def generate(
     length, queried = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     missing = np.arange(n)
     while len(missing):
-        # Histories are drawn again until one of their stores holds the count that is wanted.
+        # Histories are redrawn until one of their stores holds the wanted count.
         lengths = generator.integers(low, high, size=len(missing), endpoint=True)
         histories, counts, touched = _histories(len(missing), cell.pairs, lengths, high, generator)
         fits = touched & (counts == wanted[missing, None])
@@ -92,7 +92,7 @@ def _histories(
         live = step < lengths
         mine, theirs = agent[step] * RESOURCES + resource[step], partner[step] * RESOURCES + resource[step]
         has, action = counts[row, mine], actions[step]
-        # What cannot be done is replaced by what can.
+        # Actions that are not possible are replaced by possible ones.
         trades = (action == 1) & (has > 0) & (counts[row, theirs] < MOST) & (mine != theirs)
         builds = ((action == 2) & (has > 0)) | (~trades & (has == MOST))
         room = np.where(builds, has, MOST - has)

@@ -14,17 +14,17 @@ from ..words import draw_words
 
 
 def minimum_length(pairs: int, queries: int, *, top: int = 3, exponent: float = 2.0) -> int:
-    """Tokens of a sequence in which each word that is asked for stands once more than the next, and the others once."""
+    """Tokens of a sequence in which each queried word occurs once more than the next one, and all others once."""
     return pairs + top * (top + 1) // 2 + top
 
 
 def generate(
     cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, top: int = 3, exponent: float = 2.0
 ) -> RecallBatch:
-    """Sequences without any noise: words, then `Q w1 w2 w3`, the most frequent first.
+    """Generate sequences of words without noise, then `Q w1 w2 w3`, the most frequent first.
 
     Args:
-        top: how many words are asked for; exponent: of the frequencies, 1 / rank^exponent.
+        top: how many words are queried; exponent: of the frequencies, 1 / rank^exponent.
     """
     if not 1 <= top <= cell.pairs:
         raise UserError(f"fwe: top is {top}: from 1 to the number of words, {cell.pairs}")

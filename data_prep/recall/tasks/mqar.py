@@ -19,7 +19,7 @@ def minimum_length(pairs: int, queries: int, *, noise: str = "uniform") -> int:
 def generate(
     cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, noise: str = "uniform"
 ) -> RecallBatch:
-    """Sequences whose gap takes the room that pairs and queries leave. A queried key is followed by the next one.
+    """Generate sequences whose gap fills the room that pairs and queries leave. A queried key is followed by the next one.
 
     Args:
         noise: the kind of the gap's; see `draw_noise`.

@@ -29,7 +29,7 @@ def generate(
     mentions: float = 0.0,
     noise: str = "uniform",
 ) -> RecallBatch:
-    """Sequences of `pairs` chains of `hops` links each, all links scattered in random order.
+    """Generate sequences of `pairs` chains of `hops` links each, all links scattered in random order.
 
     Args:
         hops: links of a chain, the one to the value included; 1 is plain recall.

@@ -28,7 +28,7 @@ def generate(
     mentions: float = 0.0,
     noise: str = "uniform",
 ) -> RecallBatch:
-    """Sequences whose noise takes the room that needles and questions leave.
+    """Generate sequences in which noise fills the room that needles and queries leave.
 
     Args:
         values: of each key, all different.

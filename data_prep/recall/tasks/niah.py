@@ -50,7 +50,7 @@ def generate(
     noise: str = "uniform",
     text: np.ndarray | None = None,
 ) -> RecallBatch:
-    """Sequences whose haystack takes the room that needles and questions leave.
+    """Generate sequences whose haystack fills the room that needles and queries leave.
 
     Args:
         depth: where the needles lie, side by side, as a share of the hay before them: 0 at the start, 1 right before
@@ -100,7 +100,7 @@ def generate(
 def _decoys(
     cell: TaskCell, others: np.ndarray, vocabulary: RecallVocabulary, generator: np.random.Generator
 ) -> np.ndarray:
-    """A haystack of pairs whose keys are among `others` `[N, n]`; a key that comes again may have another value."""
+    """A haystack of decoy pairs whose keys are drawn from `others` `[N, n]`; a repeated key may have another value."""
     tokens = vocabulary.draw(vocabulary.values, (cell.sequences, cell.length), generator)
     shape = tokens[:, 0::2].shape
     tokens[:, 0::2] = np.take_along_axis(others, generator.integers(0, others.shape[1], size=shape), axis=1)

@@ -25,7 +25,7 @@ def generate(
     mentions: float = 0.0,
     noise: str = "uniform",
 ) -> RecallBatch:
-    """Sequences whose gap takes the room that prompt and questions leave.
+    """Generate sequences whose gap fills the room that prompt and queries leave.
 
     Args:
         decoys: pairs `k' v'` with further keys, scattered in the gap and never queried.

@@ -29,7 +29,7 @@ def generate(
     mentions: float = 0.0,
     noise: str = "uniform",
 ) -> RecallBatch:
-    """Sequences whose noise takes the room that calls and questions leave.
+    """Generate sequences in which noise fills the room that calls and queries leave.
 
     Args:
         overwrites: further calls, each of a random key among the `pairs`; the latest result of a key is the answer.

@@ -22,7 +22,7 @@ def minimum_length(pairs: int, queries: int, *, variables: int = 3) -> int:
 def generate(
     cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, variables: int = 3
 ) -> RecallBatch:
-    """Sequences whose noise takes the room that assignments and questions leave.
+    """Generate sequences in which noise fills the room that assignments and queries leave.
 
     Args:
         variables: of a chain; 1 asks only which variable got the value.

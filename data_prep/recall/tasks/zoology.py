@@ -22,7 +22,7 @@ def minimum_length(pairs: int, queries: int, *, exponent: float = 0.01) -> int:
 def generate(
     cell: TaskCell, vocabulary: RecallVocabulary, generator: np.random.Generator, *, exponent: float = 0.01
 ) -> RecallBatch:
-    """Sequences whose queries come soon after the pairs, mostly.
+    """Generate sequences whose queries mostly come soon after the pairs.
 
     Args:
         exponent: a of the density a i^(a - 1) of a query's place i = 1, 2, ... behind the pairs.

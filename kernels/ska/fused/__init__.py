@@ -13,7 +13,7 @@ LARGEST_POWER = 4
 
 
 def why_not_fused(q: Tensor, k: Tensor, v: Tensor, *, mode: str, power: int, chunk_size: int) -> str | None:
-    """What the kernels would need to take these arguments; None if they do."""
+    """Why the kernels cannot compute with these arguments; None if they can."""
     if not TRITON:
         return "triton"
     if not (q.is_cuda or INTERPRETER):
@@ -35,7 +35,8 @@ def why_not_fused(q: Tensor, k: Tensor, v: Tensor, *, mode: str, power: int, chu
 def ska_fused(
     q: Tensor, k: Tensor, v: Tensor, *, power: int, blend: Tensor | None = None, **options
 ) -> tuple[Tensor, SKAState | None]:
-    """The arguments and results of `ska_naive`; half precision is taken as it is, sums and solves are fp32.
+    """SKA by Triton kernels, with the arguments and results of `ska_naive`; inputs may be in half precision, sums and solves are
+    fp32.
 
     A blend of powers is a call of the operator for each: the kernels have no place for its weights yet.
     """
@@ -50,7 +51,7 @@ def ska_fused(
 
 
 def why_not_fused_step(q: Tensor, k: Tensor, v: Tensor, inverse: Tensor, *, power: int) -> str | None:
-    """What the decode kernel would need to take these arguments; None if it does."""
+    """Why the decoding kernel cannot compute with these arguments; None if it can."""
     if inverse.dtype != torch.float32:
         return f"a state in fp32, not {inverse.dtype}"
     if q.shape[-1] > LARGEST_WIDTH:
@@ -61,7 +62,7 @@ def why_not_fused_step(q: Tensor, k: Tensor, v: Tensor, inverse: Tensor, *, powe
 
 
 def ska_step_fused(*args, **options) -> Tensor:
-    """See `decode.py`."""
+    """One decoding step by a Triton kernel; see `decode.py`."""
     from .decode import ska_step_fused
 
     return ska_step_fused(*args, **options)

@@ -50,6 +50,7 @@ def chunk_backward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Kernel of the chunk-causal backward pass; one program computes one chunk of one head."""
     i_b, i_c, i_h = place(N, H)
     i_n = tl.program_id(0).to(tl.int64)
     cold = tl.load(p_cold + i_n)

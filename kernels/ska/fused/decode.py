@@ -33,7 +33,7 @@ def _decode(
     scale = tl.load(p_scale + i % H)
     w = load_matrix(p_inverse + i * R * R, R, R, BR, BR)
     if not CHUNK:
-        # Row j stands at j + 1: sums over the rows before one, without subtracting that row's own large part.
+        # Row j is stored at j + 1, so that prefix sums exclude a row's own part; subtracting that large part would cancel digits.
         inside = ((r > 0) & (r < R))[:, None] & (r < R)[None, :]
         shifted = tl.load(p_inverse + i * R * R + (r - 1)[:, None] * R + r[None, :], mask=inside, other=0.0)
         p = tl.sum(w * z[None, :], 1)
@@ -66,7 +66,7 @@ def _decode(
 
 
 def warps(rank: int, width: int) -> int:
-    """Warps a program: the tiles of a head stay in registers."""
+    """The number of warps of a program, so that the tiles of a head stay in registers."""
     return 4 if max(rank, width) <= 64 else 8
 
 
@@ -83,7 +83,7 @@ def ska_step_fused(
     value_lag: bool,
     num_warps: int | None = None,
 ) -> Tensor:
-    """y `[B, H, P]` of one token; `sums` and `inverse` change in place. Shapes as in `ska_step`."""
+    """One decoding step: y `[B, H, P]` of one token; `sums` and `inverse` are updated in place. Shapes as in `ska_step`."""
     batch, heads, rank = q.shape
     width = v.shape[-1]
     if not isinstance(scale, Tensor):
@@ -91,7 +91,7 @@ def ska_step_fused(
     scale = scale.float().contiguous()
     y = torch.empty(batch, heads, width, dtype=v.dtype, device=v.device)
     read = sums if visible is None else visible
-    launch: Any = _decode[(batch * heads,)]  # `num_warps` is none of the kernel's parameters
+    launch: Any = _decode[(batch * heads,)]  # `num_warps` is an option of the launch, not a parameter of the kernel
     launch(
         q.contiguous(), k.contiguous(), v.contiguous(), scale, y, *sums, inverse, read.transition, read.value_map, heads,
         R=rank, P=width, BR=max(16, next_power_of_2(rank)), BP=max(16, next_power_of_2(width)),

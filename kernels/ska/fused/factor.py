@@ -1,4 +1,4 @@
-"""Small Cholesky factorisations, one warp each, 16 rows at a time.
+"""Cholesky factorisations of many small matrices, each by one warp, 16 rows at a time.
 
 `R R^T = A` itself is not wanted: the readers need `W = R^-1 B`, or the inverse `W^T W`. Row panels of 16 are worked from
 top to bottom, and a panel loads what earlier ones left (left-looking), so that a warp holds little, needs no other warp,
@@ -26,7 +26,8 @@ LARGEST_INVERSE = tl.constexpr(SLACK)  # times the shift that no eigenvalue is b
 
 @device_function
 def dot(a, b):
-    # Three tf32 products keep what one would lose: 1e-6 against 5e-4, on what the ridge conditions.
+    """Matrix product of two fp32 tiles by tf32 tensor cores, at nearly fp32 accuracy."""
+    # Three tf32 products instead of one, for numbers conditioned by the ridge: relative errors of 1e-6 against 5e-4.
     return tl.dot(a, b, input_precision="tf32x3")
 
 
@@ -54,7 +55,8 @@ def inverse_factor_16(d):
 def eliminate_panel(
     p_a, p_w, d, a, w, i_p, A: tl.constexpr, W_ROWS: tl.constexpr, R: tl.constexpr, BA: tl.constexpr, BR: tl.constexpr
 ):
-    """Rows i_p of R^T and of W, stored, from those of A (`a`, its diagonal tile `d`) and B (`w`) and the panels above."""
+    """Compute and store the row panel i_p of R^T and of W, from that of A (`a`, its diagonal tile `d`), that of B (`w`) and the
+    panels above."""
     o = tl.arange(0, 16)
     n = tl.arange(0, BA)
     r = tl.arange(0, BR)
@@ -86,7 +88,7 @@ def factor(
     BA: tl.constexpr,
     BR: tl.constexpr,
 ):
-    """W = R^-1 B with R R^T = A."""
+    """Compute W = R^-1 B with R R^T = A."""
     i_n = tl.program_id(0).to(tl.int64)
     p_a += i_n * A * A
     p_w += i_n * A * R
@@ -114,7 +116,7 @@ def invert(
     BA: tl.constexpr,
     BR: tl.constexpr,
 ):
-    """G^-1 of G = ridge I + gram; where rounding left the gram indefinite, of the first of `SHIFTS` that does
+    """Invert G = ridge I + gram; where rounding left it indefinite, with the first of `SHIFTS` that makes it definite
     (kernels/ska/cholesky.py)."""
     i_n = tl.program_id(0).to(tl.int64)
     p_states += i_n * E

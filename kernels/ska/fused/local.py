@@ -1,4 +1,4 @@
-"""The exact form's second factorisation: what a chunk's own keys add to its operator."""
+"""The second factorisation of the exact form: the contribution of a chunk's own keys to its operator."""
 
 import triton
 import triton.language as tl
@@ -28,6 +28,7 @@ def local_gram(
     INPUT_PARTS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Kernel of I + Z G^-1 Z^T for a chunk's own keys Z; one program computes one chunk of one head."""
     i_b, i_c, i_h = place(N, H)
     i_n = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, S)

@@ -1,4 +1,5 @@
-"""Unit queries, gated unit keys and gated values in one pass, and back (kernels/ska/normalize_and_gate.py)."""
+"""Kernels for `normalize_and_gate`, forward and backward: unit queries, gated unit keys and gated values in one pass
+(kernels/ska/normalize_and_gate.py)."""
 
 import functools
 
@@ -21,7 +22,7 @@ KINDS = {"none": 0, "sqrt-sigmoid": 1, "hard": 2}
 
 @device_function
 def _gate(p_packed, p_bias, i_t, i_h, inside, stride, first: tl.constexpr, KIND: tl.constexpr):
-    """The gate of each row and its derivative by the logit."""
+    """The gate of each row and its derivative with respect to the logit."""
     if KIND == 0:
         gate = tl.full([i_t.shape[0]], 1.0, tl.float32)
         slope = tl.zeros([i_t.shape[0]], tl.float32)
@@ -73,6 +74,7 @@ def normalize_and_gate_forward(
     BP: tl.constexpr,
     KIND: tl.constexpr,
 ):
+    """Kernel of the forward pass: normalise queries and keys, and gate keys and values."""
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     inside = n < N
     i_t, i_h = n // H, n % H
@@ -112,6 +114,7 @@ def normalize_and_gate_backward(
     BP: tl.constexpr,
     KIND: tl.constexpr,
 ):
+    """Kernel of the backward pass: gradients of all columns of `packed`, gate logits included."""
     n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     inside = n < N
     i_t, i_h = n // H, n % H

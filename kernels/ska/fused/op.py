@@ -1,4 +1,5 @@
-"""The kernels in order, as one operator that autograd, autocast, torch.compile and checkpointing see as a whole."""
+"""The fused SKA operator: all kernels in order, registered so that autograd, autocast, torch.compile and checkpointing treat
+them as a whole."""
 
 import functools
 
@@ -34,9 +35,10 @@ def ska_fused(
     state: SKAState | None,
     return_state: bool,
 ) -> tuple[Tensor, SKAState | None]:
-    """The arguments and results of `ska_naive`; q, k and v may be in half precision, sums and solves are fp32.
+    """SKA by Triton kernels, with the arguments and results of `ska_naive`; q, k and v may be in half precision, sums and solves
+    are fp32.
 
-    `state` None is an empty one; the final state is None unless asked for: views take time on the host.
+    `state` None is an empty one; the final state is None unless requested, as making its views takes time on the host.
     """
     rank, width = q.shape[-1], v.shape[-1]
     ids = None if starts is None else document_ids(starts).to(torch.int32)
@@ -70,7 +72,7 @@ SEGMENT = 8  # chunks that one program of `walk_segments` adds up
 
 
 class _Kernels:
-    """The launches of one kind of call: whatever does not depend on batch, length and heads is fixed here."""
+    """The compiled launches for one kind of call: all that does not depend on batch, length and heads is fixed here."""
 
     def __init__(
         self, dtype: torch.dtype, rank: int, width: int, size: int, exact: bool, power: int, lag: bool, documents: bool
@@ -84,13 +86,13 @@ class _Kernels:
         self.numbers = (2 * rank + width) * rank  # of a state
         rows = min(size, 64 if max(block_rank, block_width) <= 64 else 32)
         self.tiles = size // rows
-        # bf16 is its own leading part, but the exact form's products of three parts by one come out wrong under
-        # Triton 3.6 on Hopper (docs/design/kernels.md): it pays for parts that are zero.
+        # bf16 is its own leading part, but the exact form's products of three parts by one come out wrong under Triton 3.6 on
+        # Hopper (docs/design/kernels.md): it therefore computes with parts that are zero.
         parts = 1 if dtype == torch.bfloat16 else 3
         common = dict(
             R=rank, P=width, S=size, BR=block_rank, BP=block_width, DOCUMENTS=documents, INTERPRET=INTERPRETER
         )
-        # Where inputs are in half precision, plain products may be good to 2^-16.
+        # For half-precision inputs plain products with errors of 2^-16 suffice.
         level = dict(LEVEL=2 if dtype == torch.float32 else 1)
         # Eight warps on 32 rows give wrong products (Triton 3.6, Hopper).
         warps = dict(num_warps=4)
@@ -133,7 +135,8 @@ class _Kernels:
 
 @functools.cache
 def _kernels(device: int | None, *kind) -> _Kernels:
-    """One for each kind of call and device: what is compiled is loaded on the device that was current."""
+    """The cached launches for a kind of call on a device; compiled code is loaded on the device that is current at the first
+    launch."""
     return _Kernels(*kind)
 
 

@@ -1,4 +1,4 @@
-"""Forward: y = C_t G_t^-1 (s M_t G_t^-1)^K q_t for the tokens of a chunk."""
+"""Forward kernel of the read: y = C_t G_t^-1 (s M_t G_t^-1)^K q_t for the tokens of a chunk."""
 
 import triton
 import triton.language as tl
@@ -50,6 +50,7 @@ def read_forward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Kernel of the read; one program computes the tokens of one chunk of one head."""
     i_b, i_c, i_h = place(N, H)
     i_n = tl.program_id(0).to(tl.int64)
     cold = tl.load(p_cold + i_n)
@@ -59,7 +60,7 @@ def read_forward(
     p_states += i_n * ((2 * R + P) * R)
     inverse = split(load_matrix(p_inverse + i_n * R * R, R, R, BR, BR), 3, INTERPRET)
     old, causal = document_masks(p_ids, i_b, i_c, t, T, S, DOCUMENTS)
-    # Stand-ins for what the form without local terms does not use; no code is made from them.
+    # Placeholders for names that the form without local terms does not use; they generate no code.
     z = inverse
     z_prev = inverse
     w = inverse

@@ -1,4 +1,4 @@
-"""Backward of the exact form's read, without differentiating a factorisation (docs/design/kernels.md, "Backward").
+"""Backward kernels of the exact form's read, which differentiate no factorisation (docs/design/kernels.md, "Backward").
 
 `read_backward` goes from dy to the gradient of x_K; `step_backward` then goes from each x_j to x_{j-1}, and to q.
 """
@@ -52,6 +52,7 @@ def read_backward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Kernel from dy to the gradients of x_K, the values and the value map; one program computes one chunk of one head."""
     i_b, i_c, i_h = place(N, H)
     offset = tl.program_id(0).to(tl.int64) * ((2 * R + P) * R) + 2 * R * R
     value_map = split(load_matrix(p_states + offset, P, R, BP, BR), 3, INTERPRET)
@@ -120,7 +121,7 @@ def step_backward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Through x_j = G^-1 (s M x_{j-1}), or for FINAL (j = 0) through x_0 = G^-1 q. FIRST: j = K."""
+    """Backward step through x_j = G^-1 (s M x_{j-1}), or for FINAL (j = 0) through x_0 = G^-1 q. FIRST: j = K."""
     i_b, i_c, i_h = place(N, H)
     i_n = tl.program_id(0).to(tl.int64)
     cold = tl.load(p_cold + i_n)
@@ -150,7 +151,7 @@ def step_backward(
         # <a, M x> read from the other side: <M^T a, x>.
         dscale += tl.sum(tl.sum(back * load_rows(p_x_before, i_b, i_h, t, T, H, R, BR), 1), 0)
         store_rows(p_a, scale * back, i_b, i_h, t, T, H, R, BR)
-    # What the ridge conditions is done: from here on plain products.
+    # No factor below is conditioned by the ridge, so plain products suffice.
     a_p = split(a, LEVEL + 1, INTERPRET)
     a_old_p = split(a_old, LEVEL + 1, INTERPRET)
     x_t = split(load_columns(p_x, i_b, i_h, t, T, H, R, BR), LEVEL + 1, INTERPRET)

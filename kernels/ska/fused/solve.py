@@ -1,4 +1,4 @@
-"""Rows x_t -> rows G_t^-1 x_t, and the filter step between two of them: what forward and backward share.
+"""Solves with each token's operator (rows x_t -> G_t^-1 x_t) and filter steps, as device functions for forward and backward.
 
 Matrices come in parts (tiles.py), rows x as fp32 tiles.
 """
@@ -65,8 +65,8 @@ def solve(
 
 @device_function
 def skip(cold, LOCAL: tl.constexpr, REFINE: tl.constexpr):
-    """Whether another launch has this chunk: with local terms, the warm chunks' launch holds neither the gram nor the
-    second solve, which is worth more than a branch."""
+    """Whether another launch computes this chunk. With local terms the warm chunks have a launch of their own, without the Gram
+    matrix and the second solve, which is faster than a branch."""
     result = False
     if LOCAL:
         result = (cold != 0) != REFINE
@@ -75,7 +75,7 @@ def skip(cold, LOCAL: tl.constexpr, REFINE: tl.constexpr):
 
 @device_function
 def load_operator(p_gram, ridge, R: tl.constexpr, BR: tl.constexpr, INTERPRET: tl.constexpr):
-    """G = gram + ridge I of an entering state, in parts."""
+    """Load G = gram + ridge I of an entering state, in parts."""
     r = tl.arange(0, BR)
     gram = load_matrix(p_gram, R, R, BR, BR) + tl.where(r[:, None] == r[None, :], ridge, 0.0)
     return split(gram, 3, INTERPRET)
@@ -83,7 +83,7 @@ def load_operator(p_gram, ridge, R: tl.constexpr, BR: tl.constexpr, INTERPRET: t
 
 @device_function
 def document_masks(p_ids, i_b, i_c, t, T, S: tl.constexpr, DOCUMENTS: tl.constexpr):
-    """Rows of the document that the chunk enters with `[BT]`, and which rows see which `[BT, BT]`."""
+    """Masks of the rows in the document that the chunk enters with `[BT]`, and of the rows that each row may see `[BT, BT]`."""
     old = t >= 0
     causal = t[:, None] >= t[None, :]
     if DOCUMENTS:

@@ -35,7 +35,7 @@ def walk_segments(
     INPUT_PARTS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Sums of z z^T, z z_prev^T and v z^T over SEGMENT chunks: of the last document, where there is a border."""
+    """Sums of z z^T, z z_prev^T and v z^T over SEGMENT chunks; where there is a border, over the last document only."""
     i_b, i_s, i_h = place(tl.cdiv(N, SEGMENT), H)
     p_segments += tl.program_id(0).to(tl.int64) * ((2 * R + P) * R)
     b_gram = tl.zeros([BR, BR], tl.float32)
@@ -97,8 +97,8 @@ def scan_chunks(
 ):
     """Replace each chunk's sums by the state before it: `state <- state * (no border in the chunk) + sums`.
 
-    REVERSE walks from the last chunk to the first: what each chunk's reads ask of its entering state becomes the
-    gradient of the state that the chunk leaves.
+    REVERSE walks from the last chunk to the first: the gradients of entering states, as each chunk's reads give them, become
+    gradients of the states that chunks leave.
     """
     i_bh = tl.program_id(0).to(tl.int64)
     i_b, i_h = i_bh // H, i_bh % H
@@ -109,7 +109,7 @@ def scan_chunks(
     if REVERSE:
         step = -H * E
     p = p_x + ((i_b * N + (N - 1 if REVERSE else 0)) * H + i_h) * E + e
-    # Many loads under way at once: the chain through the chunks is one of latency.
+    # Many loads are in flight at once, since the sequential walk over chunks is bound by latency.
     for i in range(0, N, AHEAD):
         xs = ()
         for j in tl.static_range(AHEAD):  # pyright: ignore[reportGeneralTypeIssues]
@@ -119,7 +119,7 @@ def scan_chunks(
             if DOCUMENTS:
                 i_c = N - 1 - i - j if REVERSE else i + j
                 border = load_ids(p_ids, i_b, i_c * S + S - 1, T) != load_ids(p_ids, i_b, i_c * S - 1, T)
-                # Past the end of the walk nothing may change what was summed.
+                # Steps beyond the end of the walk must not change the sums.
                 b_state = tl.where(border & (i + j < N), 0.0, b_state)
             b_state += xs[j]
         p += AHEAD * step

@@ -1,4 +1,5 @@
-"""Device functions that the kernels of this package share.
+"""Device functions that the SKA kernels share: positions of programs, loads and stores of tiles, products of tiles split into
+bf16 parts.
 
 Everything is worked in tiles of one chunk of one head: rows are tokens, `[BT, BR]` for keys and `[BT, BP]` for values,
 padded with zeros to powers of two. A program finds its place from one index over (row of the batch, chunk, head).
@@ -13,7 +14,7 @@ from ...launch import device_function
 
 @device_function
 def place(N, H):
-    """Row of the batch, chunk, and head of this program."""
+    """The row of the batch, the chunk and the head that this program computes."""
     i = tl.program_id(0).to(tl.int64)
     return i // (N * H), (i // H) % N, i % H
 
@@ -47,6 +48,7 @@ def store_columns(p_x, x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
 
 @device_function
 def store_rows(p_x, x, i_b, i_h, t, T, H, D: tl.constexpr, BD: tl.constexpr):
+    """Store a `[BT, BD]` tile as rows t."""
     d = tl.arange(0, BD)
     o = ((i_b * T + t) * H + i_h)[:, None] * D + d[None, :]
     tl.store(p_x + o, x.to(p_x.dtype.element_ty), mask=(t < T)[:, None] & (d < D)[None, :])
@@ -62,6 +64,7 @@ def load_matrix(p_m, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.
 
 @device_function
 def store_matrix(p_m, x, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
+    """Store a `[BM, BD]` tile as a contiguous `[M, D]` matrix."""
     m, d = tl.arange(0, BM), tl.arange(0, BD)
     tl.store(p_m + m[:, None] * D + d[None, :], x, mask=(m < M)[:, None] & (d < D)[None, :])
 
@@ -85,7 +88,8 @@ def _leading_bits(x):
 
 @device_function
 def split(x, PARTS: tl.constexpr, INTERPRET: tl.constexpr):
-    """A tile as a sum of PARTS bf16 tiles, leading bits first: 3 hold all of fp32, 1 holds what came from bf16."""
+    """Split a tile into a sum of PARTS bf16 tiles, leading bits first: 3 represent fp32 exactly, 1 suffices for numbers that
+    were bf16."""
     parts = ()
     for _ in tl.static_range(PARTS - 1):  # pyright: ignore[reportGeneralTypeIssues]
         leading = _leading_bits(x)
@@ -96,7 +100,7 @@ def split(x, PARTS: tl.constexpr, INTERPRET: tl.constexpr):
 
 @device_function
 def transpose(a):
-    """The transposed tile, in parts: a right factor, or a left one that was just loaded (see load_columns)."""
+    """Transpose a tile in parts; it may be a right factor, or a left one that was just loaded (see load_columns)."""
     parts = ()
     for i in tl.static_range(len(a)):  # pyright: ignore[reportGeneralTypeIssues]
         parts = parts + (tl.trans(a[i]),)
@@ -108,7 +112,7 @@ def mul(a, b, LEVEL: tl.constexpr):
     """A B of tiles in parts: `[M, K]` and `[K, N]` -> `[M, N]` fp32.
 
     Tensor cores multiply bf16 exactly and add in fp32; the products of parts i and j with i + j <= LEVEL leave a
-    relative error of 2^-(8 LEVEL + 8). What the ridge conditions takes LEVEL 2, as good as fp32.
+    relative error of 2^-(8 LEVEL + 8). Products with the ridge-conditioned inverse use LEVEL 2, as accurate as fp32.
     """
     c = tl.zeros([a[0].shape[0], b[0].shape[1]], tl.float32)
     for s in tl.static_range(LEVEL + 1):  # pyright: ignore[reportGeneralTypeIssues]
@@ -134,7 +138,7 @@ def load_previous_keys(
 
 @device_function
 def add_matrix(p_m, x, OVERWRITE: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
-    """Accumulate in memory: registers are worth more."""
+    """Add a tile to a matrix in memory, which keeps registers free."""
     if not OVERWRITE:
         tl.debug_barrier()  # other lanes may have stored what this one loads
         x += load_matrix(p_m, M, D, BM, BD)

@@ -1,4 +1,4 @@
-"""Backward of the sums: what keys and values receive from the state that their chunk leaves."""
+"""Backward kernel of the sums: gradients of keys and values from the gradient of the state that their chunk leaves."""
 
 import triton
 import triton.language as tl
@@ -45,6 +45,7 @@ def write_backward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
+    """Kernel of the gradients of keys and values; one program computes one chunk of one head."""
     i_b, i_c, i_h = place(N, H)
     i_n = tl.program_id(0).to(tl.int64)
     t = i_c * S + tl.program_id(1) * BT + tl.arange(0, BT)
@@ -119,7 +120,7 @@ def load_written(
     DOCUMENTS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Keys and values at t, of the document that chunk i_c leaves, in parts; zero elsewhere."""
+    """Load keys and values at t in parts; zero outside the document in which chunk i_c ends."""
     z = load_rows(p_k, i_b, i_h, t, T, H, R, BR)
     v = load_rows(p_v, i_b, i_h, t, T, H, P, BP)
     if DOCUMENTS:
@@ -149,7 +150,8 @@ def read_row_of_previous(
     LAG: tl.constexpr,
     DOCUMENTS: tl.constexpr,
 ):
-    """What the first token of chunk i_c asks of the key before it, through the sums: `[BR]`, zero behind the row."""
+    """The gradient that the key before chunk i_c receives from the chunk's first token through the sums: `[BR]`, zero behind the
+    row."""
     t = i_c * S
     inside = t < T
     r, p = tl.arange(0, BR), tl.arange(0, BP)

@@ -11,7 +11,7 @@ CHUNK_SIZES = (16, 32, 64)
 
 
 def why_not_fused(x: Tensor, b: Tensor, chunk_size: int | None) -> str | None:
-    """What the kernels would need to take these arguments of `ssd_scan`; None if they do."""
+    """Why the kernels cannot compute with these arguments of `ssd_scan`; None if they can."""
     if not TRITON:
         return "triton"
     if not (x.is_cuda or INTERPRETER):
@@ -27,7 +27,7 @@ def why_not_fused(x: Tensor, b: Tensor, chunk_size: int | None) -> str | None:
 
 
 def ssd_fused(*args, **options) -> tuple[Tensor, Tensor]:
-    """The scan from `op.py`, which needs triton."""
+    """The Mamba-2 scan by Triton kernels; see `op.py`, which is imported here as it needs triton."""
     from .op import ssd_fused
 
     return ssd_fused(*args, **options)

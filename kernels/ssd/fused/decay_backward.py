@@ -1,4 +1,5 @@
-"""Gradients of the step sizes, of a and of d from what the other kernels left for each token (docs/design/kernels.md, SSD)."""
+"""Gradients of the step sizes, of a and of d from per-token sums that the other backward kernels wrote (docs/design/kernels.md,
+SSD)."""
 
 import triton
 import triton.language as tl
@@ -25,7 +26,7 @@ def decay_backward(
     BH: tl.constexpr,
     SKIP: tl.constexpr,
 ):
-    """One program: one chunk of BH heads.
+    """Kernel of the gradients of step sizes, a and d; one program computes one chunk of BH heads.
 
     The decay of token k, exp(dt_k a), stands in all that passes k: what a token t >= k reads from tokens s < k of the
     chunk or from the entering state, and what the chunk leaves of tokens s < k or of the entering state. `later` and

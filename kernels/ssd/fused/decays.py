@@ -1,4 +1,4 @@
-"""Cumulative decays of each chunk (arXiv 2405.21060 §6, step 0): what every other SSD kernel weights tokens by."""
+"""Cumulative decays of each chunk (arXiv 2405.21060 §6, step 0), by which all other SSD kernels weight tokens."""
 
 import triton
 import triton.language as tl
@@ -26,7 +26,7 @@ def chunk_decays(
     LOG2: tl.constexpr,
     DOCUMENTS: tl.constexpr,
 ):
-    """One program: one chunk of BH heads."""
+    """Kernel of the cumulative decays; one program computes one chunk of BH heads."""
     i = tl.program_id(0).to(tl.int64)
     i_b, i_c = i // C, i % C
     h = tl.program_id(1) * BH + tl.arange(0, BH)

@@ -102,8 +102,8 @@ def keys_backward(
     PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One program: one chunk of one group, gradients of c (program_id(1) even) or of b (odd). With H the entering state and
-    D the gradient of the leaving one:
+    """Kernel of the gradients of b and c; one program computes one chunk of one group, c where program_id(1) is even, b where it
+    is odd. With H the entering state and D the gradient of the leaving one:
 
     dc_t = sum_h enter_t H dy_t + sum_{s <= t} dP_st b_s,   db_s = sum_h dt_s leave_s D x_s + sum_{t >= s} dP_st c_t.
     """

@@ -1,4 +1,5 @@
-"""The kernels in order, as one operator that autograd, autocast, torch.compile and checkpointing see as a whole."""
+"""The fused Mamba-2 scan: all kernels in order, registered so that autograd, autocast, torch.compile and checkpointing treat
+them as a whole."""
 
 import functools
 
@@ -30,8 +31,8 @@ def ssd_fused(
     starts: Tensor | None,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The arguments and results of `ssd_naive`, and `d x` in the output. x, b and c enter products in the dtype of x, all
-    sums are in fp32."""
+    """The Mamba-2 scan by Triton kernels, with the arguments and results of `ssd_naive`, and `d x` in the output. x, b and c
+    enter products in the dtype of x, all sums are in fp32."""
     ids = None if starts is None else document_ids(starts).to(torch.int32)
     wide = (None if t is None else t.float().contiguous() for t in (d, state))
     b, c = b.to(x.dtype).contiguous(), c.to(x.dtype).contiguous()
@@ -47,7 +48,7 @@ HEADS = 16  # of a program of the kernels that work on vectors alone
 
 
 class _Kernels:
-    """The launches of one kind of call: whatever does not depend on batch, length and heads is fixed here."""
+    """The compiled launches for one kind of call: all that does not depend on batch, length and heads is fixed here."""
 
     def __init__(self, dtype: torch.dtype, width: int, size: int, plan: Plan, skip: bool, documents: bool):
         self.plan, self.width, self.size = plan, width, size
@@ -83,7 +84,8 @@ class _Kernels:
 
 @functools.cache
 def _kernels(device: int | None, *kind) -> _Kernels:
-    """One for each kind of call and device: what is compiled is loaded on the device that was current."""
+    """The cached launches for a kind of call on a device; compiled code is loaded on the device that is current at the first
+    launch."""
     return _Kernels(*kind)
 
 
@@ -110,15 +112,15 @@ class _Call:
         return torch.empty(shape, dtype=dtype, device=self.x.device)
 
     def new_states(self) -> Tensor:
-        """`[B, C, H, N, P]`"""
+        """An empty tensor for the state of each chunk, `[B, C, H, N, P]`."""
         return self.new(self.batch, self.chunks, self.heads, self.size, self.width, dtype=self.x.dtype)
 
     def vectors(self, count: int) -> tuple[Tensor, ...]:
-        """`[B, H, C * S]` each."""
+        """Empty fp32 vectors per head and token, `[B, H, C * S]` each."""
         return self.new(count, self.batch, self.heads, self.tokens).unbind()
 
     def decays(self, dt: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-        """steps, log, enter, leave and keep of decays.py."""
+        """Compute the cumulative decays of all chunks: steps, log, enter, leave and keep of decays.py."""
         vectors = (*self.vectors(4), self.new(self.batch, self.heads, self.chunks))
         grid = self.programs, cdiv(self.heads, HEADS)
         self.kernels.decays(grid, dt, a, self.ids, *vectors, self.length, self.chunks, self.heads)
@@ -143,7 +145,7 @@ class _Call:
     def enter_segments(
         self, reverse: bool, inputs: tuple[Tensor, ...], initial: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What each segment begins with, and how much of it is left at its end."""
+        """The state before each segment, and the decay from its start to its end."""
         kernels, rows, numbers = self.kernels, self.batch * self.heads, self.size * self.width
         ends, keeps = self.new(rows, self.segments, numbers), self.new(rows, self.segments)
         grid = rows * self.segments, kernels.parts

@@ -34,7 +34,8 @@ def chunk_outputs(
     PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One program: one chunk of HEADS heads of one group. `C B^T` is computed once and serves all of them:
+    """Kernel of the outputs; one program computes one chunk of HEADS heads of one group. `C B^T` is computed once and serves all
+    of them:
 
     y_t = 2^log_t H c_t + sum_{s <= t} (c_t . b_s) 2^(log_t - log_s) dt_s x_s + d x_t, with H the entering state.
     """

@@ -8,14 +8,15 @@ PROGRAMS = 528  # launched at least, if there is enough work: four for each mult
 
 
 class Launch(NamedTuple):
-    """warps: of a program; stages: heads (or chunks) whose loads are under way at once."""
+    """Launch settings of a kernel. warps: of a program; stages: heads (or chunks) whose loads are under way at once."""
 
     warps: int
     stages: int
 
 
 class Plan(NamedTuple):
-    """chunk: tokens between stored states; state_rows: rows of a state that one program of `walk_states` holds."""
+    """Sizes and launch settings for one kind of call. chunk: tokens between stored states; state_rows: rows of a state that one
+    program of `walk_states` holds."""
 
     chunk: int
     state_rows: int
@@ -39,10 +40,11 @@ def plan_for(dtype: torch.dtype, length: int, size: int, chunk_size: int | None)
 
 
 def split_heads(programs: int, share: int) -> int:
-    """Heads of one program, where `programs` would be launched with all `share` heads of a group in one."""
+    """The number of heads per program; `programs` is the number of programs if each held all `share` heads of a group."""
     return -(-share // min(share, -(-PROGRAMS // programs)))
 
 
 def split_row(programs: int, chunks: int) -> int:
-    """Segments of a row that are walked side by side, where `programs` would be launched with one; at least eight chunks each."""
+    """The number of segments of a row that are walked in parallel, each of at least eight chunks; `programs` is the number of
+    programs with one segment."""
     return max(1, min(chunks // 8, PROGRAMS // (2 * programs)))

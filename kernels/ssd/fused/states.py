@@ -41,7 +41,7 @@ def walk_states(
     PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One program: BN rows of the state of one head in one segment."""
+    """Kernel that walks over the chunks of a segment; one program holds BN rows of the state of one head."""
     i = tl.program_id(0).to(tl.int64)
     i_s, i_h, i_b = i % SEGMENTS, (i // SEGMENTS) % H, i // (SEGMENTS * H)
     i_g = i_h // (H // G)
@@ -95,7 +95,7 @@ def pass_segments(
     INITIAL: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
-    """One program: BE numbers of the state of one head, through the segments of a row."""
+    """Kernel that passes states through the segments of a row; one program holds BE numbers of the state of one head."""
     i = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * BE + tl.arange(0, BE)
     inside = e < N * P

@@ -40,7 +40,8 @@ def values_backward(
     PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """One program: one chunk of HEADS heads of one group. Tiles have rows s and columns t >= s, so that nothing is transposed.
+    """Kernel of the gradients of x; one program computes one chunk of HEADS heads of one group. Tiles have rows s and columns t
+    >= s, so that nothing is transposed.
 
     With u_s = dt_s x_s, D the gradient of the leaving state, P_st = b_s . c_t and L_st = 2^(log_t - log_s):
     du_s = sum_{t >= s} P_st L_st dy_t + leave_s D^T b_s, and dP_st = L_st <u_s, dy_t> summed over heads.
@@ -79,7 +80,7 @@ def values_backward(
         weight = decay * products
         read *= steps[:, None]
         dproducts += read * decay
-        # What t reads from s passes the decays behind s up to t. Of a token with itself there is none.
+        # What token t reads from s decays over the tokens after s up to t; a token's read of itself does not decay.
         pair = tl.where(same, 0.0, read * weight)
         tl.store((p_earlier + vectors) + o, tl.sum(pair, 1))
         tl.store((p_later + vectors) + o, tl.sum(pair, 0))

@@ -1,4 +1,4 @@
-"""The events of a run in bounded memory: curves as columns of numbers; each look reads only so many new bytes."""
+"""The events of a run in bounded memory, curves as columns of numbers; each call reads a bounded number of new bytes."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ COLUMNS = (
 )
 FIELDS = (*AXES, *COLUMNS)
 GOODPUT = len(AXES) + COLUMNS.index("goodput")
-MOST_STEPS = 10_000  # back to which goodput follows a restart
+MOST_STEPS = 10_000  # number of last steps that goodput can count as repeated after a restart
 MOST_POINTS = 1500  # of a curve sent to the browser
 SOURCE, HEALTH = "loss_by_source/", "health/"  # before the name of a text source, and of a measure of a SKA layer
 MOST_SOURCES, MOST_OF_SOURCE = 12, 512  # with a curve of their losses, and buckets of each
@@ -81,7 +81,7 @@ class History:
         self.problem: str | None = None
 
     def read(self, seconds: float = LOOK_SECONDS) -> None:
-        """Read new events for about so long; those of a log that was replaced take the place of the earlier ones."""
+        """Read new events for about the given time; if a log was replaced, its events replace the earlier ones."""
         with self.lock:
             end = time.monotonic() + seconds
             while True:
@@ -103,7 +103,7 @@ class History:
         for event in events:
             kind = event["kind"]
             self._goodput.add([event])
-            if not event.get("same_process"):  # else the next stage of a start that is counted
+            if not event.get("same_process"):  # otherwise the next stage of a start that is counted already
                 self.counts[kind] = self.counts.get(kind, 0) + 1
             if kind == "step":
                 row = [event.get(name) for name in FIELDS]
@@ -161,7 +161,7 @@ class History:
 
     @property
     def names(self) -> list[str]:
-        """The names of its curves besides `COLUMNS`: losses by source, and measures of SKA layers."""
+        """Names of the run's curves besides `COLUMNS`: losses by source, and measures of SKA layers."""
         with self.lock:
             return [f"{SOURCE}{name}" for name in self._sources] + self._measures
 

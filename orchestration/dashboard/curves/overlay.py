@@ -1,4 +1,4 @@
-"""Curves of several runs on one axis: with the runs that they branch from, and as mean and band over a group."""
+"""Curves of several runs on one axis, continued back into their parents, single or as mean and band over a group."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ def run_curve(
     most: int = MOST_POINTS,
     depth: int = 0,
 ) -> Curve | None:
-    """The curve of a metric of a run, lists `x` and `y`, with those of the runs that it goes on from before its first step.
+    """The curve of a metric of a run, lists `x` and `y`, continued before its first step by the curves of its ancestors.
 
     Args:
         metric: a curve of training (`History.curve`), or `eval/SUITE/METRIC`, a point a checkpoint.
@@ -63,7 +63,7 @@ def run_curve(
 
 
 def _evaluated(reader: RunReader, metric: str) -> dict[str, list[Any]] | None:
-    """The points of an evaluation over the checkpoints."""
+    """The values of an evaluation metric over a run's checkpoints."""
     suite, _, name = metric.removeprefix(EVALUATION).partition("/")
     points = [result for result in reader.results() if result["suite"] == suite and name in result["metrics"]]
     if not points:
@@ -87,7 +87,8 @@ def _on_axis(found: dict[str, list[Any]], axis: str, folder: Path, history: Call
 
 
 def flops_per_token(folder: Path) -> float | None:
-    """Training FLOPs a token, by the config of the newest checkpoint's model and the length of a row; None before the first."""
+    """Training FLOPs per token, from the config of the newest checkpoint's model and the length of a row; None before the first
+    checkpoint."""
     length = whole(_section(RunReader(folder).config(), "train").get("sequence_length"), 1)
     checkpoints = [path for path, _ in complete_checkpoints(folder) if is_inside(path / MODEL / "config.json", folder)]
     if length is None or not checkpoints:

@@ -1,4 +1,4 @@
-"""Rows of numbers as they come, thinned to a bounded number that preserves the curve of each column."""
+"""Columns of measurements, appended row by row and thinned to a bounded number of points that preserves each curve."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ NEW_ROWS = 1024  # taken in at once, which costs a copy of all
 
 
 class Points:
-    """Rows of numbers (`AXES`, then the columns), thinned to a bounded number as more come.
+    """Rows of numbers (`AXES`, then the columns), thinned to a bounded number as rows are added.
 
     All are kept in `_rows` at first. When they are too many, `_low` and `_high` hold the smallest and the largest value of each
     column in each bucket of `_width` rows, with the axes where it is: float `[buckets, columns, 4]`. `_end` is the last row.
@@ -86,13 +86,13 @@ class Points:
 
 
 def _quarters(rows: np.ndarray) -> np.ndarray:
-    """Rows as float `[rows, columns, 4]`: of each column the axes and the value."""
+    """Rows as float `[rows, columns, 4]`: for each column the axes and the value."""
     axes = np.broadcast_to(rows[:, None, : len(AXES)], (len(rows), rows.shape[1] - len(AXES), len(AXES)))
     return np.concatenate([axes, rows[:, len(AXES) :, None]], axis=2)
 
 
 def _extreme(groups: np.ndarray, *, lowest: bool) -> np.ndarray:
-    """Of `[groups, size, columns, 4]` the point with the smallest or largest value of each group and column."""
+    """The point with the smallest or largest value of each group and column, from `[groups, size, columns, 4]`."""
     values = groups[..., -1]
     at = np.where(np.isnan(values), np.inf if lowest else -np.inf, values)
     chosen = at.argmin(axis=1) if lowest else at.argmax(axis=1)
@@ -100,7 +100,7 @@ def _extreme(groups: np.ndarray, *, lowest: bool) -> np.ndarray:
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
-    """Numbers for JSON, which lacks NaN."""
+    """Numbers as JSON values; NaN, which JSON lacks, as None."""
     return [None if value != value else value for value in values.tolist()]
 
 

@@ -117,7 +117,8 @@ def _next_smaller(plan: Plan, main: Sequence[CellResult], held_out: CellResult) 
 
 
 def _by_one_budget(study: StudyConfig, budget_cells: Sequence[CellResult], held_out: CellResult) -> float | None:
-    """A held-out cell's loss by the cells of its budget: a power law of N, or a parabola where tokens fall as N grows."""
+    """Predict a held-out cell's loss from the cells of its budget: by a power law of N, or a parabola where tokens fall as N
+    grows."""
     fitted_cells = _fitted(budget_cells, held_out.cell.family)
     if len(sizes_of(fitted_cells)) < LEAST_SIZES:
         return None

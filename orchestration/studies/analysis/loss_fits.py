@@ -1,4 +1,4 @@
-"""The loss laws of a study's families: each alone, all with exponents in common, with repeated data, and against other laws."""
+"""Fits of the loss laws of a study: each family alone, all with common exponents, with repeated data, and alternative laws."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ RIVALS = (CHINCHILLA, ONE_EXPONENT, NO_FLOOR)
 
 
 def fit_family(study: StudyConfig, family: str, results: Sequence[CellResult]) -> tuple[LossLaw, LawFit | None]:
-    """The law of one family through cells that are not held out; with the fit itself, if there is one."""
+    """Fit the law of one family to the cells that are not held out; returns its record, and the fit itself if there is one."""
     law = LossLaw(family=family, cells=len(results))
     try:
         cells = cells_of(results)
@@ -68,7 +68,7 @@ def parameter_interval(fit: LawFit, name: str) -> Interval:
 
 
 def law_choices(study: StudyConfig, family: str, results: Sequence[CellResult]) -> list[LawChoice]:
-    """The laws in `RIVALS` by how well they predict whole sizes and whole budgets of one family."""
+    """Rank the laws in `RIVALS` by their error on whole sizes and whole budgets of one family, each left out of the fit."""
     cells = cells_of(results)
     groups = [[getattr(results[rows[0]].cell, kind) for rows in cells.rows] for kind in ("size", "budget")]
     scores = cross_validate(RIVALS, cells, groups, delta=study.fit.huber_delta)
@@ -81,7 +81,7 @@ def law_choices(study: StudyConfig, family: str, results: Sequence[CellResult]) 
 
 
 def fit_joint(study: StudyConfig, by_family: dict[str, Sequence[CellResult]]) -> JointLaw:
-    """One law of the families with exponents in common."""
+    """Fit one law to all families, with exponents in common."""
     cells = _with_family(list(by_family.values()))
     try:
         fit = fit_law(
@@ -127,5 +127,5 @@ def fit_repeated(study: StudyConfig, family: str, results: Sequence[CellResult])
 
 
 def seed_of(study: StudyConfig, *names: str) -> int:
-    """A seed from the study's name, so that a study has the same intervals on every machine."""
+    """A random seed derived from the study's name, so that a study has the same intervals on every machine."""
     return int.from_bytes(hashlib.sha256("/".join((study.name, *names)).encode()).digest()[:4], "big")

@@ -1,4 +1,4 @@
-"""The records of cells as the study now asks for them: its loss, what it holds out, where its state is counted."""
+"""Records of cells adapted to the study's current settings of loss, held-out sizes and context length of the state."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..statistics.optimum import Costs
 
 
 def as_planned(plan: Plan, results: Sequence[CellResult]) -> list[CellResult]:
-    """The results in the plan's order, with what may change after a cell has run taken from the plan.
+    """The results in the plan's order, with the values that may change after a cell has run taken from the plan.
 
     A record states what it was measured for; the study may since have another `evaluation.loss`, `fit.hold_out` or
     `fit.state_context`. So the words of a report and its numbers speak of the same things.

@@ -136,7 +136,8 @@ class JointLaw(Record):
 
 
 class RepeatedData(Record):
-    """The law of a family whose cells repeat their data (Muennighoff et al. 2023): `R` repetitions are worth 63% of new data."""
+    """The law of a family whose cells repeat their data (Muennighoff et al. 2023, equation 5), with the fitted scale `R` of
+    repetitions."""
 
     family: str
     epochs: float

@@ -1,4 +1,4 @@
-"""The report of a study, `report.md` and `report.html` with figures: the answer first, then the evidence."""
+"""The report of a study, `report.md` and `report.html` with figures; the answer stands first, then the evidence."""
 
 from collections.abc import Container, Sequence
 from pathlib import Path

@@ -12,7 +12,7 @@ from .records import StudyFit
 
 
 def missing(plan: Plan, fit: StudyFit, failed: dict[str, str], left_out: Container[str]) -> str:
-    """Cells that are not finished: they failed, the GPU-hours had no room for them, or they were not run yet."""
+    """The section on unfinished cells: they failed, did not fit into the GPU-hours, or were not run yet."""
     if not fit.missing:
         return f"All {len(plan.cells)} cells are finished."
     lines = [f"**{len(fit.missing)} of {len(plan.cells)} cells are missing** and enter nothing below:"]
@@ -24,7 +24,7 @@ def missing(plan: Plan, fit: StudyFit, failed: dict[str, str], left_out: Contain
 
 
 def laws(fit: StudyFit) -> str:
-    """The loss laws with what they cannot tell, and the cells that were left out of them."""
+    """The section on the loss laws, with their warnings and the cells that were left out of the fits."""
     rows = []
     for law in fit.laws:
         if law.E is None or law.scale is None:
@@ -59,7 +59,7 @@ def laws(fit: StudyFit) -> str:
 
 
 def isoflops(fit: StudyFit) -> str:
-    """The best size at each training cost, by parabolas."""
+    """The section on the best size at each training cost, by IsoFLOP parabolas."""
     if not fit.isoflops:
         return ""
     rows = []
@@ -80,7 +80,7 @@ def isoflops(fit: StudyFit) -> str:
 
 
 def optima(fit: StudyFit) -> str:
-    """Best size and tokens at several costs, by the laws."""
+    """The section on the best size and tokens at several training costs, by the fitted laws."""
     if not fit.optima:
         return ""
     rows = [(o.family, f"{o.flops:.2e}", str(o.parameters), str(o.tokens)) for o in fit.optima]
@@ -93,7 +93,7 @@ def optima(fit: StudyFit) -> str:
 
 
 def other_laws(fit: StudyFit) -> str:
-    """Other laws than the one above: how well each predicts what it did not see, exponents in common, repeated data."""
+    """The section on alternative laws: error of each on cells left out of its fit, common exponents, repeated data."""
     lines = []
     for family in dict.fromkeys(choice.family for choice in fit.choice):
         errors = [
@@ -124,7 +124,7 @@ def other_laws(fit: StudyFit) -> str:
 
 
 def extrapolation(fit: StudyFit, drawn: dict[str, Path]) -> str:
-    """Held-out cells: predicted and measured."""
+    """The section on held-out cells: predicted and measured loss."""
     if not fit.predictions:
         return ""
     rows = [
@@ -152,7 +152,7 @@ def extrapolation(fit: StudyFit, drawn: dict[str, Path]) -> str:
 
 
 def recall(fit: StudyFit, drawn: dict[str, Path]) -> str:
-    """The recall laws, with figures."""
+    """The section on the recall laws, with figures."""
     if not fit.recall:
         return ""
     names = ("state_bytes", "pairs", "length")
@@ -177,7 +177,7 @@ def recall(fit: StudyFit, drawn: dict[str, Path]) -> str:
 
 
 def cells(plan: Plan, results: Sequence[CellResult]) -> str:
-    """Every cell with what it took."""
+    """The table of all cells with their tokens, FLOPs and time."""
     peak = plan.study.hardware.peak_tflops
     rows = [
         (
@@ -218,7 +218,7 @@ def cells(plan: Plan, results: Sequence[CellResult]) -> str:
 
 
 def rules(plan: Plan, rule: LearningRateRule | None) -> str:
-    """The rules of learning rate and batch."""
+    """The section on the rules of learning rate and batch size."""
     batch = plan.study.batch
     lines = ["## Rules", ""]
     if rule is None:
@@ -245,7 +245,7 @@ def rules(plan: Plan, rule: LearningRateRule | None) -> str:
 
 
 def provenance(plan: Plan, results: Sequence[CellResult]) -> str:
-    """Hardware, versions, hours and cost."""
+    """The section on hardware, versions, hours and cost."""
     hours = sum(r.seconds for r in results) / 3600
     predicted = sum(r.cell.seconds for r in results) / 3600
     hardware = plan.study.hardware
@@ -272,7 +272,7 @@ def provenance(plan: Plan, results: Sequence[CellResult]) -> str:
 
 
 def figures(drawn: dict[str, Path], *names: str) -> str:
-    """Those of the named figures that were drawn."""
+    """Markdown of those of the named figures that were drawn."""
     available = [name for name in names if name in drawn]
     return "\n\n".join(f"![{CAPTIONS[name]}](figures/{name}.png)\n*{CAPTIONS[name]}*" for name in available)
 

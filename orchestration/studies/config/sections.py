@@ -168,7 +168,7 @@ class HardwareConfig(Config):
     @field_validator("tflops", "processes_per_device", "devices_per_cell", "sequence_parallel", mode="before")
     @classmethod
     def _each_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Check both forms, number or mapping, here: pydantic would report the errors of each alternative."""
+        """Validate values given as one number or as a mapping; pydantic alone would report the errors of both alternatives."""
         kind, what = (float, "a number") if info.field_name == "tflops" else (int, "a whole number")
         for size, number in (value if isinstance(value, dict) else {"": value}).items():
             try:
@@ -180,7 +180,7 @@ class HardwareConfig(Config):
         return value
 
     def processes_of(self, size: str) -> int:
-        """Cells of that size side by side on one device, at most; 1 if they take several."""
+        """How many cells of a size run side by side on one device, at most; 1 if a cell takes several devices."""
         if self.devices_of(size) > 1:
             return 1
         return (
@@ -190,25 +190,26 @@ class HardwareConfig(Config):
         )
 
     def devices_of(self, size: str) -> int:
-        """Devices that a cell of that size trains on together."""
+        """The number of devices that a cell of a size is trained on."""
         return self.devices_per_cell.get(size, 1) if isinstance(self.devices_per_cell, dict) else self.devices_per_cell
 
     def sequence_parallel_of(self, size: str) -> int:
-        """Devices that share each sequence in a cell of that size."""
+        """The number of devices that share each sequence in a cell of a size."""
         return (
             self.sequence_parallel.get(size, 1) if isinstance(self.sequence_parallel, dict) else self.sequence_parallel
         )
 
     def replicas_of(self, size: str) -> int:
-        """Parts into which the batch of a cell of that size is divided, one for each group of devices that share sequences."""
+        """The number of parts into which the batch of a cell of a size is divided, one for each group of devices that share
+        sequences."""
         return max(1, self.devices_of(size) // self.sequence_parallel_of(size))
 
     def seconds_of(self, size: str, flops: float) -> float:
-        """Predicted seconds of a cell of that size with so many training FLOPs, startup included."""
+        """Predicted seconds of a cell of a size with the given training FLOPs, startup included."""
         return self.startup_seconds + flops / (1e12 * self.tflops_of(size) * self.devices_of(size))
 
     def tflops_of(self, size: str) -> float:
-        """TFLOP/s of one process that trains a model of that size."""
+        """TFLOP/s of one process that trains a model of a size."""
         return self.tflops[size] if isinstance(self.tflops, dict) else self.tflops
 
 

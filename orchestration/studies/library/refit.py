@@ -26,7 +26,7 @@ ALL = "all families"
 
 @dataclass(frozen=True)
 class Refit:
-    """Fits by family (one of them, `ALL`, for a joint law).
+    """Fits of a law by family, under the one key `ALL` for a joint law.
 
     Attributes:
         notes: why a family has no fit.
@@ -43,7 +43,7 @@ class Refit:
     loss: str
 
     def table(self, level: float = 0.95) -> pandas.DataFrame:
-        """Every parameter of every fit with its interval, whether it is a bound of the fit, and what the cells cannot tell."""
+        """A table of every parameter of every fit: its interval, whether it is a bound of the fit, and the fit's warnings."""
         import pandas
 
         rows = []
@@ -95,7 +95,7 @@ class Refit:
         return pandas.DataFrame(rows)
 
     def plot_residuals(self, path: str | Path) -> Path:
-        """Draw what each law leaves unexplained, against tokens; returns the path."""
+        """Draw the residuals of each law against tokens; returns the path."""
         with figure(Path(path), f"Residuals of {self.law.name}", "training tokens", "measured / fitted - 1") as axes:
             axes.axhline(0, color=BASELINE, linestyle="--", linewidth=1)
             for color, (family, fit) in zip(PALETTE, self.fits.items(), strict=False):

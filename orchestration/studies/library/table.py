@@ -1,4 +1,4 @@
-"""Runs of a study as a table, from its folder, a `study.json`, or numbers of somebody else."""
+"""Tables of runs for scaling laws, from a study's folder, a `study.json`, or other people's numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NEEDED = ("n", "d", "loss")
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Runs, a row each.
+    """A table of runs, one row per run.
 
     Attributes:
         rows: with the columns `name`, `family`, `size`, `budget`, `seed`, `n` (parameters without embeddings), `d` (training
@@ -102,7 +102,7 @@ class StudyTable:
     def choose(
         self, laws: Sequence[Law | str] = (CHINCHILLA, ONE_EXPONENT, NO_FLOOR), *, delta: float = 1e-2
     ) -> pandas.DataFrame:
-        """The laws of each family by their error on whole sizes and budgets that they did not see, lowest first."""
+        """Rank the laws of each family by their error on whole sizes and budgets left out of the fit, lowest first."""
         import pandas
 
         found = []
@@ -196,7 +196,7 @@ def load(source: str | Path) -> StudyTable:
 
 
 def from_table(table: Any, *, name: str = "table") -> StudyTable:
-    """A table of somebody else's runs: a data frame, a mapping of columns, or a list of mappings.
+    """A table from other people's runs: a data frame, a mapping of columns, or a list of mappings.
 
     Columns: `n`, `d` and `loss` are needed; `family` ("all" if left out), `size` and `budget` (from n and d), `u` (d), `flops`
     (6 n d), `seed` and `held_out` are not; others are kept as metrics.

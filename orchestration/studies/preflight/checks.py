@@ -1,4 +1,4 @@
-"""Checks of a study before anything is paid: the loss is measured, and the records of its folder are of the same study."""
+"""Checks of a study before it costs anything: its loss is measured, and the records in its folder are of the same study."""
 
 from ....evals.config import Suite, load_suite
 from ....models.common.errors import UserError
@@ -42,7 +42,7 @@ def check_loss(study: StudyConfig) -> None:
 
 
 def _measures(suite: Suite, metric: str) -> bool:
-    """Whether a suite gives a metric of that name, as far as it is known before a model is there."""
+    """Whether a suite measures a metric, as far as that is known without a model."""
     protocol, _, rest = metric.partition("/")
     if protocol not in suite.protocols or not rest:
         return False
@@ -65,7 +65,7 @@ def check_stored(folder: StudyFolder, plan: Plan) -> None:
         _check_suites(folder, stored, plan, result)
     if (
         plan.study.learning_rate.sweep is None
-    ):  # else a main cell's rate is known after the sweep; `CellJob.is_done` checks it
+    ):  # with a sweep the rate of a main cell is only known after it; `CellJob.is_done` then checks it
         rule = given_rule(plan.study.learning_rate, plan.study.families)
         cells = {cell.name: cell for cell in plan.cells}
         for result in results:

@@ -1,4 +1,4 @@
-"""What the planned cells can tell, before they are paid for: cells left for each law, what is not identified, expected intervals.
+"""Analysis of a study's design before it is run: cells left for each law, parameters that are not identified, expected intervals.
 
 The expected intervals come from simulation: losses of a published law with noise at the planned cells, fitted as the study will be.
 """
@@ -25,7 +25,7 @@ TOO_WIDE = 0.5  # of an exponent's expected 95% interval: larger than the expone
 
 @dataclass(frozen=True)
 class Design:
-    """The cells that the loss law of each of some families will have, and what they can tell.
+    """The design of some families: the cells that each one's loss law is fitted to, and how well they determine it.
 
     Attributes:
         cells, sizes, budgets: that are left after hold-out; `seeds` a cell.
@@ -66,7 +66,7 @@ def designs(plan: Plan) -> list[Design]:
 
 
 def certain_problems(study: StudyConfig, main: Sequence[StudyCell]) -> list[str]:
-    """Why the main cells of one family will give no law, or none that tells alpha from beta; needs no simulation."""
+    """Why the main cells of a family cannot give a law, or none in which alpha and beta are identified; needs no simulation."""
     table = _table([cell for cell in main if not cell.held_out])
     try:
         check_design(CHINCHILLA, table)
@@ -107,14 +107,15 @@ def _design(study: StudyConfig, family: str, main: list[StudyCell]) -> Design:
 
 
 def _table(cells: Sequence[StudyCell]) -> Cells:
-    """One cell for all its seeds, with the reference law's losses."""
+    """The planned cells as a table for the fit, one row for all seeds of a cell, with losses of the reference law."""
     columns = {"n": [float(cell.parameters) for cell in cells], "d": [float(cell.tokens) for cell in cells]}
     arrays = {name: np.array(values) for name, values in columns.items()}
     return average_seeds(columns, CHINCHILLA.predict(REFERENCE, arrays) if cells else [])
 
 
 def _expected(study: StudyConfig, table: Cells, held: StudyCell | None) -> tuple[dict[str, float], float | None]:
-    """Median widths over simulated studies; seeds are taken to differ as much as cells from the law."""
+    """Expected interval widths: medians over simulated studies, with noise between seeds as large as that of cells around the
+    law."""
     random = np.random.default_rng(_seed(study))
     widths: dict[str, list[float]] = {name: [] for name in (*EXPONENTS, "a")}
     predictions = []
@@ -156,7 +157,8 @@ def _expected_best_size(study: StudyConfig, cells: Sequence[StudyCell]) -> float
 
 
 def _worth_adding(cells: Sequence[StudyCell], count: int = 2) -> list[str]:
-    """Cells that lower the variance of alpha and beta most, one after the other, by the linearised law (c-optimality).
+    """The additional cells that lower the variance of alpha and beta most, chosen one by one with the linearised law
+    (c-optimality).
 
     Candidates: every size of the study, half the smallest and twice the largest, with a third to three times the tokens of its
     cells and every number of tokens of the others.
@@ -202,7 +204,7 @@ def describe_designs(plan: Plan) -> list[str]:
 
 
 def plan_warnings(plan: Plan) -> list[str]:
-    """What is certain to be missing from the study's answer, by family."""
+    """Warnings, by family, of what the study's answer is certain to lack."""
     problems: dict[str, list[str]] = {}
     for family in plan.study.families:
         main = [cell for cell in plan.of_kind("main") if cell.family == family]

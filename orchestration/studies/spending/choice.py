@@ -1,4 +1,4 @@
-"""Which cells of a study fit into the GPU-hours that are left: a pure function of the plan, the records and the hours spent."""
+"""Choice of the cells that fit into the GPU-hours left, a pure function of the plan, the records and the hours spent."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,8 +8,8 @@ from ..results import CellResult, Pace
 
 
 class Choice(Record):
-    """What is trained within `limits.gpu_hours`. Hours are hours of device time: a cell counts the devices, or the share of one,
-    that it holds.
+    """The cells chosen to be trained within `limits.gpu_hours`. Hours are hours of device time: a cell counts the devices, or the
+    share of one, that it holds.
 
     Attributes:
         limit, spent: hours in all, and so far.
@@ -29,7 +29,7 @@ class Choice(Record):
 
 
 class Progress(Record):
-    """How far a study has come.
+    """The progress of a study's cells and trunks.
 
     Attributes:
         ended: names of the cells that need no more hours: with a record, or failed for good.
@@ -85,7 +85,7 @@ def choose(
 
 
 def without_left_out(plan: Plan, choice: Choice) -> Plan:
-    """The plan without the cells that are left out, to judge what the others can tell; its hours are those of all."""
+    """The plan without the cells that are left out, for judging the design of the others; its hours remain those of all cells."""
     return plan.model_copy(update={"cells": tuple(cell for cell in plan.cells if cell.name not in choice.left_out)})
 
 

@@ -1,4 +1,4 @@
-"""The GPU-hours of a study while it runs: which cells may start now, and when the hours are used up."""
+"""The GPU-hours of a running study: which cells may start now, and whether the hours are used up."""
 
 import time
 
@@ -28,7 +28,7 @@ class Allowance:
         return self._chosen.kept
 
     def used_up(self) -> bool:
-        """Whether the hours are spent, by the last look at them."""
+        """Whether the hours were used up when they were last counted."""
         limit = self._plan.study.limits.gpu_hours
         if limit is not None and not self._used_up and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()

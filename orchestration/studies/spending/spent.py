@@ -1,4 +1,4 @@
-"""The hours of device time that a study has spent and what is left to train, from its folder, and the cells that still fit."""
+"""Device hours that a study has spent, the progress of its cells, and the cells that still fit, all read from its folder."""
 
 from pydantic import ValidationError
 
@@ -34,7 +34,8 @@ def choice_of(folder: StudyFolder, plan: Plan) -> Choice | None:
 def spent_hours(folder: StudyFolder, plan: Plan) -> float:
     """Hours of device time of all cells and trunks so far.
 
-    A finished cell's are in its record. Others count what lies between their events, and `hardware.startup_seconds` for each start.
+    A finished cell's are in its record. For others the time between their events counts, and `hardware.startup_seconds` for each
+    start.
     """
     results = {result.cell.name: result for result in folder.results(plan)}
     seconds = sum(result.seconds * float(result.cell.occupied) for result in results.values())
@@ -61,7 +62,7 @@ def progress_of(folder: StudyFolder, plan: Plan) -> Progress:
 
 
 def refuse_unaffordable(choice: Choice | None, plan: Plan) -> None:
-    """Refuse a study of which nothing was trained and nothing can be.
+    """Refuse a study of which nothing was trained yet and nothing fits into its GPU-hours.
 
     Raises:
         UserError: the cheapest cells, or the sweep that comes before all others, take more than `limits.gpu_hours`.

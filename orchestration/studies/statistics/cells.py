@@ -1,4 +1,4 @@
-"""The cells that a law is fitted to: seeds of one cell averaged, with what they say of the noise."""
+"""The data that a law is fitted to: cells averaged over their seeds, with the variance between seeds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of different columns, each the mean of its seeds.
+    """Cells with distinct values of their columns, each the mean of its seeds.
 
     Attributes:
         columns: `{name: [cells]}`, such as n and d.

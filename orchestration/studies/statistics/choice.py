@@ -28,7 +28,7 @@ class Score(NamedTuple):
 def cross_validate(
     laws: Sequence[Law], cells: Cells, groups: Sequence[Sequence[Hashable]], *, delta: float
 ) -> list[Score]:
-    """The laws by their error, lowest first.
+    """Rank laws by their cross-validation error, lowest first.
 
     Leaving out single cells asks a law to interpolate, which all of them can; a size or a budget asks for what laws are for.
 

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-LEAST_SIZES = 4  # three points lie on their parabola and tell no noise
+LEAST_SIZES = 4  # a parabola through three points has no residuals, so the noise cannot be estimated
 
 
 @dataclass(frozen=True)
 class Parabola:
-    """log L = c0 + c1 x + c2 x^2 in x = log N - `centre`, by least squares.
+    """A parabola log L = c0 + c1 x + c2 x^2 in x = log N - `centre`, fitted by least squares.
 
     Attributes:
         coefficients: c0, c1, c2.
@@ -32,12 +32,12 @@ class Parabola:
 
     @property
     def best_size(self) -> float:
-        """N at the bottom; NaN if the parabola opens downwards."""
+        """The size N at the minimum; NaN if the parabola opens downwards."""
         _, c1, c2 = self.coefficients
         return float(np.exp(self.centre - c1 / (2 * c2))) if self.opens_upwards else float("nan")
 
     def loss(self, n: np.ndarray | float) -> np.ndarray:
-        """L at sizes `n`."""
+        """The loss L at sizes `n`."""
         x = np.log(n) - self.centre
         return np.exp(np.polynomial.polynomial.polyval(x, self.coefficients))
 

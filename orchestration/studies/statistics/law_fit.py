@@ -76,7 +76,7 @@ class LawFit:
         return not parameter.low + margin < value < parameter.high - margin
 
     def predict(self, columns: Columns) -> np.ndarray:
-        """L at `m` cells, `[m]`."""
+        """The predicted loss L of `m` cells, `[m]`."""
         return self.law.predict(self.fitted, columns)
 
     def prediction_interval(self, columns: Columns, *, seed: int, level: float = 0.95) -> tuple[float, float]:
@@ -85,7 +85,8 @@ class LawFit:
         return self.interval_of(self.law.predict(self.resampled, columns)[:, 0] * np.exp(noise), level)
 
     def warnings(self) -> list[str]:
-        """What these cells cannot tell: exponents whose intervals reach a bound or are wider than `WIDE`, values at a bound."""
+        """Warnings of what the cells do not determine: exponents whose intervals reach a bound or are wider than `WIDE`, values
+        at a bound."""
         found = []
         if {"n", "d"} <= set(self.law.columns) and on_one_line(self.cells.columns):
             found.append(ONE_LINE)

@@ -68,16 +68,16 @@ class Law:
         return np.array([parameter.bounds[1] for parameter in self.parameters])
 
     def natural(self, fitted: np.ndarray) -> np.ndarray:
-        """Parameters in natural units from fitted numbers, `[..., P]` both."""
+        """Convert fitted numbers to parameters in natural units, `[..., P]` both."""
         logs = np.array([parameter.log for parameter in self.parameters])
         return np.where(logs, np.exp(np.where(logs, fitted, 0.0)), fitted)
 
     def fitted(self, values: Mapping[str, float]) -> np.ndarray:
-        """Fitted numbers `[P]` from values in natural units."""
+        """Convert values in natural units to fitted numbers `[P]`."""
         return np.array([np.log(values[p.name]) if p.log else values[p.name] for p in self.parameters])
 
     def starts(self, columns: Columns, log_loss: np.ndarray) -> np.ndarray:
-        """Starts of a fit, `[starts, P]`: the grid of the parameters' own."""
+        """Starting points of a fit, `[starts, P]`: the grid of the parameters' own starts."""
         grid = np.array(list(itertools.product(*(parameter.starts for parameter in self.parameters))), dtype=float)
         grid = grid[:: max(1, len(grid) // MAX_STARTS)]
         logs = np.array([parameter.log for parameter in self.parameters])
@@ -96,7 +96,7 @@ class Law:
         return values.numpy(), jacobian.numpy()
 
     def predict(self, fitted: np.ndarray, columns: Columns) -> np.ndarray:
-        """L at `m` cells, `[..., m]` for fitted numbers `[..., P]`."""
+        """The predicted loss L of `m` cells, `[..., m]` for fitted numbers `[..., P]`."""
         fitted = np.asarray(fitted, dtype=float)
         values, _ = self.log_loss(np.atleast_2d(fitted), columns)
         return np.exp(values).reshape(*fitted.shape[:-1], -1)
@@ -241,7 +241,7 @@ def _repeated(p: Mapping[str, torch.Tensor], c: Mapping[str, torch.Tensor]) -> t
 @dataclass(frozen=True)
 class _DataConstrained(Law):
     def log_loss(self, fitted: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-        """As in `CHINCHILLA` with the effective tokens, whose derivative by log R is added."""
+        """log L and its derivatives, as in `CHINCHILLA` with effective tokens, plus the derivative by log R."""
         fitted = np.asarray(fitted, dtype=float)
         log_n, u, r = np.log(columns["n"]), np.asarray(columns["u"]), np.exp(fitted[:, 5:])
         repetitions = np.maximum(np.asarray(columns["d"]) / u - 1, 0.0)

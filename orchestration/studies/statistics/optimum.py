@@ -15,14 +15,14 @@ GRID = 400  # sizes that are tried between the smallest and the largest
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of a training token by size, `[sizes]` each, ascending."""
+    """FLOPs per training token as a function of model size; arrays `[sizes]`, ascending."""
 
     n: np.ndarray
     flops_per_token: np.ndarray
 
     @classmethod
     def of(cls, n: Sequence[float], flops_per_token: Sequence[float]) -> "Costs":
-        """From cells; cells of one size count as their mean."""
+        """The costs of the sizes among cells; cells of one size count as their mean."""
         sizes = np.unique(np.asarray(n, dtype=float))
         values = [np.asarray(flops_per_token, dtype=float)[np.asarray(n) == size].mean() for size in sizes]
         return cls(sizes, np.array(values))

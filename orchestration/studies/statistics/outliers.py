@@ -1,4 +1,4 @@
-"""Cells that do not belong to the others: each predicted by the law through the rest (externally studentized residuals).
+"""Detection of outlying cells: each is compared with the law fitted to the others (externally studentized residuals).
 
 Cook and Weisberg 1982, section 2.2.2; Bonferroni's correction for looking at every cell.
 """
@@ -16,7 +16,8 @@ LEAST_FREEDOM = 3  # of the law without the cell
 
 
 def find_outliers(law: Law, cells: Cells, *, delta: float) -> np.ndarray:
-    """Which cells are outliers, bool `[cells]`: one after the other, a tenth of the cells at most (one at least).
+    """Mark outlying cells, bool `[cells]`, found one after the other: at most a tenth of the cells, but at least one may be
+    found.
 
     Few cells or many outliers hide each other; then none is flagged.
     """

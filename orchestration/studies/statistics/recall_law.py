@@ -55,7 +55,7 @@ class RecallFit:
         return float(self.parameters[i] - margin), float(self.parameters[i] + margin)
 
     def warning(self) -> str:
-        """What these models cannot tell; empty if nothing."""
+        """A warning of what the models do not determine; empty if there is nothing to warn of."""
         few = len(self.without) < FEW_MODELS
         return f"{len(self.without)} models are few: intervals are wider than 95% asks" if few else ""
 
@@ -91,7 +91,8 @@ def fit_recall(rows: Sequence[RecallRow], models: Sequence[Hashable]) -> RecallF
     design = np.stack(columns, axis=1)
     if len(rows) <= len(names) + 1:
         raise ValueError(f"{len(rows)} cells are too few for {len(names)} parameters")
-    # Queries tell an accuracy to a percent or less, models scatter by more: the same scatter for every row.
+    # Sampling of queries gives accuracies an error of a percent or less, and models differ by more, so every row gets the same
+    # standard deviation.
     error = np.maximum(error, SCATTER)
 
     def model(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

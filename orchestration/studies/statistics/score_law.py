@@ -10,7 +10,7 @@ from scipy.optimize import curve_fit
 
 @dataclass(frozen=True)
 class ScoreFit:
-    """score = chance + (1 - chance) / (1 + exp(slope * (loss - middle))).
+    """A fitted curve score = chance + (1 - chance) / (1 + exp(slope * (loss - middle))).
 
     Attributes:
         middle: the loss at which half of the way from chance to 1 is gone; `slope`: how fast, per unit of loss.

@@ -1,4 +1,4 @@
-"""Where a cell branches from its trunk, and how far the trunk must be trained."""
+"""The branching of cells from trunks: the start of a cell's run, and how far its trunk must be trained."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ def reached_step(trunk: Path) -> int:
 
 
 def has_begun(run: Path) -> bool:
-    """Whether a cell needs its trunk no more: it has a record, or has linked the checkpoint that it begins from."""
+    """Whether a cell no longer needs its trunk: it has a record, or has linked the checkpoint that it begins from."""
     return (run / FILE_NAME).is_file() or RunFolder(run).exists()
 
 
@@ -36,7 +36,7 @@ def can_begin(cell: StudyCell, run: Path, trunk: Path) -> bool:
 
 
 def start_from(cell: StudyCell, run: Path, trunk: Path) -> StartFromSection | None:
-    """Where a cell's run begins: as it has begun already, else at the trunk's checkpoint of its step.
+    """The start of a cell's run: the one it has begun with already, else the trunk's checkpoint at its step.
 
     A budget that was added later may branch between two checkpoints: then it begins at the one before, and trains a stretch of
     the trunk itself; None if there is none.

@@ -32,7 +32,7 @@ class TrunkJob(StudyJob):
         return (min(ahead) - reached) / self.cell.steps if ahead else 0.0
 
     def is_done(self) -> bool:
-        """Whether every cell that may has begun or can begin."""
+        """Whether every cell of the trunk that may be trained has begun or can begin."""
         return reached_step(self.folder) >= self._needed_step()
 
     def run(self) -> None:

@@ -30,7 +30,8 @@ def with_schedule(study: StudyConfig, cells: Sequence[StudyCell]) -> list[StudyC
 
 
 def branched(study: StudyConfig, cells: Iterable[StudyCell]) -> tuple[list[StudyCell], list[StudyCell]]:
-    """The cells as branches of trunks, but for those of the learning-rate sweep; and the trunks, as long as they must be."""
+    """Turn the cells, except those of the learning-rate sweep, into branches of trunks; returns them and the trunks, each as
+    long as needed."""
     if study.budgets.trunk is None:
         return list(cells), []
     branches, longest = [], {}
@@ -46,7 +47,7 @@ def branched(study: StudyConfig, cells: Iterable[StudyCell]) -> tuple[list[Study
 
 
 def savings(plan: Plan) -> str:
-    """A line that says what trunks save against a run for each cell with the same schedule; empty without trunks."""
+    """A line on the tokens and hours that trunks save, compared with a full run for each cell; empty without trunks."""
     if not plan.trunks:
         return ""
     separate = sum(cell.tokens for cell in plan.cells)
