@@ -1,7 +1,7 @@
 """Views of scaling studies, read from their folders: states of the cells, fitted laws, figures of the report."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..studies.results import FILE_NAME as CELL_FILE
 from .curves.history import History
 from .curves.overlay import run_curve
 
-CELL_ORDER = ("running", "failed", "waiting", "done")
+CELL_ORDER = ("running", "failed", "waiting", "done", "left out")
 MOST_CELLS, MOST_FIGURES = 2000, 100
 MOST_RUNS, MOST_RUN_POINTS = 60, 300  # with a curve
 
@@ -91,7 +91,8 @@ def study_summary(folder: Path) -> StudySummary | None:
     if plan is None:
         return None
     try:
-        return _summary(folder, plan, [_state(folder, cell["name"])[0] for cell in _cells(plan)])
+        left_out = _left_out(folder)
+        return _summary(folder, plan, [_state(folder, cell["name"], left_out)[0] for cell in _cells(plan)])
     except Exception as error:  # a folder with unforeseen contents must not hide the others
         problem = f"it cannot be read ({type(error).__name__}: {text(str(error), 200)})"
         return StudySummary(shown_name(folder.name), "", [], 0, dict.fromkeys(CELL_ORDER, 0), 0.0, 0.0, problem)
@@ -103,7 +104,8 @@ def study_detail(folder: Path) -> StudyDetail | None:
     if plan is None:
         return None
     try:
-        rows = [_row(folder, cell) for cell in _cells(plan)]
+        left_out = _left_out(folder)
+        rows = [_row(folder, cell, left_out) for cell in _cells(plan)]
         trunks = [_trunk_row(folder, cell, rows) for cell in _cells(plan, "trunks")]
         summary = _summary(folder, plan, [row.state for row in rows])
     except Exception:  # as in `study_summary`
@@ -176,7 +178,15 @@ def _summary(folder: Path, plan: dict[str, Any], states: list[str]) -> StudySumm
     )
 
 
-def _state(folder: Path, cell: str) -> tuple[str, dict[str, Any]]:
+def _left_out(folder: Path) -> set[str]:
+    """Names of the cells that no longer fit into the study's GPU-hours, by its last choice."""
+    choices = (_read(folder, "spending.json") or {}).get("choices")
+    last = choices[-1] if isinstance(choices, list) and choices else None
+    names = last.get("left_out") if isinstance(last, dict) else None
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
+def _state(folder: Path, cell: str, left_out: Container[str] = ()) -> tuple[str, dict[str, Any]]:
     """The state of a cell, and its record or failure."""
     record = _read(folder, f"runs/{cell}/{CELL_FILE}")
     if record is not None:
@@ -184,11 +194,13 @@ def _state(folder: Path, cell: str) -> tuple[str, dict[str, Any]]:
     if looks_held(folder / "leases" / f"{cell}.lease"):
         return "running", {}
     failure = _read(folder, f"failures/{cell}.json")
-    return ("failed", failure) if failure is not None else ("waiting", {})
+    if failure is not None:
+        return "failed", failure
+    return "left out" if cell in left_out else "waiting", {}
 
 
-def _row(folder: Path, cell: dict[str, Any]) -> CellRow:
-    state, record = _state(folder, cell["name"])
+def _row(folder: Path, cell: dict[str, Any], left_out: Container[str] = ()) -> CellRow:
+    state, record = _state(folder, cell["name"], left_out)
     run = folder / "runs" / cell["name"]
     if state == "done":
         step, loss, rate = whole(cell["steps"]), number(record.get("loss")), number(record.get("tokens_per_second"))

@@ -18,6 +18,7 @@ from echo_lm.orchestration.dashboard.curves.history import History
 from echo_lm.orchestration.dashboard.curves.points import MOST_BUCKETS
 from echo_lm.orchestration.dashboard.formats import count, decimals, duration, moment, percent, significant, size
 from echo_lm.orchestration.dashboard.guard import Guard
+from echo_lm.orchestration.dashboard.studies import study_detail, study_summary
 from echo_lm.orchestration.dashboard.table import RunTable
 from tests.helpers.run_folders import (
     STEPS,
@@ -269,6 +270,22 @@ def test_a_damaged_study_is_a_row_beside_the_others(serve, tmp_path):
     page = get(address, "/studies")[1].decode()
     assert page.count("damaged: it cannot be read") == 2
     assert (get(address, "/studies/good")[0], get(address, "/studies/hours")[0]) == (200, 404)
+
+
+@pytest.mark.parametrize(
+    ("spending", "state"),
+    [
+        ({"choices": [{"left_out": []}, {"left_out": ["echo-60k-s0", "echo-500k-s0", 7]}]}, "left out"),
+        ({"choices": [{"left_out": ["echo-500k-s0"]}, {"left_out": []}]}, "waiting"),
+        ({"choices": {"left_out": 7}}, "waiting"),
+    ],
+)
+def test_cells_that_no_longer_fit_into_the_hours_are_left_out(spending, state, tmp_path):
+    """By the last choice; what is done stays done, and odd contents leave nothing out."""
+    folder = write_study(tmp_path / "studies")
+    (folder / "spending.json").write_text(json.dumps(spending))
+    assert [row.state for row in study_detail(folder).rows] == ["done", "failed", state]
+    assert study_summary(folder).counts[state] == 1
 
 
 def test_a_fault_that_nobody_thought_of_is_a_row_with_its_reason(serve, tmp_path, monkeypatch):
