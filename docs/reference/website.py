@@ -26,8 +26,11 @@ FOLDERS = ("kernels", "models", "data_prep", "evals", "pipeline", "orchestration
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
-def on_config(config: Any) -> None:
-    """Lay the folders of source code out as the package `echo_lm`, for the reader of docstrings."""
+def on_startup(**options: Any) -> None:
+    """Lay the folders of source code out as the package `echo_lm`, for the reader of docstrings.
+
+    It leaves out a search path that does not exist when the configuration is read, so `on_config` would be too late.
+    """
     package = ROOT / "build/docs/echo_lm"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").touch()  # the reader takes no namespace packages
