@@ -111,8 +111,12 @@ class SequenceMixer(nn.Module, ABC):
         return False
 
     def gate_mean(self, x: Tensor, token: Tensor | None = None) -> Tensor:
-        """The mean of the write gate over positions and heads, a scalar; only for layers with `has_write_gate`."""
-        raise NotImplementedError
+        """The mean of the write gate over positions and heads, a scalar.
+
+        Raises:
+            ValueError: the layer has no write gate (`has_write_gate`).
+        """
+        raise ValueError(f"{type(self).__name__} has no write gate")
 
     def prefill_segment(self, segment: int, length: int) -> int:
         """The number of tokens that prefill may process at once, at most `segment`, for prompts of `length` tokens.

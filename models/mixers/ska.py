@@ -214,8 +214,8 @@ class SKA(SKACosts):
         The sigmoid of the logit and not the gate itself: its gradient also reaches gates that are closed, and hardly those that
         are wide open (the L0 norm of hard-concrete gates has the same shape: Louizos et al. 2018, eq. 12).
         """
-        logits = self.gate_logits(x, token)
-        assert logits is not None
+        if (logits := self.gate_logits(x, token)) is None:
+            return super().gate_mean(x, token)
         return torch.sigmoid(at_least_fp32(logits)).mean()
 
     def _gate_input(

@@ -167,8 +167,12 @@ def test_openness_is_the_mean_of_every_gate(gate_input, random_model):
 
 @pytest.mark.parametrize(("name", "ska"), [("paper-1m-mamba2", {}), ("paper-1m-l2", {"ska": {"write_gate": "none"}})])
 def test_a_model_without_write_gates_has_no_openness(name, ska, random_model):
+    model = random_model(name, **ska)
     with pytest.raises(ValueError, match="no layer of this model has a write gate"):
-        random_model(name, **ska)(tokens_of(1, 4), return_gate_mean=True)
+        model(tokens_of(1, 4), return_gate_mean=True)
+    for block in model.blocks:
+        with pytest.raises(ValueError, match=f"{type(block.mixer).__name__} has no write gate"):
+            block.mixer.gate_mean(torch.zeros(1, 4, model.config.d_model))
 
 
 def test_a_token_gate_without_its_token_is_refused(random_model):

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.stopping import start
 
-LEAVE_SECONDS = 20.0  # imports of torch that had begun come to their end first; ten seconds on an idle machine
+LEAVE_SECONDS = 20.0  # imports of torch that had begun come to their end first: ten seconds on a busy machine
 
 PREPARING = """
 import time
@@ -42,7 +42,7 @@ def kill_when(process: subprocess.Popen, ready: Callable[[list[psutil.Process]],
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()  # not until its output ends: a worker that is left holds the pipe
     _, left = psutil.wait_procs(workers, timeout=LEAVE_SECONDS)
     for worker in left:
         worker.kill()

@@ -245,7 +245,7 @@ def rules(plan: Plan, rule: LearningRateRule | None) -> str:
 
 
 def provenance(plan: Plan, results: Sequence[CellResult]) -> str:
-    """The section on hardware, versions, hours and cost."""
+    """The section of a study's report on hardware, software versions, hours and cost."""
     hours = sum(r.seconds for r in results) / 3600
     predicted = sum(r.cell.seconds for r in results) / 3600
     hardware = plan.study.hardware

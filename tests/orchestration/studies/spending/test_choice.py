@@ -77,7 +77,10 @@ def test_a_measured_speed_chooses_anew(plan, record):
 
 
 def test_a_stretch_of_a_trunk_is_counted_once_and_for_the_cells_that_need_it(study):
-    """One family and size; a trunk and cooldowns of 10%: the first budget costs 1 h, the second 4 h - 0.9 h."""
+    """Two budgets of 1 h and 4 h, whose cooldowns of 10% branch from one trunk.
+
+    The first costs 0.9 h of the trunk and 0.1 h of cooldown; the second the rest of the trunk (3.6 - 0.9 h) and 0.4 h.
+    """
     small = TWO | {"families": ["echo"], "sizes": ["1m"], "fit": {"hold_out": []}}
     plan = make_plan(study(**small | {"budgets": {"flops": [1 * FLOPS, 4 * FLOPS], "trunk": {}}}))
     short, long = (cell.name for cell in plan.cells)

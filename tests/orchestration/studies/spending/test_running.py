@@ -26,7 +26,7 @@ STEPS, SLOWER = (16, 32, 64), 3
 
 @pytest.fixture
 def limited(study):
-    """`limited(hours, **changes)` is a study of three cells that may spend so many GPU-hours."""
+    """A function `limited(hours, **changes)` that makes a study of three cells with `limits.gpu_hours` = `hours`."""
 
     def make(hours, **changes) -> StudyConfig:
         small = {
