@@ -16,7 +16,7 @@ from ...models.model import Block
 from ..config import RunConfig
 from ..mesh import Mesh
 from .cuda_graphs import GraphedBlocks, why_not
-from .quiet_deepspeed import deepspeed
+from .quiet_deepspeed import deepspeed, use_cpu
 
 
 def choose_device(config: RunConfig) -> torch.device:
@@ -34,6 +34,7 @@ def choose_device(config: RunConfig) -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         return device
+    use_cpu()
     return torch.device("cpu")
 
 

@@ -6,8 +6,11 @@ import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
-# With a named accelerator it neither probes for others nor warns that there is none.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
+import torch
+
+# With a named accelerator it neither probes for others nor warns that there is none. A machine with GPUs may show none to this
+# process, and a CPU build of torch sees none.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 # Its autotuner, which we do not use, imports MLflow where that is installed.
 _hidden = "mlflow" not in sys.modules
@@ -17,6 +20,8 @@ import deepspeed
 
 if _hidden:
     del sys.modules["mlflow"]
+from deepspeed.accelerator import get_accelerator, set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.ops import __compatible_ops__
 from deepspeed.runtime import compiler
 from deepspeed.utils import logger
@@ -27,7 +32,13 @@ __compatible_ops__["deepspeed_shm_comm"] = False
 compiler.compile = lambda *arguments, **options: lambda function: function
 logger.setLevel("WARNING")
 
-__all__ = ["deepspeed", "gathered"]
+__all__ = ["deepspeed", "gathered", "use_cpu"]
+
+
+def use_cpu() -> None:
+    """Let DeepSpeed work on the CPU, also where it has found a GPU."""
+    if get_accelerator().device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())
 
 
 def gathered(engine: Any, parameters: list, *, write: bool = False) -> AbstractContextManager:
