@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import textwrap
 import threading
 import time
 import traceback
@@ -168,7 +169,8 @@ def _run_driver(function: DriverFunction, arguments: tuple, heartbeat: Synchroni
         return
     except BaseException as error:
         lines = str(error).strip().splitlines()
-        outcome = ("failed", f"{type(error).__name__}: {lines[-1] if lines else ''}", traceback.format_exc())
+        reason = textwrap.shorten(lines[-1] if lines else "", 300, placeholder=" ...")  # Ray gives advice by the page
+        outcome = ("failed", f"{type(error).__name__}: {reason}", traceback.format_exc())
     connection.send(outcome)
 
 

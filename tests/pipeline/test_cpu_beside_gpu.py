@@ -19,7 +19,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("environment, device", [({"CUDA_VISIBLE_DEVICES": ""}, "auto"), ({}, "cpu")])
+@pytest.mark.parametrize(("environment", "device"), [({"CUDA_VISIBLE_DEVICES": ""}, "auto"), ({}, "cpu")])
 def test_a_run_on_the_cpu_of_a_gpu_machine(environment, device, data, tmp_path):
     arguments = ["train", "smoke", "name=exp", f"run.device={device}", "train.steps=2", "run.workers=1"]
     command = [*COMMAND, *arguments, "--runs", str(tmp_path), "--data", str(data)]

@@ -93,8 +93,9 @@ def kill(world: World, run: Run) -> str:
         words = " ".join(victim.cmdline())[-60:]
         victim.kill()
     ended = world.finish(process)
-    # What Python prints when the helper of its multiprocessing was the one.
-    ended.output = re.sub(r"Traceback[^\n]*\n(  [^\n]*\n)+KeyError: '/mp-", "", ended.output)
+    # What Python prints when the helper of its multiprocessing was the one, and in a worker that torch interrupts while it starts,
+    # since its parent was the one.
+    ended.output = re.sub(r"Traceback[^\n]*\n(  [^\n]*\n)+(KeyError: '/mp-|\n?KeyboardInterrupt)", "", ended.output)
     ended_well(ended, *((-signal.SIGKILL, 0) if victim.pid == process.pid else (0,)))
     return f"{words!r} {moment}"
 
