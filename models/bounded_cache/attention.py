@@ -99,7 +99,9 @@ class BoundedAttention(nn.Module):
             return cache
         from_end = cache.real.flip(-1).cumsum(-1).flip(-1)  # 1 for the latest real entry
         weights = self._weights(cache, from_end)
-        scores, carried = self.policy.decide(Seen(weights, cache.k, cache.real, cache.carried))
+        scores, carried = self.policy.decide(
+            Seen(weights, cache.k, cache.real, cache.carried, cache.position, self.capacity)
+        )
         scores = scores.expand_as(cache.real).masked_fill(cache.real & (from_end <= self.policy.window), torch.inf)
         scores = scores.masked_fill(~cache.real, -torch.inf)
         # Of entries with equal scores, which smoothing produces, the older one is kept, so that padding at row ends cannot change
