@@ -43,6 +43,7 @@ class Report:
 
     Attributes:
         tasks: in the sweep's order; mean_of: those whose mean stands for an arm.
+        configs: the model of each arm.
         shared: label and length of the cells that every arm is evaluated on: means are taken over these.
     """
 
@@ -50,6 +51,7 @@ class Report:
         self.sweep = sweep
         runs = runs_of(sweep)
         planned = {run.id for run in runs}
+        self.configs = {run.arm: run.config for run in runs}
         results = list(results)
         self.found = {result["id"]: result for result in results if result["id"] in planned}
         self.outdated = len(results) - len(self.found)
