@@ -19,8 +19,8 @@ class Cascading(Policy):
     the mean of the heads: all heads keep the same tokens. The first sub-cache also has the entries that remain when
     the budget is divided.
 
-    The paper counts rotary positions inside the cache; whether that is done here is up to the layer (`bound_attention`). Of the
-    queries of a piece of a prompt the latest `window` are averaged.
+    The paper counts rotary positions inside the cache, as `bound_attention` does with `positions_in_cache`. Of the queries of a
+    piece of a prompt the latest `window` are averaged.
 
     Attributes:
         sinks: first entries that are never dropped.
