@@ -4,7 +4,7 @@ Read `policy.py` (what a policy is given and what it answers), one of the polici
 `gkv.py`, `cascading.py`), then `attention.py` (decoding under a budget of bytes).
 """
 
-from .attention import BoundedAttention, bound_attention
+from .attention import BoundedAttention, bound_attention, entries_within
 from .cascading import Cascading
 from .gkv import GlobalKV
 from .policy import Policy, Seen
@@ -34,4 +34,5 @@ __all__ = [
     "SnapKV",
     "Tova",
     "bound_attention",
+    "entries_within",
 ]
