@@ -166,7 +166,8 @@ def accuracy_by_budget(report: Report) -> list[str]:
     said = (
         "Percent (95% Wilson interval), seeds pooled; bytes of the decoding state of one sequence in fp32, all layers together. "
         f"Under a budget the sequence is read in pieces of {' or '.join(map(str, pieces))} tokens, the KV cache is cut "
-        "after each, and the question comes after that. Shown is the policy with most right answers in the cell."
+        "after each, and the question comes after that. Shown is the policy with most right answers in the cell, chosen on these very "
+        "answers."
     )
     parts = []
     for length in sorted({cell.length for cell in report.sweep.cells}):
@@ -202,5 +203,7 @@ def _all_policies(report: Report, arms: list[ArmReport]) -> str:
     for (arm_name, policy), by_size in shares.items():
         means = [percent(fmean(by_size[size])) if size in by_size else "-" for size in sorted(sizes)]
         lines.append([arm_name, policy, *means])
-    said = "All policies, the mean over the kinds of question, lengths pooled at which all budgets are evaluated:"
+    said = (
+        "All policies: the mean over the kinds of question, pooled over the lengths at which every budget is evaluated."
+    )
     return f"{said}\n\n" + markdown(["arm", "policy", *map(human_bytes, sorted(sizes))], lines)
