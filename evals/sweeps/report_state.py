@@ -166,8 +166,8 @@ def accuracy_by_budget(report: Report) -> list[str]:
     said = (
         "Percent (95% Wilson interval), seeds pooled; bytes of the decoding state of one sequence in fp32, all layers together. "
         f"Under a budget the sequence is read in pieces of {' or '.join(map(str, pieces))} tokens, the KV cache is cut "
-        "after each, and the question comes after that. Shown is the policy with most right answers in the cell, chosen on these very "
-        "answers."
+        "after each, and the question comes after that. Shown is the policy with most right answers in the cell, chosen "
+        "on these very answers."
     )
     parts = []
     for length in sorted({cell.length for cell in report.sweep.cells}):
