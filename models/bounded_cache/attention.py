@@ -72,9 +72,9 @@ class BoundedAttention(nn.Module):
         layer, length, past = self.layer, x.shape[1], cache.k.shape[2]
         new = real[:, None].expand(-1, layer.num_heads, -1)
         known = torch.cat((cache.real, new), 2)
+        # Where positions are counted in the cache, keys are stored as they are: their positions change when entries are dropped.
         positions = cache.position[:, None] + torch.arange(length, device=x.device)
-        # Unrotated where positions are counted in the cache: they change when entries are dropped.
-        q, k, v = layer._project(x, self._rotation(positions * (not self.positions_in_cache), x))
+        q, k, v = layer._project(x, None if self.positions_in_cache else self._rotation(positions, x))
         k, v = torch.cat((cache.k, k), 2), torch.cat((cache.v, v), 2)
         q_rotated, k_rotated = q, k
         if self.positions_in_cache:
@@ -89,19 +89,19 @@ class BoundedAttention(nn.Module):
         if carried is not None:
             carried = torch.cat((carried, carried.new_full((*new.shape[:2], length), torch.nan)), 2)
         cache = BoundedCache(k, v, known, queries, carried, cache.position + real.sum(1))
-        return layer._project_out(y), self._cut(cache)
+        return layer._project_out(y), self._cut(cache, k_rotated)
 
     def step(self, x: Tensor, cache: BoundedCache) -> tuple[Tensor, BoundedCache]:
         """Decode one token per row, `[B, d_model]`."""
         y, cache = self.extend(x[:, None], cache, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
         return y[:, 0], cache
 
-    def _cut(self, cache: BoundedCache) -> BoundedCache:
-        """Drop the entries with the lowest scores until `capacity` are left."""
+    def _cut(self, cache: BoundedCache, keys: Tensor) -> BoundedCache:
+        """Drop the entries with the lowest scores until `capacity` are left; `keys` are rotated."""
         if cache.k.shape[2] <= self.capacity:
             return cache
         from_end = cache.real.flip(-1).cumsum(-1).flip(-1)  # 1 for the latest real entry
-        weights = self._weights(cache, from_end)
+        weights = self._weights(cache, keys, from_end)
         scores, carried = self.policy.decide(
             Seen(weights, cache.k, cache.real, cache.carried, cache.position, self.capacity)
         )
@@ -127,18 +127,16 @@ class BoundedAttention(nn.Module):
         half = self.layer.out_proj.in_features // self.layer.num_heads // 2
         return rotation_table(positions, half, self.layer.rope_base, like.dtype)
 
-    def _weights(self, cache: BoundedCache, from_end: Tensor) -> Tensor:
+    def _weights(self, cache: BoundedCache, keys: Tensor, from_end: Tensor) -> Tensor:
         """Attention of the latest queries to all entries up to their own, fp32 `[B, H, W, N]`; zeros for queries that are not
-        there."""
+        there. `keys` are rotated."""
         window = self.policy.window
         queries = cache.queries.unflatten(-1, (self.layer.num_heads, -1)).transpose(1, 2).float()
         age = torch.arange(window, 0, -1, device=queries.device)[:, None]  # 1 for the latest query
-        keys = cache.k.float()
         if self.positions_in_cache:
-            count = cache.real[:, 0].sum(-1, keepdim=True)
-            keys = rotate(keys, *self._rotation(_places(cache.real), keys))
+            count = from_end[:, 0, :1]
             queries = rotate(queries, *self._rotation(count - age[:, 0], queries))
-        logits = queries @ keys.mT * queries.shape[-1] ** -0.5
+        logits = queries @ keys.float().mT * queries.shape[-1] ** -0.5
         visible = cache.real[:, :, None] & (from_end[:, :, None] >= age)
         return logits.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
 
