@@ -38,4 +38,9 @@ BROAD_RULER = (
     ("fwe", {}),
 )
 
-MIXES = MappingProxyType({"broad": BROAD, "broad-needles": BROAD_NEEDLES, "broad-ruler": BROAD_RULER})
+# BROAD_NEEDLES with passages that are copied, for comparisons with attention. At eight groups of four tokens it takes 66 tokens.
+BROAD_COPYING = (*BROAD_NEEDLES, ("copying", {"noise": "many"}))
+
+MIXES = MappingProxyType(
+    {"broad": BROAD, "broad-needles": BROAD_NEEDLES, "broad-ruler": BROAD_RULER, "broad-copying": BROAD_COPYING}
+)

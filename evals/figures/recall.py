@@ -3,18 +3,19 @@
 An arm is a name and the rows measured on it (`evaluate_recall`); a figure of one run has one arm.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
-from .style import BASELINE, PALETTE, figure, log2_axis, short_number
+from .style import BASELINE, PALETTE, figure, log2_axis, panels, short_number
 
 Row = Mapping[str, Any]
 MARKERS = "osD^vP*X"
+PANEL_MARKERS = "osD^vP*Xp<>h"
 
 
 def accuracy_grid(path: Path, rows: Sequence[Row], task: str) -> Path:
@@ -71,6 +72,40 @@ def capacity_curve(path: Path, arms: Mapping[str, tuple[Sequence[Row], float]], 
     return path
 
 
+def accuracy_in_panels(
+    path: Path,
+    title: str,
+    x: str,
+    cells: Mapping[str, Mapping[str, Sequence[tuple[float, Row]]]],
+    shown: Callable[[float], str],
+) -> Path:
+    """Accuracy against a size (log axis) with 95% intervals: a panel for each cell, and in it a curve for each name.
+
+    Args:
+        cells: sizes and rows of each curve of each cell.
+        shown: a size as text.
+    """
+    names = list(dict.fromkeys(name for curves in cells.values() for name in curves))
+    looks = {name: (PALETTE[i % len(PALETTE)], PANEL_MARKERS[i % len(PANEL_MARKERS)]) for i, name in enumerate(names)}
+    lines = {}
+    with panels(path, title, x, "accuracy", list(cells)) as axes:
+        for cell, curves in cells.items():
+            for name, points in curves.items():
+                points = sorted(points, key=lambda point: point[0])
+                sizes, rows = [size for size, _ in points], [row for _, row in points]
+                lines[name] = _errorbar(axes[cell], sizes, rows, *looks[name], name)
+        one = next(iter(axes.values()))  # the panels share their axes
+        one.set_xscale("log", base=2)
+        one.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
+        one.xaxis.set_minor_locator(NullLocator())
+        one.set_ylim(-0.02, 1.03)
+        one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        drawing = one.get_figure()
+        assert drawing is not None
+        drawing.legend([lines[name] for name in names], names, loc="outside right upper")
+    return path
+
+
 def recall_by_tokens(path: Path, results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Path:
     """Recall over training: accuracy at the longest length of each label, against training tokens.
 
@@ -93,10 +128,11 @@ def recall_by_tokens(path: Path, results: Sequence[Mapping[str, Any]], labels: S
     return path
 
 
-def _errorbar(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: Any, marker: str, name: str) -> None:
+def _errorbar(axes: Axes, x: Sequence[float], rows: Sequence[Row], color: Any, marker: str, name: str) -> Any:
+    """Draw one curve; returns what a legend needs."""
     y = np.array([row["accuracy"] for row in rows])
     bars = np.abs(np.array([[row["low"] for row in rows], [row["high"] for row in rows]]) - y)
-    axes.errorbar(x, y, yerr=bars, color=color, marker=marker, markersize=4.5, capsize=3, label=name)
+    return axes.errorbar(x, y, yerr=bars, color=color, marker=marker, markersize=4.5, capsize=3, label=name)
 
 
 def _finish(axes: Axes, chance: float | None) -> None:

@@ -16,6 +16,7 @@ matplotlib.use("agg")  # before pyplot: figures are files, and a training machin
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from PIL import Image
 
@@ -61,17 +62,44 @@ def figure(path: Path, title: str, x: str, y: str, *, height: float | None = Non
     """Axes in the project's style, `height` inches high; saved as PNG to `path`, completely or not at all, at the end."""
     with plt.rc_context(STYLE):
         size = plt.rcParams["figure.figsize"]
-        drawing, axes = plt.subplots(figsize=(size[0], height or size[1]))
-        try:
+        with _saved(path, *plt.subplots(figsize=(size[0], height or size[1]))) as axes:
             axes.set(title=title, xlabel=x, ylabel=y)
             yield axes
-            picture = BytesIO()
-            # Without the version of matplotlib inside, the same data gives the same file.
-            drawing.savefig(picture, format="png", metadata={"Software": None})
-            with write_aside(path) as aside:
-                _with_few_colors(picture).save(aside, format="png", optimize=True)
-        finally:
-            plt.close(drawing)
+
+
+@contextmanager
+def panels(path: Path, title: str, x: str, y: str, names: Sequence[str]) -> Iterator[dict[str, Axes]]:
+    """Axes side by side with common limits, two or three in a row, by the name that stands above each; saved as `figure` does."""
+    columns = len(names) if len(names) < 4 else 2 if len(names) == 4 else 3
+    rows = -(-len(names) // columns)
+    with plt.rc_context(STYLE):
+        drawing, grid = plt.subplots(
+            rows, columns, sharex=True, sharey=True, squeeze=False, figsize=(1.6 + 2.9 * columns, 0.7 + 2.4 * rows)
+        )
+        with _saved(path, drawing, grid) as grid:
+            for spare in grid.flat[len(names) :]:
+                spare.set_visible(False)
+            found = dict(zip(names, grid.flat, strict=False))
+            for name, axes in found.items():
+                axes.set_title(name, fontsize=STYLE["font.size"])
+            drawing.suptitle(title, fontsize=STYLE["axes.titlesize"], fontweight="bold", x=0.01, ha="left")
+            drawing.supxlabel(x, fontsize=STYLE["font.size"])
+            drawing.supylabel(y, fontsize=STYLE["font.size"])
+            yield found
+
+
+@contextmanager
+def _saved(path: Path, drawing: Figure, axes: Any) -> Iterator[Any]:
+    """Hand out the axes of a drawing, and save it as PNG at the end."""
+    try:
+        yield axes
+        picture = BytesIO()
+        # Without the version of matplotlib inside, the same data gives the same file.
+        drawing.savefig(picture, format="png", metadata={"Software": None})
+        with write_aside(path) as aside:
+            _with_few_colors(picture).save(aside, format="png", optimize=True)
+    finally:
+        plt.close(drawing)
 
 
 def _with_few_colors(picture: BytesIO) -> Image.Image:

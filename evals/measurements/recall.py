@@ -69,7 +69,8 @@ def answer_logits(
         model: called as `model(tokens, logits_to_keep=mask)`: int64 `[B, T]` to logits `[n, V]` at the n positions of the mask; an
             `EchoLM` if recurrent.
         recurrent: read what precedes the first question in segments that pass a state on, then token by token: the
-            memory is that of one segment, whatever the length (attention layers excepted).
+            memory is that of one segment, whatever the length (attention layers excepted). A bounded KV cache is cut before
+            the first question is read.
     """
     tokens = torch.from_numpy(batch.tokens).to(device)
     positions = torch.from_numpy(np.array(batch.query_positions)).to(device)
@@ -77,11 +78,11 @@ def answer_logits(
         is_query = torch.zeros(tokens.shape, dtype=torch.bool, device=device).scatter_(1, positions, True)
         return model(tokens, logits_to_keep=is_query).unflatten(0, positions.shape)
     assert isinstance(model, EchoLM)
-    first, last = int(positions.min()), int(positions.max())
-    logits, cache = prefill(model, tokens[:, : first + 1])
+    before, last = max(1, int(positions.min())), int(positions.max())
+    logits, cache = prefill(model, tokens[:, :before])
     found = logits.new_zeros(*positions.shape, logits.shape[-1])
-    for position in range(first, last + 1):
-        if position > first:
+    for position in range(before - 1, last + 1):
+        if position >= before:
             logits, cache = step(model, tokens[:, position], cache)
         found = torch.where((positions == position)[..., None], logits[:, None], found)
     return found

@@ -12,6 +12,7 @@ from ...models.common.config import Config
 from ...models.common.errors import UserError
 from ...models.common.renamed_keys import with_new_keys
 from ...models.common.validation import describe_validation_error
+from ..measurements.bounded_cache import CacheGrid
 from ..measurements.recall_cells import RecallCell, RecallGrid, cells_of
 from .training_config import RecallTraining
 
@@ -37,6 +38,8 @@ class Arm(Config):
     """Pairs and gap (tokens beyond the shortest sequence) of the cells that are evaluated; all if empty."""
     tokens: int | None = Field(default=None, gt=0)
     """Training tokens of each cell where each is learned by a model of its own, instead of the sweep's."""
+    caches: tuple[CacheGrid, ...] = ()
+    """Bounded KV caches with which the trained models are evaluated too, on every cell, token by token after the context."""
     prefix_mask: bool = False
     """SKA layers write only the tokens before a row's first query position (in most tasks that of the queried key), in training
     and in evaluation."""
@@ -207,6 +210,16 @@ def load_sweep(path: Path) -> RecallSweep:
             raise UserError(
                 f"sweep {path}: arm {name}: `prefix_mask` is for parallel passes, but a cell is `recurrent`"
             )
+        if arm.caches and (arm.prefix_mask or sweep.each_cell is not None):
+            raise UserError(
+                f"sweep {path}: arm {name}: `caches` is for models of all cells that read token by token: leave out "
+                "`prefix_mask` and `each_cell`"
+            )
+        for length in {cell.length for cell in sweep.cells}:
+            found = [(b.name, b.bytes) for grid in arm.caches if grid.evaluates(length) for b in grid.budgets]
+            if twice := {one for one in found if found.count(one) > 1}:
+                policy, size = min(twice)
+                raise UserError(f"sweep {path}: arm {name}: `caches` has {policy} with {size:,} bytes twice")
         if arm.tokens is not None and sweep.each_cell is None:
             raise UserError(f"sweep {path}: arm {name}: `tokens` is the budget of a cell: it needs `each_cell`")
         if strange := set(arm.only) - cells:

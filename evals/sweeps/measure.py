@@ -6,8 +6,9 @@ Runs that go together train together: on a GPU each is a CUDA graph on a stream 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +20,7 @@ from ..measurements.recall_cells import RecallCell
 from .config import RecallSweep
 from .runs import RecallRun
 from .trainer import RecallTrainer, precision_of
+from .training_config import RecallTraining
 
 QUEUED_STEPS = 50  # of each run, before the host waits for the GPU
 
@@ -36,7 +38,7 @@ def measure_together(
         For each run `id`, `arm`, `seed`, `learning_rate`, `parameters` (without embeddings), `tokens` (trained on), `final_loss`
         (mean of the last tenth of the steps, nats an answer; None if not finite), `losses` (mean of each fiftieth), and `rows`:
         the cells (see `RecallCell.described`) with the counts of `count_correct`. A run that is not finite answers
-        nothing right and has `diverged` set.
+        nothing right and has `diverged` set. Where an arm has `caches`, `bounded` has the rows under each of them, with `cache`.
     """
     vocabulary = sweep.ids
     started = time.monotonic()
@@ -62,18 +64,43 @@ def measure_together(
     query_seeds = [run.seed if sweep.own_queries else 0 for run in runs]
     for cell in sweep.cells:
         for seed in dict.fromkeys(query_seeds):
-            group = [
-                (run, model, result)
+            entrants = [
+                entrant
                 for run, own, model, result in zip(runs, query_seeds, models, results, strict=True)
-                if own == seed and cell in run.cells
+                if own == seed
+                for entrant in _entrants(run, model, result, cell)
             ]
-            _evaluate(group, cell, vocabulary, batch_tokens=sweep.batch_tokens, seed=seed, device=device)
+            for recurrent in (False, True):
+                group = [entrant for entrant in entrants if entrant.recurrent == recurrent]
+                asked = replace(cell, recurrent=recurrent)
+                _evaluate(group, asked, vocabulary, batch_tokens=sweep.batch_tokens, seed=seed, device=device)
         on_progress(f"{cell.label} at {cell.length} tokens, {time.monotonic() - started:.0f} s")
     return results
 
 
+class _Entrant(NamedTuple):
+    """A model that is evaluated on a cell; `rows` gets a row, with `extra` in it, and `result` is marked if it diverges."""
+
+    model: torch.nn.Module
+    training: RecallTraining
+    recurrent: bool
+    rows: list[dict[str, Any]]
+    extra: dict[str, Any]
+    result: dict[str, Any]
+
+
+def _entrants(run: RecallRun, model: torch.nn.Module, result: dict[str, Any], cell: RecallCell) -> Iterator[_Entrant]:
+    """The run's model, and the same under each bounded KV cache."""
+    if cell in run.cells:
+        yield _Entrant(model, run.training, cell.recurrent, result["rows"], {}, result)
+    for budget in run.budgets_at(cell.length):
+        assert isinstance(model, EchoLM)
+        extra = {"cache": budget.described()}
+        yield _Entrant(budget.bound(model), run.training, True, result["bounded"], extra, result)
+
+
 def _evaluate(
-    group: Sequence[tuple[RecallRun, torch.nn.Module, dict[str, Any]]],
+    group: Sequence[_Entrant],
     cell: RecallCell,
     vocabulary: RecallVocabulary,
     *,
@@ -81,25 +108,25 @@ def _evaluate(
     seed: int,
     device: torch.device | str,
 ) -> None:
-    """Evaluate several models on one cell and add a row to the result of each. Batch by batch, as all sequences of a long cell
-    would not fit in memory."""
+    """Evaluate several models on one cell and add a row for each. Batch by batch, as all sequences of a long cell would not fit in
+    memory."""
     if not group:
         return
     counts = [Counter() for _ in group]
     finite = [True] * len(group)
     for batch in recall_batches(cell, vocabulary, batch_tokens=batch_tokens, seed=seed):
-        for i, (run, model, _) in enumerate(group):
+        for i, entrant in enumerate(group):
             try:
-                with precision_of(run.training, device):
-                    counts[i].update(count_correct(model, cell, vocabulary, [batch], device=device))
+                with precision_of(entrant.training, device):
+                    counts[i].update(count_correct(entrant.model, cell, vocabulary, [batch], device=device))
             except FloatingPointError:
                 counts[i]["queries"] += batch.answers.size
                 finite[i] = False
-    for count, is_finite, (_, _, result) in zip(counts, finite, group, strict=True):
+    for count, is_finite, entrant in zip(counts, finite, group, strict=True):
         names = ("queries", "correct", "open_correct")
         row = {name: count[name] if is_finite or name == "queries" else 0 for name in names}
-        result["rows"].append(cell.described() | row)
-        result["diverged"] |= not is_finite
+        entrant.rows.append(cell.described() | entrant.extra | row)
+        entrant.result["diverged"] |= not is_finite
 
 
 def _described(run: RecallRun, trainer: RecallTrainer) -> dict[str, Any]:
@@ -116,7 +143,7 @@ def _described(run: RecallRun, trainer: RecallTrainer) -> dict[str, Any]:
         "losses": [_rounded(part) for part in losses.chunk(50)],
         "diverged": not bool(torch.isfinite(losses).all()),
         "rows": [],
-    }
+    } | ({"bounded": []} if run.caches else {})
 
 
 def _rounded(losses: torch.Tensor) -> float | None:

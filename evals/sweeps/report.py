@@ -13,6 +13,7 @@ from ...models.common.files import write_text
 from .config import load_sweep, sweep_names
 from .report_figures import draw
 from .report_json import as_json, origin
+from .report_state import accuracy_by_budget, accuracy_by_state
 from .report_tables import (
     accuracy_by_cell,
     accuracy_by_label,
@@ -110,7 +111,8 @@ def as_page(
         parts.append("**Not complete.** " + " ".join(gone))
     parts += [accuracy_by_task(report), intervals_by_task(report), published_cells(report)]
     parts += ["\n".join(f"![{Path(file).stem}](figures/{file})" for file in figures)]
-    details = accuracy_by_length(report) if LENGTH_TASK in names else []
+    details = accuracy_by_state(report) + accuracy_by_budget(report)
+    details += accuracy_by_length(report) if LENGTH_TASK in names else []
     details += accuracy_by_cell(report) if report.sweep.each_cell else []
     details += [accuracy_by_label(report), learning_rates_tried(report)]
     left_out = 0

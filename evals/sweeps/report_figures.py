@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ..figures.recall import MARKERS, accuracy_by_length, heat_map
 from ..figures.style import BASELINE, PALETTE, figure
+from .report_state import state_figures
 from .results import LENGTH_TASK, Report, labels_of
 
 MOST_FIGURES = 2  # of one label
@@ -31,7 +32,7 @@ def figures_of(report: Report) -> dict[str, Callable[[Path], Path]]:
             shown = {str(arm): curves[str(arm)] for arm in group}
             file = f"{name}_{label}{f'_{number}' if len(groups) > 1 else ''}.png"
             figures[file] = partial(accuracy_by_length, arms=shown, label=label)
-    return figures
+    return figures | state_figures(report)
 
 
 def draw(report: Report, folder: Path) -> list[str]:

@@ -33,8 +33,17 @@ def as_json(report: Report, command: str) -> str:
         for result in arm.chosen
         for row in result["rows"]
     ]
-    text = json.dumps(head, indent=2, allow_nan=False)
-    return text.removesuffix("\n}") + ',\n  "rows": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"
+    bounded = [
+        json.dumps(row_json(report, arm, result, row) | {"cache": row["cache"]}, allow_nan=False)
+        for arm in report.arms
+        for result in arm.chosen
+        for row in result.get("bounded", ())
+    ]
+    text = json.dumps(head, indent=2, allow_nan=False).removesuffix("\n}")
+    for name, lines in {"rows": rows, "bounded": bounded}.items():
+        if lines or name == "rows":
+            text += f',\n  "{name}": [\n    ' + ",\n    ".join(lines) + "\n  ]"
+    return text + "\n}\n"
 
 
 def _arm_json(report: Report, arm: ArmReport) -> dict[str, Any]:

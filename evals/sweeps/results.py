@@ -1,6 +1,7 @@
 """Results of a recall sweep: each arm, or each of its cells, at its best learning rate, with sums over its runs."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...data_prep.recall import task_of
+from ..measurements.bounded_cache import CacheBudget
 from ..scores import accuracy
 from .config import RecallSweep
 from .runs import RecallRun, is_settled, runs_of
@@ -43,6 +45,7 @@ class Report:
 
     Attributes:
         tasks: in the sweep's order; mean_of: those whose mean stands for an arm.
+        configs: the model of each arm.
         shared: label and length of the cells that every arm is evaluated on: means are taken over these.
     """
 
@@ -50,6 +53,7 @@ class Report:
         self.sweep = sweep
         runs = runs_of(sweep)
         planned = {run.id for run in runs}
+        self.configs = {run.arm: run.config for run in runs}
         results = list(results)
         self.found = {result["id"]: result for result in results if result["id"] in planned}
         self.outdated = len(results) - len(self.found)
@@ -112,6 +116,19 @@ class Report:
         correct, queries = (sum(row[key] for row in rows) for key in ("correct", "queries"))
         return accuracy(correct, queries, chance=self.chance(rows[0]["task"]))
 
+    def bounded(self, arm: ArmReport, label: str, lengths: Collection[int]) -> dict[tuple[str, int], Row]:
+        """Accuracy of the arm's chosen runs under each bounded KV cache, by its name and bytes, pooled over seeds and lengths."""
+        counts: dict[tuple[str, int], Counter] = {}
+        for row in bounded_rows(arm):
+            if row["label"] == label and row["length"] in lengths:
+                count = counts.setdefault(budget_of(row), Counter())
+                count.update(correct=row["correct"], queries=row["queries"])
+        task = next(cell.name for cell in self.sweep.cells if cell.label == label)
+        return {
+            budget: accuracy(count["correct"], count["queries"], chance=self.chance(task))
+            for budget, count in counts.items()
+        }
+
     def by_length(self, label: str) -> dict[str, list[Row]]:
         """A row per length for each arm with results, pooled over seeds."""
         lengths = sorted({cell.length for cell in self.sweep.cells if cell.label == label})
@@ -122,6 +139,17 @@ class Report:
                 if row:
                     curves.setdefault(arm.name, []).append(row | {"label": label, "length": length})
         return curves
+
+
+def bounded_rows(arm: ArmReport) -> list[Row]:
+    """The rows of the arm's chosen runs under bounded KV caches."""
+    return [row for result in arm.chosen for row in result.get("bounded", [])]
+
+
+def budget_of(row: Row) -> tuple[str, int]:
+    """Name and bytes of the bounded KV cache of a row."""
+    cache = CacheBudget(**row["cache"])
+    return cache.name, cache.bytes
 
 
 def best_of_cells(results: Iterable[Result]) -> list[Result]:

@@ -13,6 +13,7 @@ from ...models.common.errors import UserError
 from ...models.common.files import sha256_json
 from ...models.common.validation import describe_validation_error
 from ...models.presets import matching_width
+from ..measurements.bounded_cache import CacheBudget, CacheGrid
 from ..measurements.recall_cells import RecallCell
 from .config import Arm, CellTraining, RecallSweep, VocabularySizes
 from .training_config import RecallTraining
@@ -20,7 +21,11 @@ from .training_config import RecallTraining
 
 @dataclass(frozen=True)
 class RecallRun:
-    """One training of a sweep and the cells it is evaluated on. Its `id` changes with everything that changes its numbers."""
+    """One training of a sweep and the cells it is evaluated on. Its `id` changes with everything that changes its numbers.
+
+    Attributes:
+        caches: bounded KV caches with which it is evaluated too, on all cells of the sweep.
+    """
 
     arm: str
     config: ModelConfig
@@ -29,6 +34,17 @@ class RecallRun:
     cells: tuple[RecallCell, ...]
     prefix_mask: bool
     id: str
+    caches: tuple[CacheGrid, ...] = ()
+
+    def budgets_at(self, length: int) -> list[CacheBudget]:
+        """The bounded caches with which it is evaluated on sequences of this length."""
+        return [budget for grid in self.caches if grid.evaluates(length) for budget in grid.budgets]
+
+
+def evaluated_tokens(sweep: RecallSweep, run: RecallRun) -> int:
+    """The number of tokens that a run is evaluated on."""
+    bounded = sum(cell.tokens * len(run.budgets_at(cell.length)) for cell in sweep.cells)
+    return sum(cell.tokens for cell in run.cells) + bounded
 
 
 def runs_of(sweep: RecallSweep) -> list[RecallRun]:
@@ -44,6 +60,8 @@ def runs_of(sweep: RecallSweep) -> list[RecallRun]:
             values = config.model_dump()
             values["feedforward"]["width"] = matching_width(config, target)
             configs[name] = ModelConfig.from_dict(values, where=name)
+    for name, arm in sweep.arms.items():
+        _check_caches(name, arm, configs[name])
     runs: dict[tuple[str, str], RecallRun] = {}
     for seed in sweep.seeds:
         for rate in sweep.learning_rates:
@@ -65,10 +83,19 @@ def runs_of(sweep: RecallSweep) -> list[RecallRun]:
                     _check_rooms(name, own, sweep)
                     run_id = _run_id(sweep, arm, configs[name], own, seed, run_cells)
                     # Each run once: an arm may set one rate of its own, and two arms may be the same model.
-                    runs.setdefault(
-                        (name, run_id), RecallRun(name, configs[name], own, seed, run_cells, arm.prefix_mask, run_id)
-                    )
+                    run = RecallRun(name, configs[name], own, seed, run_cells, arm.prefix_mask, run_id, arm.caches)
+                    runs.setdefault((name, run_id), run)
     return list(runs.values())
+
+
+def _check_caches(name: str, arm: Arm, config: ModelConfig) -> None:
+    """Refuse budgets that are too small for the arm's model."""
+    for grid in arm.caches:
+        for budget in grid.budgets:
+            try:
+                budget.check(config)
+            except UserError as error:
+                raise UserError(f"arm {name}: cache {grid.policy}: {error}") from None
 
 
 def _check_rooms(arm: str, training: RecallTraining, sweep: RecallSweep) -> None:
@@ -141,4 +168,6 @@ def _run_id(
     later = {"longest": arm.longest, "own_questions": sweep.own_queries or None, "only": arm.only or None}
     parts.append([grid.identity_dump() for grid in sweep.recall])
     parts += [{key: value} for key, value in later.items() if value is not None]
+    if arm.caches:
+        parts.append({"caches": [grid.identity_dump() for grid in arm.caches]})
     return sha256_json(parts)[:16]

@@ -19,12 +19,16 @@ class Seen(NamedTuple):
         real: bool `[B, H, N]`, False where an entry is padding; these go first whatever their score.
         carried: fp32 `[B, H, N]`, what the policy said of each entry when it was last asked, NaN for entries since; None for
             policies that carry nothing.
+        position: int64 `[B]`, tokens that each row has had.
+        capacity: entries of each head that are kept.
     """
 
     weights: Tensor
     keys: Tensor
     real: Tensor
     carried: Tensor | None
+    position: Tensor
+    capacity: int
 
 
 class Decision(NamedTuple):

@@ -11,7 +11,7 @@ from .policy import Decision, Policy, Seen
 class SinksAndRecent(Policy):
     """Keep the first `sinks` entries, the attention sinks, and the latest entries.
 
-    The paper counts rotary positions inside the cache; here keys stay at the positions at which they were read, as in training.
+    The paper counts rotary positions inside the cache, as `bound_attention` does with `positions_in_cache`.
     """
 
     sinks: int = 4

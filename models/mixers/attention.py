@@ -139,10 +139,10 @@ class Attention(SequenceMixer):
         y, cache = self.extend(x[:, None], cache, torch.ones(len(x), 1, dtype=torch.bool, device=x.device))
         return y[:, 0], cache
 
-    def _project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, `[B, H, T, D]`; `rotation` as `rotation_table` gives it."""
+    def _project(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, `[B, H, T, D]`; `rotation` as `rotation_table` gives it, None for no rotation."""
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return _rotate(q, *rotation), _rotate(k, *rotation), v
+        return (q, k, v) if rotation is None else (rotate(q, *rotation), rotate(k, *rotation), v)
 
     def _rotation(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """The rotation table for tokens `[B, T, d_model]` at positions `first`, `first` + 1, ..."""
@@ -179,7 +179,7 @@ def _rotation_of_row(
     return table
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + D/2)."""
     first, second = x.chunk(2, -1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...evals.sweeps.config import load_sweep
 from ...evals.sweeps.report import write_report
 from ...evals.sweeps.result_files import SweepFolder
+from ...evals.sweeps.runs import evaluated_tokens
 from ...models.common.errors import UserError
 from ...pipeline.stop_signal import StopSignal
 from ..jobs.archive import check_archive
@@ -158,7 +159,7 @@ def _watch(queues: list[SweepQueue], scheduler: Scheduler, archive: Path | None,
 def _print_start(queues: list[SweepQueue]) -> None:
     for queue in queues:
         missing = queue.missing()
-        tokens = sum(cell.tokens for run in missing for cell in run.cells)
+        tokens = sum(evaluated_tokens(queue.sweep, run) for run in missing)
         console.print(
             f"{queue.sweep.name}: {len(missing)} runs to do, {len(queue.chosen) - len(missing)} there or not needed; "
             f"{tokens / 1e6:,.0f}M tokens to evaluate"

@@ -7,7 +7,7 @@ from rich.table import Table
 from ...evals.sweeps.config import RecallSweep, load_sweep
 from ...evals.sweeps.plan import missing_runs
 from ...evals.sweeps.result_files import Results, SweepFolder
-from ...evals.sweeps.runs import RecallRun, runs_of
+from ...evals.sweeps.runs import RecallRun, evaluated_tokens, runs_of
 from ...models import count_parameters
 from ..jobs.leases import looks_held
 
@@ -27,9 +27,9 @@ def plan_table(sweep: RecallSweep) -> Table:
     for arm in sweep.arms:
         runs = [run for run in planned if run.arm == arm]
         parameters = f"{count_parameters(runs[0].config).non_embedding:,}" if runs else "-"
-        table.add_row(arm, sweep.arms[arm].preset, parameters, str(len(runs)), *_tokens(runs))
+        table.add_row(arm, sweep.arms[arm].preset, parameters, str(len(runs)), *_tokens(sweep, runs))
     table.add_section()
-    table.add_row("all", "", "", str(len(planned)), *_tokens(planned))
+    table.add_row("all", "", "", str(len(planned)), *_tokens(sweep, planned))
     return table
 
 
@@ -73,9 +73,9 @@ def status_table(target: str, sweeps: Path) -> Table:
     return table
 
 
-def _tokens(runs: list[RecallRun]) -> tuple[str, str]:
+def _tokens(sweep: RecallSweep, runs: list[RecallRun]) -> tuple[str, str]:
     trained = sum(_training_tokens(run) for run in runs) / 1e6
-    evaluated = sum(cell.tokens for run in runs for cell in run.cells) / 1e6
+    evaluated = sum(evaluated_tokens(sweep, run) for run in runs) / 1e6
     return f"{trained:,.1f}", f"{evaluated:,.1f}"
 
 

@@ -20,6 +20,7 @@ def test_a_mix_is_what_its_name_says_for_ever():
         "broad": "f6c3295894756df1",
         "broad-needles": "6722a949f7f1c48b",
         "broad-ruler": "ada81aa6ef7d311b",
+        "broad-copying": "72acaabec5f79dc7",
     }
 
 

@@ -39,9 +39,10 @@ def tokens(rows, length):
     return torch.randint(60, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("in_cache", [False, True])
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_budget_for_everything_changes_nothing(name, model):
-    bounded = bound_attention(model, POLICIES[name](), 10**6, piece=16)
+def test_a_budget_for_everything_changes_nothing(name, in_cache, model):
+    bounded = bound_attention(model, POLICIES[name](), 10**6, piece=16, positions_in_cache=in_cache)
     lengths = torch.tensor([90, 41])
     want, cache = prefill(model, tokens(2, 90), lengths)
     logits, own = prefill(bounded, tokens(2, 90), lengths)
@@ -87,10 +88,28 @@ def test_what_was_dropped_is_not_seen(model):
     torch.testing.assert_close(torch.stack(found, 1), layer._project_out(want))
 
 
+def test_positions_in_the_cache_do_not_grow(model):
+    """Token by token, every query and key is rotated by its place among the entries at that time."""
+    layer = model.blocks[0].mixer
+    capacity = 12
+    bounded = bound_attention(
+        model, SinksAndRecent(sinks=3), 2 * (capacity * ENTRY + 8), piece=1, positions_in_cache=True
+    )
+    x = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(2))
+    cache = bounded.blocks[0].mixer.init_cache(1, x)
+    for t in range(40):
+        y, cache = bounded.blocks[0].mixer.step(x[:, t], cache)
+        seen = [*range(3), *range(t - 9, t + 1)] if t > capacity else list(range(t + 1))
+        q, k, v = layer._project(x[:, seen], layer._rotation(x[:, seen], 0))
+        want = torch.nn.functional.scaled_dot_product_attention(q[:, :, -1:], k, v)
+        torch.testing.assert_close(y, layer._project_out(want)[:, 0])
+
+
+@pytest.mark.parametrize("in_cache", [False, True])
 @pytest.mark.parametrize("name", POLICIES)
-def test_rows_of_other_lengths_do_not_matter(name, model):
+def test_rows_of_other_lengths_do_not_matter(name, in_cache, model):
     """A short row beside a long one is cut as it is alone."""
-    bounded = bound_attention(model, POLICIES[name](), 40_000, piece=8)
+    bounded = bound_attention(model, POLICIES[name](), 40_000, piece=8, positions_in_cache=in_cache)
     rows = tokens(2, 120)
     together, cache = prefill(bounded, rows, torch.tensor([120, 77]))
     alone, own = prefill(bounded, rows[1:, :77])
@@ -130,9 +149,11 @@ class Oldest(Policy):
         return Decision(-seen.real.cumsum(-1).float())
 
 
-def test_the_window_stays_and_its_attention_is_what_the_policy_reads(model):
+@pytest.mark.parametrize("in_cache", [False, True])
+def test_the_window_stays_and_its_attention_is_what_the_policy_reads(in_cache, model):
     layer = model.blocks[0].mixer
-    bounded = bound_attention(model, Oldest(window=5), 2 * (5 * 32 * 4 + 8 * ENTRY + 8), piece=4).blocks[0].mixer
+    budget = 2 * (5 * 32 * 4 + 8 * ENTRY + 8)
+    bounded = bound_attention(model, Oldest(window=5), budget, piece=4, positions_in_cache=in_cache).blocks[0].mixer
     assert bounded.capacity == 8
     Oldest.shown.clear()
     x = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(3))
@@ -142,11 +163,12 @@ def test_the_window_stays_and_its_attention_is_what_the_policy_reads(model):
         _, cache = bounded.extend(x[:, first : first + 4], cache, real)
     q, k, v = layer._project(x, layer._rotation(x, 0))
     (seen,) = Oldest.shown  # after eight tokens nothing has to go
-    torch.testing.assert_close(seen.keys, k)
+    stored = layer._project(x, None)[1] if in_cache else k
+    torch.testing.assert_close(seen.keys, stored)
     logits = (q[:, :, -5:] @ k.mT) * 16**-0.5
     causal = torch.arange(12) <= torch.arange(7, 12)[:, None]
     torch.testing.assert_close(seen.weights, logits.masked_fill(~causal, -torch.inf).softmax(-1))
-    torch.testing.assert_close(cache.k, k[:, :, [0, 1, 2, 7, 8, 9, 10, 11]])
+    torch.testing.assert_close(cache.k, stored[:, :, [0, 1, 2, 7, 8, 9, 10, 11]])
     torch.testing.assert_close(cache.v, v[:, :, [0, 1, 2, 7, 8, 9, 10, 11]])
 
 
@@ -155,5 +177,5 @@ def test_queries_that_are_not_there_have_no_attention(model):
     bounded = bound_attention(model, POLICIES["snapkv"](window=6), 40_000, piece=4).blocks[0].mixer
     x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(4))
     _, cache = bounded.extend(x, bounded.init_cache(1, x), torch.ones(1, 4, dtype=torch.bool))
-    weights = bounded._weights(cache, torch.arange(4, 0, -1).expand(1, 2, 4))
+    weights = bounded._weights(cache, cache.k, torch.arange(4, 0, -1).expand(1, 2, 4))
     assert weights.sum(-1)[0, 0].tolist() == pytest.approx([0, 0, 1, 1, 1, 1])

@@ -7,14 +7,15 @@ from echo_lm.models.bounded_cache import GlobalKV, RedundancyKV, Seen, SinksAndR
 from echo_lm.models.bounded_cache.rkv import redundancy
 
 
-def seen(weights, keys=None, real=None, carried=None):
+def seen(weights, keys=None, real=None, carried=None, capacity=1):
     """Of one row: weights `[H, W, N]`, keys `[N, D]` of every head."""
     weights = torch.as_tensor(weights, dtype=torch.float32)[None]
     heads, count = weights.shape[1], weights.shape[3]
     keys = torch.eye(count) if keys is None else torch.tensor(keys)
     real = torch.ones(count, dtype=torch.bool) if real is None else torch.tensor(real)
     carried = None if carried is None else torch.tensor(carried)[None]
-    return Seen(weights, keys.expand(1, heads, -1, -1), real.expand(1, heads, -1), carried)
+    real = real.expand(1, heads, -1)
+    return Seen(weights, keys.expand(1, heads, -1, -1), real, carried, torch.tensor([count]), capacity)
 
 
 def order(decision):
