@@ -36,7 +36,7 @@ BUNDLE = ROOT / "bundle"
 KERNELS_THERE = "/tmp/echo-lm-triton"  # TRITON_CACHE_DIR of use_bundle.sh
 PYTHON_VERSION = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-COMPILED = ("pydantic-core",)
+COMPILED = ("pydantic-core", "zstandard")
 PURE = (
     "deepspeed",
     "mamba_ssm",

@@ -51,8 +51,7 @@ def chunk_backward(
     INTERPRET: tl.constexpr,
 ):
     """Kernel of the chunk-causal backward pass; one program computes one chunk of one head."""
-    i_b, i_c, i_h = place(N, H)
-    i_n = tl.program_id(0).to(tl.int64)
+    i_b, i_c, i_h, i_n = place(tl.program_id(0), N, H)
     cold = tl.load(p_cold + i_n)
     p_states += i_n * ((2 * R + P) * R)
     p_dstates += i_n * ((2 * R + P) * R)

@@ -29,8 +29,7 @@ def local_gram(
     INTERPRET: tl.constexpr,
 ):
     """Kernel of I + Z G^-1 Z^T for a chunk's own keys Z; one program computes one chunk of one head."""
-    i_b, i_c, i_h = place(N, H)
-    i_n = tl.program_id(0).to(tl.int64)
+    i_b, i_c, i_h, i_n = place(tl.program_id(0), N, H)
     s = tl.arange(0, S)
     t = i_c * S + s
     z = load_rows(p_k, i_b, i_h, t, T, H, R, BR)

@@ -69,6 +69,9 @@ def ska_fused(
 
 
 SEGMENT = 8  # chunks that one program of `walk_segments` adds up
+# Programs that look for cold chunks: some two on each multiprocessor. A prime, since the first chunks of documents, which are cold,
+# lie at equal distances, and each program takes every 263rd chunk.
+COLD_PROGRAMS = 263
 
 
 class _Kernels:
@@ -181,8 +184,25 @@ def _forward(
         if exact:
             kernels.local_gram((n,), k, ids, inverse, scratch, w, cold, ridge, *sizes)
             kernels.factor((n,), scratch, w)
-        for read in kernels.read[save]:
-            read((n, kernels.tiles), q, k, v, previous, ids, scale, states, inverse, w, cold, y, xs, ridge, *sizes)
+        for read, programs in zip(kernels.read[save], (n, min(n, COLD_PROGRAMS)), strict=False):
+            read(
+                (programs, kernels.tiles),
+                q,
+                k,
+                v,
+                previous,
+                ids,
+                scale,
+                states,
+                inverse,
+                w,
+                cold,
+                y,
+                xs,
+                ridge,
+                n,
+                *sizes,
+            )
     return y, final, previous, states, inverse, w, cold, xs
 
 
@@ -249,10 +269,9 @@ def _backward(
             )
             for j in range(power, -1, -1):
                 solved = states, inverse, w, cold, xs[j], xs[max(j - 1, 0)]
-                for step in kernels.step_backward[j]:
-                    step(
-                        (n,), k, previous, ids, scale, *solved, a, dq, dk_local, dk_prev, dscale, dstates, ridge, *sizes
-                    )
+                gradients = a, dq, dk_local, dk_prev, dscale, dstates
+                for step, programs in zip(kernels.step_backward[j], (n, min(n, COLD_PROGRAMS)), strict=True):
+                    step((programs,), k, previous, ids, scale, *solved, *gradients, ridge, n, *sizes)
         else:
             kernels.chunk_backward((n,), dy, xs, ids, scale, states, inverse, cold, dq, dscale, dstates, ridge, *sizes)
         scan = (batch * heads, cdiv(kernels.numbers, 256))

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .solve import causal_mul, document_masks, filter_step, keep_old, skip, solve
+from ...launch import device_function
+from .solve import causal_mul, document_masks, filter_step, keep_old, solve
 from .tiles import (
     load_matrix,
     load_previous_keys,
@@ -16,7 +17,7 @@ from .tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["T", "N", "H"])
+@triton.jit(do_not_specialize=["n", "T", "N", "H"])
 def read_forward(
     p_q,  # [B, T, H, R]
     p_k,  # [B, T, H, R]
@@ -31,6 +32,7 @@ def read_forward(
     p_y,  # [B, T, H, P], out
     p_xs,  # [POWER + 1, B, T, H, R] fp32, out where SAVE: x_j = G^-1 (s M G^-1)^j q
     ridge,
+    n,
     T,
     N,
     H,
@@ -50,12 +52,81 @@ def read_forward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Kernel of the read; one program computes the tokens of one chunk of one head."""
-    i_b, i_c, i_h = place(N, H)
-    i_n = tl.program_id(0).to(tl.int64)
+    """Kernel of the read; one program computes the tokens of one chunk of one head.
+
+    In the exact form warm and cold chunks have a launch each. That of the cold ones (REFINE) has a few programs, each of which
+    looks through its share of all chunks."""
+    inputs = (p_q, p_k, p_v, p_last, p_ids, p_scale, p_states, p_inverse, p_w, p_cold, p_y, p_xs, ridge, n, T, N, H)
+    if REFINE:
+        for i in range(tl.program_id(0), n, tl.num_programs(0)):
+            if tl.load(p_cold + i) != 0:
+                read_chunk(
+                    i,
+                    inputs,
+                    R,
+                    P,
+                    S,
+                    BT,
+                    BR,
+                    BP,
+                    POWER,
+                    LAG,
+                    LOCAL,
+                    REFINE,
+                    SAVE,
+                    DOCUMENTS,
+                    INPUT_PARTS,
+                    LEVEL,
+                    INTERPRET,
+                )
+    else:
+        i = tl.program_id(0)
+        if not LOCAL or tl.load(p_cold + i) == 0:
+            read_chunk(
+                i,
+                inputs,
+                R,
+                P,
+                S,
+                BT,
+                BR,
+                BP,
+                POWER,
+                LAG,
+                LOCAL,
+                REFINE,
+                SAVE,
+                DOCUMENTS,
+                INPUT_PARTS,
+                LEVEL,
+                INTERPRET,
+            )
+
+
+@device_function
+def read_chunk(
+    i,
+    inputs,
+    R: tl.constexpr,
+    P: tl.constexpr,
+    S: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+    BP: tl.constexpr,
+    POWER: tl.constexpr,
+    LAG: tl.constexpr,
+    LOCAL: tl.constexpr,
+    REFINE: tl.constexpr,
+    SAVE: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    INPUT_PARTS: tl.constexpr,
+    LEVEL: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """The read of the chunk and head i."""
+    (p_q, p_k, p_v, p_last, p_ids, p_scale, p_states, p_inverse, p_w, p_cold, p_y, p_xs, ridge, n, T, N, H) = inputs
+    i_b, i_c, i_h, i_n = place(i, N, H)
     cold = tl.load(p_cold + i_n)
-    if skip(cold, LOCAL, REFINE):
-        return
     t = i_c * S + tl.program_id(1) * BT + tl.arange(0, BT)
     p_states += i_n * ((2 * R + P) * R)
     inverse = split(load_matrix(p_inverse + i_n * R * R, R, R, BR, BR), 3, INTERPRET)
@@ -70,7 +141,7 @@ def read_forward(
         z_prev = split(z_prev, INPUT_PARTS, INTERPRET)
         w = split(load_matrix(p_w + i_n * S * R, S, R, BT, BR), 3, INTERPRET)
     scale = tl.load(p_scale + i_h)
-    rows = tl.num_programs(0).to(tl.int64) // N * T
+    rows = n.to(tl.int64) // N * T
     x = load_rows(p_q, i_b, i_h, t, T, H, R, BR)
     x = solve(x, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, LOCAL, REFINE, DOCUMENTS, INTERPRET)
     for j in tl.static_range(POWER):  # pyright: ignore[reportGeneralTypeIssues]

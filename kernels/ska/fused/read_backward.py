@@ -6,7 +6,8 @@
 import triton
 import triton.language as tl
 
-from .solve import document_masks, keep_old, skip, solve
+from ...launch import device_function
+from .solve import document_masks, keep_old, solve
 from .tiles import (
     add_matrix,
     add_transposed,
@@ -53,8 +54,8 @@ def read_backward(
     INTERPRET: tl.constexpr,
 ):
     """Kernel from dy to the gradients of x_K, the values and the value map; one program computes one chunk of one head."""
-    i_b, i_c, i_h = place(N, H)
-    offset = tl.program_id(0).to(tl.int64) * ((2 * R + P) * R) + 2 * R * R
+    i_b, i_c, i_h, i_n = place(tl.program_id(0), N, H)
+    offset = i_n * ((2 * R + P) * R) + 2 * R * R
     value_map = split(load_matrix(p_states + offset, P, R, BP, BR), 3, INTERPRET)
     t = i_c * S + tl.arange(0, S)
     old, causal = document_masks(p_ids, i_b, i_c, t, T, S, DOCUMENTS)
@@ -85,7 +86,7 @@ def read_backward(
     store_rows(p_a, a, i_b, i_h, t, T, H, R, BR)
 
 
-@triton.jit(do_not_specialize=["T", "N", "H"])
+@triton.jit(do_not_specialize=["n", "T", "N", "H"])
 def step_backward(
     p_k,  # [B, T, H, R]
     p_last,  # [B, H, R] fp32
@@ -104,6 +105,7 @@ def step_backward(
     p_dscale,  # [n] fp32, in and out
     p_dstates,  # [B, N, H, 2R + P, R] fp32, in and out: gradient of the entering state
     ridge,
+    n,
     T,
     N,
     H,
@@ -121,12 +123,82 @@ def step_backward(
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """Backward step through x_j = G^-1 (s M x_{j-1}), or for FINAL (j = 0) through x_0 = G^-1 q. FIRST: j = K."""
-    i_b, i_c, i_h = place(N, H)
-    i_n = tl.program_id(0).to(tl.int64)
+    """Backward step through x_j = G^-1 (s M x_{j-1}), or for FINAL (j = 0) through x_0 = G^-1 q. FIRST: j = K.
+
+    Warm and cold chunks (REFINE) have a launch each, as with `read_forward`."""
+    inputs = (
+        p_k,
+        p_last,
+        p_ids,
+        p_scale,
+        p_states,
+        p_inverse,
+        p_w,
+        p_cold,
+        p_x,
+        p_x_before,
+        p_a,
+        p_dq,
+        p_dk,
+        p_dk_prev,
+        p_dscale,
+        p_dstates,
+        ridge,
+        T,
+        N,
+        H,
+    )
+    if REFINE:
+        for i in range(tl.program_id(0), n, tl.num_programs(0)):
+            if tl.load(p_cold + i) != 0:
+                step_chunk(i, inputs, R, P, S, BR, REFINE, FIRST, FINAL, DOCUMENTS, INPUT_PARTS, LEVEL, INTERPRET)
+    else:
+        i = tl.program_id(0)
+        if tl.load(p_cold + i) == 0:
+            step_chunk(i, inputs, R, P, S, BR, REFINE, FIRST, FINAL, DOCUMENTS, INPUT_PARTS, LEVEL, INTERPRET)
+
+
+@device_function
+def step_chunk(
+    i,
+    inputs,
+    R: tl.constexpr,
+    P: tl.constexpr,
+    S: tl.constexpr,
+    BR: tl.constexpr,
+    REFINE: tl.constexpr,
+    FIRST: tl.constexpr,
+    FINAL: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    INPUT_PARTS: tl.constexpr,
+    LEVEL: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
+    """The backward step of the chunk and head i."""
+    (
+        p_k,
+        p_last,
+        p_ids,
+        p_scale,
+        p_states,
+        p_inverse,
+        p_w,
+        p_cold,
+        p_x,
+        p_x_before,
+        p_a,
+        p_dq,
+        p_dk,
+        p_dk_prev,
+        p_dscale,
+        p_dstates,
+        ridge,
+        T,
+        N,
+        H,
+    ) = inputs
+    i_b, i_c, i_h, i_n = place(i, N, H)
     cold = tl.load(p_cold + i_n)
-    if skip(cold, True, REFINE):
-        return
     p_states += i_n * ((2 * R + P) * R)
     p_dstates += i_n * ((2 * R + P) * R)
     inverse = split(load_matrix(p_inverse + i_n * R * R, R, R, BR, BR), 3, INTERPRET)

@@ -64,16 +64,6 @@ def solve(
 
 
 @device_function
-def skip(cold, LOCAL: tl.constexpr, REFINE: tl.constexpr):
-    """Whether another launch computes this chunk. With local terms the warm chunks have a launch of their own, without the Gram
-    matrix and the second solve, which is faster than a branch."""
-    result = False
-    if LOCAL:
-        result = (cold != 0) != REFINE
-    return result
-
-
-@device_function
 def load_operator(p_gram, ridge, R: tl.constexpr, BR: tl.constexpr, INTERPRET: tl.constexpr):
     """Load G = gram + ridge I of an entering state, in parts."""
     r = tl.arange(0, BR)

@@ -36,8 +36,8 @@ def walk_segments(
     INTERPRET: tl.constexpr,
 ):
     """Sums of z z^T, z z_prev^T and v z^T over SEGMENT chunks; where there is a border, over the last document only."""
-    i_b, i_s, i_h = place(tl.cdiv(N, SEGMENT), H)
-    p_segments += tl.program_id(0).to(tl.int64) * ((2 * R + P) * R)
+    i_b, i_s, i_h, i = place(tl.program_id(0), tl.cdiv(N, SEGMENT), H)
+    p_segments += i * ((2 * R + P) * R)
     b_gram = tl.zeros([BR, BR], tl.float32)
     b_transition = tl.zeros([BR, BR], tl.float32)
     b_values = tl.zeros([BP, BR], tl.float32)

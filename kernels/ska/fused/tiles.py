@@ -2,7 +2,7 @@
 bf16 parts.
 
 Everything is worked in tiles of one chunk of one head: rows are tokens, `[BT, BR]` for keys and `[BT, BP]` for values,
-padded with zeros to powers of two. A program finds its place from one index over (row of the batch, chunk, head).
+padded with zeros to powers of two. One index counts (row of the batch, chunk, head), and `place` takes it apart.
 Tiles are fp32 in registers whatever the dtype in memory (and the interpreter knows no bf16). Loops over `tl.static_range` have a
 `pyright: ignore`: Triton declares that it cannot be iterated, as is true outside of kernels.
 """
@@ -13,10 +13,10 @@ from ...launch import device_function
 
 
 @device_function
-def place(N, H):
-    """The row of the batch, the chunk and the head that this program computes."""
-    i = tl.program_id(0).to(tl.int64)
-    return i // (N * H), (i // H) % N, i % H
+def place(i, N, H):
+    """The row of the batch, the chunk and the head that index i stands for, and i itself, all in 64 bits."""
+    i = tl.zeros((), tl.int64) + i  # the interpreter counts loops in Python's integers
+    return i // (N * H), (i // H) % N, i % H, i
 
 
 @device_function

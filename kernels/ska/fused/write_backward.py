@@ -46,8 +46,7 @@ def write_backward(
     INTERPRET: tl.constexpr,
 ):
     """Kernel of the gradients of keys and values; one program computes one chunk of one head."""
-    i_b, i_c, i_h = place(N, H)
-    i_n = tl.program_id(0).to(tl.int64)
+    i_b, i_c, i_h, i_n = place(tl.program_id(0), N, H)
     t = i_c * S + tl.program_id(1) * BT + tl.arange(0, BT)
     r = tl.arange(0, BR)
     p_d = p_dstates + i_n * ((2 * R + P) * R)
