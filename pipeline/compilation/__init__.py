@@ -1,0 +1,1 @@
+"""Compilation of the kernels of a run before its first step; read `passes.py`, then `kernels.py`."""
