@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from ..data_prep.loading.dataset import Dataset
 from ..data_prep.loading.loader import BatchLoader
+from ..kernels.available import TRITON
+from ..kernels.compilation import watch_late_kernels
 from ..models.common.errors import UserError
 from ..models.common.files import write_json
 from ..models.common.run_layout import ENGINE
@@ -26,11 +28,10 @@ from .config import RunConfig
 from .engine import build_engine, choose_device, join_process_group
 from .engine.cuda_graphs import graphed_blocks, why_not
 from .garbage import GarbageCollection
-from .mesh import Mesh, make_mesh
+from .mesh import Mesh, make_mesh, nodes_of_ranks
 from .monitoring.heartbeat import Heartbeat
 from .monitoring.machine import MachineMeter
 from .monitoring.metrics import Meter
-from .monitoring.node import node_name
 from .monitoring.ska_health import SKAHealthMonitor
 from .monitoring.startup import StartupClock
 from .monitoring.straggler import Stopwatch, StragglerDetector
@@ -70,7 +71,7 @@ def _train(
     join_process_group(device)
     clock.end("process_group")
     with Heartbeat(run, dist.get_rank(), dist.get_world_size()) as heartbeat:
-        nodes = _nodes()
+        nodes = nodes_of_ranks()
         mesh = make_mesh(config.run.sequence_parallel, nodes)
         dataset = Dataset.open(run.data_folder())
         vocab_size = dataset.tokenizer().get_vocab_size()
@@ -117,13 +118,6 @@ def _resume(run: RunFolder, device: torch.device) -> SavedState:
     return newest_state(run)
 
 
-def _nodes() -> list[str]:
-    """The node that each rank runs on, by rank."""
-    names: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, node_name())
-    return names
-
-
 class _Loop:
     """Training steps with checkpoints; all ranks take every decision together."""
 
@@ -161,6 +155,7 @@ class _Loop:
         self.machine = MachineMeter(engine.device)
         self.health = SKAHealthMonitor(engine, config)
         self.graphed = graphed_blocks(engine.module)
+        self.late_kernels = watch_late_kernels() if engine.device.type == "cuda" and TRITON else []
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
         self.clock: StartupClock | None = None  # until the first step of this process
         if self.log:  # the environment is that of rank 0
@@ -310,6 +305,9 @@ class _Loop:
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
             fields = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
             self.event("straggler", step=self.step, **fields)
+        if self.late_kernels:
+            self.event("compile", step=self.step, at_launch=self.late_kernels.copy())
+            self.late_kernels.clear()
         if self.clock:
             self.event("startup", step=self.step, **self.clock.finish())
             self.clock = None

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .late import watch_late_kernels
 from .recording import Kernel
 from .target import NoGPU, Target
 
@@ -77,15 +78,12 @@ def _prepare(target: Target, begin: Callable[[], None] | None) -> None:
 
 
 def _compile(number: int) -> Compiled:
-    from triton import knobs
-
-    kernel, hits = _jobs[number], []
-    listener: Any = lambda **found: hits.append(found["cache_hit"])  # noqa: E731 (declared is a protocol of fixed names)
-    knobs.compilation.listener = listener
+    kernel = _jobs[number]
+    late = watch_late_kernels()
     started = time.perf_counter()
     try:
         compiled: Any = kernel.function.preload(kernel.variant)
     except Exception as error:  # Triton's compiler raises its own and LLVM's
         return Compiled(kernel.name, time.perf_counter() - started, False, 0, "", f"{type(error).__name__}: {error}")
     seconds = time.perf_counter() - started
-    return Compiled(kernel.name, seconds, all(hits), compiled.metadata.shared, compiled.hash)
+    return Compiled(kernel.name, seconds, not late, compiled.metadata.shared, compiled.hash)

@@ -46,7 +46,7 @@ class TrainingProgress:
         for event in self._events.read():
             if event["kind"] == "start":
                 self._show(event["step"], f"started on {event['world_size']} worker(s), {event['device']}")
-            elif event["kind"] == "compile":
+            elif event["kind"] == "compile" and "done" in event:
                 self._show(
                     event["step"], f"kernels: {event['done']} of {event['kernels']}, {event['compiled']} compiled"
                 )
