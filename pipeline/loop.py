@@ -89,7 +89,7 @@ def _train(
             loop = _Loop(run, stages[number], engine, mesh, loader, dataset, heartbeat, nodes, state, end, same_process)
             if not same_process:
                 clock.end("state")
-                await_kernels(compilation, partial(loop.event, step=loop.step), stop)
+                await_kernels(compilation, partial(loop.record_event, step=loop.step), stop)
                 dist.barrier()  # a rank that began its first step would compile the kernels itself
                 clock.end("kernels")
                 loop.clock = clock
@@ -160,10 +160,10 @@ class _Loop:
         self.clock: StartupClock | None = None  # until the first step of this process
         if self.log:  # the environment is that of rank 0
             fields = self._position() | {"pid": os.getpid(), "same_process": same_process} | self._topology()
-            self.event("start", **fields, **describe_environment())
+            self.record_event("start", **fields, **describe_environment())
         for path in sorted(self.run.checkpoints.glob(".damaged.*")):
             message = f"a checkpoint was damaged and is set aside as {path}: training goes on from one before"
-            self.event("warning", step=self.step, message=message)
+            self.record_event("warning", step=self.step, message=message)
         self._nonfinite_steps = 0  # consecutive steps with a gradient that is not finite
         self._rolled_back_at = 0
         self._saved_at = time.monotonic()
@@ -206,7 +206,7 @@ class _Loop:
                 self._record(result, time.perf_counter() - started, stall)
                 if self.health.due(self.step):
                     for kind, fields in self.health.measure(batch, self.mesh, self.step):
-                        self.event(kind, step=self.step, **fields)
+                        self.record_event(kind, step=self.step, **fields)
                 stopping, write_failed = bool(result.flags[0]), bool(result.flags[1])
                 if write_failed:
                     self.writer.finish()  # raises on every rank
@@ -228,13 +228,13 @@ class _Loop:
         if self.step == self.end and not stopping and self.step != config.run.stop_step:
             return True
         if self.end is None and self.step == config.train.steps:
-            self.event("finish", **self._position())
+            self.record_event("finish", **self._position())
             if self.log:
                 write_json(self.run.finished_file, self._position())
         else:
             reason = stop.reason or stop_reason(self.run)  # another rank may have read it before this one's heartbeat
             reason = (reason or "a signal to another rank") if stopping else "run.stop_step"
-            self.event("stop", **self._position(), reason=reason)
+            self.record_event("stop", **self._position(), reason=reason)
         return False
 
     def _load(self, state: SavedState) -> None:
@@ -286,39 +286,41 @@ class _Loop:
             )
         self._load(state)
         self.writer.average = self.average
-        self.event("rollback", **self._position(), from_step=failed, reason=f"{count} steps in a row were not finite")
+        self.record_event(
+            "rollback", **self._position(), from_step=failed, reason=f"{count} steps in a row were not finite"
+        )
 
     def _record(self, result: Update, seconds: float, stall: float) -> None:
         if not self.log:
             return
         if not result.applied:
-            self.event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
+            self.record_event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
         measured = self.meter.measure(result.metrics, seconds)
         fields = (
             result.metrics | measured | {"data_stall_seconds": stall, "epochs": self.loader.epochs_before(self.step)}
         )
         if result.loss_by_source:
             fields["loss_by_source"] = dict(result.loss_by_source)
-        self.event("step", **self._position(), **fields, **self.machine.measure())
+        self.record_event("step", **self._position(), **fields, **self.machine.measure())
         for rank, slow, median in self.stragglers.record_step(result.compute_seconds, seconds):
             node = self.nodes[rank]
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
             fields = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
-            self.event("straggler", step=self.step, **fields)
+            self.record_event("straggler", step=self.step, **fields)
         if self.late_kernels:
-            self.event("compile", step=self.step, at_launch=self.late_kernels.copy())
+            self.record_event("compile", step=self.step, at_launch=self.late_kernels.copy())
             self.late_kernels.clear()
         if self.clock:
-            self.event("startup", step=self.step, **self.clock.finish())
+            self.record_event("startup", step=self.step, **self.clock.finish())
             self.clock = None
         reason = self.graphed.take_eager_reason() if self.graphed else None
         if reason:
-            self.event("warning", step=self.step, message=f"passes without CUDA graphs: {reason}")
+            self.record_event("warning", step=self.step, message=f"passes without CUDA graphs: {reason}")
 
     def _report_checkpoints(self) -> None:
         completed = self.writer.completed()
         if completed:
-            self.event(
+            self.record_event(
                 "checkpoint",
                 step=completed.step,
                 path=completed.path.name,
@@ -340,7 +342,7 @@ class _Loop:
             "nodes": self.nodes,
         }
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def record_event(self, kind: str, **fields: Any) -> None:
         """Record an event, on rank 0."""
         if self.log:
             self.log.write(kind, **fields)

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from echo_lm.pipeline.run.events import read_events
+from echo_lm.pipeline.run.folder import RunFolder
 
 STARTS = {
     "never": "nothing compiled before",
@@ -97,7 +98,7 @@ def one_start(place: Path, start: str, overrides: list[str]) -> dict:
     if start == "off":
         environment["ECHO_LM_COMPILE"] = "off"
     row["run_seconds"] = echo_lm(place, "train", ["--runs", str(place / start)], overrides, environment)
-    events = read_events(place / start / "cold-start" / "events.jsonl")
+    events = read_events(RunFolder(place / start / "cold-start").events_file)
     steps = [event for event in events if event["kind"] == "step"]
     (startup,) = [event for event in events if event["kind"] == "startup"]
     row |= {"first_step_seconds": startup["total_seconds"], "phases": startup["phases"]}

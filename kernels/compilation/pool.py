@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -71,10 +72,12 @@ def compile_kernels(
 def _prepare(target: Target, begin: Callable[[], None] | None) -> None:
     from triton.runtime import driver
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would answer after the kernel, which can take half a minute
     if begin is not None:
         begin()
 
-    driver.set_active(NoGPU(target))
+    stand_in: Any = NoGPU(target)
+    driver.set_active(stand_in)
 
 
 def _compile(number: int) -> Compiled:

@@ -1,6 +1,7 @@
 """`echo-lm compile`: kernels of a training compiled into Triton's cache."""
 
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 from ...kernels.available import TRITON
 from ...kernels.compilation import Compiled, cache_folder, compile_kernels, find_target
@@ -26,10 +27,16 @@ def compile_run(config: RunConfig, device: str | None, workers: int | None) -> N
     started = time.perf_counter()
     kernels = kernels_of(config, gpu)
     results: list[Compiled] = []
-    with stage(f"compile for {gpu}", len(kernels), "kernels") as progress:
-        for result in compile_kernels(kernels, gpu, workers, begin=end_with_parent):
-            results.append(result)
-            progress.update(len(results), result.name)
+    try:
+        with stage(f"compile for {gpu}", len(kernels), "kernels") as progress:
+            for result in compile_kernels(kernels, gpu, workers, begin=end_with_parent):
+                results.append(result)
+                progress.update(len(results), result.name)
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process that compiled was killed after {len(results)} of {len(kernels)} kernels, as where memory runs out: "
+            "the same command goes on, with fewer --workers if need be"
+        ) from None
     if failed := [result for result in results if result.error]:
         problems = "; ".join(f"{result.name} ({result.error})" for result in failed)
         raise UserError(f"{len(failed)} of {len(results)} kernels did not compile for {gpu}: {problems}")

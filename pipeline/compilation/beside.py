@@ -91,7 +91,7 @@ def start_compilation(run_path: Path) -> KernelCompilation | None:
     return KernelCompilation(run_path, wanted or None)
 
 
-def await_kernels(compilation: KernelCompilation | None, event: Callable[..., None], stop: StopSignal) -> None:
+def await_kernels(compilation: KernelCompilation | None, record_event: Callable[..., None], stop: StopSignal) -> None:
     """Wait until the kernels of this node are compiled, and record how it goes as events.
 
     A training goes on without kernels that could not be compiled: each is compiled at its first launch, which says what is wrong.
@@ -99,14 +99,18 @@ def await_kernels(compilation: KernelCompilation | None, event: Callable[..., No
     if compilation is None:
         return
     begun = time.monotonic()
-    compilation.wait(lambda progress: event("compile", **_fields(progress)), stop)
+    compilation.wait(lambda progress: record_event("compile", **_fields(progress)), stop)
     waited = round(time.monotonic() - begun, 2)
-    if (progress := compilation.progress) is None:
-        event("warning", message="the kernels could not be compiled before training: see the log of this rank")
+    progress = compilation.progress
+    if (progress is None or progress.done < progress.kernels) and not stop.received:
+        known = "" if progress is None else f" after {progress.done} of {progress.kernels} kernels"
+        message = f"the compilation before training ended{known}, see the log of this rank: the others are compiled at their launch"
+        record_event("warning", message=message)
+    if progress is None:
         return
     for problem in progress.failed:
-        event("warning", message=f"a kernel could not be compiled before training: {problem}")
-    event("compile", **_fields(progress), seconds=round(compilation.seconds, 2), waited_seconds=waited)
+        record_event("warning", message=f"a kernel could not be compiled before training: {problem}")
+    record_event("compile", **_fields(progress), seconds=round(compilation.seconds, 2), waited_seconds=waited)
 
 
 def _fields(progress: Progress) -> dict[str, int]:

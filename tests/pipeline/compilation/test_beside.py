@@ -43,7 +43,7 @@ def test_a_process_that_fails_is_a_warning_and_training_goes_on(tmp_path, monkey
     monkeypatch.setenv(VARIABLE, "h200")
     ((kind, fields),) = awaited(start_compilation(tmp_path / "nowhere"))
     assert kind == "warning"
-    assert "could not be compiled before training" in fields["message"]
+    assert "the compilation before training ended, see the log" in fields["message"]
 
 
 def test_a_stop_signal_ends_it(run_folder):
