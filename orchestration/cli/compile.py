@@ -1,5 +1,6 @@
 """`echo-lm compile`: the kernels of a recipe, ahead of its training."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ def compile(
 ) -> None:
     """Compile the Triton kernels that a recipe's training launches, without running it and without a GPU. A repetition compiles
     only what is missing."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as in a training: see `KernelCompilation`
     from ..launch.compile import compile_run
     from ..launch.target import resolve_target
 

@@ -46,7 +46,8 @@ class KernelCompilation:
             stdin=subprocess.PIPE,  # its end is how the process knows that this one has ended
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            # Autograd would start CUDA, which takes memory of the GPU, and processes that have started it must not be forked.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
         self.progress: Progress | None = None
         self.seconds = 0.0
