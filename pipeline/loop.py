@@ -3,7 +3,6 @@ checkpoints."""
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import torch.distributed as dist
 
 from ..data_prep.loading.dataset import Dataset
 from ..data_prep.loading.loader import BatchLoader
-from ..kernels.available import TRITON
-from ..kernels.compilation import watch_late_kernels
 from ..models.common.errors import UserError
 from ..models.common.files import write_json
 from ..models.common.run_layout import ENGINE
@@ -23,7 +20,8 @@ from .checkpoint.format import set_damaged_aside
 from .checkpoint.moving_average import MovingAverage
 from .checkpoint.restore import SavedState, newest_state
 from .checkpoint.writer import CheckpointWriter
-from .compilation.beside import KernelCompilation, await_kernels
+from .compilation.beside import KernelCompilation
+from .compilation.waiting import AwaitedKernels
 from .config import RunConfig
 from .engine import build_engine, choose_device, join_process_group
 from .engine.cuda_graphs import graphed_blocks, why_not
@@ -48,7 +46,7 @@ def train(run_path: Path | str, compilation: KernelCompilation | None = None) ->
     """Train the run in `run_path` from its last complete checkpoint to its end, as the rank that the environment names.
 
     Args:
-        compilation: what compiles the run's kernels meanwhile; its end is waited for before the first step.
+        compilation: what compiles the run's kernels meanwhile; launches wait for it.
 
     Raises:
         UserError: also recorded in the run's `error.json`, since this may be a process of a worker group.
@@ -77,7 +75,7 @@ def _train(
         vocab_size = dataset.tokenizer().get_vocab_size()
         stages = _stages(run, config)
         clock.end("data")
-        going_on, same_process = True, False
+        going_on, same_process, kernels = True, False, None
         while going_on:
             # One stage, unless training fell back behind its beginning.
             state = _resume(run, device)
@@ -89,10 +87,10 @@ def _train(
             loop = _Loop(run, stages[number], engine, mesh, loader, dataset, heartbeat, nodes, state, end, same_process)
             if not same_process:
                 clock.end("state")
-                await_kernels(compilation, partial(loop.record_event, step=loop.step), stop)
-                dist.barrier()  # a rank that began its first step would compile the kernels itself
-                clock.end("kernels")
                 loop.clock = clock
+                waiting = {"step": loop.step, "on_gpu": device.type == "cuda"}
+                kernels = AwaitedKernels(run.path, compilation, loop.record_event, stop, **waiting)
+            loop.kernels = kernels
             going_on, same_process = loop.train_to_end(stop), True
             dist.barrier()  # a rank that leaves early can abort the others' exit
             engine.destroy()
@@ -155,8 +153,8 @@ class _Loop:
         self.machine = MachineMeter(engine.device)
         self.health = SKAHealthMonitor(engine, config)
         self.graphed = graphed_blocks(engine.module)
-        self.late_kernels = watch_late_kernels() if engine.device.type == "cuda" and TRITON else []
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
+        self.kernels: AwaitedKernels | None = None
         self.clock: StartupClock | None = None  # until the first step of this process
         if self.log:  # the environment is that of rank 0
             fields = self._position() | {"pid": os.getpid(), "same_process": same_process} | self._topology()
@@ -307,11 +305,12 @@ class _Loop:
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
             fields = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
             self.record_event("straggler", step=self.step, **fields)
-        if self.late_kernels:
-            self.record_event("compile", step=self.step, at_launch=self.late_kernels.copy())
-            self.late_kernels.clear()
+        if self.kernels:
+            self.kernels.record(self.step)
         if self.clock:
-            self.record_event("startup", step=self.step, **self.clock.finish())
+            self.record_event(
+                "startup", step=self.step, **self.clock.finish(self.kernels.waited if self.kernels else 0.0)
+            )
             self.clock = None
         reason = self.graphed.take_eager_reason() if self.graphed else None
         if reason:

@@ -20,10 +20,11 @@ _jobs: Sequence[Kernel] = ()  # of the pool's processes, which are forked: kerne
 
 
 class Compiled(NamedTuple):
-    """The outcome for one kernel. was_there: in the cache before; shared_bytes: shared memory of a program; hash: Triton's name of
-    it; error: why it did not compile, or None."""
+    """The outcome for one kernel. key: `Kernel.key`; was_there: in the cache before; shared_bytes: shared memory of a program;
+    hash: Triton's name of it; error: why it did not compile, or None."""
 
     name: str
+    key: str
     seconds: float
     was_there: bool
     shared_bytes: int
@@ -87,6 +88,8 @@ def _compile(number: int) -> Compiled:
     try:
         compiled: Any = kernel.function.preload(kernel.variant)
     except Exception as error:  # Triton's compiler raises its own and LLVM's
-        return Compiled(kernel.name, time.perf_counter() - started, False, 0, "", f"{type(error).__name__}: {error}")
+        return Compiled(
+            kernel.name, kernel.key, time.perf_counter() - started, False, 0, "", f"{type(error).__name__}: {error}"
+        )
     seconds = time.perf_counter() - started
-    return Compiled(kernel.name, seconds, not late, compiled.metadata.shared, compiled.hash)
+    return Compiled(kernel.name, kernel.key, seconds, not late, compiled.metadata.shared, compiled.hash)

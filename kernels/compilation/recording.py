@@ -6,6 +6,7 @@ or multiples of 16. Its `jit_cache_hook` then takes the variant, in place of com
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -27,6 +28,16 @@ class Kernel(NamedTuple):
     name: str
     function: Any
     variant: str
+
+    @property
+    def key(self) -> str:
+        """The same in every process, for the same variant of the same kernel."""
+        return key_of(self.name, self.variant)
+
+
+def key_of(name: str, variant: str) -> str:
+    """A short key of a variant of a kernel."""
+    return hashlib.sha256(f"{name} {variant}".encode()).hexdigest()[:24]
 
 
 class Recording:

@@ -1,1 +1,2 @@
-"""Compilation of the kernels of a run before its first step; read `passes.py`, then `kernels.py`."""
+"""Compilation of the kernels of a run beside the start of its training; read `passes.py`, `kernels.py`, then `beside.py`,
+`process.py` and `waiting.py`."""

@@ -1,19 +1,18 @@
-"""The process that compiles the kernels of a run beside the start of its training:
+"""The process that compiles the kernels of a run beside the start of its training; its output is described in `beside.py`.
 
     python -m echo_lm.pipeline.compilation.process RUN_FOLDER [GPU]
 
-It tells its progress as lines of JSON on stdout, `Progress` each, and ends with its parent, by the end of stdin. It never
-touches the GPU."""
+It never touches the GPU, and ends with its parent, by the end of stdin.
+"""
 
 import json
 import os
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ...models.common.parent import end_with_parent
-from .beside import Progress
 
 
 def main() -> None:
@@ -27,23 +26,19 @@ def main() -> None:
 
     config = RunFolder(Path(sys.argv[1])).load_config()
     if config.run.device == "cpu":
+        _tell(kernels={})
         return
     target = find_target(sys.argv[2] if len(sys.argv) > 2 else None)
     kernels = kernels_of(config, target)
-    progress = Progress(len(kernels))
-    _tell(progress)
+    _tell(kernels={kernel.key: kernel.name for kernel in kernels})
     # Trainings that start together, such as cells of a study, do not compile the same kernels side by side.
     with FileLock(cache_folder() / ".echo-lm.lock"):
         for result in compile_kernels(kernels, target, begin=end_with_parent):
-            progress.done += 1
-            progress.compiled += not result.was_there and not result.error
-            if result.error:
-                progress.failed.append(f"{result.name}: {result.error}")
-            _tell(progress)
+            _tell(key=result.key, was_there=result.was_there, error=result.error)
 
 
-def _tell(progress: Progress) -> None:
-    print(json.dumps(asdict(progress)), flush=True)
+def _tell(**entry: Any) -> None:
+    print(json.dumps(entry), flush=True)
 
 
 def _end_with_stdin() -> None:

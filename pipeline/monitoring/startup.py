@@ -30,7 +30,9 @@ class StartupClock:
         self.phases[phase] = round(self.phases.get(phase, 0.0) + now - self._last, 2)
         self._last = now
 
-    def finish(self) -> dict[str, Any]:
-        """End the last phase, `first_step`; returns the fields of the event."""
+    def finish(self, waited: float) -> dict[str, Any]:
+        """End the first step, of which `waited` seconds were a phase of their own, `kernels`; returns the fields of the event."""
         self.end("first_step")
+        first_step = self.phases.pop("first_step")
+        self.phases |= {"kernels": round(waited, 2), "first_step": round(first_step - waited, 2)}
         return {"phases": self.phases, "total_seconds": round(sum(self.phases.values()), 2)}

@@ -40,7 +40,7 @@ LAUNCH = (
 import json
 from types import SimpleNamespace
 from triton.runtime import driver
-from echo_lm.kernels.compilation import find_target, watch_late_kernels
+from echo_lm.kernels.compilation import before_compilation, find_target, watch_late_kernels
 from echo_lm.kernels.compilation.target import NoGPU
 from echo_lm.kernels.operator import functions_on_meta
 
@@ -56,10 +56,11 @@ class Driver(NoGPU):
         return launch
 
 driver.set_active(Driver(find_target("h200")))
-late = watch_late_kernels()
+late, keys = watch_late_kernels(), []
+before_compilation(keys.append)
 with functions_on_meta():
     passes()
-print(json.dumps([Driver.launches, late]))
+print(json.dumps([Driver.launches, late, keys]))
 """
 )
 
@@ -83,10 +84,13 @@ def test_what_was_compiled_is_found_at_the_launch(tmp_path):
     assert sorted(result["name"] for result in results) == ["normalize_and_gate_backward", "normalize_and_gate_forward"]
     assert not any(result["was_there"] or result["error"] for result in results)
     assert len(list(tmp_path.glob("*/*.cubin"))) == 2
-    assert run(LAUNCH, tmp_path) == [2, []]
+    keys = [result["key"] for result in again]
+    launches, late, asked_for = run(LAUNCH, tmp_path)
+    assert (launches, late) == (2, [])
+    assert sorted(asked_for) == sorted(keys), "a training waits for them by their keys"
     assert all(result["was_there"] for result in again)
     # Without any of it both are compiled at their launch.
-    assert run(LAUNCH, tmp_path / "empty") == [2, ["normalize_and_gate_forward", "normalize_and_gate_backward"]]
+    assert run(LAUNCH, tmp_path / "empty")[1] == ["normalize_and_gate_forward", "normalize_and_gate_backward"]
 
 
 def test_a_kernel_that_does_not_compile_is_reported_and_the_others_are_compiled(tmp_path):

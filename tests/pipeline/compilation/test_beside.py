@@ -1,5 +1,6 @@
 """The process that compiles a run's kernels beside the start of its training."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,8 @@ import time
 import psutil
 import pytest
 
-from echo_lm.pipeline.compilation.beside import VARIABLE, await_kernels, start_compilation
+from echo_lm.pipeline.compilation.beside import VARIABLE, log_of, start_compilation
 from echo_lm.pipeline.run.folder import RunFolder
-from echo_lm.pipeline.stop_signal import StopSignal
 from tests.test_layout import ROOT
 
 
@@ -26,46 +26,45 @@ def run_folder(tmp_path, data_root, smoke, monkeypatch):
     return run
 
 
-def awaited(compilation, stop=None):
-    events = []
-    await_kernels(compilation, lambda kind, **fields: events.append((kind, fields)), stop or StopSignal())
-    return events
+def entries(run_path):
+    """The log of the process, once it has ended."""
+    while True:
+        lines = log_of(run_path).read_text().splitlines()
+        if lines and "seconds" in lines[-1]:
+            return [json.loads(line) for line in lines if line]
+        time.sleep(0.05)
 
 
-def test_the_end_is_recorded_with_what_was_compiled(run_folder):
-    ((kind, fields),) = awaited(start_compilation(run_folder.path))
-    assert kind == "compile"
-    assert (fields["kernels"], fields["done"], fields["compiled"]) == (0, 0, 0)
-    assert 0 < fields["waited_seconds"] <= fields["seconds"]
+def test_its_log_has_the_kernels_and_its_end(run_folder):
+    assert start_compilation(run_folder.path) is not None
+    first, last = entries(run_folder.path)
+    assert first == {"kernels": {}}
+    assert last["seconds"] > 0.5, "it imports torch"
 
 
-def test_a_process_that_fails_is_a_warning_and_training_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "h200")
-    ((kind, fields),) = awaited(start_compilation(tmp_path / "nowhere"))
-    assert kind == "warning"
-    assert "the compilation before training ended, see the log" in fields["message"]
-
-
-def test_a_stop_signal_ends_it(run_folder):
-    stop = StopSignal()
-    stop.reason = "SIGTERM"
+def test_it_can_be_stopped_and_its_end_is_in_the_log_however_it_ends(run_folder, tmp_path):
     begun = time.monotonic()
-    compilation = start_compilation(run_folder.path)
-    awaited(compilation, stop)
-    assert time.monotonic() - begun < 1.5, "it takes seconds to import torch"
+    start_compilation(run_folder.path).stop()
+    (last,) = entries(run_folder.path)
+    assert last["seconds"] <= time.monotonic() - begun < 1.5, "it takes seconds to import torch"
+    start_compilation(tmp_path / "nowhere")
+    assert [*last] == [*entries(tmp_path / "nowhere")[0]]
 
 
-def test_one_rank_of_a_node_starts_it_and_only_where_there_is_a_gpu(tmp_path, monkeypatch):
+def test_one_rank_of_a_node_starts_it_and_only_where_there_is_a_gpu(run_folder, monkeypatch):
+    log = log_of(run_folder.path)
+    log.parent.mkdir()
+    log.write_text("of an earlier start")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv(VARIABLE, "h200")
-    assert start_compilation(tmp_path) is None
+    assert start_compilation(run_folder.path) is None
+    assert log.exists(), "the first rank's may be in it"
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv(VARIABLE, "off")
-    assert start_compilation(tmp_path) is None
+    assert start_compilation(run_folder.path) is None
+    assert not log.exists()
     monkeypatch.delenv(VARIABLE)
     if not os.path.exists("/dev/nvidiactl"):
-        assert start_compilation(tmp_path) is None
-    assert awaited(None) == []
+        assert start_compilation(run_folder.path) is None
 
 
 def test_it_ends_with_the_training_process_and_all_that_compile_for_it(tmp_path, data_root, smoke, monkeypatch):
@@ -74,8 +73,9 @@ def test_it_ends_with_the_training_process_and_all_that_compile_for_it(tmp_path,
     config = smoke("model.d_model=128")  # a minute's work for a core
     run = RunFolder(tmp_path / "run")
     run.prepare(config, data_root / config.data.name)
-    code = "import sys, time; from echo_lm.pipeline.compilation.beside import start_compilation as start\n"
-    code += "print(start(sys.argv[1])._process.pid, flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path\n"
+    code += "from echo_lm.pipeline.compilation.beside import start_compilation as start\n"
+    code += "print(start(Path(sys.argv[1]))._process.pid, flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, str(run.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as training:
         child = psutil.Process(int(training.stdout.readline()))
