@@ -25,6 +25,14 @@ def uncompiled(function: Function) -> Function:
     return cast(Function, torch._disable_dynamo(function))  # pyright: ignore[reportPrivateImportUsage]
 
 
+def without_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Context in which products of the device of x are not autocast. Nothing where they are not anyway: a context in a compiled
+    graph keeps it out of torch.compile's cache, so that every start would trace the graph's backward pass again."""
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
 _functions_on_meta = False
 
 
