@@ -61,6 +61,7 @@ def start_compilation(run_path: Path) -> KernelCompilation | None:
         return None
     log_of(run_path).unlink(missing_ok=True)
     wanted = os.environ.get(VARIABLE, "")
-    if wanted == "off" or not (wanted or os.path.exists("/dev/nvidiactl")):
+    has_gpu = os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    if wanted == "off" or not (wanted or has_gpu):
         return None
     return KernelCompilation(run_path, wanted or None)
