@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from echo_lm.pipeline.compilation.beside import VARIABLE, log_of, start_compilation
+from echo_lm.pipeline.launch import launch
+from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
 from tests.test_layout import ROOT
 
@@ -20,7 +22,7 @@ def run_folder(tmp_path, data_root, smoke, monkeypatch):
     """A run whose model launches no Triton kernel of ours, so that nothing is compiled."""
     monkeypatch.setenv(VARIABLE, "h200")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-    config = smoke("model.preset=transformer-1m", "model.d_model=64")
+    config = smoke("model.preset=transformer-1m", "model.d_model=64", "run.workers=1", "evaluation.suites=[]")
     run = RunFolder(tmp_path / "run")
     run.prepare(config, data_root / config.data.name)
     return run
@@ -65,6 +67,14 @@ def test_one_rank_of_a_node_starts_it_and_only_where_there_is_a_gpu(run_folder, 
     monkeypatch.delenv(VARIABLE)
     if not os.path.exists("/dev/nvidiactl"):
         assert start_compilation(run_folder.path) is None
+
+
+def test_a_training_records_what_was_compiled_beside_its_start(run_folder):
+    launch(run_folder, run_folder.load_config())
+    events = read_events(run_folder.events_file)
+    (fields,) = [event for event in events if event["kind"] == "compile"]
+    assert (fields["kernels"], fields["compiled"], fields["waited_seconds"]) == (0, 0, 0.0)
+    assert fields["seconds"] > 0.5
 
 
 def test_it_ends_with_the_training_process_and_all_that_compile_for_it(tmp_path, data_root, smoke, monkeypatch):
