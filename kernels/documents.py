@@ -8,6 +8,8 @@ entering state: only the borders inside rows are of interest here.
 import torch
 from torch import Tensor
 
+from .available import on_gpu
+
 
 def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor | None:
     """Mark the tokens that start a document inside a row; first tokens of rows are not marked.
@@ -27,7 +29,7 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
             f"cu_seqlens must be an int32 or int64 vector of documents + 1 offsets, not {cu_seqlens.dtype} of shape "
             f"{tuple(cu_seqlens.shape)}"
         )
-    if cu_seqlens.device.type == "cpu":
+    if not on_gpu(cu_seqlens):
         first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
         if first != 0 or last != tokens or bool((cu_seqlens.diff() <= 0).any()):
             raise ValueError(
@@ -38,7 +40,7 @@ def inner_borders(cu_seqlens: Tensor | None, batch: int, length: int, device: to
     starts = starts.view(batch, length)
     starts[:, 0] = False
     # On a GPU this test would make the host wait for the device.
-    return starts if starts.is_cuda or bool(starts.any()) else None
+    return starts if on_gpu(starts) or bool(starts.any()) else None
 
 
 def document_ids(starts: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 than the kernels of a layer took (docs/design/kernels.md).
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 import torch
@@ -22,6 +23,29 @@ def uncompiled(function: Function) -> Function:
     only count parameters or prepare a start need not spend.
     """
     return cast(Function, torch._disable_dynamo(function))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def without_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Context in which products of the device of x are not autocast. Nothing where they are not anyway: a context in a compiled
+    graph keeps it out of torch.compile's cache, so that every start would trace the graph's backward pass again."""
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+_functions_on_meta = False
+
+
+@contextlib.contextmanager
+def functions_on_meta() -> Iterator[None]:
+    """Context in which operators run their functions on tensors on "meta" too, instead of only telling the shapes of the outputs:
+    `kernels/compilation` records what they launch."""
+    global _functions_on_meta
+    _functions_on_meta = True
+    try:
+        yield
+    finally:
+        _functions_on_meta = False
 
 
 def register(
@@ -45,7 +69,11 @@ def register(
     tags = [torch.Tag.flexible_layout] if any_layout else []
     _library.define(name + torch.library.infer_schema(function, mutates_args=()), tags=tags)
     _library.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+    def on_meta(*inputs):
+        return (function if _functions_on_meta else fake)(*inputs)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", on_meta, lib=_library)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if differentiate is None:
         return operator

@@ -17,6 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ..models.common.errors import UserError
 from ..models.common.files import disk_is_full, no_space
 from .config import RunConfig
+from .monitoring.startup import COMMAND_STARTED
 from .run.folder import RunFolder
 from .run.stop_request import clear_stop_request
 from .stop_signal import StopSignal
@@ -46,6 +47,7 @@ def launch(run: RunFolder, config: RunConfig) -> None:
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         # A worker group that is started again must not find the addresses of the dead one in the store: a fresh store each time.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        COMMAND_STARTED: str(psutil.Process().create_time()),
     }
     logs = run.path / "logs"
     logs.mkdir(exist_ok=True)

@@ -20,16 +20,18 @@ from .checkpoint.format import set_damaged_aside
 from .checkpoint.moving_average import MovingAverage
 from .checkpoint.restore import SavedState, newest_state
 from .checkpoint.writer import CheckpointWriter
+from .compilation.beside import KernelCompilation
+from .compilation.waiting import AwaitedKernels
 from .config import RunConfig
 from .engine import build_engine, choose_device, join_process_group
 from .engine.cuda_graphs import graphed_blocks, why_not
 from .garbage import GarbageCollection
-from .mesh import Mesh, make_mesh
+from .mesh import Mesh, make_mesh, nodes_of_ranks
 from .monitoring.heartbeat import Heartbeat
 from .monitoring.machine import MachineMeter
 from .monitoring.metrics import Meter
-from .monitoring.node import node_name
 from .monitoring.ska_health import SKAHealthMonitor
+from .monitoring.startup import StartupClock
 from .monitoring.straggler import Stopwatch, StragglerDetector
 from .run.events import EventLog
 from .run.folder import RunFolder, describe_environment
@@ -40,40 +42,55 @@ from .stop_signal import StopSignal
 from .update import Update, update
 
 
-def train(run_path: Path | str) -> None:
+def train(run_path: Path | str, compilation: KernelCompilation | None = None) -> None:
     """Train the run in `run_path` from its last complete checkpoint to its end, as the rank that the environment names.
+
+    Args:
+        compilation: what compiles the run's kernels meanwhile; launches wait for it.
 
     Raises:
         UserError: also recorded in the run's `error.json`, since this may be a process of a worker group.
     """
-    run = RunFolder(run_path)
+    run, clock = RunFolder(run_path), StartupClock()
+    clock.end("imports")
     with StopSignal(later_ends=False) as stop:
         try:
-            _train(run, run.load_config(), stop)
+            _train(run, run.load_config(), stop, clock, compilation)
         except UserError as error:
             write_json(run.error_file, {"message": str(error)})
             raise
 
 
-def _train(run: RunFolder, config: RunConfig, stop: StopSignal) -> None:
+def _train(
+    run: RunFolder, config: RunConfig, stop: StopSignal, clock: StartupClock, compilation: KernelCompilation | None
+) -> None:
     torch.set_num_threads(config.run.threads)
     device = choose_device(config)
     join_process_group(device)
+    clock.end("process_group")
     with Heartbeat(run, dist.get_rank(), dist.get_world_size()) as heartbeat:
-        nodes = _nodes()
+        nodes = nodes_of_ranks()
         mesh = make_mesh(config.run.sequence_parallel, nodes)
         dataset = Dataset.open(run.data_folder())
         vocab_size = dataset.tokenizer().get_vocab_size()
         stages = _stages(run, config)
-        going_on, same_process = True, False
+        clock.end("data")
+        going_on, same_process, kernels = True, False, None
         while going_on:
             # One stage, unless training fell back behind its beginning.
             state = _resume(run, device)
             number = max(index for index, stage in enumerate(stages) if stage.step <= state.step)
             end = stages[number + 1].step if number + 1 < len(stages) else None
             engine = build_engine(stages[number].config, vocab_size, device, mesh)
+            clock.end("engine")  # of the first stage; later ones are not part of the start
             loader = loader_of_segments(dataset, [(stage.step, stage.config) for stage in stages[: number + 1]])
             loop = _Loop(run, stages[number], engine, mesh, loader, dataset, heartbeat, nodes, state, end, same_process)
+            if not same_process:
+                clock.end("state")
+                loop.clock = clock
+                waiting = {"step": loop.step, "on_gpu": device.type == "cuda"}
+                kernels = AwaitedKernels(run.path, compilation, loop.record_event, stop, **waiting)
+            loop.kernels = kernels
             going_on, same_process = loop.train_to_end(stop), True
             dist.barrier()  # a rank that leaves early can abort the others' exit
             engine.destroy()
@@ -97,13 +114,6 @@ def _resume(run: RunFolder, device: torch.device) -> SavedState:
             error = problem
     raise_together(error, device)
     return newest_state(run)
-
-
-def _nodes() -> list[str]:
-    """The node that each rank runs on, by rank."""
-    names: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, node_name())
-    return names
 
 
 class _Loop:
@@ -144,12 +154,14 @@ class _Loop:
         self.health = SKAHealthMonitor(engine, config)
         self.graphed = graphed_blocks(engine.module)
         self.log = EventLog(run.events_file) if mesh.rank == 0 else None
+        self.kernels: AwaitedKernels | None = None
+        self.clock: StartupClock | None = None  # until the first step of this process
         if self.log:  # the environment is that of rank 0
             fields = self._position() | {"pid": os.getpid(), "same_process": same_process} | self._topology()
-            self._event("start", **fields, **describe_environment())
+            self.record_event("start", **fields, **describe_environment())
         for path in sorted(self.run.checkpoints.glob(".damaged.*")):
             message = f"a checkpoint was damaged and is set aside as {path}: training goes on from one before"
-            self._event("warning", step=self.step, message=message)
+            self.record_event("warning", step=self.step, message=message)
         self._nonfinite_steps = 0  # consecutive steps with a gradient that is not finite
         self._rolled_back_at = 0
         self._saved_at = time.monotonic()
@@ -192,7 +204,7 @@ class _Loop:
                 self._record(result, time.perf_counter() - started, stall)
                 if self.health.due(self.step):
                     for kind, fields in self.health.measure(batch, self.mesh, self.step):
-                        self._event(kind, step=self.step, **fields)
+                        self.record_event(kind, step=self.step, **fields)
                 stopping, write_failed = bool(result.flags[0]), bool(result.flags[1])
                 if write_failed:
                     self.writer.finish()  # raises on every rank
@@ -214,13 +226,13 @@ class _Loop:
         if self.step == self.end and not stopping and self.step != config.run.stop_step:
             return True
         if self.end is None and self.step == config.train.steps:
-            self._event("finish", **self._position())
+            self.record_event("finish", **self._position())
             if self.log:
                 write_json(self.run.finished_file, self._position())
         else:
             reason = stop.reason or stop_reason(self.run)  # another rank may have read it before this one's heartbeat
             reason = (reason or "a signal to another rank") if stopping else "run.stop_step"
-            self._event("stop", **self._position(), reason=reason)
+            self.record_event("stop", **self._position(), reason=reason)
         return False
 
     def _load(self, state: SavedState) -> None:
@@ -272,33 +284,42 @@ class _Loop:
             )
         self._load(state)
         self.writer.average = self.average
-        self._event("rollback", **self._position(), from_step=failed, reason=f"{count} steps in a row were not finite")
+        self.record_event(
+            "rollback", **self._position(), from_step=failed, reason=f"{count} steps in a row were not finite"
+        )
 
     def _record(self, result: Update, seconds: float, stall: float) -> None:
         if not self.log:
             return
         if not result.applied:
-            self._event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
+            self.record_event("skip", step=self.step, reason="the gradient was not finite: no weight was changed")
         measured = self.meter.measure(result.metrics, seconds)
         fields = (
             result.metrics | measured | {"data_stall_seconds": stall, "epochs": self.loader.epochs_before(self.step)}
         )
         if result.loss_by_source:
             fields["loss_by_source"] = dict(result.loss_by_source)
-        self._event("step", **self._position(), **fields, **self.machine.measure())
+        self.record_event("step", **self._position(), **fields, **self.machine.measure())
         for rank, slow, median in self.stragglers.record_step(result.compute_seconds, seconds):
             node = self.nodes[rank]
             message = f"rank {rank} on {node} computes {slow:.3g} s a step, the median rank {median:.3g} s"
             fields = {"rank": rank, "node": node, "seconds": slow, "median_seconds": median, "message": message}
-            self._event("straggler", step=self.step, **fields)
+            self.record_event("straggler", step=self.step, **fields)
+        if self.kernels:
+            self.kernels.record(self.step)
+        if self.clock:
+            self.record_event(
+                "startup", step=self.step, **self.clock.finish(self.kernels.waited if self.kernels else 0.0)
+            )
+            self.clock = None
         reason = self.graphed.take_eager_reason() if self.graphed else None
         if reason:
-            self._event("warning", step=self.step, message=f"passes without CUDA graphs: {reason}")
+            self.record_event("warning", step=self.step, message=f"passes without CUDA graphs: {reason}")
 
     def _report_checkpoints(self) -> None:
         completed = self.writer.completed()
         if completed:
-            self._event(
+            self.record_event(
                 "checkpoint",
                 step=completed.step,
                 path=completed.path.name,
@@ -320,6 +341,7 @@ class _Loop:
             "nodes": self.nodes,
         }
 
-    def _event(self, kind: str, **fields: Any) -> None:
+    def record_event(self, kind: str, **fields: Any) -> None:
+        """Record an event, on rank 0."""
         if self.log:
             self.log.write(kind, **fields)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.distributed as dist
 
 from ..data_prep.loading.batch import Batch
 from ..kernels.predicted_sizes import PredictedSizes
+from .monitoring.node import node_name
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Mesh:
     def rows(self, batch: Batch) -> Batch:
         """The rows that this rank's sequence group computes, at full length."""
         return batch.rows(self.replica, self.replicas)
+
+
+def nodes_of_ranks() -> list[str]:
+    """The node that each rank runs on, by rank; called by every rank together."""
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, node_name())
+    return names
 
 
 def sequence_groups(nodes: Sequence[str], size: int) -> list[list[int]]:

@@ -6,15 +6,17 @@ import traceback
 from pathlib import Path
 
 from ..models.common.parent import end_with_parent
+from .compilation.beside import start_compilation
 
 
 def work(run_path: str) -> None:
     """Train as one rank; an error goes to this rank's log. Torch would write it to a file that a full disk tears."""
     end_with_parent()
+    compilation = start_compilation(Path(run_path))
     from .loop import train
 
     try:
-        train(Path(run_path))
+        train(Path(run_path), compilation)
     except Exception:
         with contextlib.suppress(OSError):
             traceback.print_exc()

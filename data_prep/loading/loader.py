@@ -26,6 +26,12 @@ class SourceUse:
     epochs: float | None
 
 
+def has_whole_rows(recall: RecallMixtureConfig | None, sequence_length: int) -> bool:
+    """Whether no document begins inside a row: all rows are recall sequences as long as a row."""
+    # Exact: see `BatchLoader.recall_share`.
+    return recall is not None and Fraction(str(recall.share)) == 1 and set(recall.lengths) == {sequence_length}
+
+
 class BatchLoader:
     """Loads batches of `batch_sequences` rows of `sequence_length` tokens, text and recall mixed inside each batch.
 
@@ -75,7 +81,7 @@ class BatchLoader:
         # Computed with the exact decimal number: in binary floating point, 0.05 of 20 rows could round down to none.
         self.recall_share = Fraction(str(recall.share)) if recall else Fraction(0)
 
-        self.whole_rows = bool(recall) and self.recall_share == 1 and set(recall.lengths) == {sequence_length}
+        self.whole_rows = has_whole_rows(recall, sequence_length)
         if dataset is None and self.recall_share < 1:
             raise UserError("a mixture with text needs a dataset: name one, or set recall.share to 1")
         self.vocabulary = RecallVocabulary(reserved_start(dataset.tokenizer()) if dataset and recall else 0)

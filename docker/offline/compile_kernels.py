@@ -1,24 +1,21 @@
-"""Compile the Triton kernels of models without their GPU, so that a time-limited session on one need not.
+"""Compile Triton kernels for a GPU machine that has another Triton and Python than this one, to take them there.
 
-    python docker/offline/compile_kernels.py echo-180m:rows echo-180m:segment echo-50m:rows:documents
-    python docker/offline/compile_kernels.py --dtype float32 evals/sweeps/configs/transfer.yaml
+    python docker/offline/compile_kernels.py linux-50m run.workers=1                  # a recipe's training, with overrides
+    python docker/offline/compile_kernels.py echo-180m:rows echo-180m:segment:documents   # a preset, at the sizes of benchmarks
+    python docker/offline/compile_kernels.py evals/sweeps/configs/transfer.yaml       # all arms of a recall sweep
     python docker/offline/collect_bundle.py      # takes what was compiled along
 
-A layer has some 30 kernels, and the larger ones take a minute of one core each. What is compiled here lies in
-~/.cache/echo-lm/triton-<release>; `use_bundle.sh` makes it TRITON_CACHE_DIR on the GPU machine, which then compiles nothing.
-`segment` continues from a state, as sequence parallelism does; `documents` has borders inside rows; a recall sweep stands
-for all of its arms, trained at its lengths and asked at those of its questions. Each layer's operation runs forward and
-backward on CPU tensors that nobody reads, and every launch only compiles. Compiled are the variants for fp32 or bf16 inputs
-(--dtype) in exact or chunk mode (the model's own). Weights are of the same dtype; those of a sweep's models are fp32 (autocast).
+For a machine with the packages of this one `echo-lm compile` is enough; the kernels are found and compiled as there
+(kernels/compilation/). What is compiled here lies in ~/.cache/echo-lm/triton-<release>; `use_bundle.sh` makes it
+TRITON_CACHE_DIR on the GPU machine, which then compiles nothing. `segment` continues from a state, as sequence parallelism does;
+`documents` has borders inside rows. Models of a recall sweep are trained at its lengths and evaluated at those of its queries.
 
 Triton names a compiled kernel by its source, the arguments' types and Triton's own files: so the wheel of the release
 that the GPU machine has is fetched, for this Python to run and for that machine's to take the name from.
 """
 
 import argparse
-import contextlib
 import hashlib
-import itertools
 import os
 import pkgutil
 import subprocess
@@ -26,11 +23,9 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 STORE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "echo-lm"
-LENGTH = 2048
-LONGEST = 4096  # of a sweep's questions: the kernels of longer ones are the same, but their tensors here are not small
+LENGTH, ROWS = 2048, 8  # of a pass of a preset
 
 
 def triton_wheel(release: str, python: str) -> Path:
@@ -71,199 +66,85 @@ def key_of(package: Path) -> str:
     return triton.__version__ + "-".join([*own, digest(package / "_C" / "libtriton.so"), *digests("language")])
 
 
-def compile_only(share: int, shares: int, capability: int, wheel: Path) -> None:
-    """Let Triton compile for a GPU of that compute capability and launch nothing; every `shares`-th kernel is compiled here."""
-    import torch
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import cache, driver
-    from triton.runtime.autotuner import Autotuner
-    from triton.runtime.jit import JITFunction
+def passes_of(name: str, dtype: str, overrides: list[str]) -> list[tuple]:
+    """The passes to compile for `name` of the command line: pairs of a model's config and the sizes of a pass."""
+    import yaml
 
-    from echo_lm.kernels.launch import Launcher
-
-    class NoGPU:
-        get_current_target = staticmethod(lambda: GPUTarget("cuda", capability, 32))
-        get_current_device = staticmethod(lambda: 0)
-        get_current_stream = staticmethod(lambda device: 0)
-
-    driver.set_active(NoGPU())
-    key, folder = key_of(wheel / "triton"), Path(os.environ["TRITON_CACHE_DIR"])
-    cache.triton_key = lambda: key
-    launches, run = itertools.count(), JITFunction.run
-
-    def compile_kernel(self, *arguments, grid, warmup, **options):
-        started = time.perf_counter()
-        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
-        seconds = time.perf_counter() - started
-        (folder / cache._base32(kernel.hash)).touch()  # collect_bundle.py takes what was asked for of late
-        if seconds > 1:  # else it was there
-            print(
-                f"{self.__name__:40} {seconds:6.1f} s {kernel.metadata.shared:>7,} bytes of shared memory", flush=True
-            )
-
-    def compile_every_configuration(self, *arguments, **options):
-        self.best_config = self.configs[0]
-        if next(launches) % shares == share:
-            for config in self.configs:
-                self.fn.run(*arguments, **options, **config.all_kwargs())
-
-    def compile_one(self, grid, *arguments):
-        if next(launches) % shares == share:
-            self._kernel[grid](*arguments, **self._constants)
-
-    JITFunction.run = compile_kernel
-    Autotuner.run = compile_every_configuration
-    Launcher.__call__ = compile_one
-    torch.cuda.device = torch.cuda.device_of = lambda *_: contextlib.nullcontext()
-    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
-
-
-def layers_of(name: str) -> list[tuple]:
-    """The layers to compile for `name` of the command line: (config, dtype of the weights if not that of the
-    inputs, length, segment, documents, whether there is a backward)."""
-    from echo_lm.evals.measurements.recall_cells import grid_cells
     from echo_lm.evals.sweeps.config import load_sweep
     from echo_lm.evals.sweeps.runs import runs_of
     from echo_lm.models import preset
+    from echo_lm.pipeline.compilation.kernels import passes_of
+    from echo_lm.pipeline.compilation.passes import Pass
+    from echo_lm.pipeline.config import load_config
 
-    if not name.endswith(".yaml"):
-        model, *rest = name.split(":")
-        return [(preset(model), None, LENGTH, "segment" in rest, "documents" in rest, True)]
-    sweep = load_sweep(Path(name))
-    runs = runs_of(sweep)
-    configs = {run.arm: run.config for run in runs}
-    lengths = sorted({cell.length for grid in sweep.recall for cell in grid_cells(grid) if cell.length <= LONGEST})
-    trained_lengths = {(run.arm, length) for run in runs for length in run.training.lengths if length <= LONGEST}
-    trained_layers = [(configs[arm], "float32", length, False, False, True) for arm, length in sorted(trained_lengths)]
-    return trained_layers + [
-        (config, "float32", length, False, False, False) for config in configs.values() for length in lengths
-    ]
+    if ":" in name:
+        model, kind, *rest = name.split(":")
+        if kind not in ("rows", "segment") or rest not in ([], ["documents"]):
+            sys.exit(f"compile_kernels: {name} is none of MODEL:rows, MODEL:segment, each with or without :documents")
+        segments = 2 if kind == "segment" else 1
+        return [(preset(model), Pass(ROWS, segments * LENGTH, dtype, documents=bool(rest), segments=segments))]
+    if not name.endswith(".yaml") or "arms" not in yaml.safe_load(Path(name).read_text(encoding="utf-8")):
+        config = load_config(name, overrides)
+        model = config.model.resolve(config.data.tokenizer.vocab_size)
+        return [(model, sizes) for sizes in passes_of(config)]
+    sweep, found = load_sweep(Path(name)), []
+    for run in runs_of(sweep):
+        half = run.training.precision == "bf16"
+        kind = {"dtype": "bfloat16" if half else "float32", "autocast": half, "documents": False}
+        found += [(run.config, Pass(run.training.batch_at(length), length, **kind)) for length in run.training.lengths]
+        for length in sorted({cell.length for cell in run.cells}):
+            rows = max(1, sweep.batch_tokens // length)
+            found.append((run.config, Pass(rows, length, **kind, backward=False)))
+    return found
 
 
-def run_layer(
-    config, kind: str, dtype: str, weights: str | None, length: int, segment: bool, documents: bool, backward: bool
-) -> None:
-    """Run forward and, with `backward`, backward of one layer of `kind`, if the model has one."""
-    import torch
+def compile_for(wheel: Path, options: argparse.Namespace) -> int:
+    """Compile into TRITON_CACHE_DIR with the imported Triton, under the names that the wheel's has for the kernels."""
+    from triton.runtime import cache
 
-    from echo_lm.kernels.ska import SKAState
-    from echo_lm.kernels.ska.fused.normalize_and_gate import normalize_and_gate_fused
-    from echo_lm.kernels.ska.fused.op import ska_fused
-    from echo_lm.kernels.ssd.fused import ssd_fused
-    from echo_lm.kernels.ssd.fused_convolution import convolve
-    from echo_lm.kernels.ssd.scan import chunk_size_of, mamba_ssm_kernel
+    from echo_lm.kernels.compilation import cache_folder, compile_kernels, find_target, recorded_kernels
+    from echo_lm.pipeline.compilation.passes import run_pass
 
-    if kind not in config.layers:
-        return
-    batch, weights = 1 if segment else 2, getattr(torch, weights or dtype)
-    starts = torch.zeros(batch, length, dtype=torch.bool)
-    starts[:, min(100, length // 2)] = True
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.zeros(batch, length, *shape, dtype=getattr(torch, dtype)).requires_grad_(backward)
-
-    with torch.set_grad_enabled(backward):
-        if kind == "ska":
-            ska, heads = config.ska, config.ska.num_heads
-            width = config.d_model // heads
-            state = SKAState.zeros(batch, heads, ska.rank, width)
-            state = SKAState(*(part.requires_grad_(backward) for part in state)) if segment else None
-            options = dict(
-                mode=ska.mode, power=ska.power, ridge=ska.ridge, chunk_size=ska.grid or 64, value_lag=ska.value_lag
+    key, target, started = key_of(wheel / "triton"), find_target(options.device), time.perf_counter()
+    cache.triton_key = lambda: key
+    overrides = [word for word in options.what if "=" in word]
+    with recorded_kernels(target) as recording:
+        for name in options.what:
+            for model, sizes in () if name in overrides else passes_of(name, options.dtype, overrides):
+                run_pass(model, sizes)
+    failed = compiled = 0
+    for result in compile_kernels(recording.kernels, target, options.processes):
+        failed, compiled = failed + bool(result.error), compiled + (not result.was_there)
+        if result.error:
+            print(f"{result.name}: {result.error}", file=sys.stderr)
+            continue
+        (cache_folder() / cache._base32(result.hash)).touch()  # collect_bundle.py takes what was asked for of late
+        if not result.was_there:
+            print(
+                f"{result.name:40} {result.seconds:6.1f} s {result.shared_bytes:>7,} bytes of shared memory", flush=True
             )
-            q, k, v = empty(heads, ska.rank), empty(heads, ska.rank), empty(heads, width)
-            if ska.normalization == "l2":
-                gated = ska.write_gate != "none"
-                columns = 8 * -(-heads * (2 * ska.rank + width + gated) // 8)
-                bias = torch.zeros(heads, dtype=weights, requires_grad=backward) if gated else None
-                q, k, v = normalize_and_gate_fused(empty(columns), bias, heads, ska.rank, width, ska.write_gate)
-            y, _ = ska_fused(
-                q,
-                k,
-                v,
-                scale=torch.ones(heads),
-                starts=starts if documents else None,
-                state=state,
-                return_state=False,
-                **options,
-            )
-        else:
-            mamba = config.mamba2
-            heads, states = mamba.expand * config.d_model // mamba.headdim, (mamba.ngroups, mamba.d_state)
-            inner, channels = heads * mamba.headdim, heads * mamba.headdim + 2 * mamba.ngroups * mamba.d_state
-            projected = empty(8 * -(-(inner + channels + heads) // 8))
-            taps = torch.zeros(channels, mamba.d_conv, dtype=weights, requires_grad=backward)
-            bias = torch.zeros(channels, dtype=weights, requires_grad=backward)
-            ids = starts.cumsum(1).to(torch.int32) if documents else None
-            parts = (inner, *2 * (mamba.ngroups * mamba.d_state,))
-            first = empty(channels)[:, : mamba.d_conv - 1] if segment else None
-            z = [
-                part  # of the whole rows; and of a segment's tail, whose first tokens are its own
-                for previous in dict.fromkeys((first, None))
-                for part in convolve(projected[..., inner : inner + channels], taps, bias, ids, previous, True, parts)
-            ]
-            dt = torch.ones(batch, length, heads, requires_grad=backward)
-            a, d = torch.ones(heads), torch.ones(heads, dtype=weights)
-            state = (
-                torch.zeros(batch, heads, mamba.headdim, mamba.d_state).requires_grad_(backward) if segment else None
-            )
-            x, b, c = empty(heads, mamba.headdim), empty(*states), empty(*states)
-            a, d = a.requires_grad_(backward), d.requires_grad_(backward)
-            y, _ = mamba_ssm_kernel()(
-                x,
-                dt,
-                a,
-                b,
-                c,
-                chunk_size=chunk_size_of(length),
-                D=d,
-                initial_states=state,
-                seq_idx=ids,
-                return_final_states=True,
-            )
-            y = y.sum() + sum(part.sum() for part in z)
-            options = dict(chunk_size=None, starts=starts if documents else None, state=state)
-            y = y + ssd_fused(x, dt, a, b, c, d, **options)[0].sum()
-    if backward:
-        y.sum().backward()
+    count, seconds = len(recording.kernels), time.perf_counter() - started
+    print(f"{cache_folder()}: {count} kernels, {compiled} compiled now, {seconds:.0f} s, {failed} failed")
+    return 1 if failed else 0
 
 
 def main() -> int:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layers", nargs="+", metavar="MODEL:rows|segment[:documents]|TABLE.yaml")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--kinds", nargs="+", choices=("ska", "mamba2"), default=("ska", "mamba2"))
+    parser.add_argument("what", nargs="+", metavar="RECIPE [key=value]|MODEL:rows|segment[:documents]|SWEEP.yaml")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of presets")
     parser.add_argument("--triton", default="3.6.0", help="the release on the GPU machine")
     parser.add_argument("--python", default="3.12", help="the Python of the GPU machine")
-    parser.add_argument("--capability", type=int, default=90, help="compute capability of the GPU: 90 is Hopper")
+    parser.add_argument("--device", default="h200", help="the GPU there, or its capability such as sm_90")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.share is not None:
-        wheel = triton_wheel(options.triton, options.python)
-        compile_only(options.share, options.processes, options.capability, wheel)
-        for name in options.layers:
-            for layer, kind in itertools.product(layers_of(name), options.kinds):
-                run_layer(layer[0], kind, options.dtype, *layer[1:])
-        return 0
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    runs = triton_wheel(options.triton, here)
-    triton_wheel(options.triton, options.python)
+    runs, named = triton_wheel(options.triton, here), triton_wheel(options.triton, options.python)
+    if str(runs) in sys.path:
+        return compile_for(named, options)
     environment = dict(os.environ, TRITON_CACHE_DIR=str(STORE / f"triton-{options.triton}"), OMP_NUM_THREADS="1")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(runs), os.environ.get("PYTHONPATH")]))
-    started = time.perf_counter()
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", sys.argv[0], "--share", str(i), *sys.argv[1:]], env=environment
-        )
-        for i in range(options.processes)
-    ]
-    failed = sum(child.wait() != 0 for child in children)
-    folder = Path(environment["TRITON_CACHE_DIR"])
-    print(
-        f"{folder}: {len(list(folder.glob('*/*.cubin')))} kernels, {time.perf_counter() - started:.0f} s, {failed} failed"
-    )
-    return 1 if failed else 0
+    return subprocess.run([sys.executable, "-W", "ignore", *sys.argv], env=environment).returncode
 
 
 if __name__ == "__main__":

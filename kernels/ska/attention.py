@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..documents import inner_borders
+from ..operator import without_autocast
 from ..sequence import SequenceContext
 from .chunked import ska_chunked
 from .fused import ska_fused, why_not_fused
@@ -182,7 +183,7 @@ def ska_attention(
     if backend == "triton":
         options["return_state"] = return_state
     # Under autocast the products would be in half precision, whose rounding is larger than the ridge.
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         y, final = IMPLEMENTATIONS[backend](q, k, v, **options)
     y = y.to(out_dtype)
     if not return_state:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..available import INTERPRETER, TRITON
+from ..available import INTERPRETER, TRITON, on_gpu
 from .constants import HIGH, LOW, SMALLEST_NORM
 
 WriteGate = Literal["none", "sqrt-sigmoid", "hard"]
@@ -63,7 +63,7 @@ def normalize_and_gate(
     Returns:
         `[..., H, R]`, `[..., H, R]`, `[..., H, P]`, in the dtype of `packed`.
     """
-    if TRITON and (packed.is_cuda or INTERPRETER) and packed.dtype != torch.float64:
+    if TRITON and (on_gpu(packed) or INTERPRETER) and packed.dtype != torch.float64:
         from .fused.normalize_and_gate import normalize_and_gate_fused
 
         return normalize_and_gate_fused(packed, bias, heads, rank, width, kind)

@@ -8,7 +8,7 @@ registers.
 import torch
 from torch import Tensor
 
-from ..available import INTERPRETER, TRITON
+from ..available import INTERPRETER, TRITON, on_gpu
 
 TAPS = 4  # the only width that these kernels support
 PIECE, COLUMNS = 64, 128  # tokens that a program, of one warp, walks, and channels
@@ -17,7 +17,7 @@ PIECE, COLUMNS = 64, 128  # tokens that a program, of one warp, walks, and chann
 def is_fused(x: Tensor, weight: Tensor) -> bool:
     """Whether the Triton kernels can compute with these arguments."""
     known = weight.shape[-1] == TAPS and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return known and TRITON and (x.is_cuda or INTERPRETER)
+    return known and TRITON and (on_gpu(x) or INTERPRETER)
 
 
 def convolve(

@@ -10,7 +10,7 @@ from typing import Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from ..available import MAMBA_SSM
+from ..available import MAMBA_SSM, on_gpu
 from ..documents import document_ids, inner_borders
 from ..operator import uncompiled
 from .chunked import ssd_chunked
@@ -128,7 +128,7 @@ def ssd_scan(
 
 def _fastest(x: Tensor, b: Tensor, chunk_size: int | None) -> Backend:
     """The implementation that "auto" selects: our kernels in half precision, where they were measured to be faster."""
-    if not x.is_cuda or x.dtype == torch.float64:
+    if not on_gpu(x) or x.dtype == torch.float64:
         return "torch"
     if x.dtype in (torch.bfloat16, torch.float16) and why_not_fused(x, b, chunk_size) is None:
         return "triton"
@@ -168,7 +168,7 @@ def mamba_ssm_kernel() -> Callable | None:
 @uncompiled  # it launches kernels already; torch.compile refuses its autograd function or breaks the graph
 def _mamba_ssm(x, dt, a, b, c, d, chunk_size, starts, state) -> tuple[Tensor, Tensor]:
     kernel = mamba_ssm_kernel()
-    if kernel is None or not x.is_cuda:
+    if kernel is None or not on_gpu(x):
         raise ValueError('backend "mamba-ssm" needs CUDA tensors and the packages mamba-ssm and triton: use "torch"')
     return kernel(
         x,

@@ -26,7 +26,7 @@ runs/<run>/config.yaml               the resolved configuration
            heartbeats/rank_?????.json the heartbeat of a rank: process, node, step; rewritten every second
            heartbeats/worker_group   token of the worker group that owns the run
            heartbeats/stop           a request to stop; `checkpoint`: a request for a checkpoint
-           logs/                     output of the training processes of `train`
+           logs/                     output of the training processes of `train`; `kernels-*.jsonl` of what compiles beside them
            ray/                      files of Ray Train
 """
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.available import on_gpu
 from ...kernels.sequence import SequenceContext
 from ...kernels.ssd import causal_convolution, enter_segment, ssd_scan, ssd_update
 from ..config import Mamba2Config, ModelConfig
@@ -149,7 +150,7 @@ class Mamba2(SequenceMixer):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output gate, the convolution's inputs, and raw step sizes."""
         weight, padding = self.in_proj.weight, -len(self.in_proj.weight) % 8
-        if padding and x.is_cuda:
+        if padding and on_gpu(x):
             # Rows of a multiple of 16 bytes keep the products fast.
             weight = torch.cat((weight, weight.new_zeros(padding, x.shape[-1])))
         sizes = self.d_inner, self.d_conv_channels, self.num_heads, len(weight) - len(self.in_proj.weight)

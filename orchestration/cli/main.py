@@ -9,6 +9,7 @@ from ...models.common.files import FULL
 from .average import average
 from .branch import branch
 from .checkpoint import checkpoint
+from .compile import compile
 from .config import config_app
 from .data import data_app
 from .evaluate import evaluate
@@ -38,7 +39,7 @@ app.add_typer(config_app)
 app.add_typer(data_app)
 app.add_typer(study_app)
 app.add_typer(sweep_app)
-for command in (run, submit, prepare, train, branch, checkpoint, average):
+for command in (run, submit, prepare, compile, train, branch, checkpoint, average):
     app.command()(command)
 app.command("eval")(evaluate)
 for command in (generate, models, status, serve, note, track):

@@ -46,6 +46,16 @@ class TrainingProgress:
         for event in self._events.read():
             if event["kind"] == "start":
                 self._show(event["step"], f"started on {event['world_size']} worker(s), {event['device']}")
+            elif event["kind"] == "compile" and "done" in event:
+                self._show(
+                    event["step"], f"kernels: {event['done']} of {event['kernels']}, {event['compiled']} compiled"
+                )
+            elif event["kind"] == "startup":
+                slowest = max(event["phases"], key=event["phases"].__getitem__)
+                note = (
+                    f"first step after {event['total_seconds']:.0f} s, {event['phases'][slowest]:.0f} s of it {slowest}"
+                )
+                self._show(event["step"], note)
             elif event["kind"] == "step":
                 loss = "not finite" if event["loss"] is None else f"{event['loss']:.3f}"
                 self._show(event["step"], f"loss {loss}, {event['tokens_per_second']:,.0f} tokens/s")

@@ -9,6 +9,7 @@ from typing import Any
 from ...models.accounting import count_parameters
 from ...models.common.errors import UserError
 from ...models.common.files import disk_is_full, no_space
+from ...pipeline.compilation.beside import start_compilation
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 
@@ -112,6 +113,8 @@ def _parameters(config: RunConfig) -> int:
 
 
 def _train_worker(settings: dict[str, Any]) -> None:
+    run_path = Path(settings["run_path"])
+    compilation = start_compilation(run_path)
     from ...pipeline.loop import train
 
-    train(Path(settings["run_path"]))
+    train(run_path, compilation)

@@ -10,6 +10,7 @@ from ...evals.runner import run_suite
 from ...models.common.errors import UserError
 from ...models.common.files import write_json
 from ...models.common.run_layout import MODEL
+from ...pipeline.compilation.beside import start_compilation
 from ...pipeline.config import RunConfig
 from ...pipeline.run.folder import RunFolder
 from ...pipeline.run.stop_request import clear_stop_request, request_stop
@@ -66,13 +67,15 @@ class StudyJob(Job):
             UserError: damaged data, or a loss that is not finite.
         """
         from ...pipeline.launch import launch
-        from ...pipeline.loop import train
 
         config = run.load_config()
         if config.run.workers > 1:
             launch(run, config)
-        else:
-            train(run.path)
+            return
+        compilation = start_compilation(run.path)
+        from ...pipeline.loop import train
+
+        train(run.path, compilation)
 
     def record_success(self, node: str, seconds: float) -> None:
         """Remove the failure file of an earlier command."""

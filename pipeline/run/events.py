@@ -6,6 +6,12 @@ Every event has `kind` and `time` (unix seconds). The kinds and their fields:
   an amendment begins, in the same process), `world_size`, `zero_stage`, `sequence_parallel`, `device`, `cuda_graphs` ("blocks",
   or why there are none), `nodes` (the node of each rank); of rank 0 also `git_commit`, `git_dirty`, `versions`, `python`,
   `platform`, `host` and `hardware`
+- `compile`: `step`, `kernels` (that the training launches), `done` (looked for in Triton's cache so far), `compiled` (of them
+  missing before); the last one also `seconds` (of the process that compiles) and `waited_seconds` (in which launches waited for
+  it). Or `at_launch`: names of kernels that were missing all the same, and were compiled within a step
+- `startup`: `step` (the first of this process), `phases` (seconds of the start by phase, in order: `command` up to the process of
+  rank 0, its `imports`, `process_group`, `data`, `engine` with the model, `state` of a checkpoint, `kernels` that launches waited
+  for, and the rest of `first_step`, with what torch.compile and CUDA graphs make in it), `total_seconds`
 - `step`: `step`, `loss` (nats per label that counts), `loss_text` and `loss_recall` (of the rows of each kind, in batches that
   have them), `bits_per_byte` (of the text), `grad_norm` (before clipping), `gate_mean` (with `train.gate_penalty`:
   mean of sigmoid(gate logit)), `learning_rate`, `tokens` (cumulative), `tokens_per_second`, `mfu` (null without a known
@@ -53,6 +59,7 @@ from ...models.common.run_layout import EVENTS, SUPERVISION
 from .untrusted import clean_event
 
 SUPERVISION_KINDS = ("attempt", "lost", "hang", "evaluation", "evaluation_failed", "amend")
+STARTUP_KINDS = ("compile", "startup")  # on the way to the first step, which counts as waiting from the start on
 MARKS = ("start", "step", "stop", "finish")  # kinds of which the last says whether training goes on
 MARK_BYTES = 256  # kept of what was read, to recognize a replaced file
 TAIL_BYTES = 1 << 12  # read first from the end of a log

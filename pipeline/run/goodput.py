@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from .events import SUPERVISION_KINDS
+from .events import STARTUP_KINDS, SUPERVISION_KINDS
 
 
 class Goodput:
@@ -42,7 +42,7 @@ class Goodput:
             kind, last = event["kind"], self._last
             if kind == "evaluation":
                 self.evaluating += event.get("seconds") or 0.0
-            if kind in SUPERVISION_KINDS:
+            if kind in SUPERVISION_KINDS or kind in STARTUP_KINDS:
                 continue
             if kind in ("start", "rollback"):
                 position = event.get("step", 0)

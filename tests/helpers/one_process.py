@@ -64,7 +64,7 @@ def _serve(connection: Connection, port: int, kill_in: str, kill_at: int) -> Non
     rate_at, train = loop.learning_rate_at, loop.train
     here = [""]
 
-    def train_here(folder: Path) -> None:
+    def train_here(folder: Path, compilation: Any = None) -> None:
         here[0] = Path(folder).name
         train(folder)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...available import INTERPRETER, TRITON
+from ...available import INTERPRETER, TRITON, on_gpu
 from ..state import SKAState
 
 # A chunk of wider ranks does not fit the shared memory of a Hopper multiprocessor.
@@ -16,7 +16,7 @@ def why_not_fused(q: Tensor, k: Tensor, v: Tensor, *, mode: str, power: int, chu
     """Why the kernels cannot compute with these arguments; None if they can."""
     if not TRITON:
         return "triton"
-    if not (q.is_cuda or INTERPRETER):
+    if not (on_gpu(q) or INTERPRETER):
         return "CUDA tensors"
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not q.dtype == k.dtype == v.dtype:
         return f"q, k and v all in fp32, bf16 or fp16, not {q.dtype}, {k.dtype} and {v.dtype}"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...available import INTERPRETER, TRITON
+from ...available import INTERPRETER, TRITON, on_gpu
 
 LARGEST_STATE = 128  # d_state: wider ones do not fit the registers of a program
 LARGEST_WIDTH = 128  # of a head
@@ -14,7 +14,7 @@ def why_not_fused(x: Tensor, b: Tensor, chunk_size: int | None) -> str | None:
     """Why the kernels cannot compute with these arguments of `ssd_scan`; None if they can."""
     if not TRITON:
         return "triton"
-    if not (x.is_cuda or INTERPRETER):
+    if not (on_gpu(x) or INTERPRETER):
         return "CUDA tensors"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"x in fp32, bf16 or fp16, not {x.dtype}"

@@ -7,7 +7,20 @@ import pytest
 
 from echo_lm.orchestration.cli.main import main
 
-COMMANDS = ("run", "prepare", "data", "train", "eval", "generate", "status", "track", "models", "study", "serve")
+COMMANDS = (
+    "run",
+    "prepare",
+    "data",
+    "compile",
+    "train",
+    "eval",
+    "generate",
+    "status",
+    "track",
+    "models",
+    "study",
+    "serve",
+)
 
 
 @pytest.fixture
@@ -44,6 +57,7 @@ def test_help(echo_lm, command):
         (("train", "smoke", "train.steps=soon"), "train.steps='soon' is wrong"),
         (("prepare", "smoke", "data.sources=[]"), "data.sources"),
         (("prepare", "smoke", "data.sources=[{kind: text, name: mine, paths: [nowhere/*.txt]}]"), "nowhere"),
+        (("compile", "smoke", "--device", "h2"), "--device: unknown GPU 'h2': one of a10, a100,"),
         (("status",), "there are no runs below runs"),
         (("status", "nothing"), "nothing is not a run folder"),
         (("eval", "nothing"), "nothing is not a run folder"),
