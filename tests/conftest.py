@@ -20,8 +20,16 @@ from echo_lm.models.common.run_layout import checkpoint_name
 from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
+from tests.helpers import warm
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_process():
+    """Ends with the session what `tests/helpers/warm.py` forks from."""
+    yield
+    warm.stop()
 
 
 @pytest.fixture(scope="session")
