@@ -1,7 +1,7 @@
 """Processes forked from one that has imported torch and DeepSpeed: their imports are most of a small training's time.
 
-That one is started by the first of them and ends with the session of tests. What it forks is a process like any other: it has its own
-interpreter state and dies alone. It does not see changes of `os.environ` made by a test.
+That one is started by the first of them and ends with the session of tests. What it forks is a process like any other: it has its
+own state and dies alone. It does not see what a test has changed in `os.environ`.
 """
 
 import multiprocessing
