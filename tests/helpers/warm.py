@@ -4,16 +4,20 @@ That one is started by the first of them and ends with the session of tests. Wha
 own state and dies alone. It does not see what a test has changed in `os.environ`.
 """
 
+import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing as mp
+from torch.distributed.launcher.api import LaunchConfig
 
 # What a training imports before its first step is done.
 PRELOADED = ["echo_lm.pipeline.loop", "echo_lm.models.mixers.mamba2", "deepspeed", "torch._dynamo"]
@@ -22,6 +26,9 @@ PRELOADED = ["echo_lm.pipeline.loop", "echo_lm.models.mixers.mamba2", "deepspeed
 def context() -> Any:
     """The context of `multiprocessing` that forks from there."""
     multiprocessing.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 
 
@@ -29,6 +36,15 @@ def spawn(function: Callable, arguments: tuple, nprocs: int) -> None:
     """`torch.multiprocessing.spawn` from there: `function(rank, *arguments)` in each process, errors raised here."""
     context()
     mp.start_processes(function, arguments, nprocs, start_method="forkserver")
+
+
+@contextlib.contextmanager
+def launches() -> Iterator[None]:
+    """Lets `echo_lm.pipeline.launch.launch` fork its workers from there. They get no SIGTERM from it: it knows its own children."""
+    context()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("echo_lm.pipeline.launch.LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
+        yield
 
 
 def run_code(code: str, *arguments: str | Path, log: Path, timeout: float = 200) -> int:
