@@ -32,6 +32,13 @@ def warm_process():
     warm.stop()
 
 
+@pytest.fixture(scope="module")
+def forking():
+    """In a module that uses it, trainings and jobs started by this process are forked (`warm.forking`)."""
+    with warm.forking():
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory) -> Path:
     """A folder of datasets that holds the one of recipe `smoke`. Read it, never write to it."""

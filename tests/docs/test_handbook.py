@@ -42,7 +42,7 @@ def workspace(tmp_path_factory, data_root):
     root = tmp_path_factory.mktemp("workspace")
     shutil.copytree(data_root, root / "data")
     overrides = ["name=quickstart", "train.steps=4", "run.checkpoint_every=2", "run.workers=1"]
-    with warm.launches():
+    with warm.forking():
         train_run(load_config("smoke", overrides), RunFolder(root / "runs" / "quickstart"), root / "data")
     (root / "notes").mkdir()
     for number in range(40):
@@ -88,7 +88,7 @@ def test_the_other_commands_run(workspace, monkeypatch, capsys):
         for said, done in IN_WORKSPACE:
             text = text.replace(said, done)
         monkeypatch.setattr("sys.argv", shlex.split(text))
-        with warm.launches(), pytest.raises(SystemExit) as exit_info:
+        with warm.forking(), pytest.raises(SystemExit) as exit_info:
             main()
         assert not exit_info.value.code, f"{command.name}: {text}: {capsys.readouterr().err}"
         ran += 1

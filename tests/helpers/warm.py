@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,11 +40,16 @@ def spawn(function: Callable, arguments: tuple, nprocs: int) -> None:
 
 
 @contextlib.contextmanager
-def launches() -> Iterator[None]:
-    """Lets `echo_lm.pipeline.launch.launch` fork its workers from there. They get no SIGTERM from it: it knows its own children."""
-    context()
+def forking() -> Iterator[None]:
+    """Lets `pipeline.launch` and `ProcessExecutor` fork their processes from there where this process starts them.
+
+    Workers of `launch` get no SIGTERM from it then: it knows its own children.
+    """
+    from_there = context()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("echo_lm.pipeline.launch.LaunchConfig", partial(LaunchConfig, start_method="forkserver"))
+        module = "echo_lm.orchestration.jobs.executors.multiprocessing"
+        patch.setattr(module, SimpleNamespace(get_context=lambda method: from_there))
         yield
 
 

@@ -72,7 +72,7 @@ def test_one_run_in_three_topologies_lies_on_the_undisturbed_curve(
             assert alone(run) == 0
         else:
             kill_rank_0(run, killed_after)
-            with warm.launches(), pytest.raises(UserError, match="the last complete checkpoint is kept"):
+            with warm.forking(), pytest.raises(UserError, match="the last complete checkpoint is kept"):
                 launch(run, config)
     starts = of_kind(run, "start")
     assert [(start["step"], start["world_size"], start["zero_stage"]) for start in starts] == [
@@ -164,7 +164,7 @@ def test_a_kill_while_a_checkpoint_is_written(in_background, undisturbed, tmp_pa
     run = set_up(config, tmp_path / "run", data_root)
     assert alone(run, DIES_WHILE_WRITING) == -signal.SIGKILL
     assert (run.checkpoints / ".step_00000020.partial").is_dir()
-    with warm.launches():
+    with warm.forking():
         launch(run, config)
     assert len(of_kind(run, "start")) == 2
     check_after_crash(run, undisturbed, in_background)

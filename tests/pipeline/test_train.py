@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory, data_root):
     """A run of two ZeRO-2 processes to its end."""
     config = load_config("smoke")
     run = set_up(config, tmp_path_factory.mktemp("undisturbed"), data_root)
-    with warm.launches():
+    with warm.forking():
         launch(run, config)
     return run
 

@@ -29,7 +29,7 @@ from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.ports import free_port
 
 # Minutes on two free cores. This and what is waited for below only end a hang.
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("forking")]
 
 SUITE = """
 name: {name}

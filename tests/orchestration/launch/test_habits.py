@@ -15,7 +15,8 @@ from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
 from echo_lm.pipeline.run.identity import run_id
 from echo_lm.pipeline.run.reader import RunFiles
-from tests.helpers import warm
+
+pytestmark = pytest.mark.usefixtures("forking")
 
 SHORT = ["train.steps=8", "run.checkpoint_every=2", "run.workers=1", "evaluation.every=2"]
 
@@ -29,12 +30,6 @@ def echo(*arguments) -> str:
 
 def losses(run) -> list[float]:
     return [event["loss"] for event in steps(read_events(run / "events.jsonl"))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def warm_launches():
-    with warm.launches():
-        yield
 
 
 @pytest.fixture(scope="module")

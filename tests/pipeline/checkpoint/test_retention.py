@@ -97,7 +97,7 @@ def test_a_checkpoint_on_demand_and_a_clean_end_at_the_time_limit(tmp_path, smok
     run = RunFolder(tmp_path / "long")
     run.prepare(config, data_root / config.data.name)
     training = threading.Thread(target=launch, args=(run, config))
-    with warm.launches():
+    with warm.forking():
         training.start()
     while not any(event["kind"] == "step" for event in read_events(run.events_file)):
         assert training.is_alive()
