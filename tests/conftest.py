@@ -20,16 +20,17 @@ from echo_lm.models.common.run_layout import checkpoint_name
 from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
-from tests.helpers import warm
+from tests.helpers import interpreter, warm
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_process():
-    """Ends with the session what `tests/helpers/warm.py` forks from."""
+def helping_processes():
+    """Ends with the session what `tests/helpers` may have started for all tests of it."""
     yield
     warm.stop()
+    interpreter.stop()
 
 
 @pytest.fixture(scope="module")
