@@ -1,4 +1,4 @@
-"""Run by the tests as `python -m tests.helpers.sequence_workers rank store results cases`: processes that share rows, mostly four.
+"""Processes that share rows, mostly four, started by `run` as `python -m tests.helpers.sequence_workers` with what `main` takes.
 
 Every case compares a model on segments with the same model on whole rows; rank 0 writes what it finds.
 """
@@ -42,7 +42,6 @@ from tests.helpers.sequence_models import (
 
 ROOT = Path(__file__).parents[2]
 WORLD = 4
-
 
 # Every pattern of borders for one stack of each kind of layer, three of them for the variants.
 SAMPLE = [
@@ -130,7 +129,6 @@ def single_precision(groups, report):
 
 def in_kernels(groups, report):
     """Segments and whole rows in Triton's kernels, as vectors, in fp32; and how often SKA's were called for the segments.
-
     One layer of each kind: the interpreter takes seconds for one."""
     calls, fused = [], attention.IMPLEMENTATIONS["triton"]
     shallow = STACKS["echo exact K=1"] | dict(layers=("mamba2", "ska"))
@@ -308,7 +306,6 @@ CASES = {
     "interpreter": [in_kernels],
     "every parity": [every_parity],
 }
-PROCESSES = {"interpreter": 2}
 
 
 def run(folder, cases="cpu"):
@@ -318,9 +315,9 @@ def run(folder, cases="cpu"):
         RuntimeError: one of them failed.
     """
     command = [sys.executable, "-W", "ignore", "-m", "tests.helpers.sequence_workers"]
-    files = [str(folder / "store"), str(folder / "report"), cases]
-    environment = os.environ | {"TRITON_INTERPRET": "1"} if cases == "interpreter" else None
-    logs = [folder / f"rank-{rank}.log" for rank in range(PROCESSES.get(cases, WORLD))]
+    environment, world = (os.environ | {"TRITON_INTERPRET": "1"}, 2) if cases == "interpreter" else (None, WORLD)
+    files = [str(folder / "store"), str(folder / "report"), cases, str(world)]
+    logs = [folder / f"rank-{rank}.log" for rank in range(world)]
     processes = [
         subprocess.Popen([*command, str(rank), *files], stderr=log.open("w"), env=environment, cwd=ROOT)
         for rank, log in enumerate(logs)
@@ -335,11 +332,9 @@ def run(folder, cases="cpu"):
     return torch.load(folder / "report")
 
 
-def main(rank, store, results):
+def main(rank, store, results, cases, processes):
     torch.set_num_threads(1)
-    cases = sys.argv[4]
     sequence_models.DEVICE = "cuda" if cases == "cuda" else "cpu"
-    processes = PROCESSES.get(cases, WORLD)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
     groups = {world: dist.new_group(list(range(world))) for world in range(1, processes + 1)}
     report = {}
@@ -352,4 +347,4 @@ def main(rank, store, results):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(int(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5]))
