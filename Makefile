@@ -19,9 +19,9 @@ quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model an
 
 install: $(VENV)/.quickstart ## the environment alone, in .venv (about 3 minutes)
 
-test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, about 16 minutes on 2 cores)
+test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, at most 12 minutes on 2 idle cores)
 	bash -c 'TIMEFORMAT="tests: %R s of wall time, %U + %S s of processor time (user + system)"; \
-	  time $(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not netns and not slow"'
+	  time $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not netns and not slow"'
 	@echo "not run here: gpu (needs a CUDA device: make test-gpu), netns (needs root: make test-netns), slow (make soak)"
 
 lint: $(VENV)/.dev ## style, imports between folders, types (half a minute)

@@ -20,8 +20,36 @@ from echo_lm.models.common.run_layout import checkpoint_name
 from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
+from tests.helpers import interpreter, warm
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that wait for processes and files that compute in turn, so that both cores have work; short ones at the end."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    place = {}
+    for folders in (("orchestration",), ("pipeline", "models", "kernels")):
+        long = [path for path in files if path.relative_to(Path(__file__).parent).parts[0] in folders]
+        place |= {path: number for number, path in enumerate(long)}
+    items[:] = [item for path in sorted(files, key=lambda path: place.get(path, len(files))) for item in files[path]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def helping_processes():
+    """Ends with the session what `tests/helpers` may have started for all tests of it."""
+    yield
+    warm.stop()
+    interpreter.stop()
+
+
+@pytest.fixture(scope="module")
+def forking():
+    """In a module that uses it, trainings and jobs started by this process are forked (`warm.forking`)."""
+    with warm.forking():
+        yield
 
 
 @pytest.fixture(scope="session")

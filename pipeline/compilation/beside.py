@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 VARIABLE = "ECHO_LM_COMPILE"
-"""`on`: a training compiles its kernels beside its start, for the GPU here; `h200` and the like: for that GPU, also where there is none.
-Else it compiles each at its first launch, until the way beside the start was measured on a GPU."""
+"""`on`: a training compiles its kernels beside its start, for the GPU here. A GPU such as `h200`: for that one, also where there is
+none. Else each is compiled at its first launch, until the way beside the start was measured on a GPU."""
 
 
 class KernelCompilation:

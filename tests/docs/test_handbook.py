@@ -15,6 +15,7 @@ from echo_lm.models.common.files import read_json
 from echo_lm.orchestration.cli.main import app, main
 from echo_lm.pipeline.config import load_config, recipe_names
 from echo_lm.pipeline.run.events import read_events
+from tests.helpers import warm
 from tests.helpers.handbook import DOCUMENTS, ROOT, commands, inline_commands
 
 COMMANDS = commands()
@@ -41,7 +42,8 @@ def workspace(tmp_path_factory, data_root):
     root = tmp_path_factory.mktemp("workspace")
     shutil.copytree(data_root, root / "data")
     overrides = ["name=quickstart", "train.steps=4", "run.checkpoint_every=2", "run.workers=1"]
-    train_run(load_config("smoke", overrides), RunFolder(root / "runs" / "quickstart"), root / "data")
+    with warm.forking():
+        train_run(load_config("smoke", overrides), RunFolder(root / "runs" / "quickstart"), root / "data")
     (root / "notes").mkdir()
     for number in range(40):
         lines = [
@@ -86,7 +88,7 @@ def test_the_other_commands_run(workspace, monkeypatch, capsys):
         for said, done in IN_WORKSPACE:
             text = text.replace(said, done)
         monkeypatch.setattr("sys.argv", shlex.split(text))
-        with pytest.raises(SystemExit) as exit_info:
+        with warm.forking(), pytest.raises(SystemExit) as exit_info:
             main()
         assert not exit_info.value.code, f"{command.name}: {text}: {capsys.readouterr().err}"
         ran += 1

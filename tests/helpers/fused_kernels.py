@@ -1,10 +1,6 @@
-"""The fused kernels of SKA against the token loop: inputs, errors, and Python under Triton's interpreter."""
+"""The fused kernels of SKA against the token loop: inputs and errors."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +10,6 @@ from echo_lm.kernels.ska import normalize_and_gate as normalize_and_gate
 from echo_lm.models.config import SKAConfig
 from echo_lm.models.mixers.ska import SKA
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("y", "gram", "transition", "value_map", "last_key", "dq", "dk", "dv", "dscale", "dgram", "dtransition")
 NAMES += ("dvalue_map", "dlast_key")
 
@@ -98,13 +93,6 @@ def assert_as_good(found, loop, floor):
     worst = max(found, key=lambda name: found[name] / max(floor, 4 * loop[name]))
     assert math.isfinite(max(found.values())), found
     assert found[worst] <= max(floor, 4 * loop[worst]), (worst, found[worst], loop[worst])
-
-
-def interpreted(code: str) -> subprocess.CompletedProcess:
-    """Run in a process of its own: the interpreter is chosen when a kernel is defined."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join(filter(None, paths)))
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
 
 
 def check_ill_conditioned(mode, dtype, keys, sizes, *, heads, batch, device="cpu", loop="naive"):

@@ -1,6 +1,5 @@
 """An executor that runs jobs one after the other in one process: starting processes is most of a small cell's time."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from echo_lm.orchestration.jobs.executors import Ended
 from echo_lm.orchestration.jobs.job import run_under_leases
 from echo_lm.pipeline import loop
+from tests.helpers import warm
 from tests.helpers.ports import free_port
 
 
@@ -21,7 +21,7 @@ class OneProcess:
     """Runs jobs of studies. Its process dies by `kill -9` in step `kill_at` of the run `kill_in`, once that has a checkpoint."""
 
     def __init__(self, kill_in: str = "", kill_at: int = 0):
-        context = multiprocessing.get_context("spawn")
+        context = warm.context()
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, free_port(), kill_in, kill_at), daemon=True)
         self.process.start()

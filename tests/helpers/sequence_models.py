@@ -1,8 +1,10 @@
 """Small models on segments of rows and on whole rows, for the processes of `sequence_workers.py`."""
 
+import copy
+import json
 import sys
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.distributed as dist
@@ -62,7 +64,12 @@ def make_model(name, dtype):
     values.update(STACKS[name])
     if dtype != torch.float64 and "ska" in values:
         values["ska"] = dict(values["ska"], ridge=1.0)
-    model = build_model(ModelConfig.from_dict(values, where=name)).to(dtype)
+    return copy.deepcopy(_random_model(json.dumps(values), dtype)).to(DEVICE)
+
+
+@cache  # a copy takes a tenth of the time
+def _random_model(values, dtype):
+    model = build_model(ModelConfig.from_dict(json.loads(values), where="a test's model")).to(dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for key, weight in model.named_parameters():
@@ -71,7 +78,7 @@ def make_model(name, dtype):
                 weight.copy_(noise * weight[0].numel() ** -0.5)
             else:
                 weight.add_(0.3 * noise)
-    return model.to(DEVICE)
+    return model
 
 
 def offsets(borders):
@@ -110,8 +117,10 @@ def on_segments(name, borders, dtype, group, at=None):
     (logits * weights.to(dtype)).sum().backward()
     logits = logits.detach().cpu()
     gradients = [weight.grad.cpu().to(torch.promote_types(dtype, torch.float32)) for weight in model.parameters()]
-    for gradient in gradients:
-        dist.all_reduce(gradient, group=group)
+    summed = torch.cat([gradient.flatten() for gradient in gradients])  # one message in place of one a weight
+    dist.all_reduce(summed, group=group)
+    sizes = [gradient.numel() for gradient in gradients]
+    gradients = [flat.view_as(gradient) for flat, gradient in zip(summed.split(sizes), gradients, strict=True)]
     if at is not None:
         return gradients
     gathered = [torch.empty_like(logits) for _ in range(context.world)]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from echo_lm.data_prep.loading.batch import Batch
 from echo_lm.data_prep.loading.dataset import Dataset
@@ -20,6 +19,7 @@ from echo_lm.pipeline.config import RunConfig, load_config
 from echo_lm.pipeline.engine import build as engine_module
 from echo_lm.pipeline.mesh import make_mesh
 from echo_lm.pipeline.schedule import gate_penalty_at, learning_rate_at
+from tests.helpers import warm
 from tests.helpers.ports import free_port
 
 # A ridge of 1e-3 multiplies rounding up to a thousandfold, from step to step; what is tested is the same with a larger one.
@@ -63,7 +63,7 @@ def play(cases: list[Any], world: int, data: Path, folder: Path, run_case: Any =
     """What `run_case(case, data)` returns on rank 0 for each case, on `world` processes."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = (world, free_port(), run_case or train_case, cases, data, folder / "results.pt")
-    mp.spawn(_process, arguments, nprocs=world)
+    warm.spawn(_process, arguments, world)
     return torch.load(folder / "results.pt", weights_only=False)
 
 

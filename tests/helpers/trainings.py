@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from echo_lm.pipeline import loop
+from tests.helpers import warm
 from tests.helpers.ports import free_port
 
 
@@ -18,7 +18,7 @@ def train_all(folders: Iterable[Path], world: int = 1, before: Callable[[Path], 
     Args:
         before: called with each folder before it is trained; a function of a module.
     """
-    mp.spawn(_process, (world, free_port(), [Path(folder) for folder in folders], before), nprocs=world)
+    warm.spawn(_process, (world, free_port(), [Path(folder) for folder in folders], before), world)
 
 
 def _process(rank: int, world: int, port: int, folders: list[Path], before: Callable[[Path], None] | None) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from echo_lm.kernels.ssd import causal_convolution
+from tests.helpers.interpreter import interpreted
 
 
 def results(backend, dtype, *, length, channels, bias, silu, borders, parts=None, given=False, device="cpu", rows=3):
@@ -68,21 +69,16 @@ def check_one(dtype, bound, device, length, channels, silu, borders, bias, given
         assert error <= bound, (case, name, error)
 
 
-def interpreted():
-    """For a process of its own: the interpreter is chosen when a kernel is defined."""
-    return dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.path.dirname(__file__))
-
-
 def test_the_kernels_under_the_interpreter_equal_pytorch():
     """All mixtures within one program a row, one of them in two pieces of a row by two blocks of channels."""
     code = """
-import torch, test_convolution
+import torch
+from tests.kernels import test_convolution
 torch.set_num_threads(1)
 test_convolution.check(torch.float32, 1e-6, "cpu", ((1, 3), (5, 8)))
 test_convolution.check_one(torch.float32, 1e-6, "cpu", 70, 130, True, True, True, True, rows=1)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=interpreted(), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-2000:]
+    interpreted(code)
 
 
 def test_activation_in_the_convolution_is_activation_behind_it():
@@ -119,8 +115,7 @@ x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((1, 5, 
 opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, None, True, [5, 2, 1]))
 opcheck(torch.ops.echo_lm.convolve.default, (x, weight, bias, None, x[:, :3], True, [5, 2, 1]))
 """
-    done = subprocess.run([sys.executable, "-c", code], env=interpreted(), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-2000:]
+    interpreted(code)
 
 
 def test_the_compiler_keeps_every_value_that_the_loop_hands_on():

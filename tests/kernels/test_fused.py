@@ -6,7 +6,7 @@ import torch
 from echo_lm.kernels.ska import normalize_and_gate as normalize_and_gate
 from echo_lm.kernels.ska import ska_attention
 from echo_lm.kernels.ska.fused import why_not_fused
-from tests.helpers.fused_kernels import interpreted
+from tests.helpers.interpreter import interpreted
 
 CASES = """
 import torch
@@ -37,8 +37,7 @@ def test_the_kernels_under_the_interpreter_equal_the_loop(mode):
         cases += [(150, 8, 16, 16, mode, 1, True, True), (130, 8, 16, 128, mode, 3, False, True)]
         # A chunk that enters with the few keys of a document just begun, whose G needs a step of refinement.
         cases += [(53, 64, 16, 16, mode, 1, False, True)]
-    done = interpreted(CASES.format(cases=cases))
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    interpreted(CASES.format(cases=cases))
 
 
 def test_a_blend_of_powers_under_the_interpreter_equals_the_loop():
@@ -58,13 +57,12 @@ errors = t.errors(found["triton"], found["naive"])
 print(errors)
 assert max(errors.values()) <= 1e-3, errors
 """
-    done = interpreted(code)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    interpreted(code)
 
 
 @pytest.mark.parametrize("mode", ["exact", "chunk"])
 def test_ill_conditioned_keys_under_the_interpreter(mode):
-    done = interpreted(
+    interpreted(
         f"""
 import torch
 from tests.helpers import fused_kernels as t
@@ -73,11 +71,10 @@ for keys in ("equal", "rank 1", "near"):
     t.check_ill_conditioned({mode!r}, torch.float32, keys, (33, 8, 16, 16), heads=4, batch=1)
 """
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 def test_normalize_and_gate_under_the_interpreter_equals_pytorch():
-    done = interpreted(
+    interpreted(
         """
 import torch
 from echo_lm.kernels.ska import normalize_and_gate
@@ -98,7 +95,6 @@ for kind in ("none", "sqrt-sigmoid", "hard"):
     assert both(torch.float32, kind)[3][..., -5:].abs().max() == 0  # padding
 """
     )
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_what_the_kernels_do_not_take_is_said():
@@ -132,7 +128,7 @@ def test_normalize_and_gate_leaves_values_without_a_gate_as_they_are():
 
 @pytest.mark.parametrize("mode", ["exact", "chunk"])
 def test_the_operators_are_fit_for_torch_compile(mode):
-    done = interpreted(
+    interpreted(
         f"""
 import torch
 from tests.helpers import fused_kernels as t
@@ -148,12 +144,11 @@ packed = torch.randn(2, 5, 2 * (8 + 8 + 4 + 1), requires_grad=True)
 opcheck(torch.ops.echo_lm.normalize_and_gate.default, (packed, torch.zeros(2, requires_grad=True), 2, 8, 4, "hard"))
 """
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("mode", ["exact", "chunk"])
 def test_a_mixer_compiled_and_checkpointed_under_the_interpreter(mode):
-    done = interpreted(
+    interpreted(
         f"""
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -165,4 +160,3 @@ t.assert_close(t.through(layer, x, torch.compile(layer, fullgraph=True, backend=
 t.assert_close(t.through(layer, x, lambda x: checkpoint(layer, x, use_reentrant=False)), eager, 1e-6)
 """
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]

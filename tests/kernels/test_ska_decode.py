@@ -1,14 +1,11 @@
 """The decode kernel against the PyTorch step and the parallel form, and what it leaves in the state."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from echo_lm.kernels.ska import SKAState, ska_attention, ska_step, start_decoding
+from tests.helpers.interpreter import interpreted
 
 
 def check(cases, device="cpu"):
@@ -39,17 +36,16 @@ def check(cases, device="cpu"):
 
 
 def test_the_kernel_under_the_interpreter_equals_the_parallel_form():
-    # In a process of its own: the interpreter is chosen when a kernel is defined.
-    code = """
-import torch, test_ska_decode as t
+    interpreted(
+        """
+import torch
+from tests.kernels import test_ska_decode as t
 torch.set_num_threads(1)
 t.check([(24, 17, power, power % 2 == 0, "exact", 8, torch.float32) for power in (0, 1, 4)]
     + [(8, 5, 1, lag, "chunk", 34, torch.float32) for lag in (False, True)]
     + [(72, 33, 1, False, "exact", 6, torch.float32)])
 """
-    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    )
 
 
 @pytest.mark.gpu

@@ -3,9 +3,6 @@
 import functools
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from echo_lm.kernels.ssd import ssd_scan
 from echo_lm.kernels.ssd.fused import why_not_fused
 from echo_lm.models.config import Mamba2Config
 from echo_lm.models.mixers import mamba2
+from tests.helpers.interpreter import interpreted
 
 NAMES = ("y", "state", "dx", "ddt", "da", "db", "dc", "dd", "dstate")
 BOUND = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 8e-3}
@@ -99,14 +97,6 @@ def check(dtype, device, length, states, chunk_size, options, call):
     assert_close(found, wanted, BOUND[dtype], (length, states, chunk_size, options, call))
 
 
-def interpreted(code: str) -> subprocess.CompletedProcess:
-    """Run in a process of its own: the interpreter is chosen when a kernel is defined."""
-    environment = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.path.dirname(__file__))
-    path = [environment["PYTHONPATH"], *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(path)
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
-
-
 CASES = [
     (torch.float32, 37, 16, 16, dict(heads=1), {}),
     (torch.float32, 63, 20, 32, dict(heads=5, width=24, decay="strong"), dict(with_skip=False)),
@@ -121,14 +111,20 @@ CASES = [
 
 
 def test_the_kernels_under_the_interpreter_equal_the_loop():
-    done = interpreted("import torch, test_ssd_fused as t\nfor case in t.CASES: t.check(case[0], 'cpu', *case[1:])")
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    interpreted(
+        """
+from tests.kernels import test_ssd_fused as t
+for case in t.CASES:
+    t.check(case[0], "cpu", *case[1:])
+"""
+    )
 
 
 def test_a_row_without_gradients_of_the_final_state_or_of_y():
-    done = interpreted(
+    interpreted(
         """
-import torch, test_ssd_fused as t
+import torch
+from tests.kernels import test_ssd_fused as t
 inputs, _, _ = t.draw(40, 16, heads=2, batch=1)
 def gradients(backend, which):
     x, dt, a, b, c, d, state = leaves = [t.float().requires_grad_() for t in inputs]
@@ -139,13 +135,13 @@ for which in (0, 1):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 """
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 def test_the_operators_are_fit_for_torch_compile():
-    done = interpreted(
+    interpreted(
         """
-import torch, test_ssd_fused as t
+import torch
+from tests.kernels import test_ssd_fused as t
 from torch.library import opcheck
 import echo_lm.kernels.ssd.fused.op
 inputs, *_ = t.draw(20, 16, heads=2, batch=1)
@@ -155,7 +151,6 @@ for skip, entering, save in ((d, state, False), (None, None, True)):
     opcheck(torch.ops.echo_lm.ssd.default, arguments, atol=1e-4, rtol=1e-4)
 """
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
 def make_mixer(d_model=128, **options):
@@ -176,20 +171,21 @@ def through(layer, x, call=None):
 
 
 def test_a_mixer_compiled_and_checkpointed_under_the_interpreter():
-    done = interpreted(
+    interpreted(
         """
-import functools, torch, test_ssd_fused as t
+import functools, pytest, torch
+from tests.kernels import test_ssd_fused as t
 layer = t.make_mixer(16, d_state=16, headdim=16)
 x = torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(2))
 wanted = t.through(layer, x)
-t.mamba2.ssd_scan = functools.partial(t.ssd_scan, backend="triton")
-compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-for call in (None, compiled, lambda x: t.checkpoint(layer, x, use_reentrant=False)):
-    for a, b in zip(t.through(layer, x, call), wanted, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(t.mamba2, "ssd_scan", functools.partial(t.ssd_scan, backend="triton"))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for call in (None, compiled, lambda x: t.checkpoint(layer, x, use_reentrant=False)):
+        for a, b in zip(t.through(layer, x, call), wanted, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 """
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
 def test_what_the_kernels_do_not_take_is_said():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+import transformers
 
 from echo_lm.data_prep.preparing.tokenizer import copy_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 from echo_lm.models import UserError, from_pretrained, generate, save_pretrained
@@ -86,9 +86,9 @@ def test_folders_of_either_side_open_in_both(random_model, tmp_path):
     to_huggingface(model).save_pretrained(parts, max_shard_size="1MB")
     assert len(list(parts.glob("*.safetensors"))) > 1
     for folder in (ours, theirs, parts):
-        assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(TOKENS).logits, model(TOKENS))
+        assert torch.equal(transformers.AutoModelForCausalLM.from_pretrained(folder)(TOKENS).logits, model(TOKENS))
         assert torch.equal(from_pretrained(folder)(TOKENS), model(TOKENS))
-    wrapped = AutoModelForCausalLM.from_pretrained(ours)
+    wrapped = transformers.AutoModelForCausalLM.from_pretrained(ours)
     greedy = wrapped.generate(TOKENS[:, :4], max_new_tokens=4, do_sample=False)
     assert greedy[:, 4:].tolist() == generate(model, TOKENS[:, :4].tolist(), max_new_tokens=4)
     lost = sorted(parts.glob("*.safetensors"))[1]
@@ -98,15 +98,15 @@ def test_folders_of_either_side_open_in_both(random_model, tmp_path):
 
 
 def test_tokenizer_and_pipeline(model_folder):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     for text in TEXTS:
         assert tokenizer(text)["input_ids"] == load_tokenizer(model_folder).encode(text).ids
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
     assert inputs["attention_mask"].tolist()[2][-1] == 1 > inputs["attention_mask"].tolist()[2][0]
     together = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    writer = pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=3)
+    writer = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=3)
     written = writer(TEXTS, max_new_tokens=6, do_sample=False)
     stop = tokenizer.eos_token_id
     for text, row, (answer,) in zip(TEXTS, together, written, strict=True):

@@ -5,8 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from echo_lm.pipeline.config import RunConfig
 from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
+from tests.helpers import warm
 
 EVERY = 10  # recipe `smoke` writes a checkpoint every so many steps
 # Larger than the default, so that rounding is not multiplied from step to step where topologies are compared.
@@ -43,17 +42,17 @@ def of_kind(run: RunFolder, kind: str) -> list[dict]:
     return [event for event in read_events(run.events_file) if event["kind"] == kind]
 
 
-def alone(run: RunFolder, code: str = "") -> subprocess.CompletedProcess:
-    """Train `run` in one process that runs `code` before."""
+def alone(run: RunFolder, code: str = "") -> int:
+    """Train `run` in one process that runs `code` before; returns its exit code."""
     code = f"import sys\nif True:\n    pass\n{code}\nfrom echo_lm.pipeline.loop import train\ntrain(sys.argv[1])"
-    return subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=200)
+    return warm.run_code(code, run.path, log=run.path.with_name("alone.log"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data_root, smoke):
     """A run of one process to its end: its losses by step."""
     run = set_up(smoke(*STEADY, "run.workers=1"), tmp_path_factory.mktemp("undisturbed") / "run", data_root)
-    assert alone(run).returncode == 0
+    assert alone(run) == 0
     return losses(run)
 
 
@@ -70,10 +69,10 @@ def test_one_run_in_three_topologies_lies_on_the_undisturbed_curve(
         config = smoke(*STEADY, *topology, "run.max_restarts=0", "run.checkpoint_beside_training=false")
         run = set_up(config, tmp_path / "run", data_root)
         if killed_after is None:
-            launch(run, config)
+            assert alone(run) == 0
         else:
             kill_rank_0(run, killed_after)
-            with pytest.raises(UserError, match="the last complete checkpoint is kept"):
+            with warm.forking(), pytest.raises(UserError, match="the last complete checkpoint is kept"):
                 launch(run, config)
     starts = of_kind(run, "start")
     assert [(start["step"], start["world_size"], start["zero_stage"]) for start in starts] == [
@@ -163,9 +162,10 @@ def test_a_kill_while_a_checkpoint_is_written(in_background, undisturbed, tmp_pa
     """From inside: who looks on from outside may miss the moment."""
     config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(in_background).lower()}")
     run = set_up(config, tmp_path / "run", data_root)
-    assert alone(run, DIES_WHILE_WRITING).returncode == -signal.SIGKILL
+    assert alone(run, DIES_WHILE_WRITING) == -signal.SIGKILL
     assert (run.checkpoints / ".step_00000020.partial").is_dir()
-    launch(run, config)
+    with warm.forking():
+        launch(run, config)
     assert len(of_kind(run, "start")) == 2
     check_after_crash(run, undisturbed, in_background)
 
@@ -210,13 +210,12 @@ FULL_DISK = """
 
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written(undisturbed, tmp_path, data_root, smoke):
     run = set_up(smoke(*STEADY, "run.workers=1"), tmp_path / "run", data_root)
-    process = alone(run, FULL_DISK)
-    assert process.returncode != 0
+    assert alone(run, FULL_DISK) != 0
     with pytest.raises(UserError, match="could not be written .*the checkpoint before it is kept"):
         run.raise_recorded_error()
     assert latest_checkpoint(run).name == "step_00000010"
     check_checkpoint(latest_checkpoint(run))
-    assert alone(run).returncode == 0
+    assert alone(run) == 0
     check_after_crash(run, undisturbed, in_background=True)
 
 
@@ -245,7 +244,7 @@ def test_sigterm_saves_and_leaves(undisturbed, tmp_path, data_root, smoke):
     assert of_kind(run, "stop")[0]["step"] == reached < 30
     assert latest_checkpoint(run).name == f"step_{reached:08d}"
     # `echo-lm train RUN` goes on by itself; other seeds of the global generators change nothing.
-    assert alone(run, "    import torch, random; torch.manual_seed(7); random.seed(7)\n").returncode == 0
+    assert alone(run, "    import torch, random; torch.manual_seed(7); random.seed(7)\n") == 0
     assert of_kind(run, "start")[-1]["step"] == reached
     torch.testing.assert_close(losses(run), undisturbed, rtol=1e-4, atol=0)
 
@@ -267,7 +266,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_a_row_of_them_goes_back(
 ):
     config = smoke(*STEADY, "run.workers=1", f"run.zero_stage={stage}", "run.rollback_after=3")
     run = set_up(config, tmp_path / "run", data_root)
-    assert alone(run, NOT_FINITE.format(bad=(13, 14, 15))).returncode == 0
+    assert alone(run, NOT_FINITE.format(bad=(13, 14, 15))) == 0
     assert [event["step"] for event in of_kind(run, "skip")] == [13, 14, 15]
     (back,) = of_kind(run, "rollback")
     assert (back["from_step"], back["step"]) == (15, 10)
@@ -277,7 +276,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_a_row_of_them_goes_back(
 def test_gradients_that_stay_not_finite_end_the_run_in_one_line(tmp_path, data_root, smoke):
     config = smoke(*STEADY, "run.workers=1", "run.rollback_after=2")
     run = set_up(config, tmp_path / "run", data_root)
-    assert alone(run, NOT_FINITE.format(bad="range(12, 99)")).returncode != 0
+    assert alone(run, NOT_FINITE.format(bad="range(12, 99)")) != 0
     with pytest.raises(
         UserError, match="not finite at steps 11 to 12 again, after going back: lower train.learning_rate"
     ):

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -22,6 +20,8 @@ from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.preflight import check_run
 from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
+from tests.helpers import warm
+from tests.helpers.trainings import train_all
 
 
 def set_up(config, tmp_path, data_root, name="run") -> RunFolder:
@@ -48,7 +48,8 @@ def undisturbed(tmp_path_factory, data_root):
     """A run of two ZeRO-2 processes to its end."""
     config = load_config("smoke")
     run = set_up(config, tmp_path_factory.mktemp("undisturbed"), data_root)
-    launch(run, config)
+    with warm.forking():
+        launch(run, config)
     return run
 
 
@@ -95,7 +96,7 @@ def test_stop_and_resume_is_bit_exact(undisturbed, tmp_path, data_root, smoke):
     assert not run.finished()
     config = smoke()
     run.prepare(config, data_root / config.data.name)
-    launch(run, config)
+    train_all([run.path], world=2)
     assert torch.equal(losses(run), losses(undisturbed))
     expected = weights(undisturbed)
     assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
@@ -104,7 +105,7 @@ def test_stop_and_resume_is_bit_exact(undisturbed, tmp_path, data_root, smoke):
 def test_one_process_with_microbatches_changes_nothing_but_rounding(undisturbed, tmp_path, data_root, smoke):
     config = smoke("run.workers=1", "run.microbatch_sequences=2", "run.stop_step=10", "run.zero_stage=0")
     run = set_up(config, tmp_path, data_root)
-    launch(run, config)
+    train_all([run.path])
     torch.testing.assert_close(losses(run), losses(undisturbed)[:10], rtol=1e-5, atol=0)
 
 
@@ -137,17 +138,16 @@ def test_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path, data_root, s
     """The file system's free space is the one thing made up here."""
     config = smoke("run.workers=1", "run.stop_step=10")
     run = set_up(config, tmp_path, data_root)
-    launch(run, config)
+    train_all([run.path])
     config = smoke("run.workers=1")
     run.prepare(config, data_root / config.data.name)
     code = "import shutil, sys; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)\n"
     code += "from echo_lm.pipeline.loop import train; train(sys.argv[1])"
-    process = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, timeout=120)
-    assert process.returncode != 0
+    assert warm.run_code(code, run.path, log=tmp_path / "log") != 0
     with pytest.raises(UserError, match="no space for a checkpoint .* MB are free"):
         run.raise_recorded_error()
     assert latest_checkpoint(run).name == "step_00000010"
-    launch(run, config)
+    train_all([run.path])
     assert run.finished()
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from echo_lm.orchestration.cli.main import main
+from tests.helpers import warm
 
 COMMANDS = (
     "run",
@@ -112,7 +113,8 @@ def test_dataset_of_another_configuration_is_refused(echo_lm, data_root):
 
 def test_train_status_generate_and_resume(echo_lm, tmp_path, data_root):
     arguments = ("train", "smoke", "run.workers=1", "train.steps=4", "run.checkpoint_every=2", "--data", data_root)
-    code, out, err = echo_lm(*arguments)
+    with warm.forking():
+        code, out, err = echo_lm(*arguments)
     assert code == 0, err
     assert "train: 4/4 steps" in out
     code, out, _ = echo_lm("status")

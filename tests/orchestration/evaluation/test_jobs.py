@@ -13,7 +13,6 @@ import time
 
 import pytest
 import torch
-from mlflow import MlflowClient
 
 from echo_lm.models import build_model, save_pretrained
 from echo_lm.models.common.files import write_json
@@ -29,7 +28,7 @@ from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.ports import free_port
 
 # Minutes on two free cores. This and what is waited for below only end a hang.
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("forking")]
 
 SUITE = """
 name: {name}
@@ -119,6 +118,8 @@ def test_what_mlflow_lacks_is_told_once(run, monkeypatch, caplog, capsys):
 
 
 def metric_history(uri: str, key: str) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
     client = MlflowClient(uri)
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     (record,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]  # the others are evaluations

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig
 from typer.testing import CliRunner
 
 from echo_lm.evals.layout import complete_checkpoints
@@ -14,6 +15,8 @@ from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
 from echo_lm.pipeline.run.identity import run_id
 from echo_lm.pipeline.run.reader import RunFiles
+
+pytestmark = pytest.mark.usefixtures("forking")
 
 SHORT = ["train.steps=8", "run.checkpoint_every=2", "run.workers=1", "evaluation.every=2"]
 
@@ -123,6 +126,9 @@ def test_without_a_whole_checkpoint_it_is_refused_and_nothing_is_lost(stopped):
 
 def test_every_start_says_what_trains(stopped, monkeypatch):
     monkeypatch.setenv("ECHO_LM_COMMIT", "feedbee-dirty")
+    monkeypatch.setattr(
+        "echo_lm.pipeline.launch.LaunchConfig", LaunchConfig
+    )  # what is forked would not see the variable
     first = json.loads((stopped / "environment.json").read_text())
     echo("train", stopped)
     assert json.loads((stopped / "environment.json").read_text()) == first

@@ -15,9 +15,9 @@ from echo_lm.models.common.run_layout import checkpoint_name
 from echo_lm.orchestration.launch.run import run_pipeline
 from echo_lm.orchestration.tracking.mlflow import Tracker
 from echo_lm.pipeline.config import load_config
-from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run.events import read_events, steps
 from echo_lm.pipeline.run.folder import RunFolder
+from tests.helpers.trainings import train_all
 
 # Two runs of the pipeline with their restarts: five minutes on two free cores.
 pytestmark = pytest.mark.timeout(1800)
@@ -61,7 +61,7 @@ def test_workers_and_driver_are_restarted_and_end_with_the_undisturbed_loss(dist
     config = load_config("smoke", OVERRIDES)
     reference = RunFolder(tmp_path / "alone")
     reference.prepare(config, root / "data" / config.data.name)
-    launch(reference, config)
+    train_all([reference.path], world=config.run.workers)
     curves = [[event["loss"] for event in steps(read_events(r.events_file))] for r in (run, reference)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 

@@ -11,10 +11,10 @@ import pytest
 
 from echo_lm.models.common.errors import UserError
 from echo_lm.orchestration.launch.submit import submit_run
-from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers.ports import free_port
 from tests.helpers.ray_nodes import RAY, kill_tree
+from tests.helpers.trainings import train_all
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_submitted_run_is_run_on_the_head(head, tmp_path, smoke, data_root, ca
     config = smoke(*overrides)
     run = RunFolder(tmp_path / "runs" / "smoke")
     run.prepare(config, data_root / config.data.name)
-    launch(run, config)
+    train_all([run.path])
     job = submit_run("smoke", overrides, head, tmp_path / "runs", data_root, None, trust=True, follow=True)
     output = capfd.readouterr().out
     assert job.startswith("smoke-")

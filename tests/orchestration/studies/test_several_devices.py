@@ -84,6 +84,7 @@ def test_what_cannot_be_shared_is_one_line(study, hardware, expected):
     assert expected in str(raised.value)
 
 
+@pytest.mark.usefixtures("forking")
 @pytest.mark.parametrize(
     ("use_ray", "sequence_parallel"),
     [(False, 2), pytest.param(True, 1, marks=pytest.mark.slow)],

@@ -26,6 +26,8 @@ from echo_lm.orchestration.sweeps.group import GroupJob
 from echo_lm.orchestration.sweeps.queue import SweepQueue
 from tests.helpers.tiny_sweep import IN_TASK, SWEEP, sweep_file
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 ENDLESS = SWEEP["training"] | {"steps": 10**6}
 
 
@@ -68,7 +70,7 @@ def test_what_the_time_does_not_allow_is_stopped_and_left_and_the_archive_has_th
     """The first sweep ends in seconds, the second never would; nobody is left at work."""
     quick, slow = sweep_file(tmp_path, name="quick"), sweep_file(tmp_path, name="slow", training=ENDLESS)
     sweeps, archive = tmp_path / "sweeps", tmp_path / "home.tar.xz"
-    options = ["--sweeps", sweeps, "--device", "cpu", "--arm", "one", "--for", "30s", "--archive", archive]
+    options = ["--sweeps", sweeps, "--device", "cpu", "--arm", "one", "--for", "20s", "--archive", archive]
     options += ["--together", 4]
     others = set(psutil.Process().children(recursive=True))
     process = command("run", quick, slow, *options)

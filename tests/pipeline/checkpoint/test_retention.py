@@ -15,6 +15,7 @@ from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run.events import read_events, stopped_at
 from echo_lm.pipeline.run.folder import RunFolder
 from echo_lm.pipeline.run.stop_request import TimeLimit
+from tests.helpers import warm
 from tests.helpers.trainings import train_all
 
 METRIC = "language/bits_per_byte"
@@ -96,7 +97,8 @@ def test_a_checkpoint_on_demand_and_a_clean_end_at_the_time_limit(tmp_path, smok
     run = RunFolder(tmp_path / "long")
     run.prepare(config, data_root / config.data.name)
     training = threading.Thread(target=launch, args=(run, config))
-    training.start()
+    with warm.forking():
+        training.start()
     while not any(event["kind"] == "step" for event in read_events(run.events_file)):
         assert training.is_alive()
         training.join(0.1)

@@ -1,7 +1,6 @@
 """The process that compiles a run's kernels beside the start of its training."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
