@@ -20,7 +20,7 @@ import deepspeed
 
 if _hidden:
     del sys.modules["mlflow"]
-from deepspeed.accelerator import get_accelerator, set_accelerator
+from deepspeed.accelerator import set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.ops import __compatible_ops__
 from deepspeed.runtime import compiler
@@ -37,8 +37,7 @@ __all__ = ["deepspeed", "gathered", "use_cpu"]
 
 def use_cpu() -> None:
     """Let DeepSpeed work on the CPU, also where it has found a GPU."""
-    if get_accelerator().device_name() != "cpu":
-        set_accelerator(CPU_Accelerator())
+    set_accelerator(CPU_Accelerator())
 
 
 def gathered(engine: Any, parameters: list, *, write: bool = False) -> AbstractContextManager:
