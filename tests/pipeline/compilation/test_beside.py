@@ -70,12 +70,19 @@ def test_one_rank_of_a_node_starts_it_and_only_where_there_is_a_gpu(run_folder, 
     assert start_compilation(run_folder.path) is None
 
 
-def test_a_training_records_what_was_compiled_beside_its_start(run_folder):
+def test_a_training_records_its_start_by_phase_and_what_was_compiled_beside_it(run_folder):
     launch(run_folder, run_folder.load_config())
     events = read_events(run_folder.events_file)
     (fields,) = [event for event in events if event["kind"] == "compile"]
     assert (fields["kernels"], fields["compiled"], fields["waited_seconds"]) == (0, 0, 0.0)
     assert fields["seconds"] > 0.5
+    (startup,) = [event for event in events if event["kind"] == "startup"]
+    assert [event["kind"] for event in events if event["kind"] != "compile"][:3] == ["start", "step", "startup"]
+    phases = ["command", "imports", "process_group", "data", "engine", "state", "kernels", "first_step"]
+    assert list(startup["phases"]) == phases
+    assert min(startup["phases"].values()) >= 0
+    since_launch = startup["time"] - psutil.Process().create_time()  # the command is this process
+    assert startup["total_seconds"] == pytest.approx(since_launch, abs=0.2)
 
 
 def test_it_ends_with_the_training_process_and_all_that_compile_for_it(tmp_path, data_root, smoke, monkeypatch):
