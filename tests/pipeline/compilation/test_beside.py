@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -13,6 +14,7 @@ from echo_lm.pipeline.compilation.beside import VARIABLE, log_of, start_compilat
 from echo_lm.pipeline.launch import launch
 from echo_lm.pipeline.run.events import read_events
 from echo_lm.pipeline.run.folder import RunFolder
+from echo_lm.pipeline.run.stop_request import request_stop
 from tests.test_layout import ROOT
 
 
@@ -21,7 +23,7 @@ def run_folder(tmp_path, data_root, smoke, monkeypatch):
     """A run whose model launches no Triton kernel of ours, so that nothing is compiled."""
     monkeypatch.setenv(VARIABLE, "h200")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-    config = smoke("model.preset=transformer-1m", "model.d_model=64", "run.workers=1", "evaluation.suites=[]")
+    config = smoke("model.preset=transformer-1m", "model.d_model=64", "train.steps=5000", "evaluation.suites=[]")
     run = RunFolder(tmp_path / "run")
     run.prepare(config, data_root / config.data.name)
     return run
@@ -34,6 +36,17 @@ def entries(run_path):
         if lines and "seconds" in lines[-1]:
             return [json.loads(line) for line in lines if line]
         time.sleep(0.05)
+
+
+def compilations(run):
+    return [event for event in read_events(run.events_file) if event["kind"] == "compile"]
+
+
+def stop_once_compiled(run):
+    """The process that compiles may need longer than a short training."""
+    while not compilations(run):
+        time.sleep(0.1)
+    request_stop(run, "the test has seen enough")
 
 
 def test_its_log_has_the_kernels_and_its_end(run_folder):
@@ -71,9 +84,12 @@ def test_one_rank_of_a_node_starts_it_and_only_where_there_is_a_gpu(run_folder, 
 
 
 def test_a_training_records_its_start_by_phase_and_what_was_compiled_beside_it(run_folder):
+    stopping = threading.Thread(target=stop_once_compiled, args=(run_folder,))
+    stopping.start()
     launch(run_folder, run_folder.load_config())
+    stopping.join()
     events = read_events(run_folder.events_file)
-    (fields,) = [event for event in events if event["kind"] == "compile"]
+    (fields,) = compilations(run_folder)
     assert (fields["kernels"], fields["compiled"], fields["waited_seconds"]) == (0, 0, 0.0)
     assert fields["seconds"] > 0.5
     (startup,) = [event for event in events if event["kind"] == "startup"]
