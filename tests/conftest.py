@@ -26,7 +26,8 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that wait for processes and files that compute in turn, so that both cores have work; short ones at the end."""
+    """Files that wait for processes and files that compute in turn, so that both cores have work; the shortest at the end, so that
+    none is left alone there."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
@@ -34,7 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for folders in (("orchestration",), ("pipeline", "models", "kernels")):
         long = [path for path in files if path.relative_to(Path(__file__).parent).parts[0] in folders]
         place |= {path: number for number, path in enumerate(long)}
-    items[:] = [item for path in sorted(files, key=lambda path: place.get(path, len(files))) for item in files[path]]
+    shortest = ("data_prep", "evals")
+
+    def order(path: Path) -> tuple[int, bool]:
+        return place.get(path, len(files)), path.relative_to(Path(__file__).parent).parts[0] in shortest
+
+    items[:] = [item for path in sorted(files, key=order) for item in files[path]]
 
 
 @pytest.fixture(scope="session", autouse=True)
