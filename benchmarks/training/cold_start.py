@@ -115,7 +115,7 @@ def one_start(place: Path, start: str, overrides: list[str]) -> dict:
 
 
 def echo_lm(place: Path, command: str, arguments: list[str], overrides: list[str], environment) -> float:
-    """Run a command of `echo-lm` on the recipe; returns its seconds."""
+    """Run a command of `echo-lm` on the recipe; returns the seconds that it took."""
     data = [] if command == "compile" else ["--data", str(place / "data")]
     started = time.monotonic()
     process = subprocess.run(

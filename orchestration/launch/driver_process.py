@@ -169,7 +169,8 @@ def _run_driver(function: DriverFunction, arguments: tuple, heartbeat: Synchroni
         return
     except BaseException as error:
         lines = str(error).strip().splitlines()
-        reason = textwrap.shorten(lines[-1] if lines else "", 300, placeholder=" ...")  # Ray gives advice by the page
+        # Ray's messages can hold a page of advice.
+        reason = textwrap.shorten(lines[-1] if lines else "", 300, placeholder=" ...")
         outcome = ("failed", f"{type(error).__name__}: {reason}", traceback.format_exc())
     connection.send(outcome)
 

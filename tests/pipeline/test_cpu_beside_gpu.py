@@ -13,6 +13,7 @@ from tests.helpers.stopping import COMMAND, steps_of
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    """The dataset of recipe `smoke`. GPU machines run these tests without conftest.py, which has a fixture of it."""
     root = tmp_path_factory.mktemp("data")
     prepare(load_config("smoke").data, root)
     return root

@@ -43,7 +43,7 @@ def of_kind(run: RunFolder, kind: str) -> list[dict]:
 
 
 def alone(run: RunFolder, code: str = "") -> int:
-    """Train `run` in one process that runs `code` before; returns its exit code."""
+    """Train `run` in a process that first runs the Python code `code`; returns its exit code."""
     code = f"import sys\nif True:\n    pass\n{code}\nfrom echo_lm.pipeline.loop import train\ntrain(sys.argv[1])"
     return warm.run_code(code, run.path, log=run.path.with_name("alone.log"))
 

@@ -51,6 +51,20 @@ def test_a_missing_package_is_said_at_once(run, smoke):
     assert [kind for kind, _ in recorded(run)] == ["attempt"]
 
 
+def fails_at_length(folder: str, on_cluster) -> None:
+    if not Path(folder, "done-0").exists():
+        Path(folder, "done-0").touch()
+        raise MemoryError("no memory\n" + "The node is low on memory. " + "Consider this and that. " * 100)
+
+
+def test_a_failure_with_a_page_of_advice_is_named_in_one_line(run, smoke):
+    start(run, smoke(), fails_at_length)
+    (reason,) = {reason for _, reason in recorded(run) if "MemoryError" in str(reason)}
+    assert reason.startswith("the driver failed (MemoryError: The node is low on memory. Consider this")
+    assert reason.endswith(" ...)")
+    assert len(reason) < 350
+
+
 def dies_twice(folder: str, on_cluster) -> None:
     number = len(list(Path(folder).glob("done-*")))
     Path(folder, f"done-{number}").touch()
