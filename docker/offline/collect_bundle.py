@@ -11,6 +11,9 @@ takes pytest, for a machine that has none:
     OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused_gpu.py
 
 (tests/conftest.py is for tests of runs and data, and wants packages that are not bundled.)
+
+`--triton 3.7.1` takes a release of Triton along that the machine does not have, without debug symbols and what no
+compilation for NVIDIA reads (57 MiB instead of 189); there it comes first after `carried_triton=3.7.1 source ...`.
 """
 
 import argparse
@@ -27,7 +30,7 @@ from importlib import util
 from importlib.metadata import files, packages_distributions, version
 from pathlib import Path
 
-from compile_kernels import STORE
+from compile_kernels import STORE, slim_triton
 
 from echo_lm.models.common.provenance import commit
 
@@ -65,7 +68,7 @@ TESTS = (
 RIVALS = ("flash-linear-attention==0.6.0", "fla-core==0.6.0")
 UNUSED = ("fla/models",)
 # Kernels resemble each other: what the window holds counts for more than effort.
-COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 2**26}]
+COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 5, "dict_size": 2**26}]
 
 
 def main() -> None:
@@ -73,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", action="store_true", help="pytest and pytest-xdist as well")
     parser.add_argument("--rivals", action="store_true", help="flash-linear-attention as well")
+    parser.add_argument("--triton", metavar="RELEASE", help="this release of Triton as well")
     parser.add_argument("--hours", type=float, default=24 * 365, help="only kernels that were asked for so lately")
     options = parser.parse_args()
     pure = (*PURE, *(TESTS if options.tests else ()))
@@ -81,6 +85,10 @@ def main() -> None:
         copy_packages(Path(folder), pure, options.rivals)
         (Path(folder) / "commit").write_text(commit() + "\n")
         pack(Path(folder), BUNDLE / "site.tar.xz")
+    for archive in BUNDLE.glob("triton-*.tar.xz"):
+        archive.unlink()
+    if options.triton:
+        pack(slim_triton(options.triton, PYTHON_VERSION), BUNDLE / f"triton-{options.triton}.tar.xz")
     with tempfile.TemporaryDirectory() as folder:
         copy_kernels(Path(folder), time.time() - 3600 * options.hours)
         pack(Path(folder), BUNDLE / "triton_cache.tar.xz")

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 import time
@@ -45,6 +46,36 @@ def triton_wheel(release: str, python: str) -> Path:
                     path.chmod(path.stat().st_mode | mode)
         os.rename(str(folder) + ".partial", folder)
         wheel.unlink()
+    return folder
+
+
+# What no compilation for an NVIDIA GPU reads, up to Hopper.
+UNREAD = (
+    "triton/_C/libproton.so",
+    "triton/profiler",
+    "triton/plugins",
+    "triton/instrumentation",
+    "triton/backends/amd/lib",  # not the whole folder, which Triton imports
+    "triton/backends/nvidia/lib/cupti",
+    "triton/backends/nvidia/lib/cupti-blackwell",
+    "triton/backends/nvidia/bin/ptxas-blackwell",
+    "triton/backends/nvidia/bin/cuobjdump",
+    "triton/backends/nvidia/bin/nvdisasm",
+)
+
+
+def slim_triton(release: str, python: str) -> Path:
+    """The folder of a Triton wheel without debug symbols and without what no compilation for NVIDIA reads; made if missing."""
+    folder = STORE / f"triton-{release}-py{python}-slim"
+    if not folder.is_dir():
+        partial = Path(str(folder) + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(triton_wheel(release, python), partial)
+        for name in UNREAD:
+            path = partial / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        subprocess.run(["strip", "--strip-unneeded", partial / "triton/_C/libtriton.so"], check=True)
+        partial.rename(folder)
     return folder
 
 
@@ -134,12 +165,14 @@ def main() -> int:
     parser.add_argument("what", nargs="+", metavar="RECIPE [key=value]|MODEL:rows|segment[:documents]|SWEEP.yaml")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of presets")
     parser.add_argument("--triton", default="3.6.0", help="the release on the GPU machine")
+    parser.add_argument("--carried", action="store_true", help="that release comes with the bundle (collect_bundle.py)")
     parser.add_argument("--python", default="3.12", help="the Python of the GPU machine")
     parser.add_argument("--device", default="h200", help="the GPU there, or its capability such as sm_90")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    runs, named = triton_wheel(options.triton, here), triton_wheel(options.triton, options.python)
+    runs = triton_wheel(options.triton, here)
+    named = (slim_triton if options.carried else triton_wheel)(options.triton, options.python)
     if str(runs) in sys.path:
         return compile_for(named, options)
     environment = dict(os.environ, TRITON_CACHE_DIR=str(STORE / f"triton-{options.triton}"), OMP_NUM_THREADS="1")

@@ -10,6 +10,11 @@ unpacked=$(mktemp -d) && python -W ignore -m tarfile -e "$root/bundle/site.tar.x
     rm -rf /tmp/echo-lm-site && mv "$unpacked" /tmp/echo-lm-site || return 1
 export ECHO_LM_COMMIT="$(cat /tmp/echo-lm-site/commit)"
 export PYTHONPATH="$root/bundle/echo:/tmp/echo-lm-site${PYTHONPATH:+:$PYTHONPATH}"
+if [ -n "${carried_triton:-}" ]; then # a release that came with this call or an earlier one, in place of the machine's
+    release=/tmp/echo-lm-triton-$carried_triton
+    [ -d "$release" ] || { mkdir -p "$release.partial" && python -W ignore -m tarfile -e "$root/bundle/triton-$carried_triton.tar.xz" "$release.partial" && mv "$release.partial" "$release"; } || return 1
+    export PYTHONPATH="$release:$PYTHONPATH"
+fi
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
 mkdir -p "$TRITON_CACHE_DIR"
 [ -f "$root/bundle/triton_cache.tar.xz" ] && python -W ignore -m tarfile -e "$root/bundle/triton_cache.tar.xz" "$TRITON_CACHE_DIR"
