@@ -85,10 +85,11 @@ def main() -> None:
         copy_packages(Path(folder), pure, options.rivals)
         (Path(folder) / "commit").write_text(commit() + "\n")
         pack(Path(folder), BUNDLE / "site.tar.xz")
-    for archive in BUNDLE.glob("triton-*.tar.xz"):
-        archive.unlink()
-    if options.triton:
-        pack(slim_triton(options.triton, PYTHON_VERSION), BUNDLE / f"triton-{options.triton}.tar.xz")
+    release = BUNDLE / f"triton-{options.triton}.tar.xz"
+    for other in {*BUNDLE.glob("triton-*.tar.xz")} - {release}:
+        other.unlink()
+    if options.triton and not release.exists():
+        pack(slim_triton(options.triton, PYTHON_VERSION), release)
     with tempfile.TemporaryDirectory() as folder:
         copy_kernels(Path(folder), time.time() - 3600 * options.hours)
         pack(Path(folder), BUNDLE / "triton_cache.tar.xz")
