@@ -68,7 +68,7 @@ TESTS = (
 RIVALS = ("flash-linear-attention==0.6.0", "fla-core==0.6.0")
 UNUSED = ("fla/models",)
 # Kernels resemble each other: what the window holds counts for more than effort.
-COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 5, "dict_size": 2**26}]
+COMPRESSION = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 5, "dict_size": 2**26}]
 
 
 def main() -> None:
@@ -118,6 +118,8 @@ def copy_packages(site: Path, pure: Iterable[str], rivals: bool) -> None:
         fetch(RIVALS, site)
         for folder in UNUSED:
             shutil.rmtree(site / folder)
+    for library in site.rglob("*.so"):
+        subprocess.run(["strip", "--strip-unneeded", library], check=True)
     # Metadata that packages read of themselves at import, and pytest of its plugins.
     distributions = packages_distributions()
     for package in (*pure, *COMPILED):
