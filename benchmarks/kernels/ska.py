@@ -288,6 +288,7 @@ def main() -> int:
             "hardware": torch.cuda.get_device_name(),
             "date": str(date.today()),
             "commit": commit(),
+            "versions": {name: version(name) for name in ("torch", "triton")},
             "shape": {"d_model": D_MODEL, "heads": HEADS, "rank": RANK, "value_width": 64, "chunk": 64, "power": 1},
             "rows": rows,
         }

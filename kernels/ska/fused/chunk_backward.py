@@ -74,7 +74,7 @@ def chunk_backward(
         add_transposed(p_dstates + 2 * R * R, mul(x_t, dy, LEVEL), i_s == 0, R, P, BR, BP)
         for i in tl.static_range(POWER + 1):  # pyright: ignore[reportGeneralTypeIssues]
             a = solve(
-                a, inverse, none, none, p_states, none, none, cold, ridge, R, BR, False, False, DOCUMENTS, INTERPRET
+                a, inverse, none, none, p_states, none, none, cold, ridge, R, BR, 3, False, False, DOCUMENTS, INTERPRET
             )
             a_p = split(a, LEVEL + 1, INTERPRET)
             # Or its transpose: the gradient of a symmetric matrix counts as dG + dG^T.

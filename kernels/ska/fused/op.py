@@ -4,7 +4,9 @@ them as a whole."""
 import functools
 
 import torch
+import triton
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from ...available import INTERPRETER
 from ...documents import document_ids
@@ -69,9 +71,11 @@ def ska_fused(
 
 
 SEGMENT = 8  # chunks that one program of `walk_segments` adds up
-# Programs that look for cold chunks: some two on each multiprocessor. A prime, since the first chunks of documents, which are cold,
+# Programs that look for cold chunks, of which two fit on each multiprocessor at once. A prime, since the first chunks of documents, which are cold,
 # lie at equal distances, and each program takes every 263rd chunk.
 COLD_PROGRAMS = 263
+# Triton 3.6 compiles products of a tile in three parts by a tile in one part wrongly for Hopper (docs/design/kernels.md); 3.7.1 does not.
+ONE_PART_PRODUCTS = INTERPRETER or TorchVersion(triton.__version__) >= "3.7.1"
 
 
 class _Kernels:
@@ -89,9 +93,9 @@ class _Kernels:
         self.numbers = (2 * rank + width) * rank  # of a state
         rows = min(size, 64 if max(block_rank, block_width) <= 64 else 32)
         self.tiles = size // rows
-        # bf16 is its own leading part, but the exact form's products of three parts by one come out wrong under Triton 3.6 on
-        # Hopper (docs/design/kernels.md): it therefore computes with parts that are zero.
+        # bf16 is its own leading part. Where products with one part are wrong, the two others are there and zero.
         parts = 1 if dtype == torch.bfloat16 else 3
+        safe_parts = parts if ONE_PART_PRODUCTS else 3
         common = dict(
             R=rank, P=width, S=size, BR=block_rank, BP=block_width, DOCUMENTS=documents, INTERPRET=INTERPRETER
         )
@@ -111,14 +115,11 @@ class _Kernels:
         self.write_backward = Launcher(
             write_backward, BT=rows, LAG=lag, LOCAL=exact, INPUT_PARTS=parts, **common, **level, **warps
         )
-        common |= dict(INPUT_PARTS=3 if exact else parts)
+        common |= dict(INPUT_PARTS=safe_parts if exact else parts)
         reading = common | level | warps
-        forward = reading | dict(BT=rows, POWER=power, LAG=lag, LOCAL=exact)
-        # The exact form refines cold chunks in a launch of its own.
-        self.read = {
-            save: [Launcher(read_forward, REFINE=refine, SAVE=save, **forward) for refine in (False, True)[: 1 + exact]]
-            for save in (False, True)
-        }
+        self.cold = cold = COLD_PROGRAMS if exact else 0
+        forward = reading | dict(BT=rows, POWER=power, LAG=lag, LOCAL=exact, QUERY_PARTS=safe_parts)
+        self.read = {save: Launcher(read_forward, COLD=cold, SAVE=save, **forward) for save in (False, True)}
         if exact:
             self.local_gram = Launcher(
                 local_gram, num_warps=4, **{name: common[name] for name in local_gram.arg_names if name in common}
@@ -126,10 +127,7 @@ class _Kernels:
             self.factor = Launcher(factor, A=size, BA=size, **factoring)
             self.read_backward = Launcher(read_backward, LAG=lag, **reading)
             self.step_backward = [
-                [
-                    Launcher(step_backward, LAG=lag, REFINE=refine, FIRST=j == power, FINAL=j == 0, **reading)
-                    for refine in (False, True)
-                ]
+                Launcher(step_backward, LAG=lag, COLD=cold, FIRST=j == power, FINAL=j == 0, **reading)
                 for j in range(power + 1)
             ]
         else:
@@ -184,25 +182,8 @@ def _forward(
         if exact:
             kernels.local_gram((n,), k, ids, inverse, scratch, w, cold, ridge, *sizes)
             kernels.factor((n,), scratch, w)
-        for read, programs in zip(kernels.read[save], (n, min(n, COLD_PROGRAMS)), strict=False):
-            read(
-                (programs, kernels.tiles),
-                q,
-                k,
-                v,
-                previous,
-                ids,
-                scale,
-                states,
-                inverse,
-                w,
-                cold,
-                y,
-                xs,
-                ridge,
-                n,
-                *sizes,
-            )
+        read = q, k, v, previous, ids, scale, states, inverse, w, cold, y, xs
+        kernels.read[save]((kernels.cold + n, kernels.tiles), *read, ridge, n, *sizes)
     return y, final, previous, states, inverse, w, cold, xs
 
 
@@ -270,8 +251,8 @@ def _backward(
             for j in range(power, -1, -1):
                 solved = states, inverse, w, cold, xs[j], xs[max(j - 1, 0)]
                 gradients = a, dq, dk_local, dk_prev, dscale, dstates
-                for step, programs in zip(kernels.step_backward[j], (n, min(n, COLD_PROGRAMS)), strict=True):
-                    step((programs,), k, previous, ids, scale, *solved, *gradients, ridge, n, *sizes)
+                step = k, previous, ids, scale, *solved, *gradients
+                kernels.step_backward[j]((kernels.cold + n,), *step, ridge, n, *sizes)
         else:
             kernels.chunk_backward((n,), dy, xs, ids, scale, states, inverse, cold, dq, dscale, dstates, ridge, *sizes)
         scan = (batch * heads, cdiv(kernels.numbers, 256))

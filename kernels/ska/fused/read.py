@@ -45,42 +45,21 @@ def read_forward(
     POWER: tl.constexpr,
     LAG: tl.constexpr,
     LOCAL: tl.constexpr,
-    REFINE: tl.constexpr,
+    COLD: tl.constexpr,
     SAVE: tl.constexpr,
     DOCUMENTS: tl.constexpr,
     INPUT_PARTS: tl.constexpr,
+    QUERY_PARTS: tl.constexpr,
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
     """Kernel of the read; one program computes the tokens of one chunk of one head.
 
-    In the exact form warm and cold chunks have a launch each. That of the cold ones (REFINE) has a few programs, each of which
-    looks through its share of all chunks."""
+    In the exact form the first COLD programs look for cold chunks, each in its share of all chunks, and refine their solves. They
+    begin first, since a cold chunk takes longest."""
     inputs = (p_q, p_k, p_v, p_last, p_ids, p_scale, p_states, p_inverse, p_w, p_cold, p_y, p_xs, ridge, n, T, N, H)
-    if REFINE:
-        for i in range(tl.program_id(0), n, tl.num_programs(0)):
-            if tl.load(p_cold + i) != 0:
-                read_chunk(
-                    i,
-                    inputs,
-                    R,
-                    P,
-                    S,
-                    BT,
-                    BR,
-                    BP,
-                    POWER,
-                    LAG,
-                    LOCAL,
-                    REFINE,
-                    SAVE,
-                    DOCUMENTS,
-                    INPUT_PARTS,
-                    LEVEL,
-                    INTERPRET,
-                )
-    else:
-        i = tl.program_id(0)
+    i = tl.program_id(0) - COLD
+    if i >= 0:
         if not LOCAL or tl.load(p_cold + i) == 0:
             read_chunk(
                 i,
@@ -94,13 +73,37 @@ def read_forward(
                 POWER,
                 LAG,
                 LOCAL,
-                REFINE,
+                False,
                 SAVE,
                 DOCUMENTS,
                 INPUT_PARTS,
+                QUERY_PARTS,
                 LEVEL,
                 INTERPRET,
             )
+    elif LOCAL:
+        for j in range(i + COLD, n, COLD):
+            if tl.load(p_cold + j) != 0:
+                read_chunk(
+                    j,
+                    inputs,
+                    R,
+                    P,
+                    S,
+                    BT,
+                    BR,
+                    BP,
+                    POWER,
+                    LAG,
+                    LOCAL,
+                    True,
+                    SAVE,
+                    DOCUMENTS,
+                    INPUT_PARTS,
+                    QUERY_PARTS,
+                    LEVEL,
+                    INTERPRET,
+                )
 
 
 @device_function
@@ -120,6 +123,7 @@ def read_chunk(
     SAVE: tl.constexpr,
     DOCUMENTS: tl.constexpr,
     INPUT_PARTS: tl.constexpr,
+    QUERY_PARTS: tl.constexpr,
     LEVEL: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
@@ -143,18 +147,21 @@ def read_chunk(
     scale = tl.load(p_scale + i_h)
     rows = n.to(tl.int64) // N * T
     x = load_rows(p_q, i_b, i_h, t, T, H, R, BR)
-    x = solve(x, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, LOCAL, REFINE, DOCUMENTS, INTERPRET)
+    x = solve(
+        x, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, QUERY_PARTS, LOCAL, REFINE, DOCUMENTS, INTERPRET
+    )
     for j in tl.static_range(POWER):  # pyright: ignore[reportGeneralTypeIssues]
         if SAVE:
             store_rows(p_xs + j * (rows * R), x, i_b, i_h, t, T, H, R, BR)
         transition = split(load_matrix(p_states + R * R, R, R, BR, BR), 3, INTERPRET)
         x = scale * filter_step(x, transition, z, z_prev, causal, old, LOCAL, DOCUMENTS, INTERPRET)
-        x = solve(x, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, LOCAL, REFINE, DOCUMENTS, INTERPRET)
+        x = solve(x, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, 3, LOCAL, REFINE, DOCUMENTS, INTERPRET)
     if SAVE:
         store_rows(p_xs + POWER * (rows * R), x, i_b, i_h, t, T, H, R, BR)
     value_map = split(load_matrix(p_states + 2 * R * R, P, R, BP, BR), LEVEL + 1, INTERPRET)
     y = mul(split(keep_old(x, old, DOCUMENTS), LEVEL + 1, INTERPRET), transpose(value_map), LEVEL)
     if LOCAL:
         v = split(load_rows(p_v, i_b, i_h, t, T, H, P, BP), INPUT_PARTS, INTERPRET)
-        y += causal_mul(x, z_prev if LAG else z, v, causal, LEVEL, INTERPRET)
+        x_p = split(x, LEVEL + 1, INTERPRET)
+        y += causal_mul(x_p, z_prev if LAG else z, v, causal, LEVEL, INTERPRET)
     store_rows(p_y, y, i_b, i_h, t, T, H, P, BP)

@@ -115,7 +115,7 @@ def step_backward(
     BR: tl.constexpr,
     BP: tl.constexpr,
     LAG: tl.constexpr,
-    REFINE: tl.constexpr,
+    COLD: tl.constexpr,
     FIRST: tl.constexpr,
     FINAL: tl.constexpr,
     DOCUMENTS: tl.constexpr,
@@ -125,7 +125,7 @@ def step_backward(
 ):
     """Backward step through x_j = G^-1 (s M x_{j-1}), or for FINAL (j = 0) through x_0 = G^-1 q. FIRST: j = K.
 
-    Warm and cold chunks (REFINE) have a launch each, as with `read_forward`."""
+    The first COLD programs look for cold chunks, as in `read_forward`."""
     inputs = (
         p_k,
         p_last,
@@ -148,14 +148,14 @@ def step_backward(
         N,
         H,
     )
-    if REFINE:
-        for i in range(tl.program_id(0), n, tl.num_programs(0)):
-            if tl.load(p_cold + i) != 0:
-                step_chunk(i, inputs, R, P, S, BR, REFINE, FIRST, FINAL, DOCUMENTS, INPUT_PARTS, LEVEL, INTERPRET)
-    else:
-        i = tl.program_id(0)
+    i = tl.program_id(0) - COLD
+    if i >= 0:
         if tl.load(p_cold + i) == 0:
-            step_chunk(i, inputs, R, P, S, BR, REFINE, FIRST, FINAL, DOCUMENTS, INPUT_PARTS, LEVEL, INTERPRET)
+            step_chunk(i, inputs, R, P, S, BR, False, FIRST, FINAL, DOCUMENTS, INPUT_PARTS, LEVEL, INTERPRET)
+    else:
+        for j in range(i + COLD, n, COLD):
+            if tl.load(p_cold + j) != 0:
+                step_chunk(j, inputs, R, P, S, BR, True, FIRST, FINAL, DOCUMENTS, INPUT_PARTS, LEVEL, INTERPRET)
 
 
 @device_function
@@ -209,7 +209,7 @@ def step_chunk(
     z = split(load_rows(p_k, i_b, i_h, t, T, H, R, BR), INPUT_PARTS, INTERPRET)
     w = split(load_matrix(p_w + i_n * S * R, S, R, S, BR), 3, INTERPRET)
     a = load_rows(p_a, i_b, i_h, t, T, H, R, BR)
-    a = solve(a, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, True, REFINE, DOCUMENTS, INTERPRET)
+    a = solve(a, inverse, w, z, p_states, causal, old, cold, ridge, R, BR, 3, True, REFINE, DOCUMENTS, INTERPRET)
     if FINAL:
         store_rows(p_dq, a, i_b, i_h, t, T, H, R, BR)
     a_old = keep_old(a, old, DOCUMENTS)

@@ -11,21 +11,31 @@ from .tiles import load_ids, load_matrix, mul, split, transpose
 
 @device_function
 def causal_mul(x, a, b, causal, LEVEL: tl.constexpr, INTERPRET: tl.constexpr):
-    """((X A^T) * causal) B: for each row x_t the sum over s <= t of (x_t . a_s) b_s."""
-    inner = tl.where(causal, mul(split(x, LEVEL + 1, INTERPRET), transpose(a), LEVEL), 0.0)
+    """((X A^T) * causal) B: for each row x_t the sum over s <= t of (x_t . a_s) b_s. X is in parts, as A and B."""
+    inner = tl.where(causal, mul(x, transpose(a), LEVEL), 0.0)
     return mul(split(inner, LEVEL + 1, INTERPRET), b, LEVEL)
 
 
 @device_function
 def solve_once(
-    x, inverse, w, causal, old, ridge, LOCAL: tl.constexpr, DOCUMENTS: tl.constexpr, INTERPRET: tl.constexpr
+    x,
+    inverse,
+    w,
+    causal,
+    old,
+    ridge,
+    PARTS: tl.constexpr,
+    LOCAL: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):
-    """X G^-1 - ((X W^T) * causal) W, the second term for LOCAL only."""
-    y = mul(split(x, 3, INTERPRET), inverse, 2)
+    """X G^-1 - ((X W^T) * causal) W, the second term for LOCAL only; X is exact in PARTS parts."""
+    x_p = split(x, PARTS, INTERPRET)
+    y = mul(x_p, inverse, 2)
     if LOCAL:
         if DOCUMENTS:
             y = tl.where(old[:, None], y, x / ridge)
-        y -= causal_mul(x, w, w, causal, 2, INTERPRET)
+        y -= causal_mul(x_p, w, w, causal, 2, INTERPRET)
     return y
 
 
@@ -42,6 +52,7 @@ def solve(
     ridge,
     R: tl.constexpr,
     BR: tl.constexpr,
+    PARTS: tl.constexpr,
     LOCAL: tl.constexpr,
     REFINE: tl.constexpr,
     DOCUMENTS: tl.constexpr,
@@ -49,14 +60,15 @@ def solve(
 ):
     """`solve_once`, and one more step against the operator itself where digits may be lost: in a launch of its own
     for LOCAL (REFINE), where the chunk is `cold` otherwise."""
-    y = solve_once(x, inverse, w, causal, old, ridge, LOCAL, DOCUMENTS, INTERPRET)
+    y = solve_once(x, inverse, w, causal, old, ridge, PARTS, LOCAL, DOCUMENTS, INTERPRET)
     if LOCAL:
         if REFINE:
-            product = mul(split(y, 3, INTERPRET), load_operator(p_gram, ridge, R, BR, INTERPRET), 2)
+            y_p = split(y, 3, INTERPRET)
+            product = mul(y_p, load_operator(p_gram, ridge, R, BR, INTERPRET), 2)
             if DOCUMENTS:
                 product = tl.where(old[:, None], product, y * ridge)
-            product += causal_mul(y, z, z, causal, 2, INTERPRET)
-            y += solve_once(x - product, inverse, w, causal, old, ridge, LOCAL, DOCUMENTS, INTERPRET)
+            product += causal_mul(y_p, z, z, causal, 2, INTERPRET)
+            y += solve_once(x - product, inverse, w, causal, old, ridge, 3, LOCAL, DOCUMENTS, INTERPRET)
     elif cold != 0:
         product = mul(split(y, 3, INTERPRET), load_operator(p_gram, ridge, R, BR, INTERPRET), 2)
         y += mul(split(x - product, 3, INTERPRET), inverse, 2)
@@ -98,5 +110,5 @@ def filter_step(
     """X M^T + ((X Z_prev^T) * causal) Z: rows M_t x_t."""
     y = mul(split(keep_old(x, old, DOCUMENTS), 3, INTERPRET), transpose(transition), 2)
     if LOCAL:
-        y += causal_mul(x, z_prev, z, causal, 2, INTERPRET)
+        y += causal_mul(split(x, 3, INTERPRET), z_prev, z, causal, 2, INTERPRET)
     return y
