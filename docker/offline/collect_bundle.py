@@ -13,7 +13,7 @@ takes pytest, for a machine that has none:
 (tests/conftest.py is for tests of runs and data, and wants packages that are not bundled.)
 
 `--triton 3.7.1` takes a release of Triton along that the machine does not have, without debug symbols and what no
-compilation for NVIDIA reads (57 MiB instead of 189); there it comes first after `carried_triton=3.7.1 source ...`.
+compilation for NVIDIA reads (41 MiB instead of 189); there it comes first after `carried_triton=3.7.1 source ...`.
 """
 
 import argparse
