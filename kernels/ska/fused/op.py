@@ -71,10 +71,11 @@ def ska_fused(
 
 
 SEGMENT = 8  # chunks that one program of `walk_segments` adds up
-# Programs that look for cold chunks, of which two fit on each multiprocessor at once. A prime, since the first chunks of documents, which are cold,
-# lie at equal distances, and each program takes every 263rd chunk.
+# Programs that look for cold chunks, of which two fit on each multiprocessor at once. A prime, since the first chunks of documents,
+# which are cold, lie at equal distances, and each program takes every 263rd chunk.
 COLD_PROGRAMS = 263
-# Triton 3.6 compiles products of a tile in three parts by a tile in one part wrongly for Hopper (docs/design/kernels.md); 3.7.1 does not.
+# Triton 3.6 compiles products of a tile in three parts by a tile in one part wrongly for Hopper (docs/design/kernels.md); 3.7.1
+# does not.
 ONE_PART_PRODUCTS = INTERPRETER or TorchVersion(triton.__version__) >= "3.7.1"
 
 
