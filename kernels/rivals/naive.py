@@ -28,17 +28,16 @@ def gated_delta_rule(
     Returns:
         o `[B, T, H, V]` and S after the last token.
     """
-    if state is None:
-        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    s = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3]) if state is None else state
     decays, written = _decays(g, starts), beta[..., None] * k
     q = q * q.shape[3] ** -0.5
     outputs = []
     for query, key, write, value, decay in zip(*(x.unbind(1) for x in (q, k, written, v, decays)), strict=True):
-        state = state * decay
-        error = value - torch.einsum("bhkv,bhk->bhv", state, key)
-        state = state + write[..., :, None] * error[..., None, :]
-        outputs.append(torch.einsum("bhkv,bhk->bhv", state, query))
-    return torch.stack(outputs, 1), state
+        s = s * decay
+        error = value - torch.einsum("bhkv,bhk->bhv", s, key)
+        s = s + write[..., :, None] * error[..., None, :]
+        outputs.append(torch.einsum("bhkv,bhk->bhv", s, query))
+    return torch.stack(outputs, 1), s
 
 
 def mesa(

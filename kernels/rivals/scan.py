@@ -54,7 +54,7 @@ def gated_delta_scan(
         ModuleNotFoundError: the tensors are on a GPU and flash-linear-attention is not installed.
     """
     if v.device.type == "meta":
-        return v.clone(), g.new_empty(*_rows(q), q.shape[3], v.shape[3])
+        return _shape_alone(q, k, v), g.new_empty(*_rows(q), q.shape[3], v.shape[3])
     if _by_loop(v):
         (q, k, v_wide, g, beta), starts = _prepare(q, k, v, g, beta), _starts(v, cu_seqlens)
         with without_autocast(v):
@@ -90,7 +90,7 @@ def mesa_scan(
     """
     if v.device.type == "meta":
         shape = *_rows(q), q.shape[3]
-        return v.clone(), (g.new_empty(*shape, q.shape[3]), g.new_empty(*shape, v.shape[3]))
+        return _shape_alone(q, k, v), (g.new_empty(*shape, q.shape[3]), g.new_empty(*shape, v.shape[3]))
     if _by_loop(v):
         (q, k, v_wide, g, beta), starts = _prepare(q, k, v, g, beta), _starts(v, cu_seqlens)
         with without_autocast(v):
@@ -109,16 +109,20 @@ def _by_loop(v: Tensor) -> bool:
     return not on_gpu(v) or v.dtype == torch.float64 or v.shape[1] == 1
 
 
+def _shape_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A stand-in for the output on "meta", through which gradients reach the kernels before the operation."""
+    return v + (q * k).sum(-1, keepdim=True).to(v.dtype)
+
+
 def _rows(q: Tensor) -> tuple[int, int]:
     return q.shape[0], q.shape[2]
 
 
-def _prepare(q: Tensor, k: Tensor, *others: Tensor) -> list[Tensor]:
+def _prepare(q: Tensor, k: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """All in fp32 or float64, queries and keys of unit length."""
     dtype = torch.float64 if others[0].dtype == torch.float64 else torch.float32
-    q, k, *others = (x.to(dtype) for x in (q, k, *others))
-    q, k = (x * (x.square().sum(-1, keepdim=True) + EPSILON).rsqrt() for x in (q, k))
-    return [q, k, *others]
+    q, k = (x * (x.square().sum(-1, keepdim=True) + EPSILON).rsqrt() for x in (q.to(dtype), k.to(dtype)))
+    return q, k, *(x.to(dtype) for x in others)
 
 
 def _starts(v: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:

@@ -82,8 +82,8 @@ class GatedDeltaNet(SequenceMixer):
             if context.world > 1:
                 refuse_segments(self.kind)
             cu_seqlens = context.cu_seqlens
-        convolved = self._convolve(self._inputs(x), cu_seqlens=cu_seqlens)
-        y, _ = gated_delta_scan(*convolved, *self._gates(x), cu_seqlens=cu_seqlens)
+        q, k, v = self._convolve(self._inputs(x), cu_seqlens=cu_seqlens)
+        y, _ = gated_delta_scan(q, k, v, *self._gates(x), cu_seqlens=cu_seqlens)
         return self._project_out(y, x)
 
     @classmethod
@@ -140,7 +140,8 @@ class GatedDeltaNet(SequenceMixer):
         """Process further tokens `[B, T, d_model]` from a cache; `real` `[B, T]` is False at padding, which stands at row ends."""
         inputs = self._inputs(x)
         decays, beta = (gate * real[..., None] for gate in self._gates(x))
-        y, state = gated_delta_scan(*self._convolve(inputs, state=cache.conv), decays, beta, state=cache.state)
+        q, k, v = self._convolve(inputs, state=cache.conv)
+        y, state = gated_delta_scan(q, k, v, decays, beta, state=cache.state)
         conv = latest(inputs, self.config.conv_size - 1, cache.conv, real)
         return self._project_out(y, x), GatedDeltaNetCache(conv, state)
 
