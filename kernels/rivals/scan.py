@@ -1,7 +1,8 @@
 """The operations of the Gated DeltaNet and MesaNet layers: on a GPU the kernels of flash-linear-attention (package fla-core, extra
 `rivals`), elsewhere, in float64 and for single tokens the reference loops.
 
-On Hopper the library refuses the gated backward pass under Triton 3.4.0 to 3.7.0, which compile it wrongly (its issue 640).
+On Hopper the library refuses the backward pass of Gated DeltaNet under Triton 3.4.0 to 3.7.0, which compile it wrongly (its issue
+640).
 """
 
 import importlib.util
