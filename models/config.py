@@ -7,9 +7,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from .common.config import Config
 from .common.errors import UserError
 from .common.validation import describe_validation_error
-from .mixers.registry import BUILT_IN, check_kind, mixer_class
+from .mixers.registry import check_kind, mixer_class
 
 Positive = Annotated[int, Field(gt=0)]
+WITH_SECTION = (
+    "mamba2",
+    "ska",
+    "attention",
+)  # kinds of mixers with a section of their name; others have theirs in `mixers`
 
 
 class Mamba2Config(Config):
@@ -184,7 +189,8 @@ class ModelConfig(Config):
     d_model: Positive
     """Width of the residual stream."""
     layers: Annotated[tuple[str, ...], Field(min_length=1)]
-    """The mixer of each block, first to last: "ska", "mamba2", "attention", or the name of one of your own."""
+    """The mixer of each block, first to last: "ska", "mamba2", "attention", "gated-deltanet", "mesanet", or the name of one of your
+    own."""
     feedforward: FeedForwardConfig
     """The feed-forward of every block."""
     mamba2: Mamba2Config | None = None
@@ -197,7 +203,7 @@ class ModelConfig(Config):
     attention: AttentionConfig | None = None
     """Settings of the attention layers; needed where `layers` has "attention"."""
     mixers: dict[str, dict[str, Any]] = Field(default={})
-    """Settings of mixers of your own, by their name in `layers`."""
+    """Settings of the mixers "gated-deltanet" and "mesanet", and of those of your own, by their name in `layers`."""
     norm: Literal["rms", "layer"] = "rms"
     """Normalization before each mixer and feed-forward: "rms" (RMSNorm) or "layer" (LayerNorm)."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
@@ -270,7 +276,7 @@ class ModelConfig(Config):
         Raises:
             UserError: it does not fit the mixer.
         """
-        if kind in BUILT_IN:
+        if kind in WITH_SECTION:
             return getattr(self, kind)
         if kind not in self.mixers:
             return None

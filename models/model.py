@@ -186,12 +186,26 @@ class EchoLM(nn.Module):
             normal_by_fan_in(self.head.weight, generator)
 
 
+def check_device(config: ModelConfig, device: torch.device | str) -> None:
+    """Refuse a device on which a layer cannot compute.
+
+    Raises:
+        UserError: a package is missing there; how to install it is said.
+    """
+    for kind in dict.fromkeys(config.layers):
+        mixer_class(kind).check_device(torch.device(device))
+
+
 def build_model(config: ModelConfig, *, seed: int = 0, device: torch.device | str | None = None) -> EchoLM:
     """Build a freshly initialised fp32 model: the same weights for the same config and seed, on any device.
 
     Args:
         device: default CPU. "meta" gives shapes without memory or values.
+
+    Raises:
+        UserError: a layer needs a package on this device that is not installed.
     """
+    check_device(config, device or "cpu")
     with torch.device("meta"):  # draws nothing from the global generator
         model = EchoLM(config)
     if torch.device(device or "cpu").type == "meta":

@@ -48,7 +48,7 @@ SIZES = {
     "3b": Size(2560, 40, 40, 48, 128, (8, 16, 24, 32), koopman_width(2560)),
 }
 
-FAMILIES = ("echo", "mamba2", "hybrid", "transformer", "mamba2-ska-swiglu")
+FAMILIES = ("echo", "mamba2", "hybrid", "transformer", "mamba2-ska-swiglu", "gated-deltanet", "mesanet")
 
 
 # In version 2 the gate of a token decides on the key and value one position before (both shifts are 1), and queries start with
@@ -63,8 +63,10 @@ def _family(family: str, size: str, version: int) -> dict[str, Any]:
     shape = SIZES[size]
     special = {"echo": "ska", "mamba2-ska-swiglu": "ska", "hybrid": "attention", "mamba2": "mamba2"}.get(family)
     layers = [special if i in shape.ska else "mamba2" for i in range(shape.num_layers)]
-    if family == "transformer":
-        layers = ["attention"] * shape.num_layers
+    rivals = _rivals(shape)
+    throughout = {"transformer": "attention"} | {kind: kind for kind in rivals}
+    if family in throughout:
+        layers = [throughout[family]] * shape.num_layers
     values: dict[str, Any] = dict(
         name=f"{family}-{size}",
         vocab_size=VOCAB_SIZE,
@@ -74,12 +76,23 @@ def _family(family: str, size: str, version: int) -> dict[str, Any]:
         mamba2=dict(d_state=shape.d_state) if "mamba2" in layers else None,
         ska=dict(num_heads=shape.num_heads, rank=shape.rank, **SKA_OPTIONS[version]) if "ska" in layers else None,
         attention=dict(num_heads=shape.num_heads) if "attention" in layers else None,
+        mixers={family: rivals[family]} if family in rivals else {},
         allow_edge_ska=size == "1m" and "ska" in layers,
     )
     if family != "echo":
         target = count_parameters(preset(f"echo-{size}")).non_embedding
         values["feedforward"]["width"] = matching_width(ModelConfig.from_dict(values), target)
     return values
+
+
+def _rivals(shape: Size) -> dict[str, dict[str, int]]:
+    """The sections of Gated DeltaNet and MesaNet: keys of all heads together are as wide as published, three quarters of `d_model`
+    and `d_model`, in as many heads as attention has."""
+    heads, width = shape.num_heads, shape.d_model // shape.num_heads
+    return {
+        "gated-deltanet": dict(num_heads=heads, head_dim=3 * width // 4),
+        "mesanet": dict(num_heads=heads, head_dim=width),
+    }
 
 
 def matching_width(config: ModelConfig, target: int) -> int:
@@ -162,8 +175,8 @@ def preset(name: str, *, preset_version: int = LATEST_VERSION, **overrides: Any)
 
     Args:
         preset_version: 1 gives what the name meant before 30 November 2026. The paper's configurations have one version.
-        overrides: fields of `ModelConfig` to set; a dict for a section changes only the fields it names, as in
-            `preset("echo-1m", vocab_size=4224, ska={"power": 0, "value_lag": True})`.
+        overrides: fields of `ModelConfig` to set; a dict for a section, or for one within `mixers`, changes only the fields it
+            names, as in `preset("echo-1m", vocab_size=4224, ska={"power": 0, "value_lag": True})`.
 
     Raises:
         UserError: the name, the version or a field is unknown, or a value does not fit.
@@ -179,6 +192,12 @@ def preset(name: str, *, preset_version: int = LATEST_VERSION, **overrides: Any)
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.0)
         raise UserError(f"unknown model {name!r}; did you mean {near[0]}?")
     for key, value in overrides.items():
-        old = values.get(key)
-        values[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        values[key] = _merged(values.get(key), value)
     return ModelConfig.from_dict(values, where=name)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """`new`, with what it leaves out of `old` where both are dicts."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .common.errors import UserError
 from .common.files import read_json, write_aside
-from .model import EchoLM, build_model
+from .model import EchoLM, build_model, check_device
 from .stored_config import read_config, write_config
 
 WEIGHTS = "model.safetensors"
@@ -47,10 +47,12 @@ def from_pretrained(
         dtype: of the parameters; default: as stored.
 
     Raises:
-        UserError: a file is missing or damaged, or the weights are those of another architecture.
+        UserError: a file is missing or damaged, the weights are those of another architecture, or a layer needs a package on
+            the device that is not installed.
     """
     folder = Path(folder)
     config = read_config(folder)
+    check_device(config, device)
     tensors = {}
     for path in _weight_files(folder):
         try:

@@ -18,6 +18,7 @@ from .accounting import (
     training_flops,
 )
 from .common.files import write_text
+from .mixers.registry import BUILT_IN
 from .presets import preset, preset_names
 
 BEGIN = "<!-- table of models: python -m echo_lm.models.table docs/design/models.md -->"
@@ -82,9 +83,7 @@ def model_table(
     for name in preset_names() if names is None else names:
         config = preset(name, **overrides)
         count = count_parameters(config)
-        mixers = [
-            f"{config.layers.count(kind)} {kind}" for kind in ("mamba2", "ska", "attention") if kind in config.layers
-        ]
+        mixers = [f"{config.layers.count(kind)} {kind}" for kind in BUILT_IN if kind in config.layers]
         rows.append(
             ModelRow(
                 name,

@@ -11,11 +11,14 @@ import argparse
 import json
 from datetime import date
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
 import torch
 import torch.nn.functional as F
+
+from echo_lm.kernels.rivals import gated_delta_rule, mesa
 
 # batch, tokens, heads, width of keys, width of values, ends of documents in a packed row
 SHAPES = (
@@ -27,37 +30,14 @@ SHAPES = (
 BOUND = {torch.bfloat16: 2e-2, torch.float32: 5e-3}  # of the largest value of the reference
 
 
-def gated_delta_rule(q, k, v, g, beta, lamb=None):
-    """Token by token in float64: S = exp(g) S; S += beta k (v - S^T k)^T; o = S^T q / sqrt(K). Shapes (B, T, H, ...)."""
-    state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    outputs = []
-    for t in range(q.shape[1]):
-        state = state * g[:, t, :, None, None].exp()
-        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])
-        state = state + torch.einsum("bhk,bhv->bhkv", k[:, t] * beta[:, t, :, None], error)
-        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]) * q.shape[3] ** -0.5)
-    return torch.stack(outputs, 1)
-
-
-def mesa(q, k, v, g, beta, lamb):
-    """Token by token in float64: H = exp(g) H + beta k k^T, G = exp(g) G + beta k v^T, o = G^T (H + diag(lamb))^-1 q."""
-    keys = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], q.shape[3])
-    values = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    outputs = []
-    for t in range(q.shape[1]):
-        decay, written = g[:, t, :, None, None].exp(), k[:, t] * beta[:, t, :, None]
-        keys = keys * decay + torch.einsum("bhk,bhj->bhkj", written, k[:, t])
-        values = values * decay + torch.einsum("bhk,bhv->bhkv", written, v[:, t])
-        solved = torch.linalg.solve(keys + torch.diag_embed(lamb), q[:, t])
-        outputs.append(torch.einsum("bhkv,bhk->bhv", values, solved))
-    return torch.stack(outputs, 1)
-
-
 def inputs_of(shape: tuple, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Inputs as the published layers make them: unit queries and keys, decays from log-sigmoids, a step of 0 to 1."""
     batch, tokens, heads, key, value, _ = shape
     generator = torch.Generator().manual_seed(tokens)
-    normal = lambda *size: torch.randn(*size, generator=generator)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator)
+
     q, k = (F.normalize(normal(batch, tokens, heads, key), dim=-1) for _ in range(2))
     v = normal(batch, tokens, heads, value)
     made = {
@@ -82,7 +62,10 @@ def check(name: str, shape: tuple, dtype: torch.dtype) -> dict:
         "gated-deltanet": lambda q, k, v, g, beta, lamb: chunk_gated_delta_rule(q, k, v, g, beta, **packed)[0],
         "mesanet": lambda q, k, v, g, beta, lamb: chunk_mesa_net(q, k, v, g, beta, lamb, **packed)[0],
     }[name]
-    reference = {"gated-deltanet": gated_delta_rule, "mesanet": mesa}[name]
+    reference = {
+        "gated-deltanet": lambda q, k, v, g, beta, lamb: gated_delta_rule(q, k, v, g, beta)[0],
+        "mesanet": lambda q, k, v, g, beta, lamb: mesa(q, k, v, g, beta, lamb)[0],
+    }[name]
     given = inputs_of(shape, dtype)
     used = [key for key in given if name == "mesanet" or key != "lamb"]
     results = []
@@ -95,7 +78,7 @@ def check(name: str, shape: tuple, dtype: torch.dtype) -> dict:
             y = run(**leaves)
         else:
             bounds = [0, *ends]
-            pieces = zip(bounds[:-1], bounds[1:], strict=True)
+            pieces = pairwise(bounds)
             cut = [{k: x if k == "lamb" else x[:, a:b] for k, x in leaves.items()} for a, b in pieces]
             y = torch.cat([run(**piece) for piece in cut], 1)
         weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).cuda()
@@ -115,7 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--operations", nargs="+", default=["gated-deltanet", "mesanet"])
     options = parser.parse_args()
-    versions = {name: version(name) for name in ("torch", "triton", "flash-linear-attention")}
+    versions = {name: version(name) for name in ("torch", "triton", "fla-core")}
     rows = []
     for name in options.operations:
         for dtype in BOUND:
@@ -133,9 +116,8 @@ def main() -> None:
                 shown = row.get("failed") or " ".join(f"{k} {v:.1e}" for k, v in row["errors"].items())
                 print("ok  " if row["passed"] else "BAD ", name, dtype, shape, shown, f"{row['seconds']} s", flush=True)
                 document = {"date": str(date.today()), "hardware": torch.cuda.get_device_name(), "versions": versions}
-                options.out.write_text(
-                    json.dumps({**document, "bound": {str(k): v for k, v in BOUND.items()}, "rows": rows}, indent=1)
-                )
+                document |= {"bound": {str(dtype): bound for dtype, bound in BOUND.items()}, "rows": rows}
+                options.out.write_text(json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from echo_lm.evals.sweeps.config import RecallSweep
 from echo_lm.models import ModelConfig
 from echo_lm.models.common.config import Config
 from echo_lm.models.common.files import write_text
+from echo_lm.models.config import WITH_SECTION
+from echo_lm.models.mixers.registry import BUILT_IN, mixer_class
 from echo_lm.orchestration.preparation.data_recipe import DataRecipe
 from echo_lm.orchestration.studies.config import StudyConfig
 from echo_lm.pipeline.config import ModelSection, RunConfig
@@ -79,6 +81,8 @@ class Reference:
                 self._add(one, f"{key}.{name}" if key else name, file)
             if (config, name) != (Suite, "protocols"):
                 rows.append(self._row(name, field))
+        for kind in [kind for kind in BUILT_IN if kind not in WITH_SECTION] if config is ModelConfig else ():
+            self._add(mixer_class(kind).options, f"mixers.{kind}", file)
         # In the file the protocols stand beside the other keys.
         for protocol in all_protocols().values() if config is Suite else ():
             for one in configs_in(protocol.config):

@@ -21,6 +21,7 @@ EXTRAS = {
     "datasketch": "hub",
     "transformers": "hub",
     "lm_eval": "hub",
+    "fla": "rivals",
 }
 
 

@@ -20,11 +20,13 @@ class SequenceMixer(nn.Module, ABC):
         kind: the name in `layers`, set by `register`.
         options: the class of its section of a model config.
         inputs: which of the optional inputs `token` and `write_mask` of `forward` it takes.
+        reads_borders_on_host: whether the host waits for document borders in `forward` on a GPU, which no CUDA graph can hold.
     """
 
     kind: ClassVar[str]
     options: ClassVar[type[Config]]
     inputs: ClassVar[frozenset[str]] = frozenset()
+    reads_borders_on_host: ClassVar[bool] = False
 
     # --- Costs of one layer, as functions of the model's config. A multiply-add counts as 2 FLOPs. ---
 
@@ -99,6 +101,14 @@ class SequenceMixer(nn.Module, ABC):
         """Decode one token per row, `[B, d_model]`."""
 
     # --- Optional parts, which some mixers override ---
+
+    @classmethod
+    def check_device(cls, device: torch.device) -> None:
+        """Refuse a device on which the layer cannot compute.
+
+        Raises:
+            UserError: a package is missing there; how to install it is said.
+        """
 
     @property
     def reads_token(self) -> bool:

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from .base import SequenceMixer
 
 # Kind -> the module of this package that registers it.
-BUILT_IN = {"mamba2": "mamba2", "ska": "ska", "attention": "attention"}
+BUILT_IN = {
+    "mamba2": "mamba2",
+    "ska": "ska",
+    "attention": "attention",
+    "gated-deltanet": "gated_deltanet",
+    "mesanet": "mesanet",
+}
 
 _CLASSES: dict[str, type["SequenceMixer"]] = {}
 Class = TypeVar("Class", bound=type)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from ...data_prep.config import DatasetConfig, MixtureConfig
+from ...models.accounting import segment_messages
 from ...models.common.config import Config
 from ...models.common.files import sha256_json
 from .sections import EvaluationSection, ModelSection, RunSection, StartFromSection
@@ -69,7 +70,10 @@ class RunConfig(Config):
                 f"train.sequence_length={train.sequence_length} is not a multiple of "
                 f"run.sequence_parallel={run.sequence_parallel}"
             )
-        for ska in self.model.resolve(vocab_size=512).ska_sections():
+        model = self.model.resolve(vocab_size=512)
+        if run.sequence_parallel > 1:
+            segment_messages(model, segment)  # refuses mixers without a form for segments
+        for ska in model.ska_sections():
             if run.sequence_parallel > 1 and ska.mode == "chunk" and segment % ska.grid:
                 raise ValueError(
                     f"run.sequence_parallel={run.sequence_parallel} leaves {segment} tokens a worker, which is not a "

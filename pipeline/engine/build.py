@@ -63,7 +63,7 @@ def build_engine(config: RunConfig, vocab_size: int, device: torch.device, mesh:
     this mean is the gradient of the whole batch's loss.
     """
     run, train = config.run, config.train
-    model = build_model(config.model.resolve(vocab_size), seed=config.seed).to(device)
+    model = build_model(config.model.resolve(vocab_size), seed=config.seed, device=device)
     if run.zero_stage == 3:
         _register_external_weights(model)
     for block in model.blocks:

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from ...kernels.sequence import SequenceContext
 from ...models import EchoLM
+from ...models.mixers.registry import mixer_class
 from ..config import RunConfig
 
 TOKENS_PER_DOCUMENT = 16  # the graph has room for the borders of as many documents as this average length gives
@@ -31,6 +32,9 @@ def why_not(config: RunConfig, device: torch.device) -> str | None:
         return f"run.zero_stage={run.zero_stage} exchanges gradients or weights within the passes: use stage 0 or 1"
     if run.sequence_parallel > 1:
         return "run.sequence_parallel shares sequences: its exchanges have sizes that the host reads"
+    for kind in config.model.resolve(vocab_size=512).layers:
+        if mixer_class(kind).reads_borders_on_host:
+            return f"{kind} layers read document borders on the host"
     return None
 
 

@@ -10,6 +10,7 @@ from echo_lm.models.decoding import sample
 from echo_lm.models.mixers.ska import SKA
 
 FAMILIES = ["echo-1m", "mamba2-1m", "hybrid-1m", "transformer-1m", "mamba2-ska-swiglu-1m", "paper-1m-l2"]
+FAMILIES += ["gated-deltanet-1m", "mesanet-1m"]
 
 
 def tokens_of(batch, length, seed=0):

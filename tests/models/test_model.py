@@ -11,6 +11,7 @@ from echo_lm.models.feedforward import KoopmanMLP
 from echo_lm.models.mixers.ska import longest_key
 
 FAMILIES = ["echo-1m", "mamba2-1m", "hybrid-1m", "transformer-1m", "mamba2-ska-swiglu-1m", "paper-1m-l2"]
+FAMILIES += ["gated-deltanet-1m", "mesanet-1m"]
 
 
 def tokens_of(batch, length, seed=0):

@@ -58,8 +58,8 @@ def solve(
     DOCUMENTS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):
-    """`solve_once`, and one more step against the operator itself where digits may be lost: with REFINE for LOCAL, where the chunk is
-    `cold` otherwise. X is exact in PARTS parts."""
+    """`solve_once`, and one more step against the operator itself where digits may be lost: with REFINE for LOCAL, else where the
+    chunk is `cold`. X is exact in PARTS parts."""
     y = solve_once(x, inverse, w, causal, old, ridge, PARTS, LOCAL, DOCUMENTS, INTERPRET)
     if LOCAL:
         if REFINE:

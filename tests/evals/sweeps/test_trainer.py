@@ -5,9 +5,12 @@ import torch
 
 from echo_lm.data_prep.recall import RecallVocabulary
 from echo_lm.evals.sweeps import trainer as recall_training
+from echo_lm.evals.sweeps.config import load_sweep
+from echo_lm.evals.sweeps.runs import runs_of
 from echo_lm.evals.sweeps.trainer import RecallTrainer
 from echo_lm.evals.sweeps.training_config import RecallTraining
 from echo_lm.models import build_model, preset
+from tests.helpers.tiny_sweep import sweep_file
 
 HALF_A_SECOND = 10**9  # cycles
 
@@ -146,3 +149,21 @@ def test_open_gates_cost_nothing_at_the_first_length_of_a_curriculum():
     assert len(weights[0]) == 10
     same = [torch.equal(*pair) for pair in zip(*weights, strict=True)]
     assert same == [True] * 5 + [False] * 5
+
+
+@pytest.mark.parametrize("kind", ["gated-deltanet", "mesanet"])
+def test_an_arm_of_another_family_learns(kind, tmp_path):
+    """That an answer is a value and not noise, for which 40 steps suffice."""
+    model = {
+        "d_model": 16,
+        "layers": [kind],
+        "feedforward": {"width": 16},
+        "mixers": {kind: {"num_heads": 1, "head_dim": 8}},
+    }
+    training = {"steps": 40, "batch_sequences": 16, "lengths": [12], "pairs": [1], "tasks": ["mqar"]}
+    arms = {"one": {"preset": f"{kind}-1m", "model": model}}
+    sweep = load_sweep(sweep_file(tmp_path, arms=arms, training=training, learning_rates=[0.01], seeds=[0]))
+    (run,) = runs_of(sweep)
+    trainer = RecallTrainer(build_model(run.config), run.training, sweep.ids, seed=0)
+    trainer.run()
+    assert trainer.losses[-5:].mean() < trainer.losses[:5].mean() - 0.2

@@ -34,6 +34,9 @@ def test_a_pass_launches_every_kernel_of_its_layers_forward_and_backward():
     assert set(names("mamba2-1m")) == MAMBA
     assert set(names("echo-1m")) == MAMBA | SKA
     assert names("transformer-1m") == {}
+    # Their own kernels are the library's, compiled at their first launch.
+    for family in ("gated-deltanet", "mesanet"):
+        assert set(names(f"{family}-1m")) == {"convolve_forward", "convolve_backward"}
 
 
 def test_a_pass_without_gradients_has_no_backward_kernel():

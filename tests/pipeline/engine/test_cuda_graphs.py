@@ -26,6 +26,7 @@ def config(
         ({"zero_stage": 2}, "cuda", "run.zero_stage=2"),
         ({"zero_stage": 3}, "cuda", "run.zero_stage=3"),
         ({"workers": 2, "sequence_parallel": 2}, "cuda", "run.sequence_parallel"),
+        ({"model": "mesanet-1m"}, "cuda", "mesanet layers read document borders on the host"),
     ],
 )
 def test_a_run_without_graphs_says_why(changed, device, reason):
