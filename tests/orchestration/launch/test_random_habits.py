@@ -21,7 +21,7 @@ from tests.helpers.habits.world import TOPOLOGIES
 SAMPLE = ["kill", "extend", "move_tree", "average"]
 SAMPLE_SEED = 18  # kills the worker at step 17
 SEQUENCES = [("run", number) for number in range(15)] + [("train", number) for number in range(85)]
-AT_ONCE = 3  # on two cores: much of a sequence is waiting
+AT_ONCE = max(3, os.cpu_count() or 1)  # three on two cores: much of a sequence is waiting
 MOST_SECONDS = 3600
 
 
