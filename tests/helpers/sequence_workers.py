@@ -1,4 +1,4 @@
-"""Processes that share rows, mostly four, started by `run` as `python -m tests.helpers.sequence_workers` with what `main` takes.
+"""Processes that share rows, mostly four, started by `run` with what `main` takes.
 
 Every case compares a model on segments with the same model on whole rows; rank 0 writes what it finds.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from echo_lm.kernels import sequence
 from echo_lm.kernels.predicted_sizes import PredictedSizes
@@ -20,7 +21,7 @@ from echo_lm.kernels.ska import sequence as ska_sequence
 from echo_lm.kernels.ssd import sequence as ssd_sequence
 from echo_lm.models import build_model, preset
 from echo_lm.models.mixers import delay
-from tests.helpers import sequence_models
+from tests.helpers import sequence_models, warm
 from tests.helpers.collectives import counted
 from tests.helpers.sequence_models import (
     BATCH,
@@ -312,23 +313,21 @@ def run(folder, cases="cpu"):
     """Start the processes, wait for them, and give what they found.
 
     Raises:
-        RuntimeError: one of them failed.
+        RuntimeError: one of them failed in the interpreter.
+        torch.multiprocessing.ProcessRaisedException: one of the others failed.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "tests.helpers.sequence_workers"]
-    environment, world = (os.environ | {"TRITON_INTERPRET": "1"}, 2) if cases == "interpreter" else (None, WORLD)
-    files = [str(folder / "store"), str(folder / "report"), cases, str(world)]
-    logs = [folder / f"rank-{rank}.log" for rank in range(world)]
-    processes = [
-        subprocess.Popen([*command, str(rank), *files], stderr=log.open("w"), env=environment, cwd=ROOT)
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(timeout=400) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    if any(codes):
-        raise RuntimeError("\n".join(log.read_text() for log in logs))
+    arguments = str(folder / "store"), str(folder / "report"), cases
+    if cases == "interpreter":
+        # A new process: Triton interprets kernels that are defined where the environment says so.
+        command = [sys.executable, "-W", "ignore", "-m", "tests.helpers.sequence_workers", *arguments]
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, env=environment, cwd=ROOT, timeout=400, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+    elif cases == "cuda":  # a fork cannot use CUDA after its parent did
+        mp.spawn(main, (*arguments, WORLD), WORLD)
+    else:
+        warm.spawn(main, (*arguments, WORLD), WORLD)
     return torch.load(folder / "report")
 
 
@@ -347,4 +346,4 @@ def main(rank, store, results, cases, processes):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5]))
+    mp.start_processes(main, (*sys.argv[1:], 2), nprocs=2, start_method="fork")
