@@ -43,7 +43,10 @@ def gated_delta_scan(
 
     Args:
         q: `[B, T, H, K]`, of any length: scaled to unit length here, as k.
-        k, v, g, beta: as those of `gated_delta_rule`.
+        k: `[B, T, H, K]`, as those of `gated_delta_rule`, like the next three.
+        v: `[B, T, H, V]`.
+        g: `[B, T, H]`, logarithms of decays.
+        beta: `[B, T, H]`, step sizes.
         state: `[B, H, K, V]`, what the rows continue from, in fp32.
         cu_seqlens: int32 or int64 `[documents + 1]`, see `kernels/documents.py`; not beside a state.
 
