@@ -9,6 +9,7 @@ a model is trained there. Needs a CUDA device and the extra `rivals`; prints one
 
 import argparse
 import json
+import sys
 from datetime import date
 from importlib.metadata import version
 from itertools import pairwise
@@ -18,7 +19,7 @@ from time import perf_counter
 import torch
 import torch.nn.functional as F
 
-from echo_lm.kernels.rivals import gated_delta_rule, mesa
+from echo_lm.kernels.rivals import gated_delta_rule, has_library, mesa
 
 # batch, tokens, heads, width of keys, width of values, ends of documents in a packed row
 SHAPES = (
@@ -27,6 +28,7 @@ SHAPES = (
     (1, 1000, 2, 128, 128, None),
     (1, 333, 2, 64, 64, (100, 101, 230, 333)),
 )
+OPERATIONS = ("gated-deltanet", "mesanet")
 BOUND = {torch.bfloat16: 2e-2, torch.float32: 5e-3}  # of the largest value of the reference
 
 
@@ -96,8 +98,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--operations", nargs="+", default=["gated-deltanet", "mesanet"])
+    parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=OPERATIONS)
     options = parser.parse_args()
+    if not torch.cuda.is_available() or not has_library():
+        sys.exit("rival_gradients: needs a CUDA device and flash-linear-attention (pip install 'echo-lm[rivals]')")
     versions = {name: version(name) for name in ("torch", "triton", "fla-core")}
     rows = []
     for name in options.operations:
@@ -106,9 +110,7 @@ def main() -> None:
                 started = perf_counter()
                 try:
                     row = check(name, shape, dtype)
-                except (
-                    Exception
-                ) as error:  # a guard of the library, or a kernel that does not compile: a result as well
+                except Exception as error:  # a guard of the library, a kernel that does not compile: a result as well
                     row = {"operation": name, "shape": shape, "dtype": str(dtype), "passed": False}
                     row["failed"] = f"{type(error).__name__}: {error}"[:300]
                 row["seconds"] = round(perf_counter() - started, 1)

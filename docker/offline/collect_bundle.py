@@ -86,10 +86,10 @@ def main() -> None:
         (Path(folder) / "commit").write_text(commit() + "\n")
         pack(Path(folder), BUNDLE / "site.tar.xz")
     release = BUNDLE / f"triton-{options.triton}.tar.xz"
-    for other in {*BUNDLE.glob("triton-*.tar.xz")} - {release}:
-        other.unlink()
     if options.triton and not release.exists():
         pack(slim_triton(options.triton, PYTHON_VERSION), release)
+    for other in {*BUNDLE.glob("triton-*.tar.xz")} - {release}:
+        other.unlink()
     with tempfile.TemporaryDirectory() as folder:
         copy_kernels(Path(folder), time.time() - 3600 * options.hours)
         pack(Path(folder), BUNDLE / "triton_cache.tar.xz")

@@ -36,7 +36,8 @@ def triton_wheel(release: str, python: str) -> Path:
         platforms = [word for n in (28, 27, 17) for word in ("--platform", f"manylinux_2_{n}_x86_64")]
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", *platforms]
         target = ["--python-version", python, "--implementation", "cp", "-d", str(folder) + ".wheel"]
-        subprocess.run([*pip, *target, f"triton=={release}"], check=True)
+        if subprocess.run([*pip, *target, f"triton=={release}"]).returncode:
+            sys.exit(f"there is no Triton {release} for Python {python} (above is what pip says)")
         (wheel,) = Path(str(folder) + ".wheel").glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(str(folder) + ".partial")

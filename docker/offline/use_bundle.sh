@@ -12,7 +12,11 @@ export ECHO_LM_COMMIT="$(cat /tmp/echo-lm-site/commit)"
 export PYTHONPATH="$root/bundle/echo:/tmp/echo-lm-site${PYTHONPATH:+:$PYTHONPATH}"
 if [ -n "${carried_triton:-}" ]; then # a release that came with this call or an earlier one, in place of the machine's
     release=/tmp/echo-lm-triton-$carried_triton
-    [ -d "$release" ] || { mkdir -p "$release.partial" && python -W ignore -m tarfile -e "$root/bundle/triton-$carried_triton.tar.xz" "$release.partial" && mv "$release.partial" "$release"; } || return 1
+    archive=$root/bundle/triton-$carried_triton.tar.xz
+    if [ ! -d "$release" ]; then
+        [ -f "$archive" ] || { echo "$archive is not here: run docker/offline/collect_bundle.py --triton $carried_triton first" >&2; return 1; }
+        mkdir -p "$release.partial" && python -W ignore -m tarfile -e "$archive" "$release.partial" && mv "$release.partial" "$release" || return 1
+    fi
     export PYTHONPATH="$release:$PYTHONPATH"
 fi
 export TRITON_CACHE_DIR=/tmp/echo-lm-triton TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-/tmp/echo-lm-inductor}"
