@@ -9,7 +9,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart install test lint test-gpu test-netns soak images chromium reference docs clean help
+.PHONY: quickstart install test lint test-gpu test-netns soak soak-habits images chromium reference docs clean help
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -40,6 +40,10 @@ test-netns: $(VENV)/.dev ## `echo-lm run` over two hosts, network namespaces of 
 
 soak: $(VENV)/.dev ## long trials
 	$(BIN)/pytest -m slow
+
+HABITS := $(if $(ECHO_LM_HABITS_SEED),--seed $(ECHO_LM_HABITS_SEED)) --out build/habits$(ECHO_LM_HABITS_SEED).json
+soak-habits: $(VENV)/.dev ## of these the random sequences of habits alone, as many at once as there are cores
+	$(BIN)/python -m tests.helpers.habits.trial $(HABITS)
 
 images: ## build the CPU image and start it: alone, with compose, stopped (docker or podman; a quarter of an hour)
 	docker/check-images.sh

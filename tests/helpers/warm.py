@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import forkserver
@@ -22,12 +23,13 @@ from torch.distributed.launcher.api import LaunchConfig
 
 # What a training imports before its first step is done.
 PRELOADED = ["echo_lm.pipeline.loop", "echo_lm.models.mixers.mamba2", "deepspeed", "torch._dynamo"]
+_STARTING = threading.Lock()  # several threads may be the first
 
 
 def context() -> Any:
     """The context of `multiprocessing` that forks from there."""
     multiprocessing.set_forkserver_preload(PRELOADED)
-    with pytest.MonkeyPatch.context() as patch:
+    with _STARTING, pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
         forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")

@@ -260,7 +260,7 @@ def delete_experiment(world: World, run: Run) -> str:
 def start_twice(world: World, run: Run) -> str:
     """The second one says that the folder is in use; the first one does not notice."""
     first = world.start(run)
-    wait_until(lambda: ((run.path / ".lock").exists() and len(first.tree()) > 1) or not first.running(), 60)
+    wait_until(lambda: ((run.path / ".lock").exists() and len(first.tree()) > 1) or not first.running(), 60, 0.1)
     second = world.start(run)
     refused = ended_well(world.finish(second), 0, 2)
     assert refused.code == 0 or "is in use by another process" in refused.complaint[0], refused.output

@@ -1,7 +1,7 @@
 """One random sequence: `python -m tests.helpers.habits.play --seed 7 --command train` plays it and prints what happened."""
 
 import argparse
-import json
+import os
 import shutil
 import signal
 import sys
@@ -11,16 +11,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from echo_lm.models.common.run_layout import EVENTS
-from echo_lm.pipeline.config import RunConfig, load_config
-from echo_lm.pipeline.run.amend import amend
-from echo_lm.pipeline.run.events import read_events, steps
-from echo_lm.pipeline.run.folder import RunFolder
-from tests.helpers.trainings import train_all
-
 from .actions import ACTIONS, ended_well
 from .checks import References, check, check_complete, check_record
-from .world import LONGER, RECIPE, STEPS, TOPOLOGIES, World, disk
+from .references import dataset, read_references, references_file
+from .world import ENVIRONMENT, World, disk
 
 LENGTH = 8
 
@@ -75,55 +69,30 @@ def _to_the_end(world: World, references: References) -> None:
         check_record(world, run)
 
 
-def undisturbed(place: Path, data: Path, topologies: list[tuple[int, int]]) -> References:
-    """Train the recipe with each (workers, ZeRO stage): to its end and then on, and with the later end from the beginning."""
-    references = {}
-    for workers, stage in topologies:
-        folder = place / f"{workers}-{stage}"
-        for name in ("end", "before"):
-            config = reference_config(workers, stage, STEPS if name == "end" else LONGER)
-            RunFolder(folder / name).prepare(config, data / config.data.name)
-        train_all([folder / name for name in ("end", "end", "before")], workers, before=extend_where_finished)
-        losses = {
-            name: [event["loss"] for event in steps(read_events(folder / name / EVENTS))] for name in ("end", "before")
-        }
-        references[workers, stage] = losses | {"": losses["end"][:STEPS]}
-    return references
-
-
-def reference_config(workers: int, stage: int, last: int) -> RunConfig:
-    return load_config("smoke", [*RECIPE, f"run.workers={workers}", f"run.zero_stage={stage}", f"train.steps={last}"])
-
-
-def extend_where_finished(folder: Path) -> None:
-    """Amend a reference that came to its end, for the extension at the end."""
-    run = RunFolder(folder)
-    if run.finished():
-        execution = run.load_config().run
-        amend(run, reference_config(execution.workers, execution.zero_stage, LONGER))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--command", choices=["train", "run"], default="train")
-    parser.add_argument("--data", type=Path, required=True, help="a folder with the dataset of recipe smoke")
-    parser.add_argument("--references", type=Path, required=True, help="JSON of losses; made if it is missing")
+    parser.add_argument("--data", type=Path, help="a folder with the dataset of recipe smoke; else it is prepared")
+    parser.add_argument("--references", type=Path, help="JSON of undisturbed losses; made if it is missing")
     parser.add_argument("--actions", default="", help="their names, separated by commas; drawn if left out")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would ours
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the commands, frees the disk
     place = Path(tempfile.mkdtemp(prefix=f"habits-{options.command}-{options.seed}-"))
-    if not options.references.is_file():
-        losses = undisturbed(place / "undisturbed", options.data, list(TOPOLOGIES))
-        options.references.write_text(json.dumps([[key, values] for key, values in losses.items()]))
-    references = {tuple(key): values for key, values in json.loads(options.references.read_text())}
+    os.environ |= ENVIRONMENT | {"RAY_TMPDIR": str(place)}  # Ray's files too belong to this sequence alone
+    data = options.data or dataset(place / "data")
+    references = read_references(references_file(options.references or place / "references.json", data))
     names = [name for name in options.actions.split(",") if name]
     try:
-        print("\n".join(play(place, options.seed, options.command, options.data, references, names)))
+        print("\n".join(play(place, options.seed, options.command, data, references, names)))
     except AssertionError:
         traceback.print_exc(limit=0)
         print(f"left in {place}")
         return 1
+    except SystemExit:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
     shutil.rmtree(place)
     return 0
 

@@ -1,6 +1,7 @@
 """A tree with data and runs on a small disk of its own, and the commands that work on it."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -32,6 +33,21 @@ TOPOLOGIES = {(1, 2): [1, 2], (2, 2): [2, 2], (2, 3): [2, 3], (1, 0): [1, 0]}
 DISK_BYTES = 160 * 2**20
 LEAVE_SECONDS = 10.0  # in which all processes of a command that ended must be gone
 COMMAND_SECONDS = {"train": 120.0, "run": 300.0}  # in which every command ends
+SLOWEST = 3.0  # Limits of time are stretched at most so far where other sequences compute too: every known leak lived for longer.
+# Of all processes of a trial: recipes train on the CPU, one thread each, also on a machine with GPUs.
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "RAY_AUTH_MODE": "disabled",
+    # Ray kills workers where memory seems to be short. Containers may report a total that grows as it is used.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # By default Ray starts as many workers as the machine has cores, for each of the clusters.
+    "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 2, "memory": 4 * 2**30}),
+    # By default Ray's workers have the lowest priority, and other sequences' processes starve them.
+    "RAY_worker_niceness": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 @dataclass
@@ -104,7 +120,7 @@ class Ended:
 class Process:
     """A command that works on a run."""
 
-    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str]):
+    def __init__(self, arguments: list[str], log: Path):
         self.mark, self._log = uuid.uuid4().hex, log
         self.began = time.monotonic()
         with open(log, "wb") as file:
@@ -112,7 +128,7 @@ class Process:
                 [*COMMAND, *arguments],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | environment | {MARK: self.mark},
+                env=os.environ | ENVIRONMENT | {MARK: self.mark},
                 start_new_session=True,
             )
         self.pid = self._process.pid
@@ -122,29 +138,22 @@ class Process:
 
     def tree(self) -> list[psutil.Process]:
         """All processes of the command, wherever their parents are."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return processes_with(MARK, self.mark)
 
     def end(self, seconds: float) -> Ended:
         """Wait for the end; nothing may be left of the command a few seconds after it."""
-        try:
-            code = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            states = [f"{process.pid} {process.cmdline()[-1:]}" for process in self.tree()]
+        if not wait_for(lambda: not self.running(), seconds):
+            names = names_of(self.tree())
             self.destroy()
-            raise AssertionError(f"no end after {seconds:.0f} s; processes: {states}; output:\n{self.text()}") from None
-        ended, deadline = time.monotonic(), time.monotonic() + LEAVE_SECONDS
-        while (left := self.tree()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        if left:
-            names = [" ".join(process.cmdline())[-120:] for process in left if process.is_running()]
+            raise AssertionError(f"no end after {seconds:.0f} s; processes: {names}; output:\n{self.text()}")
+        ended = time.monotonic()
+        if not wait_for(lambda: not self.tree(), LEAVE_SECONDS, pause=0.2):
+            names = names_of(self.tree())
             self.destroy()
-            raise AssertionError(f"left {LEAVE_SECONDS:.0f} s after the end: {names}; output:\n{self.text()}")
-        return Ended(code, self.text(), ended - self.began)
+            raise AssertionError(
+                f"left {time.monotonic() - ended:.0f} s after the end: {names}; output:\n{self.text()}"
+            )
+        return Ended(self._process.returncode, self.text(), ended - self.began)
 
     def signal(self, number: int, *, group: bool = False) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -198,7 +207,7 @@ class World:
 
     def launch(self, arguments: list[str]) -> Process:
         self._count += 1
-        process = Process(arguments, self._place / f"command_{self._count}.txt", {"RAY_AUTH_MODE": "disabled"})
+        process = Process(arguments, self._place / f"command_{self._count}.txt")
         self.processes.append(process)
         return process
 
@@ -222,11 +231,46 @@ class World:
             process.destroy()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool], seconds: float, pause: float = 0.02) -> None:
+    assert wait_for(condition, seconds, pause), f"not within {seconds:.0f} s"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
+    """Whether `condition()` came true within so many seconds; on a machine that is busy, within as many times more."""
+    began, limit = time.monotonic(), seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.02)
+        if time.monotonic() - began >= limit:
+            limit = seconds * slowness()
+            if time.monotonic() - began >= limit:
+                return False
+        time.sleep(pause)
+    return True
+
+
+def slowness() -> float:
+    """How many times as long as on an idle core a computation takes now; between 1 and `SLOWEST`."""
+    began, used = time.perf_counter(), time.thread_time()
+    while time.thread_time() - used < 0.1:
+        pass
+    return min(SLOWEST, max(1.0, (time.perf_counter() - began) / 0.1))
+
+
+def processes_with(variable: str, value: str) -> list[psutil.Process]:
+    """The living processes that were started with an environment variable of this value."""
+    wanted, found = f"{variable}={value}".encode(), []
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.Error, OSError):
+            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):  # a zombie has none
+                found.append(psutil.Process(pid))
+    return found
+
+
+def names_of(processes: list[psutil.Process]) -> list[str]:
+    names = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            names.append(f"{process.pid} {' '.join(process.cmdline())[-120:]}")
+    return names
 
 
 def starts_of(run: Run) -> list[dict]:

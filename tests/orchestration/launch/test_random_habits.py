@@ -1,28 +1,33 @@
 """Random sequences of what people do to runs end with the losses, results and record of an undisturbed run.
 
-Four chosen ones here, a hundred sequences of eight in `make soak`. What may happen is the table in
+Four chosen actions here, a hundred sequences of eight in `make soak`. What may happen is the table in
 `tests/helpers/habits/actions.py`; a sequence is played again by `python -m tests.helpers.habits.play` with its seed.
 """
 
-import json
 import os
-import random
-import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.habits.play import play, undisturbed
+from echo_lm.models.common.files import read_json, write_json
+from tests.helpers.habits import trial
+from tests.helpers.habits.play import play
+from tests.helpers.habits.references import undisturbed
 from tests.helpers.habits.world import TOPOLOGIES
 
 SAMPLE = ["kill", "extend", "move_tree", "average"]
 SAMPLE_SEED = 18  # kills the worker at step 17
-SEQUENCES = [("run", number) for number in range(15)] + [("train", number) for number in range(85)]
-AT_ONCE = max(3, os.cpu_count() or 1)  # three on two cores: much of a sequence is waiting
 MOST_SECONDS = 3600
+# Plays for a fraction of a second, fails at seed 2, and hangs at seed 4 with a child.
+PLAYER = """
+import subprocess, sys, time
+seed = int(sys.argv[sys.argv.index("--seed") + 1])
+print("played", *sys.argv[1:], flush=True)
+if seed == 4:
+    print(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid, flush=True)
+    time.sleep(1000)
+sys.exit(seed == 2)
+"""
 
 
 def test_a_sequence(tmp_path, data_root):
@@ -32,30 +37,51 @@ def test_a_sequence(tmp_path, data_root):
         print(line)
 
 
+@pytest.fixture
+def a_trial(tmp_path, data_root, monkeypatch, capsys):
+    """`a_trial(*arguments)` plays with `PLAYER` and returns exit code and output; losses of undisturbed runs are there."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(trial, "LEAST_SECONDS", 0.5)
+    out = tmp_path / "trial.json"
+    write_json(out, {"seconds": 60.0, "played": {}, "machine": trial.machine(), "references": []})
+
+    def call(*arguments: str) -> tuple[int, str]:
+        line = ["--out", str(out), "--data", str(data_root), *arguments]
+        code = trial.main(line, play=[sys.executable, "-c", PLAYER])
+        return code, capsys.readouterr().out
+
+    call.out = out
+    return call
+
+
+def test_a_trial_goes_on_and_says_what_failed(a_trial):
+    code, output = a_trial("--seed", "1", "--train", "2", "--run", "1", "--at-once", "1")
+    assert code == 1
+    assert output.index("run 1: as expected") < output.index("train 1: as expected") < output.index("train 2: FAILED")
+    assert "seed 1: 2 of 3 as expected in 1.0 minutes" in output
+    assert "1 FAILED: train 2" in output
+    held = read_json(a_trial.out)
+    del held["played"]["train 2"], held["played"]["run 1"]
+    write_json(a_trial.out, held)
+    code, output = a_trial("--train", "2", "--run", "1")
+    assert "seed 1: 2 sequences" in output
+    assert "train 1: as expected" not in output
+    with pytest.raises(SystemExit, match="name another file, or delete it"):
+        a_trial("--seed", "4", "--train", "2", "--run", "1")
+
+
+def test_a_trial_ends_in_time_with_all_that_it_started(a_trial):
+    code, output = a_trial("--seed", "3", "--train", "2", "--run", "0", "--at-once", "2", "--seconds", "2")
+    assert code == 1
+    assert "1 were not played to their end: train 4" in output
+    assert not trial.processes_with(trial.VARIABLE, f"{os.getpid()} train 4")
+    assert list(read_json(a_trial.out)["played"]) == ["train 3"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2 * MOST_SECONDS)
 def test_a_hundred_sequences(tmp_path, data_root):
-    first = int(os.environ.get("ECHO_LM_HABITS_SEED", random.randrange(1_000_000)))
-    print(f"seeds {first} to {first + len(SEQUENCES)}; ECHO_LM_HABITS_SEED={first} plays them again")
-    losses = undisturbed(tmp_path / "undisturbed", data_root, list(TOPOLOGIES))
-    references = tmp_path / "references.json"
-    references.write_text(json.dumps([[key, values] for key, values in losses.items()]))
-    began = time.monotonic()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        plays = [pool.submit(_play, command, first + number, data_root, references) for command, number in SEQUENCES]
-        failures = [output for output in (each.result() for each in plays) if output]
-    minutes = (time.monotonic() - began) / 60
-    print(f"{len(SEQUENCES) - len(failures)} of {len(SEQUENCES)} sequences in {minutes:.0f} minutes")
-    assert not failures, "\n\n".join(failures)
-    assert minutes < MOST_SECONDS / 60
-
-
-def _play(command: str, seed: int, data: Path, references: Path) -> str:
-    """Play a sequence in a process of its own; returns what it printed if it failed."""
-    arguments = ["--seed", str(seed), "--command", command, "--data", str(data), "--references", str(references)]
-    line = [sys.executable, "-m", "tests.helpers.habits.play", *arguments]
-    done = subprocess.run(
-        line, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False, timeout=MOST_SECONDS
-    )
-    print(f"{command} {seed}: {'as expected' if done.returncode == 0 else 'FAILED'}\n{done.stdout}", flush=True)
-    return "" if done.returncode == 0 else f"{command} {seed}:\n{done.stdout}\n{done.stderr}"
+    seed = os.environ.get("ECHO_LM_HABITS_SEED", "")
+    out = tmp_path / "trial.json"
+    arguments = ["--out", str(out), "--data", str(data_root), "--seconds", str(MOST_SECONDS)]
+    assert trial.main([*arguments, *(["--seed", seed] if seed else [])]) == 0
