@@ -174,6 +174,11 @@ def test_the_slurm_script_runs_a_recipe(tmp_path):
         assert not list(tmp_path.glob(".ray-token-*"))
         _stop_a_job(tmp_path)
     finally:
+        # A job outlives the daemons, and its Ray holds the port that the same job has in the next Slurm.
+        subprocess.run(["scancel", "--user=root"], check=False)
+        deadline = time.monotonic() + 60
+        while run("squeue", "--noheader").stdout and time.monotonic() < deadline:
+            time.sleep(1)
         for daemon in ("slurmd", "slurmctld"):
             file = tmp_path / f"slurm/{daemon}.pid"
             if file.is_file():
