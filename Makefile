@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # Where pip finds a CPU build of torch, if plain pip would bring a CUDA build and there is no GPU:
 # an index URL or a folder of wheels.
 ECHO_LM_TORCH_WHEELS ?=
+comma := ,
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM := false
@@ -90,7 +91,7 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt $(VENV)/.torch
 # mamba-ssm is a reference for our CPU scan; without its CUDA extension it installs everywhere.
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "installing the development environment (3 to 4 minutes) ..."
-	$(PIP) -e ".[dev]" $(if $(HAS_GPU),,-c constraints.txt)
+	$(PIP) -e ".[dev$(if $(HAS_GPU),$(comma)rivals)]" $(if $(HAS_GPU),,-c constraints.txt)
 	$(PIP) setuptools wheel ninja
 	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm==2.3.2.post1
 	@touch $@

@@ -6,7 +6,7 @@
 Wheels of compiled packages are fetched for the target's Python; pure Python ones are copied from this environment. Kernels that
 `compile_kernels.py` has compiled go along, without the listings that Triton keeps beside them; and the commit, which results
 there are stamped with. `--rivals` takes flash-linear-attention along, for its rows in `benchmarks/kernels/ska.py`; `--tests`
-takes pytest, for a machine that has none:
+takes both it and pytest, for a machine that has neither:
 
     OMP_NUM_THREADS=1 python -m pytest -m gpu --noconftest -p no:cacheprovider -n 16 tests/kernels/test_fused_gpu.py
 
@@ -74,7 +74,7 @@ COMPRESSION = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 5, "
 def main() -> None:
     """Make the archives of `bundle/` anew and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tests", action="store_true", help="pytest and pytest-xdist as well")
+    parser.add_argument("--tests", action="store_true", help="pytest, pytest-xdist and flash-linear-attention as well")
     parser.add_argument("--rivals", action="store_true", help="flash-linear-attention as well")
     parser.add_argument("--triton", metavar="RELEASE", help="this release of Triton as well")
     parser.add_argument("--hours", type=float, default=24 * 365, help="only kernels that were asked for so lately")
@@ -82,7 +82,7 @@ def main() -> None:
     pure = (*PURE, *(TESTS if options.tests else ()))
     BUNDLE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        copy_packages(Path(folder), pure, options.rivals)
+        copy_packages(Path(folder), pure, options.rivals or options.tests)
         (Path(folder) / "commit").write_text(commit() + "\n")
         pack(Path(folder), BUNDLE / "site.tar.xz")
     release = BUNDLE / f"triton-{options.triton}.tar.xz"
