@@ -137,7 +137,8 @@ class _StopRequest:
         if self._interrupted_at:
             if now - self._interrupted_at > EXIT_SECONDS:
                 self._process.kill()
-        elif now - self._changed_at > QUIET_SECONDS and self._process.pid:
+        # A driver that has just ended has no process id any more; one that is alive keeps it until it is waited for here.
+        elif now - self._changed_at > QUIET_SECONDS and self._process.is_alive() and self._process.pid:
             self._interrupted_at = now
             os.kill(self._process.pid, signal.SIGINT)
 

@@ -1,5 +1,6 @@
 """The supervisor outside Ray: which failures it restarts, which it raises, and its messages."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -183,6 +184,21 @@ def lasts_a_moment(folder: str, on_cluster) -> None:
     with Heartbeat(RunFolder(folder), 0, 1) as heartbeat:
         time.sleep(1.5)
         assert not heartbeat.stop_reason
+
+
+def test_a_driver_that_ends_by_itself_when_it_is_to_be_interrupted(run, smoke, monkeypatch):
+    """The stop signal comes first, and the driver is gone when the supervisor looks at its workers' heartbeats once more."""
+    monkeypatch.setattr(driver_process, "QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(driver_process, "POLL_SECONDS", 60.0)
+    stop_when_begun(run, signal.SIGTERM)
+    supervise(run, smoke(), ends_after_two_seconds, (str(run.path),), address=None, progress=lambda: 0)
+    assert [kind for kind, _ in recorded(run)] == ["attempt"]
+
+
+def ends_after_two_seconds(folder: str, on_cluster) -> None:
+    Path(folder, "began").write_text(str(os.getpid()))
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(2)
 
 
 def test_a_driver_without_workers_is_ended_with_all_that_it_started(run, smoke, monkeypatch):
