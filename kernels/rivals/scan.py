@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..available import on_gpu
@@ -20,6 +21,9 @@ from ..operator import uncompiled, without_autocast
 from .naive import gated_delta_rule, mesa
 
 EPSILON = 1e-6  # under the root of the length to which queries and keys are scaled, as in the library
+# The library's kernels get heads of multiples of this width. On an H200 bf16 heads of 24 ended in an illegal memory access
+# (fla-core 0.6, Triton 3.7.1).
+BLOCK = 64
 MISSING = "Gated DeltaNet and MesaNet need flash-linear-attention on a GPU: pip install 'echo-lm[rivals]'"
 
 
@@ -66,10 +70,11 @@ def gated_delta_scan(
         return o.to(v.dtype), state if cu_seqlens is None else None
     options, pack = _packing(v, cu_seqlens)
     operation = _library("gated_delta_rule", "chunk_gated_delta_rule")
-    inputs = (pack(x) for x in (q.to(v.dtype), k.to(v.dtype), v, g, beta))
-    options |= {"initial_state": state, "output_final_state": cu_seqlens is None, "use_qk_l2norm_in_kernel": True}
-    o, state = operation(*inputs, **options)
-    return o.reshape(v.shape), state
+    keys, width = k.shape[3], v.shape[3]
+    inputs = (pack(x) for x in (_padded(q.to(v.dtype)), _padded(k.to(v.dtype)), _padded(v), g, beta))
+    options |= {"initial_state": None if state is None else _padded(state, 2), "output_final_state": cu_seqlens is None}
+    o, state = operation(*inputs, scale=keys**-0.5, use_qk_l2norm_in_kernel=True, **options)
+    return o[..., :width].reshape(v.shape), None if state is None else state[..., :keys, :width]
 
 
 @uncompiled
@@ -102,15 +107,24 @@ def mesa_scan(
         return o.to(v.dtype), state if cu_seqlens is None else None
     options, pack = _packing(v, cu_seqlens)
     operation = _library("mesa_net", "chunk_mesa_net")
-    inputs = [pack(x) for x in (q.to(v.dtype), k.to(v.dtype), v, g, beta)]
-    gram, values = (None, None) if state is None else state
+    width = v.shape[3]
+    inputs = [pack(x) for x in (_padded(q.to(v.dtype)), _padded(k.to(v.dtype)), _padded(v), g, beta)]
+    gram, values = (None, None) if state is None else (_padded(part, 2) for part in state)
     options |= {"h_kk_init": gram, "h_kv_init": values, "output_final_state": cu_seqlens is None}
+    lamb = _padded(lamb, fill=1.0)
     o, gram, values = operation(*inputs, lamb, max_CG_iteration=steps, use_qk_l2norm_in_kernel=True, **options)
-    return o.reshape(v.shape), (gram, values) if cu_seqlens is None else None
+    state = None if gram is None else (gram[..., :width, :width], values[..., :width, :width])
+    return o[..., :width].reshape(v.shape), state
 
 
 def _by_loop(v: Tensor) -> bool:
     return not on_gpu(v) or v.dtype == torch.float64 or v.shape[1] == 1
+
+
+def _padded(x: Tensor, dimensions: int = 1, fill: float = 0.0) -> Tensor:
+    """Fill up the last dimensions to multiples of `BLOCK`. Zeros in keys, queries and values change no other number."""
+    widths = [number for size in reversed(x.shape[-dimensions:]) for number in (0, -size % BLOCK)]
+    return F.pad(x, widths, value=fill) if any(widths) else x
 
 
 def _shape_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

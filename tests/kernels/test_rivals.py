@@ -133,6 +133,45 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     assert str(not_installed(error.value)) == "fla is not installed here: pip install 'echo-lm[rivals]'"
 
 
+def in_place_of_the_library(asked: list):
+    """The library's two operations by the loops, with its arguments; the widths of the heads are noted in `asked`."""
+
+    def unit(x):
+        return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+    def delta(q, k, v, g, beta, *, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel):
+        asked.append((k.shape[-1], v.shape[-1]))
+        q, k = map(unit, (q, k))
+        return gated_delta_rule(q * (scale * k.shape[-1] ** 0.5), k, v, g, beta, state=initial_state)
+
+    def solve(q, k, v, g, beta, lamb, *, h_kk_init, h_kv_init, output_final_state, max_CG_iteration, **_):
+        asked.append((k.shape[-1], v.shape[-1]))
+        q, k = map(unit, (q, k))
+        o, state = mesa(q, k, v, g, beta, lamb, state=None if h_kk_init is None else (h_kk_init, h_kv_init))
+        return o, *state
+
+    return {"gated delta rule": delta, "mesa": solve}
+
+
+@pytest.mark.parametrize(("name", "keys", "values"), [("gated delta rule", 24, 96), ("mesa", 32, 32)])
+def test_the_library_gets_heads_of_multiples_of_64(name, keys, values, monkeypatch):
+    """Heads of 24 in bf16 ended in an illegal memory access on an H200 (fla-core 0.6, Triton 3.7.1)."""
+    _, scan, _ = LOOPS[name]
+    module, asked = sys.modules[gated_delta_scan.__module__], []
+    first, second = (
+        {key: x[:, part] if key != "lamb" else x for key, x in inputs(2, 20, 2, keys, values).items()}
+        for part in (slice(0, 11), slice(11, 20))
+    )
+    expected = [scan(**first)]
+    expected.append(scan(**second, state=expected[0][1]))
+    monkeypatch.setattr(module, "_by_loop", lambda v: False)
+    monkeypatch.setattr(module, "_library", lambda package, operation: in_place_of_the_library(asked)[name])
+    found = [scan(**first)]
+    found.append(scan(**second, state=found[0][1]))
+    assert asked == [(64, 64 * -(-values // 64))] * 2
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("name", "keys", "values"),

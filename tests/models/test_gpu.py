@@ -36,9 +36,10 @@ def test_cuda_agrees_with_the_cpu_in_logits_and_every_gradient(name, borders):
 @pytest.mark.parametrize("name", ["gated-deltanet-1m", "mesanet-1m"])
 @pytest.mark.parametrize("borders", [None, [0, 1, 70, 200, 257, 400]])
 def test_kernels_of_the_library_agree_with_the_loops(name, borders):
-    """Needs the extra `rivals`. MesaNet's kernels hold keys in fp16 and solve approximately."""
+    """Needs the extra `rivals`. MesaNet's kernels hold keys in fp16 and solve approximately: each operation is within 1e-2 of
+    the loop (tests/kernels/test_rivals.py), gradients through four layers are off by 3.1e-2 (an H200)."""
     with where_the_library_refuses(name == "gated-deltanet-1m"):
-        compare_devices(name, borders, 3 * BOUND)
+        compare_devices(name, borders, 5 * BOUND)
 
 
 @pytest.mark.parametrize("name", ["gated-deltanet-1m", "mesanet-1m"])
