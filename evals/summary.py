@@ -27,7 +27,9 @@ def write_summary(run_folder: Path) -> Path:
         sections.append("No checkpoint has been evaluated yet.")
     path = folder / "summary.md"
     text = "\n\n".join(sections) + "\n"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # what did not change is not new to MLflow
+    if (
+        not path.is_file() or path.read_text(encoding="utf-8") != text
+    ):  # a file that was written anew is sent to MLflow again
         write_text(path, text)
     return path
 

@@ -92,7 +92,7 @@ def _train(
                 kernels = AwaitedKernels(run.path, compilation, loop.record_event, stop, **waiting)
             loop.kernels = kernels
             going_on, same_process = loop.train_to_end(stop), True
-            dist.barrier()  # a rank that leaves early can abort the others' exit
+            dist.barrier()  # a rank that exits earlier can make the others fail while they exit
             engine.destroy()
             del loop, engine  # otherwise two engines would be in memory at once
     dist.destroy_process_group()

@@ -136,7 +136,9 @@ def append_queries(
     vocabulary: RecallVocabulary,
     generator: np.random.Generator,
 ) -> RecallBatch:
-    """End the sequences with `Q k v Q k v ... Q k`, teacher-forced, each of the first `pairs` keys at most once.
+    """End the sequences with `Q k v Q k v ... Q k`: queries, each followed by its right value but for the last.
+
+    Queried are the first `pairs` keys, each at most once.
 
     A value follows its question, one position after the label, so no label is among the inputs it is predicted from.
     """

@@ -59,7 +59,7 @@ class BoundedAttention(nn.Module):
         return min(segment, self.piece)
 
     def init_cache(self, batch: int, like: Tensor) -> BoundedCache:
-        """The state of empty rows; `like` gives dtype and device."""
+        """The cache of rows without tokens; `like` gives dtype and device."""
         empty = self.layer.init_cache(batch, like)
         none = empty.k[..., 0]
         queries = like.new_zeros(batch, self.policy.window, self.layer.out_proj.in_features)

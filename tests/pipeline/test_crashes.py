@@ -139,7 +139,7 @@ def check_after_crash(run: RunFolder, expected: torch.Tensor, in_background: boo
             reached = event["step"]
             last_begun = max(last_begun, reached // EVERY * EVERY)
         elif event["kind"] == "start":
-            # In the background one more checkpoint may have begun and not be complete.
+            # A checkpoint that is written in the background may have been incomplete at the kill: then the one before it counts.
             oldest = reached - EVERY if not in_background else last_begun - EVERY
             assert oldest <= event["step"] <= reached
             reached = event["step"]
@@ -159,7 +159,7 @@ DIES_WHILE_WRITING = """
 
 @pytest.mark.parametrize("in_background", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_kill_while_a_checkpoint_is_written(in_background, undisturbed, tmp_path, data_root, smoke):
-    """From inside: who looks on from outside may miss the moment."""
+    """The process kills itself, since another one could miss the moment."""
     config = smoke(*STEADY, "run.workers=1", f"run.checkpoint_beside_training={str(in_background).lower()}")
     run = set_up(config, tmp_path / "run", data_root)
     assert alone(run, DIES_WHILE_WRITING) == -signal.SIGKILL

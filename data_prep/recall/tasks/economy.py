@@ -58,7 +58,7 @@ def generate(
     units = _units(events, agents, vocabulary)
     tokens = vocabulary.draw(vocabulary.seen_noise, (n, cell.length), generator)
     starts = scatter((n, high), UNIT, cell.length - QUESTION, generator)
-    # A history of fewer steps uses some of the places; at the others the noise stays.
+    # There is a place for each step of the longest history. Shorter ones use some of the places and leave noise at the others.
     used = generator.random((n, high)).argsort(axis=1).argsort(axis=1) < length[:, None]
     turn = np.maximum(used.cumsum(axis=1) - 1, 0)
     noise = np.take_along_axis(tokens, (starts[:, :, None] + np.arange(UNIT)).reshape(n, -1), axis=1)
