@@ -1,6 +1,7 @@
 """The entry point of a rank's process, as spawned on this machine. It watches its parent before it imports the training code."""
 
 import contextlib
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -21,3 +22,7 @@ def work(run_path: str) -> None:
         with contextlib.suppress(OSError):
             traceback.print_exc()
         sys.exit(1)
+    finally:
+        # From here on torch writes to the command's output again. It interrupts a process whose parent has died, and that would
+        # be told there as an error.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -282,3 +282,18 @@ def test_gradients_that_stay_not_finite_end_the_run_in_one_line(tmp_path, data_r
     ):
         run.raise_recorded_error()
     assert [event["step"] for event in of_kind(run, "skip")] == [12, 13, 11, 12]
+
+
+def test_a_worker_that_is_interrupted_while_it_exits_says_nothing(tmp_path):
+    """Torch interrupts the workers of a command that was killed; those that had ended their work wrote a traceback beneath its
+    output."""
+    code = """
+import os, signal
+from echo_lm.pipeline import loop
+from echo_lm.pipeline.worker import work
+loop.train = lambda folder, compilation: None
+work("nowhere")
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    assert warm.run_code(code, log=tmp_path / "log") == 0
+    assert (tmp_path / "log").read_text() == ""
