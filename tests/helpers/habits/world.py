@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "",  # or each of a thousand processes compiles the modules that it imports
     "RAY_AUTH_MODE": "disabled",
     # Ray kills workers where memory seems to be short. Containers may report a total that grows as it is used.
     "RAY_memory_monitor_refresh_ms": "0",
