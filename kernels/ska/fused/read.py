@@ -55,12 +55,12 @@ def read_forward(
 ):
     """Kernel of the read; one program computes the tokens of one chunk of one head.
 
-    In the exact form the first COLD programs look for cold chunks, each in its share of all chunks, and refine their solves. They
-    begin first, since a cold chunk takes longest."""
+    The first COLD programs look for cold chunks, each in its share of all chunks, and refine their solves. They begin first, since a
+    cold chunk takes longest. With COLD 0 no solve of the exact form is refined."""
     inputs = (p_q, p_k, p_v, p_last, p_ids, p_scale, p_states, p_inverse, p_w, p_cold, p_y, p_xs, ridge, n, T, N, H)
     i = tl.program_id(0) - COLD
     if i >= 0:
-        if not LOCAL or tl.load(p_cold + i) == 0:
+        if COLD == 0 or tl.load(p_cold + i) == 0:
             read_chunk(
                 i,
                 inputs,
@@ -81,7 +81,7 @@ def read_forward(
                 LEVEL,
                 INTERPRET,
             )
-    elif LOCAL:
+    elif COLD > 0:
         for j in range(i + COLD, n, COLD):
             if tl.load(p_cold + j) != 0:
                 read_chunk(

@@ -125,7 +125,7 @@ def step_backward(
 ):
     """Backward step through x_j = G^-1 (s M x_{j-1}), or for FINAL (j = 0) through x_0 = G^-1 q. FIRST: j = K.
 
-    The first COLD programs look for cold chunks, as in `read_forward`."""
+    The first COLD programs look for cold chunks, as in `read_forward`; with COLD 0 no solve is refined."""
     inputs = (
         p_k,
         p_last,
@@ -150,9 +150,9 @@ def step_backward(
     )
     i = tl.program_id(0) - COLD
     if i >= 0:
-        if tl.load(p_cold + i) == 0:
+        if COLD == 0 or tl.load(p_cold + i) == 0:
             step_chunk(i, inputs, R, P, S, BR, False, FIRST, FINAL, DOCUMENTS, INPUT_PARTS, LEVEL, INTERPRET)
-    else:
+    elif COLD > 0:
         for j in range(i + COLD, n, COLD):
             if tl.load(p_cold + j) != 0:
                 step_chunk(j, inputs, R, P, S, BR, True, FIRST, FINAL, DOCUMENTS, INPUT_PARTS, LEVEL, INTERPRET)
