@@ -2,12 +2,15 @@
 
 import os
 
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # or hundreds of processes compile the same modules
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests/orchestration/launch/test_security.py has it on
 os.environ.setdefault("RAY_worker_niceness", "0")  # or other tests' processes starve those of Ray
 
+import gc
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,6 +26,8 @@ from echo_lm.pipeline.run.folder import RunFolder
 from tests.helpers import interpreter, warm
 
 torch.set_num_threads(1)
+sys.dont_write_bytecode = False
+gc.disable()  # until all tests are collected: what is imported for them stays, and to look through it takes seconds
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,6 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return place.get(path, len(files)), path.relative_to(Path(__file__).parent).parts[0] in shortest
 
     items[:] = [item for path in sorted(files, key=order) for item in files[path]]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -42,6 +42,7 @@ def train_worker_group(run: RunFolder, config: RunConfig) -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.run.hang_seconds),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(PLACE_SECONDS),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that warns training functions, and ours does not ask it
     }
     counts = config.worker_counts()
     resources, use_gpu = worker_resources(config, ray.cluster_resources())

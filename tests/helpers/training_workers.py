@@ -34,13 +34,13 @@ SMALL = ["model.d_model=32", "train.steps=20", "train.learning_rate=2e-4", "trai
 
 
 class Case(NamedTuple):
-    """One training of `steps` steps: a model of `MODELS`, and how it runs."""
+    """The first `steps` steps of a training of 20: a model of `MODELS`, and how it runs."""
 
     model: str
     zero_stage: int
     sequence_parallel: int = 1
     overrides: tuple[str, ...] = ()
-    steps: int = 20
+    steps: int = 12
 
     def config(self, world: int) -> RunConfig:
         run = [

@@ -3,6 +3,7 @@
 Two kills here; `make soak` has twenty, of nodes and heads too.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -22,9 +23,8 @@ from tests.helpers.trainings import train_all
 # Two runs of the pipeline with their restarts: five minutes on two free cores.
 pytestmark = pytest.mark.timeout(1800)
 
-# Enough work behind the second kill that a driver's death reaches its worker group before the end.
-EVERY, KILL_AT, KILL_DRIVER_AT = 40, 50, 82
-OVERRIDES = ["train.steps=120", "train.batch_tokens=2048", f"run.checkpoint_every={EVERY}"]
+EVERY, KILL_AT, KILL_DRIVER_AT, STEPS = 30, 36, 62, 90
+OVERRIDES = [f"train.steps={STEPS}", "train.batch_tokens=1024", f"run.checkpoint_every={EVERY}"]
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,17 @@ def disturbed(tmp_path_factory, kill_rank_0):
 
 
 def kill_driver(run: RunFolder, step: int) -> None:
+    """Kill the driver; rank 0 is stopped for a second, or it might come to its end before the driver's death reaches it."""
     while True:
         events = read_events(run.events_file)
         written = (run.checkpoints / checkpoint_name(2 * EVERY)).is_dir()  # beside the steps that follow it
         if written and any(event["kind"] == "step" and event["step"] >= step for event in events):
-            os.kill([event["pid"] for event in events if event["kind"] == "attempt"][-1], signal.SIGKILL)
+            rank_0, driver = ([e["pid"] for e in events if e["kind"] == kind][-1] for kind in ("start", "attempt"))
+            os.kill(rank_0, signal.SIGSTOP)
+            os.kill(driver, signal.SIGKILL)
+            time.sleep(1)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank_0, signal.SIGCONT)
             return
         time.sleep(0.02)
 
@@ -56,7 +62,7 @@ def test_workers_and_driver_are_restarted_and_end_with_the_undisturbed_loss(dist
     root, run, _ = disturbed
     events = read_events(run.events_file)
     starts = [event["step"] for event in events if event["kind"] == "start"]
-    assert starts == [0, 40, 80], "the kills must have come between two checkpoints"
+    assert starts == [0, EVERY, 2 * EVERY], "the kills must have come between two checkpoints"
     assert [event["what"] for event in events if event["kind"] == "lost"] == ["worker", "driver"]
     config = load_config("smoke", OVERRIDES)
     reference = RunFolder(tmp_path / "alone")
@@ -69,7 +75,7 @@ def test_workers_and_driver_are_restarted_and_end_with_the_undisturbed_loss(dist
 def test_every_checkpoint_was_evaluated_and_the_first_while_training_went_on(disturbed):
     _, run, _ = disturbed
     results = [json.loads(file.read_text()) for file in sorted(run.evals.glob("step_*/language.json"))]
-    assert [result["step"] for result in results] == [40, 80, 120]
+    assert [result["step"] for result in results] == [EVERY, 2 * EVERY, STEPS]
     # Steps after its start, not during it: its few seconds may fall into a restart of the worker group.
     last = steps(read_events(run.events_file))[-1]["time"]
     assert results[0]["started"] < last, "an evaluation that waits for the end of training is not beside it"
@@ -86,7 +92,7 @@ def test_mlflow_mirrors_the_files(disturbed):
     assert len(runs) == 1
     assert sorted(run.info.run_name for run in tracked_runs) == [
         "smoke",
-        *(f"step_{step:08d}/language" for step in (40, 80, 120)),
+        *(f"step_{step:08d}/language" for step in (EVERY, 2 * EVERY, STEPS)),
     ]
     history = client.get_metric_history(runs[0].info.run_id, "train/loss")
     expected = {event["step"]: event["loss"] for event in steps(read_events(run.events_file))}

@@ -9,6 +9,7 @@ import tarfile
 import time
 from collections import Counter
 from fractions import Fraction
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -66,20 +67,25 @@ def test_a_sweep_runs_to_its_report_and_again_does_nothing(tmp_path, executor):
     assert "│ all │ 4 │ 4 │ 0 │ 0 │ 0 │ 0 │" in status
 
 
-def test_what_the_time_does_not_allow_is_stopped_and_left_and_the_archive_has_the_rest(tmp_path):
-    """The first sweep ends in seconds, the second never would; nobody is left at work."""
+def test_what_the_time_does_not_allow_is_stopped_and_left_and_the_archive_has_the_rest(tmp_path, monkeypatch):
+    """The first sweep ends in seconds, the second never would: the time is up once it is at work. Nobody is left at work."""
     quick, slow = sweep_file(tmp_path, name="quick"), sweep_file(tmp_path, name="slow", training=ENDLESS)
     sweeps, archive = tmp_path / "sweeps", tmp_path / "home.tar.xz"
-    options = ["--sweeps", sweeps, "--device", "cpu", "--arm", "one", "--for", "20s", "--archive", archive]
-    options += ["--together", 4]
+
+    def monotonic() -> float:
+        at_work = any((sweeps / "slow").glob("leases/*.lease"))
+        return time.monotonic() + (600 if at_work else 0)
+
+    clock = SimpleNamespace(monotonic=monotonic, sleep=time.sleep)
+    monkeypatch.setattr("echo_lm.orchestration.jobs.scheduler.time", clock)
+    options = ["--sweeps", sweeps, "--device", "cpu", "--arm", "one", "--for", "300s", "--archive", archive]
     others = set(psutil.Process().children(recursive=True))
-    process = command("run", quick, slow, *options)
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    output = sweep("run", quick, slow, *options, "--together", 4)
     assert "slow: 4 runs are left" in output
     assert "report" not in output, "of the quick one an arm is missing"
     assert counted(sweeps / "quick") == {"one": 4}
     assert set(psutil.Process().children(recursive=True)) == others
+    monkeypatch.undo()
     home = tmp_path / "home"
     with tarfile.open(archive) as file:
         file.extractall(home, filter="data")

@@ -1,11 +1,9 @@
 """The sqlite file of the record: made by several at once, in folders of any name, moved, copied and replaced."""
 
-import os
 import shlex
 import shutil
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,14 @@ from echo_lm.models.common.files import write_json
 from echo_lm.orchestration.tracking.client import default_database, default_tracking_uri
 from echo_lm.orchestration.tracking.mlflow import track
 from echo_lm.orchestration.tracking.store import sqlite_file, sqlite_uri
+from tests.helpers.commands import Commands
 from tests.helpers.tracked_runs import all_runs, client, history
 
-COMMAND = [sys.executable, "-c", "from echo_lm.orchestration.cli.main import main; main()", "track"]
+
+@pytest.fixture(scope="module")
+def commands():
+    with Commands() as commands:
+        yield commands
 
 
 def artifacts(folder: Path, run: str) -> Path:
@@ -24,7 +27,7 @@ def artifacts(folder: Path, run: str) -> Path:
     return Path(client(folder).download_artifacts(run, "config.yaml"))
 
 
-def test_a_fresh_file_is_made_by_four_processes_at_once(run_folder):
+def test_a_fresh_file_is_made_by_four_processes_at_once(run_folder, commands):
     """And one that a process left half made under its temporary name is no hindrance."""
     database = default_database(run_folder)
     database.unlink()
@@ -33,10 +36,8 @@ def test_a_fresh_file_is_made_by_four_processes_at_once(run_folder):
     for copy in runs[1:]:
         shutil.copytree(run_folder, copy)
         write_json(copy / "environment.json", {"run_id": f"id of {copy.name}"})
-    code = "import sys; from echo_lm.orchestration.tracking.mlflow import track; track(sys.argv[1])"
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(run)], stderr=subprocess.PIPE) for run in runs]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0, 0], errors
+    done = commands.run(*(["track", run] for run in runs))
+    assert [process.returncode for process in done] == [0, 0, 0, 0], [process.stderr for process in done]
     assert sorted(run.info.run_name for run in all_runs(run_folder)) == ["small", "small-0", "small-1", "small-2"]
     assert [path.name for path in database.parent.glob(".mlflow.db.*")] == [".mlflow.db.lock"]
 
@@ -66,14 +67,15 @@ def test_a_uri_names_its_file():
 
 
 @pytest.mark.parametrize("action", [shutil.move, shutil.copytree])
-def test_the_artifacts_of_a_moved_or_copied_tree_lie_in_it(run_folder, tmp_path_factory, action):
+def test_the_artifacts_of_a_moved_or_copied_tree_lie_in_it(run_folder, tmp_path_factory, commands, action):
     old = run_folder.parent.parent
     run = track(run_folder)
     new = tmp_path_factory.mktemp("elsewhere") / "with space"
     action(old, new)
     moved = new / "runs" / "small"
     (moved / "report.md").write_text("new")
-    subprocess.run([*COMMAND, str(moved)], check=True, capture_output=True)
+    (done,) = commands.run(["track", moved])
+    assert done.returncode == 0, done.stderr
     found = {record.info.run_id for record in all_runs(moved)}
     again = (found - {run} or found).pop()  # a copy is a run of its own
     record = client(moved).get_run(again)
@@ -86,16 +88,14 @@ def test_the_artifacts_of_a_moved_or_copied_tree_lie_in_it(run_folder, tmp_path_
     assert not old.exists()
 
 
-def test_a_file_that_was_moved_alone_keeps_its_artifacts(run_folder, tmp_path_factory):
+def test_a_file_that_was_moved_alone_keeps_its_artifacts(run_folder, tmp_path_factory, commands):
     run = track(run_folder)
     database = tmp_path_factory.mktemp("alone") / "mlflow.db"
     shutil.move(default_database(run_folder), database)
     (run_folder / "report.md").write_text("new")
-    uri = [
-        "--tracking-uri",
-        sqlite_uri(database),
-    ]  # in a process of its own: MLflow remembers where a run's artifacts lie
-    subprocess.run([*COMMAND, str(run_folder), *uri], check=True, capture_output=True)
+    # In a process of its own: MLflow remembers where a run's artifacts lie.
+    (done,) = commands.run(["track", run_folder, "--tracking-uri", sqlite_uri(database)])
+    assert done.returncode == 0, done.stderr
     assert not (database.parent / "mlflow-artifacts").exists()
     assert (run_folder.parent.parent / "mlflow-artifacts" / run / "artifacts" / "report.md").is_file()
 
@@ -110,9 +110,9 @@ def test_a_file_that_was_replaced_while_this_process_lives_is_written(run_folder
         assert connection.execute("SELECT run_uuid FROM runs WHERE name = 'small'").fetchall() == [(run,)]
 
 
-def test_track_says_what_is_wrong_in_one_line_and_fails(run_folder):
+def test_track_says_what_is_wrong_in_one_line_and_fails(run_folder, commands):
     default_database(run_folder).write_text("no database")
-    done = subprocess.run([*COMMAND, str(run_folder)], capture_output=True, text=True, check=False, env=os.environ)
+    (done,) = commands.run(["track", run_folder])
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "is damaged, or no database" in done.stderr
