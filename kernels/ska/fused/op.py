@@ -118,8 +118,8 @@ class _Kernels:
         )
         common |= dict(INPUT_PARTS=safe_parts if exact else parts)
         reading = common | level | warps
-        # bf16 results are rounded to 2e-3, and without refined solves they are off by at most 6e-4, but for gradients of keys: these
-        # need it in the last solve of the backward pass (then 6e-4 instead of 2e-2), and in no other (docs/design/kernels.md).
+        # bf16 rounds results by 2e-3. Without refined solves they are off by at most 6e-4, but for gradients of keys: those need
+        # it in the last solve of the backward pass (then 6e-4 instead of 2e-2), and in no other (docs/design/kernels.md).
         always = exact and dtype != torch.bfloat16
         self.cold_reads = COLD_PROGRAMS if always else 0
         self.cold_steps = [COLD_PROGRAMS if always or j == 0 else 0 for j in range(power + 1)]

@@ -55,8 +55,8 @@ def read_forward(
 ):
     """Kernel of the read; one program computes the tokens of one chunk of one head.
 
-    The first COLD programs look for cold chunks, each in its share of all chunks, and refine their solves. They begin first, since a
-    cold chunk takes longest. With COLD 0 no solve of the exact form is refined."""
+    The first COLD programs look for cold chunks, each in its share of all chunks, and refine their solves. They begin first,
+    since a cold chunk takes longest. With COLD 0 no solve of the exact form is refined."""
     inputs = (p_q, p_k, p_v, p_last, p_ids, p_scale, p_states, p_inverse, p_w, p_cold, p_y, p_xs, ridge, n, T, N, H)
     i = tl.program_id(0) - COLD
     if i >= 0:
