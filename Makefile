@@ -20,7 +20,7 @@ quickstart: $(VENV)/.quickstart ## from nothing to a trained, evaluated model an
 
 install: $(VENV)/.quickstart ## the environment alone, in .venv (about 3 minutes)
 
-test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, 12 to 13 minutes on 2 idle cores)
+test: $(VENV)/.dev chromium lint ## everything a change must pass (CPU, 12 to 21 minutes on 2 idle cores)
 	bash -c 'TIMEFORMAT="tests: %R s of wall time, %U + %S s of processor time (user + system)"; \
 	  time $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu and not netns and not slow"'
 	@echo "not run here: gpu (needs a CUDA device: make test-gpu), netns (needs root: make test-netns), slow (make soak)"

@@ -144,7 +144,8 @@ def test_the_run_resumes_from_its_checkpoint_with_the_same_losses_and_weights(fo
     found = [{key: event[key] for key in keys} for event in events() if event["kind"] == "step" and event["step"] > 8]
     wanted = [{key: step[key] for key in keys} for step in expected["steps"]]
     assert (RUN / "finished.json").is_file()
-    if torch.__version__ != expected["torch"]:  # another release may round otherwise
+    # Another release of torch may round otherwise, and in spite of SAME_ROUNDING so does the processor of another maker.
+    if torch.__version__ != expected["torch"] or expected["processor"] not in Path("/proc/cpuinfo").read_text():
         for step, as_before in zip(found, wanted, strict=True):
             assert step == pytest.approx(as_before, rel=1e-4)
         return
