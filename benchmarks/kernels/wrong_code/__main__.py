@@ -6,6 +6,8 @@ hundredth is wrong. Right results here do not mean that the cause is gone: see d
     python -m benchmarks.kernels.wrong_code
 """
 
+import sys
+
 import torch
 import triton
 
@@ -16,6 +18,8 @@ CASES = (equal_loop_values, narrow_values)
 
 def main() -> None:
     """Command line."""
+    if not torch.cuda.is_available():
+        sys.exit("wrong_code: needs a CUDA device")
     torch.manual_seed(0)
     print(f"Triton {triton.__version__}, {torch.cuda.get_device_name()}")
     for case in CASES:
