@@ -23,6 +23,6 @@ def work(run_path: str) -> None:
             traceback.print_exc()
         sys.exit(1)
     finally:
-        # From here on torch writes to the command's output again. It interrupts a process whose parent has died, and that would
-        # be told there as an error.
+        # From here on this process writes to the command's output again. Torch interrupts it if its parent dies, and the traceback
+        # of that would appear there.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -113,8 +113,9 @@ def mesa_scan(
     options |= {"h_kk_init": gram, "h_kv_init": values, "output_final_state": cu_seqlens is None}
     lamb = _padded(lamb, fill=1.0)
     o, gram, values = operation(*inputs, lamb, max_CG_iteration=steps, use_qk_l2norm_in_kernel=True, **options)
-    state = None if gram is None else (gram[..., :width, :width], values[..., :width, :width])
-    return o[..., :width].reshape(v.shape), state
+    if cu_seqlens is not None:
+        return o[..., :width].reshape(v.shape), None
+    return o[..., :width].reshape(v.shape), (gram[..., :width, :width], values[..., :width, :width])
 
 
 def _by_loop(v: Tensor) -> bool:

@@ -34,7 +34,7 @@ SMALL = ["model.d_model=32", "train.steps=20", "train.learning_rate=2e-4", "trai
 
 
 class Case(NamedTuple):
-    """The first `steps` steps of a training of 20: a model of `MODELS`, and how it runs."""
+    """A training that is planned for 20 steps and ends after `steps` of them: a model of `MODELS`, and how it runs."""
 
     model: str
     zero_stage: int

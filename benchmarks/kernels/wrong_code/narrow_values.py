@@ -15,7 +15,7 @@ from echo_lm.kernels.ska.fused.tiles import mul, split, transpose
 
 @triton.jit
 def add_products(p_x, p_m, p_z, p_v, p_y, N: tl.constexpr, P: tl.constexpr, INTERPRET: tl.constexpr):
-    """Kernel of y `[N, P]`; x and m are split into two bf16 parts, z and v are bf16 numbers."""
+    """Kernel of y = X M^T + tril(X Z^T) V, `[N, P]`; X and M are split into two bf16 parts, Z and V hold bf16 numbers."""
     n, p = tl.arange(0, N), tl.arange(0, P)
     x = split(tl.load(p_x + n[:, None] * N + n[None, :]), 2, INTERPRET)
     z = split(tl.load(p_z + n[:, None] * N + n[None, :]), 1, INTERPRET)
